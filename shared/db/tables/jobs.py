@@ -1,0 +1,112 @@
+"""Jobs and their attempts: one row a job, the truth about it. CHECK constraints and partial indexes carry the invariants."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import ARRAY, Boolean, CheckConstraint, DateTime, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.db.base import Base
+from shared.jobs.status import TERMINAL, AttemptOutcome, JobStatus, Priority
+
+Timestamp = DateTime(timezone=True)
+_TERMINAL_SQL = ", ".join(f"'{s.value}'" for s in JobStatus if s in TERMINAL)
+
+
+def one_of(column: str, values: type[JobStatus] | type[Priority] | type[AttemptOutcome]) -> str:
+    return f"{column} IN ({', '.join(repr(v.value) for v in values)})"
+
+
+class Job(Base):
+    """One generation job. `attempt` is the fence: only the holder of the current attempt may finish the row."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    tenant: Mapped[str] = mapped_column(Text, server_default="anonymous")
+    endpoint: Mapped[str] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(Text)
+    priority: Mapped[str] = mapped_column(Text, server_default=Priority.NORMAL.value)
+    custom_id: Mapped[str | None] = mapped_column(Text)
+    job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'::jsonb"))
+    idempotency_key: Mapped[str | None] = mapped_column(Text)
+    request_hash: Mapped[str | None] = mapped_column(Text)
+
+    # What was asked: the client's body, and what it was resolved to when it was accepted
+    body: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    params: Mapped[dict[str, Any]] = mapped_column(JSONB)  # SamplingParams.to_json()
+    prompt_token_ids: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+
+    status: Mapped[str] = mapped_column(Text, server_default=JobStatus.QUEUED.value)
+    cancel_requested: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    attempt: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
+    max_attempts: Mapped[int] = mapped_column(Integer, server_default=text("3"))
+    worker_id: Mapped[str | None] = mapped_column(Text)
+    lease_until: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    queued_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    pushed_at: Mapped[datetime | None] = mapped_column(Timestamp)  # when its message last went to Redis
+    started_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
+
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {tokens_committed, tokens_total, step}
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # the endpoint's own response object
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {code, message, param, retryable}
+    usage: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    timing: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    diffusion: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+
+    __table_args__ = (
+        CheckConstraint(one_of("status", JobStatus), "status"),
+        CheckConstraint(one_of("priority", Priority), "priority"),
+        CheckConstraint("attempt >= 0 AND failures >= 0 AND failures <= max_attempts", "counts"),
+        CheckConstraint(
+            "(status = 'running') = (lease_until IS NOT NULL) AND (status = 'running') = (worker_id IS NOT NULL)",
+            "lease_while_running",
+        ),
+        CheckConstraint(f"(status IN ({_TERMINAL_SQL})) = (finished_at IS NOT NULL)", "finished_at_when_done"),
+        CheckConstraint("(status = 'succeeded') = (result IS NOT NULL)", "result_when_succeeded"),
+        CheckConstraint("status <> 'failed' OR error IS NOT NULL", "error_when_failed"),
+        Index(
+            "uq_jobs_idempotency",
+            "tenant",
+            "idempotency_key",
+            unique=True,
+            postgresql_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index("ix_jobs_queued", "model", "queued_at", postgresql_where=text("status = 'queued'")),
+        Index("ix_jobs_lease", "lease_until", postgresql_where=text("status = 'running'")),
+        Index("ix_jobs_tenant_id", "tenant", "id"),
+        Index("ix_jobs_tenant_status_id", "tenant", "status", "id"),
+        Index("ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),
+    )
+
+
+class Attempt(Base):
+    """One execution of a job by one worker."""
+
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    worker_id: Mapped[str] = mapped_column(Text)
+    outcome: Mapped[str] = mapped_column(Text, server_default=AttemptOutcome.RUNNING.value)
+    started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+
+    __table_args__ = (
+        CheckConstraint(one_of("outcome", AttemptOutcome), "outcome"),
+        CheckConstraint("(outcome = 'running') = (ended_at IS NULL)", "ended_at_when_over"),
+        Index(
+            "uq_attempts_one_running",
+            "job_id",
+            unique=True,
+            postgresql_where=text("outcome = 'running'"),
+        ),
+    )

@@ -1,0 +1,52 @@
+"""Models that were ever served, and the workers that serve them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Identity, Index, Integer, Text, func, text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import Mapped, mapped_column
+
+from shared.db.base import Base
+
+Timestamp = DateTime(timezone=True)
+WORKER_STATES = ("loading", "ready", "draining", "stopped")
+
+
+class Model(Base):
+    """A served model: its card and its tokenizer's files, so that the API counts tokens without torch."""
+
+    __tablename__ = "models"
+
+    name: Mapped[str] = mapped_column(Text, primary_key=True)
+    position: Mapped[int] = mapped_column(Integer, Identity())  # order of first registration
+    card: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    tokenizer_files: Mapped[dict[str, str]] = mapped_column(JSONB)
+    tokenizer_hash: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class Worker(Base):
+    """One worker process and its heartbeat."""
+
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(ForeignKey("models.name"))
+    hostname: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int] = mapped_column(Integer)
+    device: Mapped[str] = mapped_column(Text)
+    slots: Mapped[int] = mapped_column(Integer)
+    version: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text)
+    stats: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
+    started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    last_beat_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (
+        CheckConstraint(f"state IN ({', '.join(repr(s) for s in WORKER_STATES)})", "state"),
+        Index("ix_workers_live", "model", "last_beat_at", postgresql_where=text("state <> 'stopped'")),
+    )

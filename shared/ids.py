@@ -1,0 +1,28 @@
+"""Identifiers: sortable by time, unguessable enough, with a prefix that says what they name."""
+
+from __future__ import annotations
+
+import os
+import time
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u
+
+
+def _base32(value: int, length: int) -> str:
+    chars = []
+    for _ in range(length):
+        value, digit = divmod(value, 32)
+        chars.append(_ALPHABET[digit])
+    return "".join(reversed(chars))
+
+
+def new_id(prefix: str, *, now_ms: int | None = None) -> str:
+    """`prefix_` and 26 characters: 48 bits of milliseconds, then 80 random bits (the ULID layout)."""
+    millis = time.time_ns() // 1_000_000 if now_ms is None else now_ms
+    return f"{prefix}_{_base32(millis, 10)}{_base32(int.from_bytes(os.urandom(10), 'big'), 16)}"
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Whether `text` has the form that `new_id(prefix)` gives."""
+    head, _, tail = text.partition("_")
+    return head == prefix and len(tail) == 26 and all(c in _ALPHABET for c in tail)

@@ -1,0 +1,1 @@
+"""Jobs: their states, their SQL, and how to accept and finish them."""

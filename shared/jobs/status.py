@@ -1,0 +1,66 @@
+"""The closed set of job states and the one table of moves between them.
+
+            submit
+              │
+              ▼      claim (worker)
+           queued ───────────────────► running ──┬─► succeeded   finish (worker)
+             │ ▲                        │  │     ├─► failed      finish (worker), sweeper at max_attempts
+             │ └────────────────────────┘  │     ├─► cancelled   finish (worker), sweeper when its worker is gone
+             │   drain (worker),           │     └─► expired     sweeper (issue 4: deadlines)
+             │   lease ran out (sweeper)   │
+             ├─► cancelled   cancel (API)  ▼
+             └─► expired, failed (sweeper)
+
+Every move is `UPDATE jobs ... WHERE status IN (allowed) RETURNING` in `shared.jobs.repository`, so two cannot both win.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
+
+TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.FAILED}),
+    JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
+    JobStatus.SUCCEEDED: frozenset(),
+    JobStatus.FAILED: frozenset(),
+    JobStatus.CANCELLED: frozenset(),
+    JobStatus.EXPIRED: frozenset(),
+}
+
+
+def sources(target: JobStatus) -> tuple[str, ...]:
+    """The states from which a job may move to `target`."""
+    return tuple(s.value for s in JobStatus if target in TRANSITIONS[s])
+
+
+class AttemptOutcome(StrEnum):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    LOST = "lost"  # its lease ran out
+    DRAINED = "drained"  # its worker shut down and gave it back
+
+
+class Priority(StrEnum):
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+    @property
+    def rank(self) -> int:
+        """0 is served first."""
+        return list(Priority).index(self)

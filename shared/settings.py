@@ -1,0 +1,145 @@
+"""Every setting of vdiff, and the only place that reads the environment.
+
+Precedence: an explicit keyword (the command line) over `VDIFF_*` in the environment over the default here.
+A bad or unknown value stops the process with a `ConfigurationError` that names the variable.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared.errors import ConfigurationError
+
+PREFIX = "VDIFF_"
+
+
+class Settings(BaseSettings):
+    """All settings, each read from `VDIFF_<NAME>`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    # Where things are
+    database_url: str | None = Field(None, description="postgresql:// URL; empty means embedded (vdiff up only)")
+    redis_url: str | None = Field(None, description="redis:// URL; empty means embedded (vdiff up only)")
+    data_dir: Path = Field(Path(".vdiff"), description="folder of the embedded services and logs")
+
+    # API
+    host: str = Field("127.0.0.1", description="address the API listens on")
+    port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
+    flower_port: int = Field(5555, ge=0, le=65535, description="port of Flower")
+    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest accepted request body, bytes")
+    max_wait_seconds: float = Field(60.0, gt=0, le=290, description="longest long-poll, seconds")
+    sync_timeout_seconds: float = Field(290.0, gt=0, le=290, description="longest wait of a sync endpoint, seconds")
+    max_queued_jobs: int = Field(100_000, ge=1, description="queued jobs per tenant before 429")
+    worker_stale_seconds: float = Field(30.0, gt=0, description="a worker unheard of for so long counts as away")
+
+    # Worker and engine
+    model: str | None = Field(None, description="model folder or hub id; empty means the bundled vdiff-tiny")
+    tokenizer: str | None = Field(None, description="tokenizer folder or hub id; empty means the model's own")
+    revision: str | None = Field(None, description="hub revision of the model")
+    served_model_name: str | None = Field(None, description="name clients use; empty means the folder's name")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and activations")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
+    max_num_seqs: int = Field(8, ge=1, le=4096, description="sequences per engine step; the engine's slots")
+    max_model_len: int | None = Field(None, ge=1, description="context length, tokens; empty means the model's own")
+    num_threads: int | None = Field(None, ge=1, description="torch threads on CPU; empty means torch's choice")
+    trust_remote_code: bool = Field(False, description="reserved: no model needs remote code; true is refused")
+    tensor_parallel_size: int = Field(1, ge=1, description="only 1 is built")
+    quantization: str | None = Field(None, description="none is built yet; any value is refused")
+    diffusion_steps: int | None = Field(None, ge=1, description="default steps of the whole answer")
+    block_size: int | None = Field(None, ge=1, description="default block_length, tokens")
+    enable_apd: bool = Field(False, description="Adaptive Parallel Decoding; refused until a verifier can be served")
+
+    # Jobs
+    lease_seconds: float = Field(30.0, gt=0, description="how long a claim holds without a heartbeat")
+    heartbeat_seconds: float = Field(10.0, gt=0, description="time between heartbeats; at most a third of the lease")
+    sweep_seconds: float = Field(5.0, gt=0, description="time between two rounds of the sweeper")
+    repush_after_seconds: float = Field(15.0, gt=0, description="a queued job whose message may be lost is pushed again")
+    drain_seconds: float = Field(10.0, ge=0, description="time that running jobs get at SIGTERM before requeue")
+    max_attempts: int = Field(3, ge=1, le=100, description="failures after which a job fails for good")
+    hang_seconds: float = Field(120.0, gt=0, description="an engine with work that makes no step for so long is hung")
+    event_stream_seconds: int = Field(600, ge=1, description="how long a job's progress events stay in Redis")
+    event_stream_length: int = Field(2000, ge=10, description="events kept per job in Redis")
+
+    # Logs
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")
+    log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _empty_is_absent(cls, value: Any, info: Any) -> Any:
+        if value == "":
+            return cls.model_fields[info.field_name].get_default()
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _database_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must start with postgresql://")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @model_validator(mode="after")
+    def _heartbeat_fits_lease(self) -> Settings:
+        if self.heartbeat_seconds * 3 > self.lease_seconds + 1e-9:
+            raise ValueError("heartbeat_seconds must be at most a third of lease_seconds")
+        return self
+
+    def require_database_url(self) -> str:
+        if self.database_url is None:
+            raise ConfigurationError("VDIFF_DATABASE_URL is not set; set it, or use `vdiff up`, which brings its own")
+        return self.database_url
+
+    def require_redis_url(self) -> str:
+        if self.redis_url is None:
+            raise ConfigurationError("VDIFF_REDIS_URL is not set; set it, or use `vdiff up`, which brings its own")
+        return self.redis_url
+
+
+def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+    """Read the settings; `overrides` (command line) win, None among them meaning "not given".
+
+    Raises:
+        ConfigurationError: a value is bad, or a `VDIFF_*` variable does not exist.
+    """
+    env = os.environ if environ is None else environ
+    names = Settings.model_fields
+    values: dict[str, Any] = {}
+    for key, value in env.items():
+        if not key.upper().startswith(PREFIX):
+            continue
+        name = key[len(PREFIX) :].lower()
+        if name not in names:
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
+            raise ConfigurationError(f"{key} is not a setting of vdiff{hint}", param=key)
+        values[name] = value
+    values.update({k: v for k, v in overrides.items() if v is not None})
+    try:
+        return Settings(**values)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        field = str(first["loc"][0]) if first["loc"] else ""
+        where = f"{PREFIX}{field.upper()}: " if field else ""
+        raise ConfigurationError(f"{where}{first['msg']}", param=field or None) from exc
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return load_settings()
