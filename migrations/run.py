@@ -1,0 +1,83 @@
+"""Run migrations from code: `upgrade(url)`; nothing here needs an alembic.ini or a checkout.
+
+Several processes may start at once, so a migrator first takes an advisory lock and the others wait for it. A statement
+that cannot get its table lock gives up after `lock_timeout` instead of queueing everybody else behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, text
+
+from shared.db.session import sync_engine_unpooled
+
+LOCK_TIMEOUT_MS = 5_000
+STATEMENT_TIMEOUT_MS = 300_000
+MIGRATION_LOCK = 0x7644_6966  # any number that nothing else in the database uses ("vDif")
+
+
+def config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration for the migrations beside this file."""
+    cfg = Config()
+    cfg.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    cfg.attributes["connection"] = connection
+    return cfg
+
+
+def head_revision() -> str:
+    """The newest revision that this code knows."""
+    head = ScriptDirectory.from_config(config()).get_current_head()
+    assert head is not None
+    return head
+
+
+def current_revision(database_url: str) -> str | None:
+    """The revision that the database is at; None for an empty one."""
+    with _connect(database_url) as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def is_current(database_url: str) -> bool:
+    """Whether the database is at the newest revision."""
+    return current_revision(database_url) == head_revision()
+
+
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Bring the database up to `revision`; waits for another migrator to finish first."""
+    with _migrator(database_url) as connection:
+        command.upgrade(config(connection), revision)
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Take the database back to `revision` (`base` empties it)."""
+    with _migrator(database_url) as connection:
+        command.downgrade(config(connection), revision)
+
+
+@contextmanager
+def _connect(database_url: str) -> Iterator[Connection]:
+    engine = sync_engine_unpooled(database_url)
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def _migrator(database_url: str) -> Iterator[Connection]:
+    """A transaction that holds the migration lock; committed when the block ends."""
+    with _connect(database_url) as connection, connection.begin():
+        # Waiting for the other migrator is bounded by the statement timeout, not by the lock timeout.
+        connection.execute(text(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}"))
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
+        connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
+        yield connection

@@ -1,0 +1,331 @@
+"""All moves of a job, as statements that a sync and an async session both execute.
+
+Each function returns one statement; a move and its row in `attempts` are one statement too (data-modifying CTEs), so
+they cannot come apart. Every move is `UPDATE ... WHERE status IN (allowed) ... RETURNING`: of two callers one gets the
+row back, the other nothing. `attempt` is the fence: a worker that lost its lease matches no row any more.
+
+    claim            queued -> running                      worker
+    heartbeat        renews leases, carries progress        worker
+    finish           running -> succeeded|failed|cancelled  worker, fenced
+    fail_attempt     running -> queued or failed            worker, fenced, counts a failure
+    drain            running -> queued, no failure          worker that shuts down, fenced
+    sweep_expired    running -> queued|failed|cancelled     sweeper, leases that ran out
+    request_cancel   queued -> cancelled, running: a flag   API
+
+Times are the database's (`now()`), so clocks of machines need not agree. Who may move what: `shared.jobs.status`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, cast
+
+from sqlalchemy import (
+    ColumnElement,
+    Interval,
+    Select,
+    Table,
+    Update,
+    case,
+    func,
+    insert,
+    literal,
+    null,
+    or_,
+    select,
+    tuple_,
+    update,
+    values,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+from shared.db.tables import Attempt, Job
+from shared.jobs.status import AttemptOutcome, JobStatus, sources
+
+JOBS = cast(Table, Job.__table__)
+ATTEMPTS = cast(Table, Attempt.__table__)
+_J = JOBS.c
+_A = ATTEMPTS.c
+
+SWEEP_BATCH = 500  # rows that one sweep moves; the next round takes the rest
+
+CANCELLED_ERROR = {"code": "cancelled", "message": "the job was cancelled", "param": None, "retryable": False}
+WORKER_LOST_ERROR = {
+    "code": "worker_lost",
+    "message": "the worker stopped answering, as often as max_attempts allows",
+    "param": None,
+    "retryable": True,
+}
+
+# A job that ended or went back has no holder; CHECK lease_while_running insists.
+_RELEASED: dict[str, Any] = {"lease_until": None, "worker_id": None}
+
+Pair = tuple[str, int]  # (job id, attempt): what a worker holds
+
+
+def _seconds(value: float) -> ColumnElement[Any]:
+    return literal(timedelta(seconds=value), Interval)
+
+
+def _json(value: Mapping[str, Any]) -> ColumnElement[Any]:
+    return literal(dict(value), JSONB)
+
+
+def _move(moved: Update, **attempt: ColumnElement[Any]) -> Select[Any]:
+    """Run `moved`, close the attempts of its rows, and SELECT id, attempt, model, priority, status as they are now."""
+    rows = moved.returning(_J.id, _J.attempt, _J.model, _J.priority, _J.status, _J.error).cte("moved")
+    outcome = attempt.get("outcome", rows.c.status)
+    closed = (
+        update(ATTEMPTS)
+        .where(_A.job_id == rows.c.id, _A.attempt == rows.c.attempt, _A.outcome == AttemptOutcome.RUNNING.value)
+        .values(outcome=outcome, ended_at=func.now(), error=attempt.get("error", rows.c.error))
+        .cte("closed")
+    )
+    return select(rows.c.id, rows.c.attempt, rows.c.model, rows.c.priority, rows.c.status).add_cte(closed)
+
+
+def _held(pairs: Sequence[Pair]) -> ColumnElement[bool]:
+    return tuple_(_J.id, _J.attempt).in_(list(pairs))
+
+
+def _one_held(job_id: str, attempt: int, target: JobStatus) -> tuple[ColumnElement[bool], ...]:
+    # `sources` lists queued too for some targets; only a running attempt can be finished by its holder.
+    assert JobStatus.RUNNING.value in sources(target)
+    return (_J.id == job_id, _J.status == JobStatus.RUNNING.value, _J.attempt == attempt)
+
+
+def get_job(job_id: str) -> Select[Any]:
+    """The whole row."""
+    return select(JOBS).where(_J.id == job_id)
+
+
+def job_attempts(job_id: str) -> Select[Any]:
+    """The attempts of a job, oldest first."""
+    return select(ATTEMPTS).where(_A.job_id == job_id).order_by(_A.attempt)
+
+
+def claim(job_id: str, *, worker_id: str, lease_seconds: float) -> Select[Any]:
+    """queued -> running. Returns what a worker needs to run the job, or nothing: a duplicate message, or cancelled."""
+    claimed = (
+        update(JOBS)
+        .where(_J.id == job_id, _J.status.in_(sources(JobStatus.RUNNING)), ~_J.cancel_requested)
+        .values(
+            status=JobStatus.RUNNING.value,
+            attempt=_J.attempt + 1,
+            worker_id=worker_id,
+            lease_until=func.now() + _seconds(lease_seconds),
+            started_at=func.now(),
+            progress=null(),
+        )
+        .returning(
+            _J.id,
+            _J.attempt,
+            _J.failures,
+            _J.max_attempts,
+            _J.endpoint,
+            _J.model,
+            _J.priority,
+            _J.worker_id,
+            _J.params,
+            _J.prompt_token_ids,
+            _J.created_at,
+            _J.queued_at,
+            _J.started_at,
+        )
+        .cte("claimed")
+    )
+    opened = (
+        insert(ATTEMPTS)
+        .from_select(
+            ["job_id", "attempt", "worker_id", "started_at"],
+            select(claimed.c.id, claimed.c.attempt, claimed.c.worker_id, claimed.c.started_at),
+            include_defaults=False,
+        )
+        .cte("opened")
+    )
+    return select(claimed).add_cte(opened)
+
+
+def heartbeat(held: Mapping[Pair, Mapping[str, Any] | None], *, lease_seconds: float) -> Update:
+    """Renew the leases of all held attempts at once and store their progress.
+
+    Returns (id, attempt, cancel_requested) of the rows still held. A pair that does not come back is lost.
+    """
+    beats = values(_J.id, _J.attempt, _J.progress, name="beats").data(
+        [(job_id, attempt, progress) for (job_id, attempt), progress in held.items()]
+    )
+    return (
+        update(JOBS)
+        .where(_J.id == beats.c.id, _J.attempt == beats.c.attempt, _J.status == JobStatus.RUNNING.value)
+        .values(
+            lease_until=func.now() + _seconds(lease_seconds),
+            progress=func.coalesce(beats.c.progress, _J.progress),
+        )
+        .returning(_J.id, _J.attempt, _J.cancel_requested)
+    )
+
+
+def finish(
+    job_id: str,
+    attempt: int,
+    status: JobStatus,
+    *,
+    result: Mapping[str, Any] | None = None,
+    error: Mapping[str, Any] | None = None,
+    usage: Mapping[str, Any] | None = None,
+    timing: Mapping[str, Any] | None = None,
+    diffusion: Mapping[str, Any] | None = None,
+    progress: Mapping[str, Any] | None = None,
+) -> Select[Any]:
+    """running -> succeeded, failed or cancelled, by the holder of the attempt; nothing for a stale one."""
+    columns = {"result": result, "error": error, "usage": usage, "timing": timing, "diffusion": diffusion}
+    return _move(
+        update(JOBS)
+        .where(*_one_held(job_id, attempt, status))
+        .values(
+            status=status.value,
+            finished_at=func.now(),
+            **_RELEASED,
+            **{name: null() if value is None else _json(value) for name, value in columns.items()},
+            **({} if progress is None else {"progress": _json(progress)}),
+        )
+    )
+
+
+def fail_attempt(job_id: str, attempt: int, *, error: Mapping[str, Any]) -> Select[Any]:
+    """A retryable failure: back to queued, or failed when that was the last; cancelled if somebody asked for it."""
+    return _move(
+        _give_back(
+            update(JOBS).where(*_one_held(job_id, attempt, JobStatus.QUEUED)),
+            exhausted=_J.failures + 1 >= _J.max_attempts,
+            failures=_J.failures + 1,
+            error=_json(error),
+        ),
+        outcome=literal(AttemptOutcome.FAILED.value),
+        error=_json(error),
+    )
+
+
+def drain(pairs: Sequence[Pair]) -> Select[Any]:
+    """running -> queued for a worker that shuts down; no failure is counted. Push the returned ones after COMMIT."""
+    return _move(
+        _give_back(update(JOBS).where(_J.status == JobStatus.RUNNING.value, _held(pairs))),
+        outcome=literal(AttemptOutcome.DRAINED.value),
+        error=null(),
+    )
+
+
+def sweep_expired(*, limit: int = SWEEP_BATCH) -> Select[Any]:
+    """running -> queued for jobs whose lease ran out; failed at max_attempts; cancelled if that was asked for."""
+    expired = (
+        select(_J.id)
+        .where(_J.status == JobStatus.RUNNING.value, _J.lease_until < func.now())
+        .order_by(_J.lease_until)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("expired_leases")
+    )
+    return _move(
+        _give_back(
+            update(JOBS).where(_J.id == expired.c.id, _J.status == JobStatus.RUNNING.value),
+            exhausted=_J.failures + 1 >= _J.max_attempts,
+            failures=_J.failures + 1,
+            error=_json(WORKER_LOST_ERROR),
+        ),
+        outcome=literal(AttemptOutcome.LOST.value),
+        error=_json(WORKER_LOST_ERROR),
+    )
+
+
+def _give_back(
+    statement: Update,
+    *,
+    exhausted: ColumnElement[bool] | None = None,
+    failures: ColumnElement[int] | None = None,
+    error: ColumnElement[Any] | None = None,
+) -> Update:
+    """What running -> queued writes, with its two ways out: cancelled (asked for), failed (no attempts left)."""
+    ends = [(_J.cancel_requested, JobStatus.CANCELLED, _json(CANCELLED_ERROR))]
+    if exhausted is not None and error is not None:
+        ends.append((exhausted, JobStatus.FAILED, error))
+    over = or_(*(when for when, _, _ in ends))
+    return statement.values(
+        status=case(*((when, status.value) for when, status, _ in ends), else_=JobStatus.QUEUED.value),
+        error=case(*((when, why) for when, _, why in ends), else_=null()),
+        finished_at=case((over, func.now()), else_=null()),
+        queued_at=case((over, _J.queued_at), else_=func.now()),
+        pushed_at=null(),
+        progress=null(),
+        failures=_J.failures if failures is None else failures,
+        **_RELEASED,
+    )
+
+
+def request_cancel(job_id: str) -> Update:
+    """queued -> cancelled at once; running: a flag that its worker sees. Nothing for finished or unknown jobs.
+
+    Returns (id, status). Status `running` means: publish on `shared.events.CANCEL_CHANNEL` too, it is faster.
+    """
+    queued = _J.status == JobStatus.QUEUED.value
+    return (
+        update(JOBS)
+        .where(_J.id == job_id, _J.status.in_(sources(JobStatus.CANCELLED)))
+        .values(
+            status=case((queued, JobStatus.CANCELLED.value), else_=_J.status),
+            finished_at=case((queued, func.now()), else_=_J.finished_at),
+            error=case((queued, _json(CANCELLED_ERROR)), else_=_J.error),
+            cancel_requested=True,
+        )
+        .returning(_J.id, _J.status)
+    )
+
+
+def mark_pushed(job_ids: Sequence[str]) -> Update:
+    """Note that the messages of these jobs went to Redis just now."""
+    return (
+        update(JOBS).where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value).values(pushed_at=func.now())
+    )
+
+
+def queued_counts() -> Select[Any]:
+    """(model, priority, count) of the queued jobs: what the queues' lengths are compared with."""
+    return (
+        select(_J.model, _J.priority, func.count().label("count"))
+        .where(_J.status == JobStatus.QUEUED.value)
+        .group_by(_J.model, _J.priority)
+    )
+
+
+def repush_candidates(
+    model: str, priority: str, *, unpushed_after_seconds: float, repush_after_seconds: float, limit: int
+) -> Select[Any]:
+    """(id, model, priority) of queued jobs whose message may be missing: never pushed, or pushed long ago.
+
+    The first bound leaves the API the moment between its COMMIT and its push.
+    """
+    return (
+        select(_J.id, _J.model, _J.priority)
+        .where(
+            _J.status == JobStatus.QUEUED.value,
+            _J.model == model,
+            _J.priority == priority,
+            or_(
+                _J.pushed_at.is_(None) & (_J.queued_at < func.now() - _seconds(unpushed_after_seconds)),
+                _J.pushed_at < func.now() - _seconds(repush_after_seconds),
+            ),
+        )
+        .order_by(_J.pushed_at.asc().nulls_first(), _J.queued_at)
+        .limit(limit)
+    )
+
+
+def forget_idempotency_keys(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> Update:
+    """Free the idempotency keys of old jobs, so that they may be used anew."""
+    old = (
+        select(_J.id)
+        .where(_J.idempotency_key.is_not(None), _J.created_at < func.now() - _seconds(older_than_seconds))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return update(JOBS).where(_J.id.in_(old)).values(idempotency_key=null()).returning(_J.id)

@@ -1,0 +1,109 @@
+"""Models and the workers that serve them: statements for both sides, as in `shared.jobs.repository`.
+
+A worker registers its model (card and tokenizer files) and itself, then beats; the API lists models and asks who lives.
+A job for a model that nobody ever registered is 404; for one whose workers are only away it queues.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Literal, cast
+
+from sqlalchemy import ColumnElement, Insert, Interval, Select, Table, Update, func, literal, select, update
+from sqlalchemy.dialects.postgresql import insert
+
+from shared.db.tables import Model, Worker
+from shared.model_card import ModelCard
+
+MODELS = cast(Table, Model.__table__)
+WORKERS = cast(Table, Worker.__table__)
+_M = MODELS.c
+_W = WORKERS.c
+
+WorkerState = Literal["loading", "ready", "draining", "stopped"]
+
+
+def tokenizer_hash(files: Mapping[str, str]) -> str:
+    """Tells whether an API process may keep the tokenizer that it has built."""
+    return hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
+
+
+def register_model(card: ModelCard, tokenizer_files: Mapping[str, str]) -> Insert:
+    """Insert the model, or replace its card; `position` stays what the first registration gave it."""
+    values = {
+        "card": card.to_json(),
+        "tokenizer_files": dict(tokenizer_files),
+        "tokenizer_hash": tokenizer_hash(tokenizer_files),
+    }
+    return (
+        insert(MODELS)
+        .values(name=card.name, **values)
+        .on_conflict_do_update(index_elements=[_M.name], set_={**values, "updated_at": func.now()})
+    )
+
+
+def register_worker(
+    worker_id: str, *, model: str, hostname: str, pid: int, device: str, slots: int, version: str
+) -> Insert:
+    """A worker is ready to take jobs."""
+    return insert(WORKERS).values(
+        id=worker_id,
+        model=model,
+        hostname=hostname,
+        pid=pid,
+        device=device,
+        slots=slots,
+        version=version,
+        state="ready",
+    )
+
+
+def beat(worker_id: str, *, state: WorkerState, stats: Mapping[str, Any]) -> Update:
+    """The worker lives, and this is how it is doing."""
+    return update(WORKERS).where(_W.id == worker_id).values(state=state, stats=dict(stats), last_beat_at=func.now())
+
+
+def set_worker_state(worker_id: str, state: WorkerState) -> Update:
+    return update(WORKERS).where(_W.id == worker_id).values(state=state, last_beat_at=func.now())
+
+
+def mark_stopped(worker_id: str) -> Update:
+    """The worker left in good order."""
+    return set_worker_state(worker_id, "stopped")
+
+
+def stop_silent_workers(*, silent_seconds: float) -> Update:
+    """Workers that died without a word: call them stopped once nobody can expect them back."""
+    return (
+        update(WORKERS)
+        .where(_W.state != "stopped", _W.last_beat_at < func.now() - _seconds(silent_seconds))
+        .values(state="stopped")
+        .returning(_W.id)
+    )
+
+
+def live_workers(*, stale_seconds: float, model: str | None = None) -> Select[Any]:
+    """Workers heard of lately that take jobs, oldest first; of one model or of all."""
+    statement = (
+        select(WORKERS)
+        .where(_W.state == "ready", _W.last_beat_at >= func.now() - _seconds(stale_seconds))
+        .order_by(_W.started_at, _W.id)
+    )
+    return statement if model is None else statement.where(_W.model == model)
+
+
+def list_models() -> Select[Any]:
+    """(name, card, tokenizer_hash, created_at) in the order of first registration."""
+    return select(_M.name, _M.position, _M.card, _M.tokenizer_hash, _M.created_at).order_by(_M.position)
+
+
+def get_model(name: str) -> Select[Any]:
+    """The whole row, tokenizer files included."""
+    return select(MODELS).where(_M.name == name)
+
+
+def _seconds(value: float) -> ColumnElement[Any]:
+    return literal(timedelta(seconds=value), Interval)
