@@ -1,0 +1,167 @@
+"""Text to token ids and back, without torch and without transformers, so that the API counts tokens too.
+
+`TokenizerWrapper` reads a model folder's own files (`tokenizer.json`, `tokenizer_config.json`, ...). The same files travel
+through the worker's registration, so the API and the engine tokenise alike. Chat templates run in a sandbox of jinja2.
+Special tokens written out in a prompt are parsed as such, in plain prompts and in messages alike, as the published
+tokenizers do.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from shared.errors import InvalidParameter, ModelLoadError
+
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+
+
+class TemplateRefusal(Exception):
+    """A chat template called raise_exception: the messages are not what it takes."""
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateRefusal(message)
+
+
+def _content(token: Any) -> str | None:
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+class TokenizerWrapper:
+    """A Hugging Face fast tokenizer with its chat template."""
+
+    def __init__(self, files: Mapping[str, str], *, source: str = "tokenizer") -> None:
+        """Args: files: name -> content. Raises ModelLoadError when tokenizer.json is missing or malformed."""
+        if "tokenizer.json" not in files:
+            raise ModelLoadError(f"{source} has no tokenizer.json")
+        self._files = {name: files[name] for name in FILES if name in files}
+        try:
+            self._tokenizer: Tokenizer = Tokenizer.from_str(files["tokenizer.json"])
+            self.config: dict[str, Any] = json.loads(files.get("tokenizer_config.json", "{}"))
+            special = json.loads(files.get("special_tokens_map.json", "{}"))
+        except Exception as exc:  # tokenizers raises plain Exception for a malformed file
+            raise ModelLoadError(f"{source}: malformed tokenizer files: {exc}") from exc
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self.special_tokens: dict[str, str] = {}
+        for name in ("bos_token", "eos_token", "pad_token", "mask_token"):
+            text = _content(self.config.get(name)) or _content(special.get(name))
+            if text is not None:
+                self.special_tokens[name] = text
+        template = files.get("chat_template.jinja") or self.config.get("chat_template")
+        if isinstance(template, list):  # named templates: the one called "default"
+            template = next((t["template"] for t in template if t.get("name") == "default"), None)
+        self._template = None
+        if template is not None:
+            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+            environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
+            environment.globals["raise_exception"] = _raise_exception
+            environment.globals["strftime_now"] = lambda fmt: date.today().strftime(fmt)
+            try:
+                self._template = environment.from_string(template)
+            except TemplateError as exc:
+                raise ModelLoadError(f"{source}: the chat template does not parse: {exc}") from exc
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> TokenizerWrapper:
+        path = Path(folder)
+        files = {name: (path / name).read_text(encoding="utf-8") for name in FILES if (path / name).is_file()}
+        return cls(files, source=str(path))
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str]) -> TokenizerWrapper:
+        return cls(files)
+
+    def files(self) -> dict[str, str]:
+        """Name -> content of the files this tokenizer was made from."""
+        return dict(self._files)
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def token_id(self, token: str) -> int | None:
+        """Id of one token's text, or None."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    def special_id(self, name: str) -> int | None:
+        """Id of `bos_token`, `eos_token`, `pad_token` or `mask_token`, or None."""
+        text = self.special_tokens.get(name)
+        return None if text is None else self.token_id(text)
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of the ids; an incomplete UTF-8 sequence becomes U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """Render messages. Raises InvalidParameter (param `messages`) when the template refuses them or there is none."""
+        if self._template is None:
+            raise InvalidParameter("this model has no chat template; use /v1/completions", param="messages")
+        try:
+            return self._template.render(
+                messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **self.special_tokens
+            )
+        except (TemplateRefusal, TemplateError, TypeError) as exc:
+            raise InvalidParameter(f"the chat template refuses these messages: {exc}", param="messages") from exc
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of the rendered messages with the generation prompt."""
+        return self.encode(self.apply_chat_template(messages))
+
+
+class IncrementalText:
+    """The text of a growing answer, given out piece by piece: append-only, valid UTF-8, no stop string ever inside.
+
+    What could still become part of a stop string or of a multi-byte character is held back until it cannot.
+    """
+
+    def __init__(self, tokenizer: TokenizerWrapper, stop: Sequence[str] = ()) -> None:
+        self._tokenizer, self._stop = tokenizer, tuple(stop)
+        self.text = ""  # of all ids seen so far, cut before a stop string
+        self.stopped = False
+        self._sent = 0
+
+    def update(self, ids: Sequence[int], *, final: bool = False) -> str:
+        """Take the whole committed prefix and return what may now be shown in addition. `stopped` tells a stop string."""
+        if self.stopped:
+            return ""
+        text = self._tokenizer.decode(ids)
+        cuts = [at for at in (text.find(s) for s in self._stop) if at >= 0]
+        if cuts:
+            self.stopped, text = True, text[: min(cuts)]
+        self.text = text
+        safe = len(text) if final or self.stopped else self._safe_length(text)
+        fresh = text[self._sent : safe]
+        self._sent = max(self._sent, safe)
+        return fresh
+
+    def _safe_length(self, text: str) -> int:
+        length = len(text)
+        while length and text[length - 1] == "\ufffd":
+            length -= 1
+        held = 0
+        for stop in self._stop:
+            for size in range(min(len(stop) - 1, length), held, -1):
+                if text.endswith(stop[:size], 0, length):
+                    held = size
+                    break
+        return length - held

@@ -1,0 +1,1 @@
+"""One transformer; a thin file per family maps config and tensor names onto it."""
