@@ -140,6 +140,9 @@ class IncrementalText:
         self.stopped = False
         self._sent = 0
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids)
+
     def update(self, ids: Sequence[int], *, final: bool = False) -> str:
         """Take the whole committed prefix and return what may now be shown in addition. `stopped` tells a stop string."""
         if self.stopped:

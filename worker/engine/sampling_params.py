@@ -1,0 +1,5 @@
+"""Where the original design keeps `SamplingParams`; defined without torch in `shared`, so that the API validates too."""
+
+from shared.sampling_params import DiffusionParams, SamplingParams, resolve_params
+
+__all__ = ["DiffusionParams", "SamplingParams", "resolve_params"]

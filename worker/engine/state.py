@@ -1,0 +1,44 @@
+"""States, statistics and health of the engine. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class EngineState(Enum):
+    UNINITIALIZED = "uninitialized"
+    LOADING = "loading"
+    READY = "ready"
+    BUSY = "busy"  # steps are being made
+    DRAINING = "draining"  # finishes what it has, takes nothing new
+    SHUTDOWN = "shutdown"
+    ERROR = "error"
+
+
+@dataclass(slots=True)
+class EngineStats:
+    """Counters since the start; written by the step loop alone."""
+
+    requests_finished: int = 0
+    requests_failed: int = 0
+    requests_aborted: int = 0
+    tokens_generated: int = 0
+    forwards: int = 0  # model calls
+    steps: int = 0  # engine steps
+    sequence_steps: int = 0  # sum over steps of the sequences in them
+    step_seconds: float = 0.0
+
+    @property
+    def mean_batch(self) -> float:
+        return self.sequence_steps / self.steps if self.steps else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class HealthStatus:
+    healthy: bool
+    state: EngineState
+    running: int
+    waiting: int
+    seconds_since_step: float | None
+    detail: str = ""
