@@ -1,0 +1,129 @@
+"""One thread that keeps this worker's leases alive, and tells what it is doing.
+
+Each round is one statement for all held attempts: it renews, stores progress, and brings back who was cancelled. A row
+that does not come back is lost and its attempt is aborted. Leases are renewed only while the engine makes steps: a
+hung engine loses them, and the process ends so that its supervisor starts a new one.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import structlog
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from shared import serving
+from shared.db.session import Database
+from shared.jobs import repository
+from worker.held import HeldAttempts, StopReason
+
+_log = structlog.get_logger(__name__)
+
+
+class EngineVitals(Protocol):
+    @property
+    def has_work(self) -> bool: ...
+    @property
+    def steps_total(self) -> int: ...
+
+
+class HangDetector:
+    """Whether an engine with work stands still: no new step over `hang_seconds`."""
+
+    def __init__(self, engine: EngineVitals, hang_seconds: float, *, now: Callable[[], float] = time.monotonic) -> None:
+        self._engine = engine
+        self._hang_seconds = hang_seconds
+        self._now = now
+        self._steps = engine.steps_total
+        self._moved_at = now()
+
+    def is_hung(self) -> bool:
+        steps = self._engine.steps_total
+        if steps != self._steps or not self._engine.has_work:
+            self._steps = steps
+            self._moved_at = self._now()
+            return False
+        return self._now() - self._moved_at > self._hang_seconds
+
+
+class Heartbeat:
+    def __init__(
+        self,
+        database: Database,
+        held: HeldAttempts,
+        *,
+        worker_id: str,
+        lease_seconds: float,
+        heartbeat_seconds: float,
+        hang: HangDetector,
+        on_hang: Callable[[], None],
+        stats: Callable[[], Mapping[str, Any]],
+        state: Callable[[], serving.WorkerState],
+    ) -> None:
+        self._database = database
+        self._held = held
+        self._worker_id = worker_id
+        self._lease_seconds = lease_seconds
+        self._seconds = heartbeat_seconds
+        self._hang = hang
+        self._on_hang = on_hang
+        self._stats = stats
+        self._state = state
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vdiff-heartbeat", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(self._seconds)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            if self._hang.is_hung():
+                _log.critical("engine_hung", held=len(self._held))
+                self._on_hang()
+                return
+            try:
+                self.beat()
+            except SQLAlchemyError as exc:
+                # The leases live on for a while; a database that stays away longer costs an attempt, not a job.
+                _log.warning("heartbeat_failed", error=_reason(exc))
+
+    def beat(self) -> None:
+        """One round."""
+        held = {h.pair: h for h in self._held.all()}
+        with self._database.write() as session:
+            session.execute(serving.beat(self._worker_id, state=self._state(), stats=self._stats()))
+            if not held:
+                return
+            statement = repository.heartbeat(
+                {pair: h.progress for pair, h in held.items()}, lease_seconds=self._lease_seconds
+            )
+            rows = session.execute(statement).all()
+        renewed = {(row.id, row.attempt): row.cancel_requested for row in rows}
+        for pair, attempt in held.items():
+            if self._held.get(attempt.job_id) is not attempt:
+                continue  # finished meanwhile
+            if pair not in renewed:
+                if attempt.stop(StopReason.LOST):
+                    _log.warning("lease_lost", job_id=attempt.job_id, attempt=attempt.attempt)
+            elif renewed[pair]:
+                attempt.stop(StopReason.CANCELLED)
+
+
+def memory_bytes() -> int:
+    """The largest resident size of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _reason(exc: SQLAlchemyError) -> str:
+    # Not str(exc): that one carries the statement and its parameters.
+    return str(exc.orig).strip() if isinstance(exc, DBAPIError) else type(exc).__name__

@@ -1,0 +1,131 @@
+"""The caretaker: a thread in every worker, of which one at a time works, behind an advisory lock.
+
+    expired leases     back to the queue, or to their end (`repository.sweep_expired`), then pushed
+    missing messages   queued jobs that Redis no longer knows of are pushed again, bounded: only as many as the queue
+                       is short of the queued rows, so that a real backlog is not flooded
+    old keys           idempotency keys older than 24 h are freed
+    silent workers     are called stopped
+
+It is what makes "Redis lost everything" cost seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import redis
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Row, text
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared import serving
+from shared.db.session import Database
+from shared.events import Event, EventPublisher
+from shared.jobs import repository
+from shared.jobs.status import TERMINAL, JobStatus
+from shared.queue.messages import push_sync
+from shared.queue.names import queue_name
+
+SWEEP_LOCK = 0x7653_7770  # any number that nothing else in the database uses ("vSwp")
+IDEMPOTENCY_SECONDS = 24 * 3600
+UNPUSHED_AFTER_SECONDS = 2.0  # what an API gets between COMMIT and its push
+REPUSH_BATCH = 1_000  # messages per queue and round
+SILENT_LEASES = 10  # a worker silent for so many leases is called stopped
+
+_log = structlog.get_logger(__name__)
+
+
+class Sweeper:
+    def __init__(
+        self,
+        database: Database,
+        client: redis.Redis,
+        publisher: EventPublisher,
+        *,
+        sweep_seconds: float,
+        repush_after_seconds: float,
+        lease_seconds: float,
+    ) -> None:
+        self._database = database
+        self._redis = client
+        self._publisher = publisher
+        self._seconds = sweep_seconds
+        self._repush_after = repush_after_seconds
+        self._silent_seconds = SILENT_LEASES * lease_seconds
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vdiff-sweeper", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._seconds):
+            try:
+                self.sweep()
+            except SQLAlchemyError as exc:
+                _log.warning("sweep_failed", error=type(exc).__name__)
+            except (RedisError, OSError) as exc:
+                _log.warning("sweep_could_not_push", error=str(exc))
+
+    def sweep(self) -> bool:
+        """One round; False when another process is at it."""
+        with self._database.write() as guard:
+            if not guard.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": SWEEP_LOCK}).scalar_one():
+                return False
+            self._expired_leases()
+            self._missing_messages()
+        return True
+
+    def _expired_leases(self) -> None:
+        with self._database.write() as session:
+            moved = session.execute(repository.sweep_expired()).all()
+            session.execute(repository.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS))
+            session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
+        for row in moved:
+            _log.warning("lease_ran_out", job_id=row.id, attempt=row.attempt, now=row.status)
+        push_again(self._database, self._redis, moved)
+        self._publisher.publish(
+            Event(row.id, "done", {"status": row.status}) for row in moved if JobStatus(row.status) in TERMINAL
+        )
+
+    def _missing_messages(self) -> None:
+        with self._database.read() as session:
+            counts = session.execute(repository.queued_counts()).all()
+        for model, priority, queued in counts:
+            waiting = int(self._redis.llen(queue_name(model, priority)))  # type: ignore[arg-type]
+            missing = min(queued - waiting, REPUSH_BATCH)
+            if missing <= 0:
+                continue
+            with self._database.read() as session:
+                candidates = session.execute(
+                    repository.repush_candidates(
+                        model,
+                        priority,
+                        unpushed_after_seconds=min(UNPUSHED_AFTER_SECONDS, self._repush_after),
+                        repush_after_seconds=self._repush_after,
+                        limit=missing,
+                    )
+                ).all()
+            if candidates:
+                _log.info("messages_pushed_again", model=model, priority=priority, count=len(candidates))
+                push_again(self._database, self._redis, candidates)
+
+
+def push_again(database: Database, client: redis.Redis, rows: Sequence[Row[tuple[object, ...]]]) -> None:
+    """Push the messages of those rows that are queued, and note it. Call it after their COMMIT.
+
+    Raises:
+        redis.RedisError: Redis is away; `pushed_at` stays as it was and a later sweep pushes them.
+    """
+    queued = [row for row in rows if getattr(row, "status", JobStatus.QUEUED) == JobStatus.QUEUED]
+    if not queued:
+        return
+    push_sync(client, ((row.id, row.model, row.priority) for row in queued))
+    with database.write() as session:
+        session.execute(repository.mark_pushed([row.id for row in queued]))

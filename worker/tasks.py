@@ -1,0 +1,26 @@
+"""The Celery task: its name, its payload's version, and nothing else. The work is in `worker.runner`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from celery import Celery
+
+from shared.queue.messages import PAYLOAD_VERSION
+from shared.queue.names import GENERATE_TASK
+
+_log = structlog.get_logger(__name__)
+
+
+def register_tasks(app: Celery, run_job: Callable[[str], None]) -> None:
+    """Register `vdiff.generate`; delivery is at least once, and `run_job` gives a duplicate nothing to do."""
+
+    @app.task(name=GENERATE_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    def generate(payload: dict[str, Any]) -> None:
+        if payload.get("v") != PAYLOAD_VERSION:
+            # Written by a newer version: the row stays queued, and the sweeper pushes it again for whoever can read it.
+            _log.error("payload_version_unknown", version=payload.get("v"), known=PAYLOAD_VERSION)
+            return
+        run_job(str(payload["job_id"]))
