@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from shared import serving
 from shared.db.session import Database
 from shared.jobs import repository
+from worker.engine.state import HealthStatus
 from worker.held import HeldAttempts, StopReason
 
 _log = structlog.get_logger(__name__)
@@ -30,10 +31,11 @@ class EngineVitals(Protocol):
     def has_work(self) -> bool: ...
     @property
     def steps_total(self) -> int: ...
+    def get_health(self) -> HealthStatus: ...
 
 
 class HangDetector:
-    """Whether an engine with work stands still: no new step over `hang_seconds`."""
+    """Whether the engine's loop is dead, or has work and stands still: no new step over `hang_seconds`."""
 
     def __init__(self, engine: EngineVitals, hang_seconds: float, *, now: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine
@@ -43,6 +45,8 @@ class HangDetector:
         self._moved_at = now()
 
     def is_hung(self) -> bool:
+        if not self._engine.get_health().healthy:
+            return True
         steps = self._engine.steps_total
         if steps != self._steps or not self._engine.has_work:
             self._steps = steps

@@ -1,0 +1,119 @@
+"""Shutting down in good order.
+
+    SIGTERM, SIGINT   take no new jobs; running ones go on for up to `drain_seconds`; what is left goes back to the queue
+                      (fenced, no failure counted, pushed again) and the process exits 0
+    a second signal   gives back at once
+
+Celery with the threads pool cannot do this: its warm shutdown stops consuming and then waits for the pool's threads
+without an end. So its shutdown is started here, by its own flag, and the drain beside it makes those threads return.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+
+import redis
+import structlog
+from celery.worker import state as celery_state
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.session import Database
+from shared.jobs import repository
+from worker.held import HeldAttempts, StopReason
+from worker.sweeper import push_again
+
+EXIT_OK = 0
+EXIT_HUNG = 70  # EX_SOFTWARE: the supervisor starts a new process
+_CELERY_STOP_SECONDS = 5.0  # from an empty pool to the end of Celery's shutdown, before the process ends regardless
+
+_log = structlog.get_logger(__name__)
+
+
+class Lifecycle:
+    def __init__(
+        self,
+        database: Database,
+        client: redis.Redis,
+        held: HeldAttempts,
+        *,
+        drain_seconds: float,
+        on_draining: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._redis = client
+        self._held = held
+        self._drain_seconds = drain_seconds
+        self._on_draining = on_draining
+        self._hurry = threading.Event()
+        self._stopping = threading.Event()
+        self._drained = threading.Event()
+        self._signals = 0
+
+    @property
+    def draining(self) -> bool:
+        return self._signals > 0
+
+    def install_signals(self) -> None:
+        """Main thread only."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        threading.Thread(target=self._run, name="vdiff-drain", daemon=True).start()
+
+    def wait_drained(self, timeout_seconds: float) -> bool:
+        return self._drained.wait(timeout_seconds)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Runs between two bytecodes of the main thread: set flags, nothing that takes a lock somebody may hold.
+        self._signals += 1
+        celery_state.should_stop = EXIT_OK
+        if self._signals > 1:
+            self._hurry.set()
+        self._stopping.set()
+
+    def _run(self) -> None:
+        self._stopping.wait()
+        _log.info("draining", held=len(self._held), drain_seconds=self._drain_seconds)
+        self._on_draining()
+        self._wait_for_jobs()
+        self._give_back()
+        self._held.wait_until_empty(_CELERY_STOP_SECONDS)
+        self._drained.set()
+
+    def _wait_for_jobs(self) -> None:
+        waited = 0.0
+        while waited < self._drain_seconds and not self._hurry.is_set():
+            step = min(0.1, self._drain_seconds - waited)
+            if self._held.wait_until_empty(step):
+                return
+            waited += step
+
+    def _give_back(self) -> None:
+        left = [held for held in self._held.all() if held.reason is None]
+        if not left:
+            return
+        try:
+            with self._database.write() as session:
+                moved = session.execute(repository.drain([held.pair for held in left])).all()
+        except SQLAlchemyError as exc:
+            # Their leases run out, and another worker's sweeper takes them; that counts a failure.
+            _log.error("drain_failed", error=type(exc).__name__, held=len(left))
+            return
+        given_back = {row.id for row in moved}
+        for held in left:
+            if held.job_id in given_back:
+                held.stop(StopReason.DRAINED)
+        _log.info("given_back", count=len(moved))
+        try:
+            push_again(self._database, self._redis, moved)
+        except (RedisError, OSError, SQLAlchemyError) as exc:
+            _log.warning("push_failed", error=type(exc).__name__)  # a sweeper does it
+
+
+def exit_now(code: int) -> None:
+    """End the process although threads hang; nothing that they hold would ever be given back."""
+    os._exit(code)

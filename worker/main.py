@@ -1,0 +1,241 @@
+"""The worker process: load the engine, register, start the threads, let Celery consume until a signal.
+
+main thread        Celery's consumer (pool: threads, one per slot of the engine)
+pool threads       `worker.runner`: claim -> engine -> record, one job each
+vdiff-engine       the step loop
+vdiff-heartbeat    leases, progress, statistics        vdiff-relay    events to Redis
+vdiff-cancels      cancels, the fast way               vdiff-sweeper  what others lost
+vdiff-drain        waits for SIGTERM
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from importlib import resources
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import redis
+import structlog
+from celery.worker import WorkController
+from redis.exceptions import RedisError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+from migrations import run as migrations
+from shared import serving
+from shared.db.session import Database
+from shared.errors import ConfigurationError, VDiffError
+from shared.events import EventPublisher
+from shared.ids import new_id
+from shared.logging import setup_logging
+from shared.settings import Settings
+from worker.app import celery_app
+from worker.cancels import CancelListener
+from worker.engine import VDiffConfig, VDiffEngine
+from worker.heartbeat import HangDetector, Heartbeat, memory_bytes
+from worker.held import HeldAttempts
+from worker.lifecycle import EXIT_HUNG, EXIT_OK, Lifecycle, exit_now
+from worker.relay import Relay
+from worker.runner import Counters, Runner
+from worker.sweeper import Sweeper
+from worker.tasks import register_tasks
+
+EXIT_CONFIGURATION = 2
+BUNDLED_MODEL = "vdiff-tiny"
+_REDIS_TIMEOUT_S = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM; the exit code. A thing that is set wrongly is one line on stderr and 2."""
+    setup_logging(settings.log_level, settings.log_format)
+    try:
+        database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
+        check_database(database_url)
+        engine = VDiffEngine(engine_config(settings))
+    except VDiffError as exc:
+        print(f"vdiff worker: {exc.message}", file=sys.stderr)
+        return EXIT_CONFIGURATION
+    try:
+        return serve(settings, engine, database_url, redis_url)
+    finally:
+        engine.shutdown()
+
+
+def check_database(database_url: str) -> None:
+    """Raises ConfigurationError when the database is away or not migrated."""
+    try:
+        current = migrations.is_current(database_url)
+    except OperationalError as exc:
+        reason = str(exc.orig).strip().splitlines()[0]
+        raise ConfigurationError(f"cannot reach PostgreSQL: {reason}", param="database_url") from exc
+    if not current:
+        raise ConfigurationError("the database is not migrated to this version; run `vdiff migrate`")
+
+
+def bundled_model() -> str:
+    """The folder of the model that ships with vdiff."""
+    folder = Path(str(resources.files("vdiff.bundled") / BUNDLED_MODEL))
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(f"the bundled model is missing: {folder} (give one with --model)", param="model")
+    return str(folder)
+
+
+def engine_config(settings: Settings) -> VDiffConfig:
+    return VDiffConfig(
+        model=settings.model or bundled_model(),
+        tokenizer=settings.tokenizer,
+        revision=settings.revision,
+        served_model_name=settings.served_model_name,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_num_seqs=settings.max_num_seqs,
+        max_model_len=settings.max_model_len,
+        num_threads=settings.num_threads,
+        trust_remote_code=settings.trust_remote_code,
+        tensor_parallel_size=settings.tensor_parallel_size,
+        quantization=settings.quantization,
+        diffusion_steps=settings.diffusion_steps,
+        block_size=settings.block_size,
+        enable_apd=settings.enable_apd,
+    )
+
+
+def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url: str) -> int:
+    """Everything after the model is loaded."""
+    worker_id = new_id("worker")
+    structlog.contextvars.bind_contextvars(worker_id=worker_id)
+    slots = settings.max_num_seqs
+    database = Database(database_url, pool_size=4, max_overflow=slots)
+    client = redis.Redis.from_url(
+        redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, health_check_interval=30
+    )
+    publisher = EventPublisher(
+        client, stream_length=settings.event_stream_length, stream_seconds=settings.event_stream_seconds
+    )
+    held = HeldAttempts()
+    counters = Counters()
+    relay = Relay(publisher)
+
+    lifecycle = Lifecycle(
+        database,
+        client,
+        held,
+        drain_seconds=settings.drain_seconds,
+        on_draining=lambda: _set_state(database, worker_id, "draining"),
+    )
+    runner = Runner(
+        database,
+        client,
+        engine,
+        held,
+        relay.put,
+        worker_id=worker_id,
+        lease_seconds=settings.lease_seconds,
+        counters=counters,
+        accepts=lambda: not lifecycle.draining,
+    )
+    heartbeat = Heartbeat(
+        database,
+        held,
+        worker_id=worker_id,
+        lease_seconds=settings.lease_seconds,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        hang=HangDetector(engine, settings.hang_seconds),
+        on_hang=lambda: exit_now(EXIT_HUNG),
+        stats=lambda: _stats(engine, counters, held),
+        state=lambda: "draining" if lifecycle.draining else "ready",
+    )
+    sweeper = Sweeper(
+        database,
+        client,
+        publisher,
+        sweep_seconds=settings.sweep_seconds,
+        repush_after_seconds=settings.repush_after_seconds,
+        lease_seconds=settings.lease_seconds,
+    )
+    cancels = CancelListener(client, held)
+
+    with database.write() as session:
+        session.execute(serving.register_model(engine.card, engine.tokenizer.files()))
+        session.execute(
+            serving.register_worker(
+                worker_id,
+                model=engine.card.name,
+                hostname=socket.gethostname(),
+                pid=os.getpid(),
+                device=engine.card.device,
+                slots=slots,
+                version=_version(),
+            )
+        )
+    lifecycle.install_signals()
+    for thread in (relay, heartbeat, sweeper, cancels):
+        thread.start()
+    _log.info("worker_ready", model=engine.card.name, slots=slots, device=engine.card.device)
+    try:
+        _consume(redis_url, engine.card.name, runner, slots=slots, worker_id=worker_id)
+        if not lifecycle.draining:
+            # Celery gave up by itself, which its settings forbid it: say so, and let the supervisor start again.
+            _log.critical("consumer_ended")
+            return 1
+        lifecycle.wait_drained(settings.drain_seconds + 10)
+    finally:
+        for part in (cancels, sweeper, heartbeat, relay):
+            part.close()
+        _set_state(database, worker_id, "stopped")
+        database.dispose()
+        try:
+            client.close()
+        except (RedisError, OSError):
+            pass  # closing a connection to a Redis that is gone
+    _log.info("worker_stopped")
+    return EXIT_OK
+
+
+def _consume(redis_url: str, model: str, runner: Runner, *, slots: int, worker_id: str) -> None:
+    """Celery's consumer in this process; returns after `Lifecycle` raised Celery's own stop flag."""
+    app = celery_app(redis_url, model=model)
+    register_tasks(app, runner.run_job)
+    # WorkController, not celery.apps.worker.Worker: the program would install signal handlers of its own.
+    controller = WorkController(
+        app=app,
+        hostname=f"{worker_id}@{socket.gethostname()}",
+        pool_cls="threads",
+        concurrency=slots,
+        loglevel="WARNING",
+        without_gossip=True,
+        without_mingle=True,
+        task_events=True,  # for Flower
+    )
+    controller.start()
+
+
+def _stats(engine: VDiffEngine, counters: Counters, held: HeldAttempts) -> dict[str, Any]:
+    return {
+        "engine": engine.get_stats(),
+        **counters.snapshot(),
+        "jobs_running": len(held),
+        "memory_bytes": memory_bytes(),
+        "python": platform.python_version(),
+    }
+
+
+def _set_state(database: Database, worker_id: str, state: serving.WorkerState) -> None:
+    try:
+        with database.write() as session:
+            session.execute(serving.set_worker_state(worker_id, state))
+    except SQLAlchemyError as exc:
+        _log.warning("state_not_recorded", state=state, error=type(exc).__name__)
+
+
+def _version() -> str:
+    try:
+        return version("vdiff")
+    except PackageNotFoundError:
+        return "0+unknown"

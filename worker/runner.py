@@ -1,0 +1,343 @@
+"""The life of one attempt: claim the row, run it in the engine, record the end. One call per message, in a pool thread.
+
+Only the row decides. A message whose row cannot be claimed (a duplicate, or cancelled) is done at once; an end whose
+fence does not match any more (the lease ran out, or the worker drained) is dropped and logged. While PostgreSQL is away
+the end is recorded again and again, as long as a lease lasts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import redis
+import stamina
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Row, Select
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+
+from shared.db.session import Database
+from shared.errors import EngineError, VDiffError
+from shared.events import Event
+from shared.jobs import repository
+from shared.jobs.responses import build_result
+from shared.jobs.status import TERMINAL, JobStatus
+from shared.sampling_params import SamplingParams
+from worker.engine.outputs import RequestOutput, StepEvent
+from worker.held import Held, HeldAttempts, StopReason
+from worker.sweeper import push_again
+
+_log = structlog.get_logger(__name__)
+
+PRIORITY_RANKS = {"interactive": 0, "normal": 1, "bulk": 2}
+
+
+class Handle(Protocol):
+    def result(self, timeout: float | None = None) -> RequestOutput: ...
+    def abort(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What the runner needs of `worker.engine.VDiffEngine`."""
+
+    def submit(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        listener: Callable[[StepEvent], None] | None = None,
+    ) -> Handle: ...
+
+
+class Counters:
+    """What this worker has done since it started; part of its statistics."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values = dict.fromkeys(
+            ("jobs_succeeded", "jobs_failed", "jobs_cancelled", "jobs_requeued", "ends_fenced",
+             "tokens_generated", "prompt_tokens", "job_forwards"),
+            0,
+        )  # fmt: skip
+
+    def add(self, **amounts: int) -> None:
+        with self._lock:
+            for name, amount in amounts.items():
+                self._values[name] += amount
+
+    def snapshot(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._values)
+
+
+class Runner:
+    def __init__(
+        self,
+        database: Database,
+        client: redis.Redis,
+        engine: Engine,
+        held: HeldAttempts,
+        emit: Callable[[Event], None],
+        *,
+        worker_id: str,
+        lease_seconds: float,
+        counters: Counters,
+        accepts: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._database = database
+        self._redis = client
+        self._engine = engine
+        self._held = held
+        self._emit = emit
+        self._worker_id = worker_id
+        self._lease_seconds = lease_seconds
+        self._counters = counters
+        self._accepts = accepts
+
+    def run_job(self, job_id: str) -> None:
+        """Claim and run one job; returns when its attempt is over, however it ended."""
+        if not self._accepts():
+            return  # shutting down: the row stays queued and is pushed again
+        try:
+            with self._database.write() as session:
+                job = session.execute(
+                    repository.claim(job_id, worker_id=self._worker_id, lease_seconds=self._lease_seconds)
+                ).one_or_none()
+        except SQLAlchemyError as exc:
+            # Still queued, or claimed unseen and swept later; either way it runs again.
+            _log.warning("claim_failed", job_id=job_id, error=type(exc).__name__)
+            return
+        if job is None:
+            _log.debug("nothing_to_claim", job_id=job_id)
+            return
+        held = self._held.add(job.id, job.attempt)
+        try:
+            self._run(job, held)
+        finally:
+            self._held.remove(held)
+
+    def _run(self, job: Row[Any], held: Held) -> None:
+        log = _log.bind(job_id=job.id, attempt=job.attempt)
+        log.info("attempt_started", prompt_tokens=len(job.prompt_token_ids))
+        began = time.monotonic()
+        self._emit(Event(job.id, "started", {"attempt": job.attempt, "worker_id": self._worker_id}))
+        output: RequestOutput | None = None
+        error: VDiffError | None = None
+        try:
+            params = SamplingParams.from_json(job.params)
+            handle = self._engine.submit(
+                f"{job.id}/{job.attempt}",
+                job.prompt_token_ids,
+                params,
+                priority=PRIORITY_RANKS[job.priority],
+                listener=self._listener(held, params),
+            )
+            held.attach(handle)
+            output = handle.result()
+        except VDiffError as exc:
+            error = exc
+        except Exception as exc:
+            # The edge between engine and jobs: whatever it is, it is this attempt's end and must be recorded as such.
+            log.exception("attempt_broke")
+            error = EngineError(f"{type(exc).__name__}: {exc}")
+        self._record(job, held, output, error, elapsed_ms=1000 * (time.monotonic() - began), log=log)
+
+    def _record(
+        self,
+        job: Row[Any],
+        held: Held,
+        output: RequestOutput | None,
+        error: VDiffError | None,
+        *,
+        elapsed_ms: float,
+        log: Any,
+    ) -> None:
+        if held.reason in (StopReason.LOST, StopReason.DRAINED):
+            log.info("attempt_dropped", reason=held.reason.value)
+            return
+        if held.reason is StopReason.CANCELLED:
+            statement = repository.finish(
+                job.id,
+                job.attempt,
+                JobStatus.CANCELLED,
+                error=repository.CANCELLED_ERROR,
+                **({} if output is None else report(job, output, elapsed_ms)),
+                progress=held.progress,
+            )
+        elif error is not None:
+            log.warning("attempt_failed", code=error.code, error=error.message, retryable=error.retryable)
+            described = {
+                "code": error.code,
+                "message": storable(error.message),
+                "param": error.param,
+                "retryable": error.retryable,
+            }
+            if error.retryable:
+                statement = repository.fail_attempt(job.id, job.attempt, error=described)
+            else:
+                statement = repository.finish(job.id, job.attempt, JobStatus.FAILED, error=described)
+        else:
+            assert output is not None
+            numbers = report(job, output, elapsed_ms)
+            result = storable(self._result(job, output, numbers))
+            statement = repository.finish(
+                job.id,
+                job.attempt,
+                JobStatus.SUCCEEDED,
+                result=result,
+                usage=result["usage"],
+                timing=numbers["timing"],
+                diffusion=numbers["diffusion"],
+                progress=held.progress,
+            )
+        moved = self._write(statement, log)
+        if moved is None:
+            return
+        self._count(moved.status, output)
+        log.info("attempt_ended", now=moved.status, elapsed_ms=round(elapsed_ms, 1))
+        if JobStatus(moved.status) in TERMINAL:
+            self._emit(Event(job.id, "done", {"status": moved.status}))
+            return
+        try:
+            push_again(self._database, self._redis, [moved])
+        except (RedisError, OSError, SQLAlchemyError) as exc:
+            log.warning("push_failed", error=type(exc).__name__)  # the sweeper does it
+
+    def _write(self, statement: Select[Any], log: Any) -> Row[Any] | None:
+        """Execute a fenced move; None when the attempt is not ours any more, or PostgreSQL stayed away too long."""
+        try:
+            for attempt in stamina.retry_context(
+                on=(OperationalError, InterfaceError),
+                attempts=None,
+                timeout=self._lease_seconds,
+                wait_initial=0.1,
+                wait_max=2.0,
+            ):
+                with attempt, self._database.write() as session:
+                    row = session.execute(statement).one_or_none()
+        except SQLAlchemyError as exc:
+            # The lease runs out and the sweeper gives the job to somebody else.
+            log.error("end_not_recorded", error=type(exc).__name__)
+            return None
+        if row is None:
+            self._counters.add(ends_fenced=1)
+            log.warning("end_fenced")
+        return row
+
+    def _result(self, job: Row[Any], output: RequestOutput, numbers: Mapping[str, Any]) -> dict[str, Any]:
+        return build_result(
+            endpoint=job.endpoint,
+            job_id=job.id,
+            model=job.model,
+            created=int(job.created_at.timestamp()),
+            choices=[
+                {"index": c.index, "text": c.text, "token_ids": list(c.token_ids), "finish_reason": c.finish_reason}
+                for c in output.outputs
+            ],
+            prompt_tokens=len(job.prompt_token_ids),
+            extras={
+                "job_id": job.id,
+                "forwards": numbers["diffusion"]["forwards"],
+                "tokens_per_forward": numbers["diffusion"]["tokens_per_forward"],
+                "attempts": job.attempt,
+                "timing": numbers["timing"],
+                "seed": output.seed,
+            },
+        )
+
+    def _listener(self, held: Held, params: SamplingParams) -> Callable[[StepEvent], None]:
+        """Runs in the engine's thread, once per step and answer: it only notes and passes on."""
+        job_id, attempt = held.pair
+        committed: dict[int, int] = {}
+        total: dict[int, int] = {}
+        characters: dict[int, int] = {}
+
+        def listen(event: StepEvent) -> None:
+            committed[event.index] = event.tokens_committed
+            total[event.index] = event.tokens_total
+            held.progress = {
+                "tokens_committed": sum(committed.values()),
+                # Answers that have not begun will be as long as they may.
+                "tokens_total": sum(total.values()) + params.max_tokens * (params.n - len(total)),
+                "step": event.step,
+            }
+            common = {"attempt": attempt, "index": event.index, "step": event.step}
+            offset = characters.get(event.index, 0)
+            characters[event.index] = offset + len(event.text_delta)
+            progress = {
+                **common,
+                "tokens_committed": event.tokens_committed,
+                "tokens_total": event.tokens_total,
+                "offset": offset,
+                "text": event.text_delta,
+            }
+            if event.canvas is not None:
+                progress["canvas"] = event.canvas
+            self._emit(Event(job_id, "progress", progress))
+            self._emit(
+                Event(
+                    job_id,
+                    "denoise",
+                    {
+                        **common,
+                        "positions": list(event.positions),
+                        "tokens": list(event.token_ids),
+                        "confidence": [round(c, 5) for c in event.confidences],
+                    },
+                )
+            )
+
+        return listen
+
+    def _count(self, status: str, output: RequestOutput | None) -> None:
+        name = {"succeeded": "jobs_succeeded", "failed": "jobs_failed", "cancelled": "jobs_cancelled"}
+        self._counters.add(**{name.get(status, "jobs_requeued"): 1})
+        if output is not None:
+            self._counters.add(
+                tokens_generated=output.metrics.generated_tokens,
+                prompt_tokens=output.metrics.prompt_tokens,
+                job_forwards=output.metrics.forwards,
+            )
+
+
+def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str, Any]:
+    """`usage`, `timing` and `diffusion` of an attempt that ran; queueing by the database's clock, the rest by ours."""
+    metrics = output.metrics
+    queued_ms = 1000 * (job.started_at - job.queued_at).total_seconds()
+    before_ms = 1000 * (job.started_at - job.created_at).total_seconds()
+    diffusion = {**{k: v for k, v in job.params.get("diffusion", {}).items() if v is not None}}
+    return {
+        "usage": {
+            "prompt_tokens": metrics.prompt_tokens,
+            "completion_tokens": metrics.generated_tokens,
+            "total_tokens": metrics.prompt_tokens + metrics.generated_tokens,
+        },
+        "timing": {
+            "queued_ms": round(queued_ms, 3),
+            "prompt_ms": round(metrics.queued_ms, 3),  # accepted by the engine to its first step
+            "denoise_ms": round(metrics.denoise_ms, 3),
+            "total_ms": round(before_ms + elapsed_ms, 3),
+        },
+        "diffusion": {
+            **diffusion,
+            "forwards": metrics.forwards,
+            "tokens_per_forward": round(metrics.tokens_per_forward, 4),
+            "seed": output.seed,
+        },
+    }
+
+
+def storable(value: Any) -> Any:
+    """The value without NUL characters and lone surrogates, which PostgreSQL's jsonb cannot hold."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value
