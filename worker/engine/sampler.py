@@ -98,8 +98,8 @@ class DiffusionSampler:
             tokens = allowed.argmax(-1)
         if diffusion.suppress_end == "confidence":
             logits = logits.index_fill(-1, torch.tensor(suppressed, device=logits.device), -torch.inf)
-        chosen = logits.gather(-1, tokens[:, None])[:, 0]
-        return tokens, (chosen - logits.logsumexp(-1)).exp()
+        # Not exp(logit - logsumexp): near 1 its rounding reorders positions that softmax tells apart.
+        return tokens, logits.softmax(-1).gather(-1, tokens[:, None])[:, 0]
 
     def unmask_tokens(self, answer: Answer, positions: list[int], tokens: Tensor, confidence: Tensor) -> Commit:
         """Let the answer's rule choose among its masked positions, and write the chosen tokens into its canvas."""
