@@ -1,8 +1,4 @@
-"""The response objects of the endpoints: what a worker stores as a job's `result` and a client reads. Pure functions.
-
-A result is exactly what the endpoint itself answers, so the OpenAI SDK reads a job's result too. What OpenAI has no
-field for sits under one key, `vdiff`.
-"""
+"""A job's result: the very object that its endpoint answers with. Pure, so that compatibility is tested without a server."""
 
 from __future__ import annotations
 
@@ -12,17 +8,9 @@ from typing import Any
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 ENDPOINTS = (CHAT, COMPLETIONS)
-OBJECTS = {CHAT: "chat.completion", COMPLETIONS: "text_completion"}
-_ID_PREFIX = {CHAT: "chatcmpl", COMPLETIONS: "cmpl"}
 
 
-def response_id(endpoint: str, job_id: str) -> str:
-    """The response's id: the job's, spelled as OpenAI does."""
-    return f"{_ID_PREFIX[endpoint]}-{job_id.partition('_')[2] or job_id}"
-
-
-def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Real tokens up to the end token, never the canvas; the prompt counts once, whatever `n` is."""
+def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -30,11 +18,9 @@ def build_usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
     }
 
 
-def _choice(endpoint: str, choice: Mapping[str, Any]) -> dict[str, Any]:
-    common = {"index": choice["index"], "logprobs": None, "finish_reason": choice["finish_reason"]}
-    if endpoint == CHAT:
-        return {**common, "message": {"role": "assistant", "content": choice["text"], "refusal": None}}
-    return {**common, "text": choice["text"]}
+def response_id(endpoint: str, job_id: str) -> str:
+    """OpenAI's form of an id, made from the job's."""
+    return f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{job_id.removeprefix('job_')}"
 
 
 def build_result(
@@ -47,19 +33,32 @@ def build_result(
     prompt_tokens: int,
     extras: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The whole response of one job.
+    """The response object.
 
     Args:
-        created: when the job was accepted, seconds since 1970.
-        choices: `{index, text, token_ids, finish_reason}` of each answer, without the end token.
-        extras: goes under `vdiff`, beside the job's id.
+        endpoint: one of `ENDPOINTS`.
+        created: Unix seconds.
+        choices: {index, text, token_ids, finish_reason} each; token_ids are counted for `usage` (real tokens, up to the
+            end token).
+        extras: what stands under the key `vdiff`.
     """
+    chat = endpoint == CHAT
+    made = []
+    for choice in sorted(choices, key=lambda c: c["index"]):
+        content: dict[str, Any] = (
+            {"message": {"role": "assistant", "content": choice["text"], "refusal": None}}
+            if chat
+            else {"text": choice["text"]}
+        )
+        made.append(
+            {"index": choice["index"], **content, "logprobs": None, "finish_reason": choice["finish_reason"]}
+        )
     return {
         "id": response_id(endpoint, job_id),
-        "object": OBJECTS[endpoint],
+        "object": "chat.completion" if chat else "text_completion",
         "created": created,
         "model": model,
-        "choices": [_choice(endpoint, c) for c in sorted(choices, key=lambda c: int(c["index"]))],
-        "usage": build_usage(prompt_tokens, sum(len(c["token_ids"]) for c in choices)),
-        "vdiff": {"job_id": job_id, **extras},
+        "choices": made,
+        "usage": usage_of(prompt_tokens, sum(len(c["token_ids"]) for c in choices)),
+        "vdiff": dict(extras),
     }

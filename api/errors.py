@@ -1,0 +1,96 @@
+"""One error body for everything: RFC 9457's problem object and OpenAI's error in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from shared.errors import VDiffError
+from shared.metrics import ERRORS
+
+log = structlog.get_logger(__name__)
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def error_type(status: int) -> str:
+    """OpenAI's `error.type`."""
+    return _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+
+
+def problem(
+    status: int, message: str, *, code: str, param: str | None, instance: str, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """The answer; counts it in vdiff_errors_total."""
+    ERRORS.labels(code=code).inc()
+    body = {
+        "type": f"urn:vdiff:error:{code}",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": message,
+        "instance": instance,
+        "error": {"message": message, "type": error_type(status), "param": param, "code": code},
+    }
+    return JSONResponse(body, status, dict(headers or {}), media_type="application/problem+json")
+
+
+def path_of(loc: tuple[Any, ...]) -> str | None:
+    """A validation error's place as a full name: messages[0].content."""
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif part not in ("body", "query", "path", "header"):
+            text += f".{part}" if text else str(part)
+    return text or None
+
+
+def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
+    headers = {"Retry-After": "5"} if exc.retryable else {}
+    return problem(
+        exc.http_status, exc.message, code=exc.code, param=exc.param, instance=request.url.path, headers=headers
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Register the handlers."""
+
+    @app.exception_handler(VDiffError)
+    async def on_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
+        return from_vdiff(request, exc)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
+        first = exc.errors()[0]
+        param = path_of(tuple(first["loc"]))
+        return problem(400, f"{param}: {first['msg']}", code="invalid_parameter", param=param, instance=request.url.path)
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, exc: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
+        detail = f"{request.method} {request.url.path}: {exc.detail}"
+        return problem(
+            exc.status_code, detail, code=code, param=None, instance=request.url.path, headers=exc.headers or {}
+        )
+
+    @app.exception_handler(SQLAlchemyError)
+    @app.exception_handler(OSError)
+    async def on_database(request: Request, exc: Exception) -> JSONResponse:
+        log.error("database_unavailable", error=type(exc).__name__, path=request.url.path)
+        return problem(
+            503, "the database does not answer; try again", code="database_unavailable", param=None,
+            instance=request.url.path, headers={"Retry-After": "5"},
+        )  # fmt: skip
+
+    @app.exception_handler(Exception)
+    async def on_bug(request: Request, exc: Exception) -> JSONResponse:
+        log.exception("unhandled", path=request.url.path)
+        return problem(500, "internal error", code="internal_error", param=None, instance=request.url.path)

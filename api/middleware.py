@@ -1,0 +1,112 @@
+"""What wraps every request: its id, its size limit, its log line and its metrics. Plain ASGI, so that streams stay streams."""
+
+from __future__ import annotations
+
+import time
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import problem
+from shared.ids import new_id
+from shared.metrics import LATENCY, REQUESTS
+
+log = structlog.get_logger("vdiff.access")
+
+
+class TooLarge(Exception):
+    """The body outgrew the limit while it was read."""
+
+
+class BodyLimitMiddleware:
+    """413 for bodies beyond the limit, with and without Content-Length."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        length = Headers(scope=scope).get("content-length", "0")
+        refusal = problem(
+            413, f"the body is larger than {self.max_bytes} bytes", code="body_too_large", param="body",
+            instance=scope["path"],
+        )  # fmt: skip
+        if length.isdigit() and int(length) > self.max_bytes:
+            await refusal(scope, receive, send)
+            return
+        seen = 0
+        started = False
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_bytes:
+                raise TooLarge
+            return message
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, limited, noting)
+        except TooLarge:
+            if started:
+                raise
+            await refusal(scope, receive, send)
+
+
+class RequestIDMiddleware:
+    """X-Request-ID: the client's if it is short and plain, else a new one; in the answer and in every log line."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else new_id("req")
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            await self.app(scope, receive, with_id)
+
+
+class LoggingMiddleware:
+    """One log line and the metrics of each request. No body, no query, no header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began, status = time.perf_counter(), 500
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noting)
+        finally:
+            seconds = time.perf_counter() - began
+            route = getattr(scope.get("route"), "path", "unmatched")
+            REQUESTS.labels(method=scope["method"], route=route, status=status).inc()
+            LATENCY.labels(route=route).observe(seconds)
+            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 1))
