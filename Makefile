@@ -1,0 +1,49 @@
+# Everything that a person does with a checkout. `make help` lists it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help setup up check test test-unit test-integration bench migrate lock
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.installed ## make .venv with everything, pinned
+
+$(VENV)/.installed: requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("vdiff needs Python 3.11 or newer; try make setup PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+up: setup ## run everything here: PostgreSQL, Redis, a worker, the API, Flower (options in ARGS)
+	@exec $(BIN)/vdiff up $(ARGS)
+
+check: setup ## lint, types, imports, unit tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/unit
+
+test: check test-integration ## everything
+
+test-unit: setup ## unit tests
+	$(BIN)/pytest tests/unit $(ARGS)
+
+test-integration: setup ## tests against a real PostgreSQL, a real Redis and real processes
+	$(BIN)/pytest tests/integration $(ARGS)
+
+bench: setup ## the benchmarks; minutes
+	$(BIN)/python benchmarks/run_benchmark.py $(ARGS)
+
+migrate: setup ## bring the database of VDIFF_DATABASE_URL up to date
+	$(BIN)/vdiff migrate
+
+lock: setup ## pin all dependencies anew
+	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra api --extra worker --extra embedded --extra flower --output-file requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe --extra api --extra worker --extra embedded --extra flower --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	sed -i 's/^torch==2.13.0.*/torch==2.13.0/; s/^--.*//' requirements.txt requirements-dev.txt

@@ -1,0 +1,34 @@
+"""Servers that tests need: started here on free ports in temporary folders, stopped by process id, also on failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vdiff.embedded import EmbeddedPostgres, EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A fresh cluster with an empty database `vdiff`."""
+    folder = Path(tmp_path_factory.mktemp("postgres"))
+    for parent in (folder, *folder.parents):  # pytest's folders are private; under root the server is another user
+        if parent.name.startswith("pytest-"):
+            parent.chmod(0o755)
+    folder.chmod(0o755)
+    server = EmbeddedPostgres(folder)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    server = EmbeddedRedis(Path(tmp_path_factory.mktemp("redis")))
+    try:
+        yield server.start()
+    finally:
+        server.stop()

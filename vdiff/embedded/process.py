@@ -1,0 +1,64 @@
+"""Children that end with their parent: a free port, a bounded wait, a stop that escalates."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from shared.errors import ConfigurationError
+
+_PR_SET_PDEATHSIG = 1
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def die_with_parent(signal_number: int = signal.SIGTERM) -> Callable[[], None] | None:
+    """A preexec_fn after which the kernel signals the child when its parent is gone (Linux; None elsewhere).
+
+    The signal comes when the parent's *thread* that started the child ends, so start children from the main thread.
+    """
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def apply() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal_number)
+
+    return apply
+
+
+def stop_process(process: subprocess.Popen[bytes], first: int, seconds: float) -> None:
+    """Signal, wait, kill. Returns when the process is gone."""
+    if process.poll() is not None:
+        return
+    process.send_signal(first)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], what: str, log: Path, seconds: float) -> None:
+    """Poll until ready. Raises ConfigurationError with the log's last line when the process ends or time runs out."""
+    deadline = time.monotonic() + seconds
+    while not ready():
+        ended = process.poll()
+        if ended is not None or time.monotonic() > deadline:
+            lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
+            state = f"ended with code {ended}" if ended is not None else f"is not ready after {seconds:.0f} s"
+            stop_process(process, signal.SIGTERM, 3)
+            raise ConfigurationError(f"{what} {state}: {lines[-1] if lines else 'no output'} (see {log})")
+        time.sleep(0.05)
