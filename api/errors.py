@@ -71,7 +71,9 @@ def install(app: FastAPI) -> None:
     async def on_invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
         first = exc.errors()[0]
         param = path_of(tuple(first["loc"]))
-        return problem(400, f"{param}: {first['msg']}", code="invalid_parameter", param=param, instance=request.url.path)
+        return problem(
+            400, f"{param}: {first['msg']}", code="invalid_parameter", param=param, instance=request.url.path
+        )
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, exc: HTTPException) -> JSONResponse:

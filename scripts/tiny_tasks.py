@@ -28,16 +28,85 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-WORDS = (
-    "apple river stone cloud tiger lemon chair piano bread ocean horse green table light music paper "
-    "train house garden window silver forest summer winter coffee bridge candle castle dragon engine "
-    "flower guitar island jacket kitten ladder market needle orange pencil rabbit school ticket valley wagon yellow "
-    "zebra mountain basket camera desert feather hammer jungle lantern mirror"
-).split()
-NAMES = "Tom Anna Ben Clara David Emma Felix Grace Henry Iris Jack Kate Leo Maria Noah Olga".split()
-THINGS = "apples books coins pens cards shells stamps eggs".split()
-DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
-CITIES = "Paris London Berlin Madrid Rome Oslo Vienna Prague Lisbon Dublin".split()
+WORDS = [
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "tiger",
+    "lemon",
+    "chair",
+    "piano",
+    "bread",
+    "ocean",
+    "horse",
+    "green",
+    "table",
+    "light",
+    "music",
+    "paper",
+    "train",
+    "house",
+    "garden",
+    "window",
+    "silver",
+    "forest",
+    "summer",
+    "winter",
+    "coffee",
+    "bridge",
+    "candle",
+    "castle",
+    "dragon",
+    "engine",
+    "flower",
+    "guitar",
+    "island",
+    "jacket",
+    "kitten",
+    "ladder",
+    "market",
+    "needle",
+    "orange",
+    "pencil",
+    "rabbit",
+    "school",
+    "ticket",
+    "valley",
+    "wagon",
+    "yellow",
+    "zebra",
+    "mountain",
+    "basket",
+    "camera",
+    "desert",
+    "feather",
+    "hammer",
+    "jungle",
+    "lantern",
+    "mirror",
+]
+NAMES = [
+    "Tom",
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Emma",
+    "Felix",
+    "Grace",
+    "Henry",
+    "Iris",
+    "Jack",
+    "Kate",
+    "Leo",
+    "Maria",
+    "Noah",
+    "Olga",
+]
+THINGS = ["apples", "books", "coins", "pens", "cards", "shells", "stamps", "eggs"]
+DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+CITIES = ["Paris", "London", "Berlin", "Madrid", "Rome", "Oslo", "Vienna", "Prague", "Lisbon", "Dublin"]
 TEMPLATES = (
     ("Dear NAME, see you on DAY in CITY."),
     ("NAME flies to CITY on DAY."),

@@ -26,7 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from safetensors.torch import save_file
 from tiny_tasks import EOS, KINDS, MASK, build_tokenizer, evaluation_set, render, sample, save_tokenizer
 from torch import Tensor, nn
@@ -72,7 +72,9 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, causal: bool) -> Tensor:
         b, length, width = x.shape
         h = self.attn_norm(x)
-        q, k, v = (p(h).view(b, length, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            p(h).view(b, length, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
         attended = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=causal)
         x = x + self.attn_out(attended.transpose(1, 2).reshape(b, length, width))
         h = self.ff_norm(x)
@@ -182,7 +184,9 @@ def losses(model: Transformer, ids: Tensor, starts: Tensor, data: Data, generato
 
 
 @torch.no_grad()
-def decode(model: Transformer, data: Data, prompts: list[list[int]], canvas: int, block: int, threshold: float | None) -> list[str]:
+def decode(
+    model: Transformer, data: Data, prompts: list[list[int]], canvas: int, block: int, threshold: float | None
+) -> list[str]:
     """A small greedy decoder for progress reports; the engine's own numbers go into the card."""
     texts = []
     for prompt in prompts:
@@ -223,7 +227,9 @@ def exact_match(model: Transformer, data: Data, per_kind: int, threshold: float 
     scores = {}
     for kind in KINDS:
         lines: list[Any] = [e for e in evaluation_set() if e["metadata"]["kind"] == kind][:per_kind]  # type: ignore[index]
-        prompts = [data.tokenizer.encode(render(e["messages"][0]["content"]), add_special_tokens=False).ids for e in lines]
+        prompts = [
+            data.tokenizer.encode(render(e["messages"][0]["content"]), add_special_tokens=False).ids for e in lines
+        ]
         texts = decode_ar(model, data, prompts, 32) if model.causal else decode(model, data, prompts, 32, 8, threshold)
         scores[kind] = sum(t == e["metadata"]["answer"] for t, e in zip(texts, lines, strict=True)) / len(lines)
     return scores
@@ -295,7 +301,10 @@ def main() -> None:
     data = Data(args.seed)
     shape = Shape(96, 2, 4, 256, data.vocab) if causal else Shape(160, 4, 4, 432, data.vocab)
     model = Transformer(shape, causal=causal)
-    print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {steps} steps, seed {args.seed}", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {steps} steps, seed {args.seed}",
+        flush=True,
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.98), weight_decay=0.01)
     generator = torch.Generator().manual_seed(args.seed)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -336,7 +345,9 @@ def main() -> None:
         if (step + 1) % 50 == 0 or last:
             speed = (step + 1 - start) / (time.monotonic() - began)
             eta = (steps - step - 1) / speed
-            print(f"step {step + 1}/{steps}  loss {running:.4f}  {speed:.2f} steps/s  ETA {eta / 60:.1f} min", flush=True)
+            print(
+                f"step {step + 1}/{steps}  loss {running:.4f}  {speed:.2f} steps/s  ETA {eta / 60:.1f} min", flush=True
+            )
         if (step + 1) % args.report_every == 0 or last:
             trained = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(average)

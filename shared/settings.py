@@ -62,7 +62,9 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(30.0, gt=0, description="how long a claim holds without a heartbeat")
     heartbeat_seconds: float = Field(10.0, gt=0, description="time between heartbeats; at most a third of the lease")
     sweep_seconds: float = Field(5.0, gt=0, description="time between two rounds of the sweeper")
-    repush_after_seconds: float = Field(15.0, gt=0, description="a queued job whose message may be lost is pushed again")
+    repush_after_seconds: float = Field(
+        15.0, gt=0, description="a queued job whose message may be lost is pushed again"
+    )
     drain_seconds: float = Field(10.0, ge=0, description="time that running jobs get at SIGTERM before requeue")
     max_attempts: int = Field(3, ge=1, le=100, description="failures after which a job fails for good")
     hang_seconds: float = Field(120.0, gt=0, description="an engine with work that makes no step for so long is hung")

@@ -50,9 +50,7 @@ def build_result(
             if chat
             else {"text": choice["text"]}
         )
-        made.append(
-            {"index": choice["index"], **content, "logprobs": None, "finish_reason": choice["finish_reason"]}
-        )
+        made.append({"index": choice["index"], **content, "logprobs": None, "finish_reason": choice["finish_reason"]})
     return {
         "id": response_id(endpoint, job_id),
         "object": "chat.completion" if chat else "text_completion",

@@ -51,7 +51,9 @@ def stop_process(process: subprocess.Popen[bytes], first: int, seconds: float) -
         process.wait()
 
 
-def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], what: str, log: Path, seconds: float) -> None:
+def wait_until(
+    ready: Callable[[], bool], process: subprocess.Popen[bytes], what: str, log: Path, seconds: float
+) -> None:
     """Poll until ready. Raises ConfigurationError with the log's last line when the process ends or time runs out."""
     deadline = time.monotonic() + seconds
     while not ready():

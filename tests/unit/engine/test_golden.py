@@ -51,7 +51,9 @@ def params_of(case: dict[str, Any]) -> SamplingParams:
 def test_tokens_and_forwards(engines: dict[str, VDiffEngine], family: str, case: dict[str, Any]) -> None:
     engine, params = engines[family], params_of(case)
     masks = case["attention_mask"] or [[1] * len(row) for row in case["prompt_ids"]]
-    prompts = [[t for t, m in zip(row, mask, strict=True) if m] for row, mask in zip(case["prompt_ids"], masks, strict=True)]
+    prompts = [
+        [t for t, m in zip(row, mask, strict=True) if m] for row, mask in zip(case["prompt_ids"], masks, strict=True)
+    ]
     outputs = engine.generate([{"prompt_token_ids": p} for p in prompts], params)
     assert [o.outputs[0].token_ids for o in outputs] == case["generated"]
     forwards = max(o.outputs[0].forwards for o in outputs)

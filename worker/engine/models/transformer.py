@@ -8,7 +8,7 @@ rows it needs through `logits`.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.engine.config import ModelConfig

@@ -1,0 +1,1 @@
+"""OpenAI's face: request schemas, pure translation, sync and streamed answers."""

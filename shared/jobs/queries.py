@@ -1,0 +1,107 @@
+"""What the API alone asks of the jobs table; the moves are in `shared.jobs.repository`. Statements, executed by callers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, case, func, select
+from sqlalchemy.dialects.postgresql import Insert, insert
+
+from shared.jobs.repository import ATTEMPTS, JOBS
+from shared.jobs.status import JobStatus, Priority
+
+_J = JOBS.c
+# A job without its prompt and body, which only its owner's replay needs.
+PUBLIC = [
+    _J.id, _J.tenant, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.created_at,
+    _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage, _J.timing,
+    _J.diffusion, _J.cancel_requested,
+]  # fmt: skip
+
+
+def insert_job(values: Mapping[str, Any]) -> Insert:
+    """Add a queued job; returns its id, or nothing when the tenant used the idempotency key before."""
+    return (
+        insert(JOBS)
+        .values(**values)
+        .on_conflict_do_nothing(
+            index_elements=[_J.tenant, _J.idempotency_key], index_where=_J.idempotency_key.is_not(None)
+        )
+        .returning(_J.id)
+    )
+
+
+def by_idempotency_key(tenant: str, key: str) -> Select[Any]:
+    return select(*PUBLIC, _J.request_hash).where(_J.tenant == tenant, _J.idempotency_key == key)
+
+
+def get(job_id: str, tenant: str) -> Select[Any]:
+    return select(*PUBLIC).where(_J.id == job_id, _J.tenant == tenant)
+
+
+def attempts(job_id: str) -> Select[Any]:
+    return select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.attempt)
+
+
+def list_jobs(
+    tenant: str,
+    *,
+    status: str | None,
+    model: str | None,
+    metadata: Mapping[str, str],
+    created_after: datetime | None,
+    before_id: str | None,
+    limit: int,
+) -> Select[Any]:
+    """Newest first; ids sort by time, so the last id of a page is where the next one goes on. One row more than asked."""
+    query = select(*PUBLIC).where(_J.tenant == tenant)
+    if status is not None:
+        query = query.where(_J.status == status)
+    if model is not None:
+        query = query.where(_J.model == model)
+    if metadata:
+        query = query.where(_J.metadata.contains(dict(metadata)))
+    if created_after is not None:
+        query = query.where(_J.created_at > created_after)
+    if before_id is not None:
+        query = query.where(_J.id < before_id)
+    return query.order_by(_J.id.desc()).limit(limit + 1)
+
+
+def _rank() -> Any:
+    return case({p.value: p.rank for p in Priority}, value=_J.priority, else_=len(Priority))
+
+
+def queue_position(row: Mapping[str, Any], limit: int = 10_000) -> Select[Any]:
+    """How many queued jobs of the model come before this one, counted to `limit` at most."""
+    rank = Priority(row["priority"]).rank
+    ahead = (
+        select(_J.id)
+        .where(_J.model == row["model"], _J.status == JobStatus.QUEUED.value)
+        .where((_rank() < rank) | ((_rank() == rank) & (_J.queued_at < row["queued_at"])))
+        .limit(limit)
+        .subquery()
+    )
+    return select(func.count()).select_from(ahead)
+
+
+def queued_of(tenant: str, limit: int) -> Select[Any]:
+    """How many jobs a tenant has queued, counted to `limit` at most."""
+    some = select(_J.id).where(_J.tenant == tenant, _J.status == JobStatus.QUEUED.value).limit(limit).subquery()
+    return select(func.count()).select_from(some)
+
+
+def queue_overview() -> Select[Any]:
+    """(model, priority, count, oldest age in seconds) of what is queued."""
+    age = func.extract("epoch", func.now() - func.min(_J.queued_at))
+    return (
+        select(_J.model, _J.priority, func.count().label("count"), age.label("oldest_seconds"))
+        .where(_J.status == JobStatus.QUEUED.value)
+        .group_by(_J.model, _J.priority)
+    )
+
+
+def jobs_by_status() -> Select[Any]:
+    return select(_J.status, func.count().label("count")).group_by(_J.status)

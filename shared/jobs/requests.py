@@ -1,0 +1,173 @@
+"""The bodies of the generation endpoints, checked: what a job asks for, whoever accepts it. Pure; no FastAPI.
+
+`parse` takes the body of an endpoint and gives prompt and generation fields; every field is known or refused by name.
+OpenAI fields that vdiff does not serve are accepted only at the value that changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
+from shared.jobs.responses import CHAT, COMPLETIONS, ENDPOINTS
+from shared.sampling_params import GENERATION_FIELDS
+from shared.tokenizer import TokenizerWrapper
+
+ROLES = ("system", "user", "assistant", "developer")
+MAX_MESSAGES = 1000
+# OpenAI's own fields and the values at which they change nothing; `user` and the like only label a request.
+_NO_OPS: dict[str, tuple[Any, ...]] = {
+    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,), "echo": (False,),
+    "suffix": ("",), "store": (False,), "tools": ([],), "response_format": ({"type": "text"},), "logprobs": (False,),
+    "parallel_tool_calls": (True, False), "modalities": (["text"],),
+}  # fmt: skip
+_LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
+_STREAMING = ("stream", "stream_options")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """One generation request, its shape checked; values are checked by `resolve_params` against the model."""
+
+    endpoint: str
+    model: str
+    prompt: str | None
+    prompt_token_ids: list[int] | None
+    messages: list[dict[str, str]] | None
+    fields: dict[str, Any]
+    stream: bool
+    include_usage: bool
+
+    def tokens(self, tokenizer: TokenizerWrapper, vocab_size: int) -> list[int]:
+        """The prompt's token ids, never empty. Raises InvalidParameter."""
+        where = "messages" if self.messages is not None else "prompt"
+        if self.messages is not None:
+            ids = tokenizer.encode_chat(self.messages)
+        elif self.prompt is not None:
+            ids = tokenizer.encode(self.prompt)
+        else:
+            ids = list(self.prompt_token_ids or [])
+            if any(not 0 <= i < vocab_size for i in ids):
+                raise InvalidParameter(f"prompt: token ids must be from 0 to {vocab_size - 1}", param="prompt")
+        if not ids:
+            raise InvalidParameter(f"{where} is empty", param=where)
+        return ids
+
+
+def _messages(value: Any) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
+        raise InvalidParameter("messages must be a list of at least one message", param="messages")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidParameter(f"messages takes at most {MAX_MESSAGES} messages", param="messages")
+    made = []
+    for i, message in enumerate(value):
+        at = f"messages[{i}]"
+        if not isinstance(message, dict):
+            raise InvalidParameter(f"{at} must be an object", param=at)
+        for name in message:
+            if name not in ("role", "content", "name"):
+                raise UnknownParameter(f"{at}.{name[:80]} is not supported", param=f"{at}.{name[:80]}")
+        role = message.get("role")
+        if role not in ROLES:
+            raise InvalidParameter(f"{at}.role must be one of {', '.join(ROLES)}", param=f"{at}.role")
+        made.append({"role": "system" if role == "developer" else role, "content": _content(message, at)})
+    return made
+
+
+def _content(message: Mapping[str, Any], at: str) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        parts = []
+        for j, part in enumerate(content):
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                where = f"{at}.content[{j}]"
+                raise InvalidParameter(f"{where} must be a text part", param=where)
+            parts.append(part["text"])
+        content = "".join(parts)
+    if not isinstance(content, str) or not content:
+        raise InvalidParameter(f"{at}.content must be a non-empty string", param=f"{at}.content")
+    return content
+
+
+def _prompt(value: Any) -> tuple[str | None, list[int] | None]:
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
+        value = value[0]  # a batch of one
+    if isinstance(value, str) and value:
+        return value, None
+    if isinstance(value, list) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        return None, value
+    if isinstance(value, list) and any(isinstance(v, str | list) for v in value):
+        raise InvalidParameter("prompt takes one prompt; send several as jobs of their own", param="prompt")
+    raise InvalidParameter("prompt must be a non-empty string or a non-empty list of token ids", param="prompt")
+
+
+def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
+    """Check the shape of an endpoint's body.
+
+    Args:
+        streaming: whether `stream` may be asked for (not inside a job).
+
+    Raises:
+        InvalidParameter, UnknownParameter, MissingParameter: with the field's full name.
+    """
+    if endpoint not in ENDPOINTS:
+        raise InvalidParameter(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
+    if not isinstance(body, dict):
+        raise InvalidParameter("body must be an object", param="body")
+    body = {k: v for k, v in body.items() if v is not None}
+    chat = endpoint == CHAT
+    own = ("model", "messages", "max_completion_tokens") if chat else ("model", "prompt")
+    allowed = {*own, *GENERATION_FIELDS, *_LABELS, *_STREAMING}
+    for name, value in body.items():
+        if name in _NO_OPS and any(value == v and type(value) in (type(v), int, float) for v in _NO_OPS[name]):
+            continue
+        if name in _NO_OPS and name != "logprobs":
+            raise UnknownParameter(f"{name} is not served; leave it out", param=name)
+        if name not in allowed:
+            raise UnknownParameter(f"{name[:80]} is not a field of {endpoint}", param=name[:80])
+    if "model" not in body:
+        raise MissingParameter("model is required", param="model")
+    if not isinstance(body["model"], str) or not body["model"]:
+        raise InvalidParameter("model must be a non-empty string", param="model")
+    fields = {k: body[k] for k in GENERATION_FIELDS if k in body}
+    if chat and "max_completion_tokens" in body:
+        if "max_tokens" in fields:
+            raise InvalidParameter("give max_completion_tokens or max_tokens, not both", param="max_completion_tokens")
+        fields["max_tokens"] = body["max_completion_tokens"]
+    stream, include_usage = _stream(body, streaming)
+    prompt: str | None = None
+    ids: list[int] | None = None
+    messages: list[dict[str, str]] | None = None
+    if chat:
+        if "messages" not in body:
+            raise MissingParameter("messages is required", param="messages")
+        messages = _messages(body["messages"])
+    else:
+        if "prompt" not in body:
+            raise MissingParameter("prompt is required", param="prompt")
+        prompt, ids = _prompt(body["prompt"])
+    return ParsedRequest(endpoint, body["model"], prompt, ids, messages, fields, stream, include_usage)
+
+
+def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
+    stream = body.get("stream", False)
+    if not isinstance(stream, bool):
+        raise InvalidParameter("stream must be true or false", param="stream")
+    if stream and not streaming:
+        raise InvalidParameter("a job does not stream its answer; read /v1/jobs/{id}/events", param="stream")
+    options = body.get("stream_options", {})
+    if not isinstance(options, dict) or set(options) - {"include_usage"}:
+        raise InvalidParameter("stream_options takes include_usage alone", param="stream_options")
+    if options and not stream:
+        raise InvalidParameter("stream_options has no effect without stream", param="stream_options")
+    include = options.get("include_usage", False)
+    if not isinstance(include, bool):
+        raise InvalidParameter(
+            "stream_options.include_usage must be true or false", param="stream_options.include_usage"
+        )
+    return stream, include
+
+
+__all__ = ["CHAT", "COMPLETIONS", "ParsedRequest", "parse"]

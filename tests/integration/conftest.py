@@ -1,0 +1,257 @@
+"""Fixtures of the job tests: a migrated database of one's own, jobs in it, and real worker processes.
+
+`postgres_url` and `redis_url` (servers for the whole run) come from `tests/conftest.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+import redis
+from sqlalchemy import Row, insert, text
+from sqlalchemy.engine import make_url
+
+from migrations.run import upgrade
+from shared.db.session import Database, sync_engine_unpooled
+from shared.ids import new_id
+from shared.jobs import repository
+from shared.jobs.repository import JOBS
+from shared.jobs.status import TERMINAL, JobStatus
+from shared.queue.messages import push_sync
+from shared.sampling_params import SamplingParams
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY_MODEL = ROOT / "tests" / "golden" / "llada"
+RUN_WORKER = (
+    "import sys; from shared.settings import load_settings; from worker.main import run; sys.exit(run(load_settings()))"
+)
+REDIS_DB = 7  # apart from what other tests use, so that one may be flushed
+
+
+def eventually(check: Callable[[], Any], *, seconds: float = 20.0, what: str = "") -> Any:
+    """The first true value of `check`, asked every 20 ms."""
+    deadline = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"not within {seconds} s: {what or check}")
+        time.sleep(0.02)
+
+
+def create_database(postgres_url: str, name: str, template: str | None = None) -> str:
+    """A new database on the server; its URL."""
+    engine = sync_engine_unpooled(postgres_url).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else "")))
+    return make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+
+
+def drop_database(postgres_url: str, name: str) -> None:
+    engine = sync_engine_unpooled(postgres_url).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_url: str) -> Iterator[str]:
+    name = f"vdiff_template_{uuid.uuid4().hex[:8]}"
+    upgrade(create_database(postgres_url, name))
+    yield name
+    drop_database(postgres_url, name)
+
+
+@pytest.fixture
+def empty_database_url(postgres_url: str) -> Iterator[str]:
+    name = f"vdiff_empty_{uuid.uuid4().hex[:8]}"
+    yield create_database(postgres_url, name)
+    drop_database(postgres_url, name)
+
+
+class WorkerProcess:
+    """One `vdiff worker` in a process of its own, with short clocks."""
+
+    def __init__(self, jobs: Jobs, log: Path, **settings: object) -> None:
+        values = {
+            "database_url": jobs.database_url,
+            "redis_url": jobs.redis_url,
+            "model": TINY_MODEL,
+            "served_model_name": jobs.model,
+            "max_num_seqs": 4,
+            "num_threads": 1,
+            "device": "cpu",
+            "lease_seconds": 3,
+            "heartbeat_seconds": 1,
+            "sweep_seconds": 0.5,
+            "repush_after_seconds": 2,
+            "drain_seconds": 1,
+            "log_format": "json",
+            "log_level": "DEBUG",
+            **settings,
+        }
+        env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
+        env.update({f"VDIFF_{name.upper()}": str(value) for name, value in values.items()})
+        self.log = log
+        self._jobs = jobs
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", RUN_WORKER], cwd=ROOT, env=env, stdout=output, stderr=output
+            )
+
+    def wait_ready(self) -> WorkerProcess:
+        def is_ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the worker ended with {self.process.returncode}:\n{self.tail()}")
+            return self.row() is not None
+
+        eventually(is_ready, seconds=60, what="worker ready")
+        return self
+
+    def row(self) -> Row[Any] | None:
+        with self._jobs.database.read() as session:
+            return session.execute(
+                text("SELECT * FROM workers WHERE pid = :pid"), {"pid": self.process.pid}
+            ).one_or_none()
+
+    def signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def wait(self, seconds: float = 20.0) -> int:
+        return self.process.wait(seconds)
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-4000:]
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+            self.process.wait(10)
+
+
+class Jobs:
+    """Submits jobs as the API does, and looks at their rows."""
+
+    def __init__(self, database_url: str, redis_url: str) -> None:
+        self.database_url = database_url
+        self.redis_url = redis_url
+        self.model = f"tiny-{uuid.uuid4().hex[:8]}"  # its own queues
+        self.database = Database(database_url)
+        self.redis = redis.Redis.from_url(redis_url)
+
+    def submit(self, *, push: int = 1, slow: bool = False, max_attempts: int = 3, **params: Any) -> str:
+        """Insert a queued job and push its message `push` times; a slow one runs for many seconds."""
+        job_id = new_id("job")
+        sampling = SamplingParams(**{"max_tokens": 1000 if slow else 8, "temperature": 0.0, "seed": 1, **params})
+        with self.database.write() as session:
+            session.execute(
+                insert(JOBS).values(
+                    id=job_id,
+                    endpoint="/v1/completions",
+                    model=self.model,
+                    body={"model": self.model, "prompt": "x"},
+                    params=sampling.to_json(),
+                    prompt_token_ids=[5, 6, 7],
+                    max_attempts=max_attempts,
+                )
+            )
+        if push:
+            push_sync(self.redis, [(job_id, self.model, "normal")] * push)
+            with self.database.write() as session:
+                session.execute(repository.mark_pushed([job_id]))
+        return job_id
+
+    def row(self, job_id: str) -> Row[Any]:
+        with self.database.read() as session:
+            return session.execute(repository.get_job(job_id)).one()
+
+    def outcomes(self, job_id: str) -> list[str]:
+        """The outcomes of its attempts, oldest first."""
+        with self.database.read() as session:
+            return [row.outcome for row in session.execute(repository.job_attempts(job_id))]
+
+    def wait_status(self, job_id: str, status: JobStatus, *, seconds: float = 20.0) -> Row[Any]:
+        return eventually(lambda: (row := self.row(job_id)).status == status and row, seconds=seconds, what=status)
+
+    def wait_done(self, job_id: str, *, seconds: float = 30.0) -> Row[Any]:
+        return eventually(
+            lambda: (row := self.row(job_id)).status in TERMINAL and row, seconds=seconds, what=f"{job_id} done"
+        )
+
+    def wait_progress(self, job_id: str, *, seconds: float = 20.0) -> Row[Any]:
+        """The row once its worker has beaten for it with some tokens."""
+        return eventually(
+            lambda: (row := self.row(job_id)).progress and row.status == JobStatus.RUNNING and row,
+            seconds=seconds,
+            what="progress",
+        )
+
+    def execute(self, statement: Any) -> list[Row[Any]]:
+        with self.database.write() as session:
+            return list(session.execute(statement).all())
+
+    def close(self) -> None:
+        self.database.dispose()
+        self.redis.close()
+
+
+def jobs_with_database(postgres_url: str, redis_url: str, template: str, stack: ExitStack) -> Jobs:
+    name = f"vdiff_jobs_{uuid.uuid4().hex[:8]}"
+    stack.callback(drop_database, postgres_url, name)
+    parts = urlsplit(redis_url)
+    jobs = Jobs(create_database(postgres_url, name, template), urlunsplit(parts._replace(path=f"/{REDIS_DB}")))
+    stack.callback(jobs.close)
+    return jobs
+
+
+@pytest.fixture
+def jobs(postgres_url: str, redis_url: str, migrated_template: str) -> Iterator[Jobs]:
+    with ExitStack() as stack:
+        yield jobs_with_database(postgres_url, redis_url, migrated_template, stack)
+
+
+@pytest.fixture(scope="module")
+def jobs_module(postgres_url: str, redis_url: str, migrated_template: str) -> Iterator[Jobs]:
+    """One database for all tests of a module, for tests that mind only their own jobs."""
+    with ExitStack() as stack:
+        yield jobs_with_database(postgres_url, redis_url, migrated_template, stack)
+
+
+@pytest.fixture
+def start_worker(jobs: Jobs, tmp_path: Path) -> Iterator[Callable[..., WorkerProcess]]:
+    """Start a worker for this test; keywords are settings. All are gone afterwards."""
+    started: list[WorkerProcess] = []
+
+    def start(**settings: object) -> WorkerProcess:
+        worker = WorkerProcess(jobs, tmp_path / f"worker-{len(started)}.log", **settings)
+        started.append(worker)
+        return worker
+
+    yield start
+    for worker in started:
+        worker.end()
+
+
+@pytest.fixture(scope="module")
+def served_jobs(
+    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Jobs]:
+    """Jobs with one worker that serves all tests of a module."""
+    with ExitStack() as stack:
+        jobs = jobs_with_database(postgres_url, redis_url, migrated_template, stack)
+        worker = WorkerProcess(jobs, tmp_path_factory.mktemp("worker") / "worker.log")
+        stack.callback(worker.end)
+        worker.wait_ready()
+        yield jobs

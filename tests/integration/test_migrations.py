@@ -1,0 +1,130 @@
+"""Migrations on a real PostgreSQL: they build what the models say, go down and up, and two migrators do not race."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import text
+from sqlalchemy.exc import IntegrityError
+
+import shared.db.tables  # noqa: F401
+from migrations import run
+from shared.db.base import Base
+from shared.db.session import sync_engine_unpooled
+from tests.integration.conftest import Jobs, create_database, drop_database
+
+pytestmark = pytest.mark.integration
+
+CATALOG = {
+    "columns": """
+        SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull, a.attidentity,
+               pg_get_expr(d.adbin, d.adrelid)
+        FROM pg_attribute a JOIN pg_class c ON c.oid = a.attrelid
+        LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND a.attnum > 0 AND NOT a.attisdropped
+          AND c.relname <> 'alembic_version'""",
+    "constraints": """
+        SELECT c.relname, k.conname, pg_get_constraintdef(k.oid)
+        FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relname <> 'alembic_version'""",
+    "indexes": """
+        SELECT tablename, indexname, indexdef FROM pg_indexes
+        WHERE schemaname = 'public' AND tablename <> 'alembic_version'""",
+}
+
+
+def catalog(url: str) -> dict[str, list[tuple[object, ...]]]:
+    with sync_engine_unpooled(url).connect() as connection:
+        return {
+            name: sorted((tuple(row) for row in connection.execute(text(query))), key=repr)
+            for name, query in CATALOG.items()
+        }
+
+
+@pytest.fixture
+def created_url(postgres_url: str) -> Iterator[str]:
+    url = create_database(postgres_url, "vdiff_created")
+    with sync_engine_unpooled(url).begin() as connection:
+        Base.metadata.create_all(connection)
+    yield url
+    drop_database(postgres_url, "vdiff_created")
+
+
+def test_migrated_schema_equals_the_models(empty_database_url: str, created_url: str) -> None:
+    run.upgrade(empty_database_url)
+    assert catalog(empty_database_url) == catalog(created_url)
+    with sync_engine_unpooled(empty_database_url).connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_upgrade_downgrade_upgrade(empty_database_url: str) -> None:
+    assert run.current_revision(empty_database_url) is None
+    run.upgrade(empty_database_url)
+    assert run.is_current(empty_database_url)
+    before = catalog(empty_database_url)
+    run.downgrade(empty_database_url, "base")
+    assert catalog(empty_database_url) == {"columns": [], "constraints": [], "indexes": []}
+    assert not run.is_current(empty_database_url)
+    run.upgrade(empty_database_url)
+    assert catalog(empty_database_url) == before
+
+
+def test_two_migrators_at_once_both_succeed(empty_database_url: str) -> None:
+    errors: list[BaseException] = []
+
+    def migrate() -> None:
+        try:
+            run.upgrade(empty_database_url)
+        except BaseException as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=migrate) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert run.is_current(empty_database_url)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "status = 'done'",
+        "status = 'running'",
+        "lease_until = now()",
+        "worker_id = 'w'",
+        "status = 'succeeded', finished_at = now()",
+        "status = 'failed', finished_at = now()",
+        "status = 'cancelled'",
+        "finished_at = now()",
+        "result = '{}'",
+        "failures = 4",
+        "priority = 'urgent'",
+    ],
+)
+def test_the_schema_refuses_impossible_rows(jobs: Jobs, broken: str) -> None:
+    job_id = jobs.submit(push=0)
+    with pytest.raises(IntegrityError), jobs.database.write() as session:
+        session.execute(text(f"UPDATE jobs SET {broken} WHERE id = :id"), {"id": job_id})
+
+
+def test_a_database_that_is_away_is_named(postgres_url: str) -> None:
+    from shared.errors import ConfigurationError
+    from worker.main import check_database
+
+    with pytest.raises(ConfigurationError, match="cannot reach PostgreSQL"):
+        check_database("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_a_database_that_is_not_migrated_is_named(empty_database_url: str) -> None:
+    from shared.errors import ConfigurationError
+    from worker.main import check_database
+
+    with pytest.raises(ConfigurationError, match="vdiff migrate"):
+        check_database(empty_database_url)
