@@ -14,14 +14,8 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-EOS, MASK, USER, ASSISTANT, SYSTEM, EOT = (
-    "<|endoftext|>",
-    "<|mdm_mask|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|system|>",
-    "<|eot_id|>",
-)
+EOS, MASK = "<|endoftext|>", "<|mdm_mask|>"
+USER, ASSISTANT, SYSTEM, EOT = "<|user|>", "<|assistant|>", "<|system|>", "<|eot_id|>"
 SPECIALS = (EOS, MASK, USER, ASSISTANT, SYSTEM, EOT)
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] | trim + '<|eot_id|>' }}"
@@ -29,89 +23,24 @@ CHAT_TEMPLATE = (
 )
 
 WORDS = [
-    "apple",
-    "river",
-    "stone",
-    "cloud",
-    "tiger",
-    "lemon",
-    "chair",
-    "piano",
-    "bread",
-    "ocean",
-    "horse",
-    "green",
-    "table",
-    "light",
-    "music",
-    "paper",
-    "train",
-    "house",
-    "garden",
-    "window",
-    "silver",
-    "forest",
-    "summer",
-    "winter",
-    "coffee",
-    "bridge",
-    "candle",
-    "castle",
-    "dragon",
-    "engine",
-    "flower",
-    "guitar",
-    "island",
-    "jacket",
-    "kitten",
-    "ladder",
-    "market",
-    "needle",
-    "orange",
-    "pencil",
-    "rabbit",
-    "school",
-    "ticket",
-    "valley",
-    "wagon",
-    "yellow",
-    "zebra",
-    "mountain",
-    "basket",
-    "camera",
-    "desert",
-    "feather",
-    "hammer",
-    "jungle",
-    "lantern",
-    "mirror",
-]
+    "apple", "river", "stone", "cloud", "tiger", "lemon", "chair", "piano", "bread", "ocean", "horse", "green",
+    "table", "light", "music", "paper", "train", "house", "garden", "window", "silver", "forest", "summer",
+    "winter", "coffee", "bridge", "candle", "castle", "dragon", "engine", "flower", "guitar", "island", "jacket",
+    "kitten", "ladder", "market", "needle", "orange", "pencil", "rabbit", "school", "ticket", "valley", "wagon",
+    "yellow", "zebra", "mountain", "basket", "camera", "desert", "feather", "hammer", "jungle", "lantern", "mirror",
+]  # fmt: skip
 NAMES = [
-    "Tom",
-    "Anna",
-    "Ben",
-    "Clara",
-    "David",
-    "Emma",
-    "Felix",
-    "Grace",
-    "Henry",
-    "Iris",
-    "Jack",
-    "Kate",
-    "Leo",
-    "Maria",
-    "Noah",
-    "Olga",
-]
+    "Tom", "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo",
+    "Maria", "Noah", "Olga",
+]  # fmt: skip
 THINGS = ["apples", "books", "coins", "pens", "cards", "shells", "stamps", "eggs"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 CITIES = ["Paris", "London", "Berlin", "Madrid", "Rome", "Oslo", "Vienna", "Prague", "Lisbon", "Dublin"]
 TEMPLATES = (
-    ("Dear NAME, see you on DAY in CITY."),
-    ("NAME flies to CITY on DAY."),
-    ("On DAY, NAME stays in CITY."),
-    ("The train to CITY leaves on DAY, NAME."),
+    "Dear NAME, see you on DAY in CITY.",
+    "NAME flies to CITY on DAY.",
+    "On DAY, NAME stays in CITY.",
+    "The train to CITY leaves on DAY, NAME.",
 )
 
 

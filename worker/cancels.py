@@ -37,7 +37,8 @@ class CancelListener:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:
+                subscription = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+                with subscription:
                     subscription.subscribe(CANCEL_CHANNEL)
                     while not self._stop.is_set():
                         message = subscription.get_message(timeout=_POLL_SECONDS)

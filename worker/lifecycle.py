@@ -70,7 +70,7 @@ class Lifecycle:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Runs between two bytecodes of the main thread: set flags, nothing that takes a lock somebody may hold.
         self._signals += 1
-        celery_state.should_stop = EXIT_OK
+        celery_state.should_stop = EXIT_OK  # type: ignore[assignment]  # its stubs know only None
         if self._signals > 1:
             self._hurry.set()
         self._stopping.set()

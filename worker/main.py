@@ -10,6 +10,7 @@ vdiff-drain        waits for SIGTERM
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -190,10 +191,8 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             part.close()
         _set_state(database, worker_id, "stopped")
         database.dispose()
-        try:
+        with contextlib.suppress(RedisError, OSError):  # a connection to a Redis that is gone
             client.close()
-        except (RedisError, OSError):
-            pass  # closing a connection to a Redis that is gone
     _log.info("worker_stopped")
     return EXIT_OK
 

@@ -98,7 +98,7 @@ class Sweeper:
         with self._database.read() as session:
             counts = session.execute(repository.queued_counts()).all()
         for model, priority, queued in counts:
-            waiting = int(self._redis.llen(queue_name(model, priority)))  # type: ignore[arg-type]
+            waiting = int(self._redis.llen(queue_name(model, priority)))
             missing = min(queued - waiting, REPUSH_BATCH)
             if missing <= 0:
                 continue

@@ -17,7 +17,7 @@ _log = structlog.get_logger(__name__)
 def register_tasks(app: Celery, run_job: Callable[[str], None]) -> None:
     """Register `vdiff.generate`; delivery is at least once, and `run_job` gives a duplicate nothing to do."""
 
-    @app.task(name=GENERATE_TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    @app.task(name=GENERATE_TASK, ignore_result=True)
     def generate(payload: dict[str, Any]) -> None:
         if payload.get("v") != PAYLOAD_VERSION:
             # Written by a newer version: the row stays queued, and the sweeper pushes it again for whoever can read it.

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, case, func, select
-from sqlalchemy.dialects.postgresql import Insert, insert
+from sqlalchemy import Executable, Select, case, func, select
+from sqlalchemy.dialects.postgresql import insert
 
 from shared.jobs.repository import ATTEMPTS, JOBS
 from shared.jobs.status import JobStatus, Priority
@@ -21,7 +21,7 @@ PUBLIC = [
 ]  # fmt: skip
 
 
-def insert_job(values: Mapping[str, Any]) -> Insert:
+def insert_job(values: Mapping[str, Any]) -> Executable:
     """Add a queued job; returns its id, or nothing when the tenant used the idempotency key before."""
     return (
         insert(JOBS)

@@ -246,7 +246,9 @@ def _give_back(
     error: ColumnElement[Any] | None = None,
 ) -> Update:
     """What running -> queued writes, with its two ways out: cancelled (asked for), failed (no attempts left)."""
-    ends = [(_J.cancel_requested, JobStatus.CANCELLED, _json(CANCELLED_ERROR))]
+    ends: list[tuple[ColumnElement[bool], JobStatus, ColumnElement[Any]]] = [
+        (_J.cancel_requested, JobStatus.CANCELLED, _json(CANCELLED_ERROR))
+    ]
     if exhausted is not None and error is not None:
         ends.append((exhausted, JobStatus.FAILED, error))
     over = or_(*(when for when, _, _ in ends))

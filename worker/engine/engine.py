@@ -34,6 +34,7 @@ from worker.engine.stopping import advance
 log = logging.getLogger(__name__)
 
 Prompt = str | Mapping[str, Any]
+Prompts = list[str] | list[dict[str, Any]] | list[Prompt] | tuple[Prompt, ...]
 
 
 class RequestHandle:
@@ -59,7 +60,7 @@ class RequestHandle:
     def done(self) -> bool:
         return self._future.done()
 
-    def add_done_callback(self, fn: Callable[[RequestHandle], None]) -> None:
+    def add_done_callback(self, fn: Callable[[RequestHandle], object]) -> None:
         """Call `fn(handle)` when finished, from the engine's thread (or at once): it must be quick."""
         self._future.add_done_callback(lambda _: fn(self))
 
@@ -180,9 +181,9 @@ class VDiffEngine:
     @overload
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput: ...
     @overload
-    def generate(self, prompt: Sequence[Prompt], params: SamplingParams | None = None) -> list[RequestOutput]: ...
+    def generate(self, prompt: Prompts, params: SamplingParams | None = None) -> list[RequestOutput]: ...
     def generate(
-        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self, prompt: Prompt | Prompts, params: SamplingParams | None = None
     ) -> RequestOutput | list[RequestOutput]:
         """Generate and wait: one prompt in, one output out; a list in, a list out, batched."""
         if isinstance(prompt, str | Mapping):

@@ -33,7 +33,7 @@ def block_logits(model: Transformer, answers: list[Answer], mask: int) -> list[T
         packed = pack([rows[i] for i in indices], [wanted[i] for i in indices], mask, device)
         hidden = model.hidden(packed.ids, packed.lengths)
         logits = model.logits(hidden[packed.take[:, 0], packed.take[:, 1]])  # [wanted, vocab]
-        for i, part in zip(indices, logits.split([len(wanted[i]) for i in indices]), strict=True):
+        for i, part in zip(indices, torch.split(logits, [len(wanted[i]) for i in indices]), strict=True):
             results[i] = part
     out: list[Tensor] = []
     row = 0

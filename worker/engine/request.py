@@ -10,7 +10,7 @@ from shared.tokenizer import IncrementalText, TokenizerWrapper
 from worker.engine.outputs import StepEvent
 
 _MASK64 = (1 << 64) - 1
-Listener = Callable[[StepEvent], None]
+Listener = Callable[[StepEvent], object]
 
 
 def mix64(value: int) -> int:
