@@ -31,6 +31,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -160,7 +161,8 @@ def heartbeat(held: Mapping[Pair, Mapping[str, Any] | None], *, lease_seconds: f
         .where(_J.id == beats.c.id, _J.attempt == beats.c.attempt, _J.status == JobStatus.RUNNING.value)
         .values(
             lease_until=func.now() + _seconds(lease_seconds),
-            progress=func.coalesce(beats.c.progress, _J.progress),
+            # None arrives as JSON's null, so that the column has a type when all are None.
+            progress=func.coalesce(func.nullif(beats.c.progress, literal_column("'null'::jsonb")), _J.progress),
         )
         .returning(_J.id, _J.attempt, _J.cancel_requested)
     )
