@@ -13,6 +13,8 @@
     │   ├── ModelNotFound         404 model_not_found
     │   └── JobNotFound           404 job_not_found
     ├── Conflict                  409 conflict
+    ├── IdempotencyMismatch       422 idempotency_key_reused    the same key with another body
+    ├── UnsupportedMediaType      415 unsupported_media_type
     ├── Gone                      410 gone
     ├── TooManyRequests           429 rate_limit_exceeded       retryable
     ├── Overloaded                503 overloaded                retryable
@@ -97,6 +99,16 @@ class JobNotFound(NotFound):
 class Conflict(VDiffError):
     code = "conflict"
     http_status = 409
+
+
+class IdempotencyMismatch(VDiffError):
+    code = "idempotency_key_reused"
+    http_status = 422
+
+
+class UnsupportedMediaType(VDiffError):
+    code = "unsupported_media_type"
+    http_status = 415
 
 
 class Gone(VDiffError):

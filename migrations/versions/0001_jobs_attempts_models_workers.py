@@ -79,6 +79,7 @@ def upgrade() -> None:
     op.create_index(
         "ix_jobs_queued", "jobs", ["model", "queued_at"], unique=False, postgresql_where=sa.text("status = 'queued'")
     )
+    op.create_index("ix_jobs_request", "jobs", ["tenant", "request_hash", "created_at"], unique=False)
     op.create_index("ix_jobs_tenant_id", "jobs", ["tenant", "id"], unique=False)
     op.create_index("ix_jobs_tenant_status_id", "jobs", ["tenant", "status", "id"], unique=False)
     op.create_index(

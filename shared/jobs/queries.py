@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Select, case, func, select
+from sqlalchemy import Executable, Interval, Select, Update, case, extract, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.jobs.repository import ATTEMPTS, JOBS
@@ -17,7 +17,7 @@ _J = JOBS.c
 PUBLIC = [
     _J.id, _J.tenant, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.created_at,
     _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage, _J.timing,
-    _J.diffusion, _J.cancel_requested,
+    _J.diffusion, _J.params, _J.cancel_requested,
 ]  # fmt: skip
 
 
@@ -35,6 +35,26 @@ def insert_job(values: Mapping[str, Any]) -> Executable:
 
 def by_idempotency_key(tenant: str, key: str) -> Select[Any]:
     return select(*PUBLIC, _J.request_hash).where(_J.tenant == tenant, _J.idempotency_key == key)
+
+
+def same_request(tenant: str, request_hash: str, within_seconds: float) -> Select[Any]:
+    """The id of the newest job that the same request made lately and that may still give its answer."""
+    since = func.now() - literal(timedelta(seconds=within_seconds), Interval)
+    useful = (JobStatus.QUEUED.value, JobStatus.RUNNING.value, JobStatus.SUCCEEDED.value)
+    return (
+        select(_J.id)
+        .where(
+            _J.tenant == tenant, _J.request_hash == request_hash, _J.created_at > since, _J.status.in_(useful),
+            ~_J.cancel_requested,
+        )
+        .order_by(_J.created_at.desc())
+        .limit(1)
+    )  # fmt: skip
+
+
+def mark_unpushed(job_id: str) -> Update:
+    """The push failed: let the next sweep do it."""
+    return update(JOBS).where(_J.id == job_id, _J.status == JobStatus.QUEUED.value).values(pushed_at=None)
 
 
 def get(job_id: str, tenant: str) -> Select[Any]:
@@ -95,7 +115,7 @@ def queued_of(tenant: str, limit: int) -> Select[Any]:
 
 def queue_overview() -> Select[Any]:
     """(model, priority, count, oldest age in seconds) of what is queued."""
-    age = func.extract("epoch", func.now() - func.min(_J.queued_at))
+    age = extract("epoch", func.now() - func.min(_J.queued_at))
     return (
         select(_J.model, _J.priority, func.count().label("count"), age.label("oldest_seconds"))
         .where(_J.status == JobStatus.QUEUED.value)

@@ -17,6 +17,7 @@ from shared.tokenizer import TokenizerWrapper
 
 ROLES = ("system", "user", "assistant", "developer")
 MAX_MESSAGES = 1000
+MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 # OpenAI's own fields and the values at which they change nothing; `user` and the like only label a request.
 _NO_OPS: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,), "echo": (False,),
@@ -39,6 +40,12 @@ class ParsedRequest:
     fields: dict[str, Any]
     stream: bool
     include_usage: bool
+    metadata: dict[str, str]
+
+    @property
+    def characters(self) -> int:
+        """Length of the prompt's text."""
+        return len(self.prompt or "") + sum(len(m["content"]) for m in self.messages or ())
 
     def tokens(self, tokenizer: TokenizerWrapper, vocab_size: int) -> list[int]:
         """The prompt's token ids, never empty. Raises InvalidParameter."""
@@ -54,6 +61,21 @@ class ParsedRequest:
         if not ids:
             raise InvalidParameter(f"{where} is empty", param=where)
         return ids
+
+
+def metadata_of(value: Any, param: str) -> dict[str, str]:
+    """Labels as OpenAI bounds them: at most 16 pairs of strings. Raises InvalidParameter."""
+    if not isinstance(value, dict):
+        raise InvalidParameter(f"{param} must be an object of strings", param=param)
+    if len(value) > MAX_METADATA:
+        raise InvalidParameter(f"{param} takes at most {MAX_METADATA} pairs", param=param)
+    for key, text in value.items():
+        if not 1 <= len(key) <= MAX_METADATA_KEY:
+            raise InvalidParameter(f"keys of {param} have 1 to {MAX_METADATA_KEY} characters", param=param)
+        if not isinstance(text, str) or len(text) > MAX_METADATA_VALUE:
+            message = f"{param}.{key} must be a string of at most {MAX_METADATA_VALUE} characters"
+            raise InvalidParameter(message, param=f"{param}.{key}")
+    return dict(value)
 
 
 def _messages(value: Any) -> list[dict[str, str]]:
@@ -136,6 +158,9 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
         if "max_tokens" in fields:
             raise InvalidParameter("give max_completion_tokens or max_tokens, not both", param="max_completion_tokens")
         fields["max_tokens"] = body["max_completion_tokens"]
+    for name in _LABELS:
+        if name != "metadata" and not isinstance(body.get(name, ""), str):
+            raise InvalidParameter(f"{name} must be a string", param=name)
     stream, include_usage = _stream(body, streaming)
     prompt: str | None = None
     ids: list[int] | None = None
@@ -148,7 +173,8 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
         if "prompt" not in body:
             raise MissingParameter("prompt is required", param="prompt")
         prompt, ids = _prompt(body["prompt"])
-    return ParsedRequest(endpoint, body["model"], prompt, ids, messages, fields, stream, include_usage)
+    labels = metadata_of(body.get("metadata", {}), "metadata")
+    return ParsedRequest(endpoint, body["model"], prompt, ids, messages, fields, stream, include_usage, labels)
 
 
 def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
@@ -170,4 +196,4 @@ def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
     return stream, include
 
 
-__all__ = ["CHAT", "COMPLETIONS", "ParsedRequest", "parse"]
+__all__ = ["CHAT", "COMPLETIONS", "ParsedRequest", "metadata_of", "parse"]

@@ -81,6 +81,7 @@ class Job(Base):
         ),
         Index("ix_jobs_queued", "model", "queued_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("status = 'running'")),
+        Index("ix_jobs_request", "tenant", "request_hash", "created_at"),
         Index("ix_jobs_tenant_id", "tenant", "id"),
         Index("ix_jobs_tenant_status_id", "tenant", "status", "id"),
         Index("ix_jobs_metadata", "metadata", postgresql_using="gin", postgresql_ops={"metadata": "jsonb_path_ops"}),

@@ -1,0 +1,243 @@
+"""How a job is accepted, awaited and cancelled: the one way, for native jobs and for OpenAI's endpoints alike.
+
+    prepared = await service.prepare(submission)     checked, tokenised, parameters and seed frozen
+    waiter.register(prepared.id)                     only if somebody waits
+    accepted = await service.enqueue(prepared)       INSERT, COMMIT, then push
+
+The row is the job: once it is committed, a lost push costs seconds (the sweeper pushes again), never the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Row
+
+from shared.db.session import AsyncDatabase
+from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, JobNotFound, TooManyRequests
+from shared.events import DoneWaiter, publish_cancel, publish_done
+from shared.ids import is_id, new_id
+from shared.jobs import queries, repository
+from shared.jobs.requests import CHAT, ParsedRequest, parse
+from shared.jobs.status import TERMINAL, JobStatus, Priority
+from shared.queue.messages import push
+from shared.sampling_params import resolve_params
+from shared.served_models import ServedModels
+from shared.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+ANONYMOUS = "anonymous"
+RETRY_WINDOW_SECONDS = 600  # in which an SDK's automatic retry attaches to the job of the first try
+THREAD_CHARACTERS = 20_000  # longer prompts are tokenised in a thread
+DEPTH_SECONDS = 1.0  # how old the count of a tenant's queued jobs may be
+_SEED_BITS = 53  # every JSON reader holds such integers exactly
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """What a client sent, before it is checked."""
+
+    endpoint: str
+    body: Any
+    tenant: str = ANONYMOUS
+    priority: Priority = Priority.NORMAL
+    custom_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    automatic_retry: bool = False  # an SDK sent the same request before
+    streaming: bool = False  # whether the body may ask for a stream
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A checked job with its id, not yet stored."""
+
+    id: str
+    request: ParsedRequest
+    values: dict[str, Any]
+    automatic_retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    id: str
+    created: bool  # False: attached to a job that was there
+
+
+class JobService:
+    """Accepts, reads and cancels jobs; one per API process."""
+
+    def __init__(
+        self,
+        database: AsyncDatabase,
+        client: redis.asyncio.Redis,
+        models: ServedModels,
+        waiter: DoneWaiter,
+        settings: Settings,
+    ) -> None:
+        self._database = database
+        self._redis = client
+        self._models = models
+        self._waiter = waiter
+        self._settings = settings
+        self._depths: dict[str, tuple[float, int]] = {}
+
+    async def prepare(self, submission: Submission) -> Prepared:
+        """Check everything that can be wrong.
+
+        Raises:
+            InvalidRequest (its kinds), ModelNotFound: with the field's full name in `param`.
+        """
+        request = parse(submission.endpoint, submission.body, streaming=submission.streaming)
+        model = await self._models.get(request.model)
+        served = model.card.capabilities.get("endpoints", ())
+        if request.endpoint not in served:
+            raise InvalidParameter(f"{model.name} serves {', '.join(served)} only", param="endpoint")
+        tokenizer = await self._models.tokenizer(model)
+        if request.characters > THREAD_CHARACTERS:
+            ids = await asyncio.to_thread(request.tokens, tokenizer, model.card.vocab_size)
+        else:
+            ids = request.tokens(tokenizer, model.card.vocab_size)
+        params = resolve_params(
+            request.fields, card=model.card, prompt_tokens=len(ids), chat=request.endpoint == CHAT
+        )
+        if params.seed is None:
+            params = params.with_seed(secrets.randbits(_SEED_BITS))  # a second attempt must give the same answer
+        values = {
+            "id": new_id("job"),
+            "tenant": submission.tenant,
+            "endpoint": request.endpoint,
+            "model": model.name,
+            "priority": submission.priority.value,
+            "custom_id": submission.custom_id,
+            "metadata": {**request.metadata, **submission.metadata},
+            "idempotency_key": submission.idempotency_key,
+            "request_hash": _hash(submission),
+            "body": submission.body,
+            "params": params.to_json(),
+            "prompt_token_ids": ids,
+            "max_attempts": self._settings.max_attempts,
+            # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
+            "pushed_at": datetime.now(UTC),
+        }
+        return Prepared(values["id"], request, values, submission.automatic_retry)
+
+    async def enqueue(self, prepared: Prepared) -> Accepted:
+        """Store the job and push its message; or attach to the one that this request made before.
+
+        Raises:
+            IdempotencyMismatch: the key was used with another body.
+            TooManyRequests: too many queued jobs.
+        """
+        values = prepared.values
+        for _ in range(3):
+            if (found := await self._earlier(prepared)) is not None:
+                return Accepted(found, created=False)
+            await self._check_depth(values["tenant"])
+            async with self._database.write() as session:
+                created = (await session.execute(queries.insert_job(values))).one_or_none()
+            if created is not None:
+                await self._push(prepared.id, values["model"], values["priority"])
+                return Accepted(prepared.id, created=True)
+            # Lost a race for the key: the winner's row is there now (or its key was freed just then).
+        raise Conflict("the Idempotency-Key is being used by another request; try again", param="Idempotency-Key")
+
+    async def _earlier(self, prepared: Prepared) -> str | None:
+        values = prepared.values
+        key = values["idempotency_key"]
+        if key is not None:
+            async with self._database.read() as session:
+                row = (await session.execute(queries.by_idempotency_key(values["tenant"], key))).one_or_none()
+            if row is None:
+                return None
+            if row.request_hash != values["request_hash"]:
+                raise IdempotencyMismatch(
+                    f"this Idempotency-Key was used with another body, for job {row.id}", param="Idempotency-Key"
+                )
+            return str(row.id)
+        if prepared.automatic_retry:
+            statement = queries.same_request(values["tenant"], values["request_hash"], RETRY_WINDOW_SECONDS)
+            async with self._database.read() as session:
+                return (await session.execute(statement)).scalar_one_or_none()
+        return None
+
+    async def _check_depth(self, tenant: str) -> None:
+        limit = self._settings.max_queued_jobs
+        read_at, depth = self._depths.get(tenant, (float("-inf"), 0))
+        if time.monotonic() - read_at > DEPTH_SECONDS:
+            async with self._database.read() as session:
+                depth = (await session.execute(queries.queued_of(tenant, limit))).scalar_one()
+            read_at = time.monotonic()
+        if depth >= limit:
+            raise TooManyRequests(f"{limit} jobs are queued already; wait until some are done")
+        self._depths[tenant] = (read_at, depth + 1)
+
+    async def _push(self, job_id: str, model: str, priority: str) -> None:
+        try:
+            await push(self._redis, job_id, model=model, priority=priority)
+        except (RedisError, OSError) as exc:
+            _log.warning("push_failed", job_id=job_id, error=type(exc).__name__)  # the sweeper does it
+            async with self._database.write() as session:
+                await session.execute(queries.mark_unpushed(job_id))
+
+    async def get(self, job_id: str, tenant: str = ANONYMOUS) -> Row[Any]:
+        """The job's row. Raises JobNotFound."""
+        if is_id(job_id, "job"):
+            async with self._database.read() as session:
+                row = (await session.execute(queries.get(job_id, tenant))).one_or_none()
+            if row is not None:
+                return row
+        raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")
+
+    async def wait(self, job_id: str, seconds: float, tenant: str = ANONYMOUS) -> Row[Any]:
+        """The row once the job is over, or as it is after `seconds`. Raises JobNotFound."""
+        row = await self.get(job_id, tenant)
+        if seconds <= 0 or is_over(row):
+            return row
+        self._waiter.register(job_id)
+        try:
+            return await self._waiter.wait_for(
+                job_id, lambda: self.get(job_id, tenant), is_done=is_over, timeout_seconds=seconds
+            )
+        finally:
+            self._waiter.forget(job_id)
+
+    async def cancel(self, job_id: str, tenant: str = ANONYMOUS) -> Row[Any]:
+        """Ask for an end; a finished job stays as it is. Raises JobNotFound."""
+        await self.get(job_id, tenant)
+        async with self._database.write() as session:
+            moved = (await session.execute(repository.request_cancel(job_id))).one_or_none()
+        if moved is not None:
+            try:
+                if moved.status == JobStatus.RUNNING.value:
+                    await publish_cancel(self._redis, job_id)
+                else:
+                    seconds = self._settings.event_stream_seconds
+                    await publish_done(self._redis, job_id, moved.status, stream_seconds=seconds)
+            except (RedisError, OSError) as exc:
+                _log.warning("publish_failed", job_id=job_id, error=type(exc).__name__)  # the heartbeat brings it
+        return await self.get(job_id, tenant)
+
+
+def is_over(row: Row[Any]) -> bool:
+    return row.status in TERMINAL
+
+
+def _hash(submission: Submission) -> str:
+    """Of everything that makes two requests the same one."""
+    whole = [
+        submission.endpoint, submission.body, submission.priority.value, submission.custom_id, dict(submission.metadata)
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
