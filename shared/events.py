@@ -173,6 +173,10 @@ class DoneWaiter:
         if entry is not None and entry[1] > 1:
             self._waiting[job_id] = (entry[0], entry[1] - 1)
 
+    def waits(self, job_id: str) -> bool:
+        """Whether somebody here waits for it."""
+        return job_id in self._waiting
+
     async def wait(self, job_id: str, timeout_seconds: float) -> bool:
         """Whether the job's `done` was heard; False only says that it was not heard in time."""
         event = self._waiting[job_id][0]

@@ -95,6 +95,11 @@ def live_workers(*, stale_seconds: float, model: str | None = None) -> Select[An
     return statement if model is None else statement.where(_W.model == model)
 
 
+def all_workers() -> Select[Any]:
+    """(model, stats) of every worker that ever was."""
+    return select(_W.model, _W.stats)
+
+
 def list_models() -> Select[Any]:
     """(name, card, tokenizer_hash, created_at) in the order of first registration."""
     return select(_M.name, _M.position, _M.card, _M.tokenizer_hash, _M.created_at).order_by(_M.position)

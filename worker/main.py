@@ -189,7 +189,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     finally:
         for part in (cancels, sweeper, heartbeat, relay):
             part.close()
-        _set_state(database, worker_id, "stopped")
+        _set_state(database, worker_id, "stopped", stats=_stats(engine, counters, held))
         database.dispose()
         with contextlib.suppress(RedisError, OSError):  # a connection to a Redis that is gone
             client.close()
@@ -225,10 +225,15 @@ def _stats(engine: VDiffEngine, counters: Counters, held: HeldAttempts) -> dict[
     }
 
 
-def _set_state(database: Database, worker_id: str, state: serving.WorkerState) -> None:
+def _set_state(
+    database: Database, worker_id: str, state: serving.WorkerState, *, stats: dict[str, Any] | None = None
+) -> None:
     try:
         with database.write() as session:
-            session.execute(serving.set_worker_state(worker_id, state))
+            if stats is None:
+                session.execute(serving.set_worker_state(worker_id, state))
+            else:
+                session.execute(serving.beat(worker_id, state=state, stats=stats))
     except SQLAlchemyError as exc:
         _log.warning("state_not_recorded", state=state, error=type(exc).__name__)
 

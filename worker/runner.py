@@ -61,7 +61,7 @@ class Counters:
         self._lock = threading.Lock()
         self._values = dict.fromkeys(
             ("jobs_succeeded", "jobs_failed", "jobs_cancelled", "jobs_requeued", "ends_fenced",
-             "tokens_generated", "prompt_tokens", "job_forwards"),
+             "tokens_generated", "prompt_tokens", "job_forwards", "job_ms"),
             0,
         )  # fmt: skip
 
@@ -198,7 +198,7 @@ class Runner:
         moved = self._write(statement, log)
         if moved is None:
             return
-        self._count(moved.status, output)
+        self._count(moved.status, output, elapsed_ms)
         log.info("attempt_ended", now=moved.status, elapsed_ms=round(elapsed_ms, 1))
         if JobStatus(moved.status) in TERMINAL:
             self._emit(Event(job.id, "done", {"status": moved.status}))
@@ -294,9 +294,11 @@ class Runner:
 
         return listen
 
-    def _count(self, status: str, output: RequestOutput | None) -> None:
+    def _count(self, status: str, output: RequestOutput | None, elapsed_ms: float) -> None:
         name = {"succeeded": "jobs_succeeded", "failed": "jobs_failed", "cancelled": "jobs_cancelled"}
         self._counters.add(**{name.get(status, "jobs_requeued"): 1})
+        if status == JobStatus.SUCCEEDED:
+            self._counters.add(job_ms=round(elapsed_ms))
         if output is not None:
             self._counters.add(
                 tokens_generated=output.metrics.generated_tokens,

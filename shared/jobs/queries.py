@@ -94,7 +94,7 @@ def _rank() -> Any:
     return case({p.value: p.rank for p in Priority}, value=_J.priority, else_=len(Priority))
 
 
-def queue_position(row: Mapping[str, Any], limit: int = 10_000) -> Select[Any]:
+def queue_position(row: Mapping[Any, Any], limit: int = 10_000) -> Select[Any]:
     """How many queued jobs of the model come before this one, counted to `limit` at most."""
     rank = Priority(row["priority"]).rank
     ahead = (

@@ -110,9 +110,7 @@ class JobService:
             ids = await asyncio.to_thread(request.tokens, tokenizer, model.card.vocab_size)
         else:
             ids = request.tokens(tokenizer, model.card.vocab_size)
-        params = resolve_params(
-            request.fields, card=model.card, prompt_tokens=len(ids), chat=request.endpoint == CHAT
-        )
+        params = resolve_params(request.fields, card=model.card, prompt_tokens=len(ids), chat=request.endpoint == CHAT)
         if params.seed is None:
             params = params.with_seed(secrets.randbits(_SEED_BITS))  # a second attempt must give the same answer
         values = {
@@ -170,7 +168,8 @@ class JobService:
         if prepared.automatic_retry:
             statement = queries.same_request(values["tenant"], values["request_hash"], RETRY_WINDOW_SECONDS)
             async with self._database.read() as session:
-                return (await session.execute(statement)).scalar_one_or_none()
+                found: str | None = (await session.execute(statement)).scalar_one_or_none()
+            return found
         return None
 
     async def _check_depth(self, tenant: str) -> None:
@@ -196,7 +195,7 @@ class JobService:
         """The job's row. Raises JobNotFound."""
         if is_id(job_id, "job"):
             async with self._database.read() as session:
-                row = (await session.execute(queries.get(job_id, tenant))).one_or_none()
+                row: Row[Any] | None = (await session.execute(queries.get(job_id, tenant))).one_or_none()
             if row is not None:
                 return row
         raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")

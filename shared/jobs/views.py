@@ -26,7 +26,7 @@ def urls(job_id: str) -> dict[str, str]:
 
 
 def job_object(
-    row: Mapping[str, Any], *, queue_position: int | None = None, eta_seconds: float | None = None
+    row: Mapping[Any, Any], *, queue_position: int | None = None, eta_seconds: float | None = None
 ) -> dict[str, Any]:
     """The job object. Times are Unix seconds, durations milliseconds.
 
@@ -66,7 +66,7 @@ def job_object(
     }
 
 
-def attempt_object(row: Mapping[str, Any]) -> dict[str, Any]:
+def attempt_object(row: Mapping[Any, Any]) -> dict[str, Any]:
     """One execution of a job."""
     return {
         "object": "job.attempt",

@@ -1,0 +1,93 @@
+"""The API process: wiring only. Routes are in `api.routes` and `api.openai`, what they do in `shared.jobs.service`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import redis.asyncio
+from fastapi import FastAPI
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from api import errors
+from api.dependencies import Context
+from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RequestIDMiddleware
+from api.openai import routes as openai_routes
+from api.routes import health, jobs, metrics, models
+from shared.db.session import AsyncDatabase
+from shared.events import DoneWaiter, EventReader
+from shared.jobs.service import JobService
+from shared.served_models import ServedModels
+from shared.settings import Settings, get_settings
+
+REDIS_TIMEOUT_S = 5.0
+REDIS_CONNECT_TIMEOUT_S = 1.0  # an API without Redis answers slower, not never
+
+
+def redis_client(url: str) -> redis.asyncio.Redis:
+    """A client that fails fast: what Redis does is a hint, and PostgreSQL has the rest."""
+    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+        url,
+        socket_timeout=REDIS_TIMEOUT_S,
+        socket_connect_timeout=REDIS_CONNECT_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 1),
+    )
+    return client
+
+
+def make_context(settings: Settings) -> Context:
+    database = AsyncDatabase(settings.require_database_url())
+    client = redis_client(settings.require_redis_url())
+    models = ServedModels(database)
+    waiter = DoneWaiter(client)
+    return Context(
+        settings=settings,
+        database=database,
+        redis=client,
+        models=models,
+        waiter=waiter,
+        events=EventReader(client),
+        jobs=JobService(database, client, models, waiter, settings),
+    )
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI application; connects when it starts.
+
+    Raises:
+        ConfigurationError: VDIFF_DATABASE_URL or VDIFF_REDIS_URL is missing.
+    """
+    settings = settings or get_settings()
+    settings.require_database_url()
+    settings.require_redis_url()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        context = app.state.context = make_context(settings)
+        context.waiter.start()
+        try:
+            yield
+        finally:
+            context.stopping.set()
+            await asyncio.gather(*context.background, return_exceptions=True)
+            await context.waiter.stop()
+            await context.redis.aclose()
+            await context.database.dispose()
+
+    app = FastAPI(
+        title="vdiff",
+        summary="The job system for diffusion language models",
+        version=health.version(),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    errors.install(app)
+    for module in (jobs, openai_routes, models, health, metrics):
+        app.include_router(module.router)
+    # The last added is the outermost.
+    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(LoggingMiddleware)
+    app.add_middleware(RequestIDMiddleware)
+    return app

@@ -1,0 +1,137 @@
+"""What a request handler is handed: the process's parts, and the body as checked JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import redis.asyncio
+from fastapi import Depends, Request
+
+from shared.db.session import AsyncDatabase
+from shared.errors import InvalidBody, InvalidParameter, UnsupportedMediaType
+from shared.events import DoneWaiter, EventReader
+from shared.jobs.service import JobService
+from shared.served_models import ServedModels
+from shared.settings import Settings
+
+MAX_KEY_LENGTH = 255
+
+
+@dataclass(slots=True)
+class Context:
+    """The parts of one API process; made by the lifespan in `api.app`."""
+
+    settings: Settings
+    database: AsyncDatabase
+    redis: redis.asyncio.Redis
+    models: ServedModels
+    waiter: DoneWaiter
+    events: EventReader
+    jobs: JobService
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
+    background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def spawn(self, coroutine: Any) -> None:
+        """Run beside the request, which may be over or cancelled by then."""
+        task = asyncio.ensure_future(coroutine)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+
+
+def context_of(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+ContextDep = Annotated[Context, Depends(context_of)]
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def parse_json(raw: bytes) -> Any:
+    """Strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, bounded nesting.
+
+    Raises:
+        InvalidBody: says what and where; `param` is `body` or the field's name.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise InvalidBody(f"the body is not UTF-8 at byte {exc.start}", param="body", code="invalid_utf8") from exc
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError as exc:
+        raise InvalidBody("the body is nested too deeply", param="body") from exc
+    except ValueError as exc:
+        raise InvalidBody(f"the body is not JSON: {exc}", param="body") from exc
+    if "\\u" in text:  # only escapes can smuggle these in
+        _check_characters(value)
+    return value
+
+
+def _check_characters(value: Any) -> None:
+    stack = [("", value)]
+    while stack:
+        where, item = stack.pop()
+        if isinstance(item, str):
+            if "\x00" in item or any(0xD800 <= ord(c) <= 0xDFFF for c in item):
+                message = f"{where or 'body'} has a NUL character or half of a surrogate pair"
+                raise InvalidBody(message, param=where or "body", code="invalid_characters")
+        elif isinstance(item, dict):
+            for key, inner in item.items():
+                stack.append((where or "body", key))
+                stack.append((f"{where}.{key}" if where else key, inner))
+        elif isinstance(item, list):
+            stack.extend((f"{where}[{i}]", inner) for i, inner in enumerate(item))
+
+
+async def json_body(request: Request) -> Any:
+    """The body of a request, as `parse_json` gives it.
+
+    Raises:
+        UnsupportedMediaType: a body that says it is not JSON.
+        InvalidBody: no or bad JSON.
+    """
+    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content_type != "application/json" and not content_type.endswith("+json"):
+        message = f"content-type {content_type[:80]!r} is not application/json"
+        raise UnsupportedMediaType(message, param="content-type")
+    raw = await request.body()
+    if not raw:
+        raise InvalidBody("the body is empty", param="body")
+    if len(raw) > 1 << 20:
+        return await asyncio.to_thread(parse_json, raw)
+    return parse_json(raw)
+
+
+JsonBody = Annotated[Any, Depends(json_body)]
+
+
+def idempotency_key(request: Request) -> str | None:
+    """The Idempotency-Key header. Raises InvalidParameter."""
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY_LENGTH or not key.isascii() or not key.isprintable():
+        message = f"Idempotency-Key must be 1 to {MAX_KEY_LENGTH} printable ASCII characters"
+        raise InvalidParameter(message, param="Idempotency-Key")
+    return key
+
+
+def is_automatic_retry(request: Request) -> bool:
+    """Whether the OpenAI SDK sent this same request before."""
+    count = request.headers.get("x-stainless-retry-count", "0")
+    return count.isdigit() and int(count[:6]) >= 1

@@ -1,0 +1,1 @@
+"""Native routes: jobs, models, health, metrics."""

@@ -1,0 +1,74 @@
+"""Liveness, readiness and the version."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as distribution_version
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from api.dependencies import Context, ContextDep
+from shared import serving
+
+router = APIRouter(tags=["health"])
+CHECK_TIMEOUT_S = 3.0
+
+
+def version() -> str:
+    try:
+        return distribution_version("vdiff")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+async def _state(context: Context) -> dict[str, Any]:
+    state: dict[str, Any] = {"database": "ok", "redis": "ok", "models": 0, "workers": 0}
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S), context.database.read() as session:
+            state["models"] = len((await session.execute(serving.list_models())).all())
+            stale = context.settings.worker_stale_seconds
+            state["workers"] = len((await session.execute(serving.live_workers(stale_seconds=stale))).all())
+    except (SQLAlchemyError, OSError, TimeoutError):
+        state["database"] = "unreachable, or not migrated (vdiff migrate)"
+    try:
+        async with asyncio.timeout(CHECK_TIMEOUT_S):
+            await context.redis.ping()
+    except (RedisError, OSError, TimeoutError):
+        state["redis"] = "unreachable; jobs are accepted, and start within seconds of its return"
+    return state
+
+
+@router.get("/health")
+async def health(context: ContextDep) -> JSONResponse:
+    """How every part is. 200 while jobs can be accepted, whatever else is wrong; 503 otherwise."""
+    state = await _state(context)
+    good = state["database"] == "ok"
+    status = "ok" if good and state["redis"] == "ok" and state["workers"] else "degraded" if good else "down"
+    return JSONResponse({"status": status, "version": version(), **state}, 200 if good else 503)
+
+
+@router.get("/health/live")
+async def live() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready")
+async def ready(context: ContextDep) -> JSONResponse:
+    """200 when a job can be accepted: PostgreSQL answers, and a worker registered a model, now or earlier."""
+    state = await _state(context)
+    if state["database"] != "ok":
+        return JSONResponse({"status": "not ready", "reason": f"database: {state['database']}"}, 503)
+    if not state["models"]:
+        return JSONResponse({"status": "not ready", "reason": "no worker has registered a model yet"}, 503)
+    return JSONResponse({"status": "ready", "models": state["models"], "workers": state["workers"]})
+
+
+@router.get("/version")
+async def show_version() -> dict[str, str]:
+    return {"version": version()}

@@ -1,0 +1,275 @@
+"""Native jobs: submit, look, wait, follow, cancel."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+import math
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse
+from sqlalchemy import Row
+
+from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
+from api.errors import problem
+from api.events import job_events
+from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter
+from shared.jobs import queries
+from shared.jobs.estimate import eta_seconds
+from shared.jobs.requests import metadata_of
+from shared.jobs.responses import ENDPOINTS
+from shared.jobs.service import ANONYMOUS, Submission, is_over
+from shared.jobs.status import JobStatus, Priority
+from shared.jobs.views import attempt_object, job_object, urls
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+MAX_CUSTOM_ID = 256
+MAX_PAGE, DEFAULT_PAGE = 100, 20
+RETRY_AFTER_SECONDS = 1
+FIELDS = ("endpoint", "body", "priority", "metadata", "custom_id")
+_PREFER_WAIT = re.compile(r"(?:^|[,\s])wait=(\d{1,9})(?:$|[,;\s])")
+
+_CREATE_SCHEMA = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["endpoint", "body"],
+                    "additionalProperties": False,
+                    "properties": {
+                        "endpoint": {"type": "string", "enum": list(ENDPOINTS)},
+                        "body": {"type": "object", "description": "the endpoint's own body"},
+                        "priority": {"type": "string", "enum": [p.value for p in Priority], "default": "normal"},
+                        "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+                        "custom_id": {"type": "string", "maxLength": MAX_CUSTOM_ID},
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+def submission_of(request: Request, body: Any) -> Submission:
+    """A native job's body, checked but for the inner one."""
+    if not isinstance(body, dict):
+        raise InvalidParameter("the body must be an object", param="body")
+    for name in body:
+        if name not in FIELDS:
+            known = ", ".join(FIELDS)
+            raise UnknownParameter(f"{name[:80]} is not a field of a job; known: {known}", param=name[:80])
+    for name in ("endpoint", "body"):
+        if body.get(name) is None:
+            raise MissingParameter(f"{name} is required", param=name)
+    given = {k: v for k, v in body.items() if v is not None}
+    priority = given.get("priority", Priority.NORMAL.value)
+    if priority not in list(Priority):
+        raise InvalidParameter(f"priority must be one of {', '.join(Priority)}", param="priority")
+    custom_id = given.get("custom_id")
+    if custom_id is not None and not (isinstance(custom_id, str) and 1 <= len(custom_id) <= MAX_CUSTOM_ID):
+        raise InvalidParameter(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters", param="custom_id")
+    return Submission(
+        endpoint=given["endpoint"],
+        body=given["body"],
+        priority=Priority(priority),
+        custom_id=custom_id,
+        metadata=metadata_of(given.get("metadata", {}), "metadata"),
+        idempotency_key=idempotency_key(request),
+        automatic_retry=is_automatic_retry(request),
+    )
+
+
+async def show(context: Context, row: Row[Any]) -> dict[str, Any]:
+    """The job object, with its place in the queue and an estimate while it is not over."""
+    position = eta = None
+    if not is_over(row):
+        async with context.database.read() as session:
+            if row.status == JobStatus.QUEUED:
+                position = (await session.execute(queries.queue_position(row._mapping))).scalar_one() + 1
+            eta = await eta_seconds(session, row._mapping, position, context.settings.worker_stale_seconds)
+    return job_object(row._mapping, queue_position=position, eta_seconds=eta)
+
+
+def preferred_wait(request: Request, longest: float) -> float | None:
+    """Seconds of `Prefer: wait=N` (RFC 7240), at most `longest`; None when it does not say."""
+    found = _PREFER_WAIT.search(request.headers.get("prefer", ""))
+    return None if found is None else min(float(found.group(1)), longest)
+
+
+def wait_seconds(value: str | None, longest: float) -> float:
+    """The query's `wait`. Raises InvalidParameter."""
+    if value is None:
+        return 0.0
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= longest:  # also refuses NaN
+        raise InvalidParameter(f"wait must be from 0 to {longest:g} seconds", param="wait")
+    return seconds
+
+
+@router.post("", status_code=202, openapi_extra=_CREATE_SCHEMA)
+async def create(request: Request, body: JsonBody, context: ContextDep) -> JSONResponse:
+    """Accept a job: 202 with its row, or 200 with the result when `Prefer: wait=N` was long enough.
+
+    With an `Idempotency-Key` the same request gives the same job for 24 hours; another body under the key is 422.
+    """
+    prepared = await context.jobs.prepare(submission_of(request, body))
+    seconds = preferred_wait(request, context.settings.max_wait_seconds)
+    context.waiter.register(prepared.id)  # before the push, else a fast job is done before anybody listens
+    try:
+        accepted = await context.jobs.enqueue(prepared)
+        row = await context.jobs.wait(accepted.id, seconds or 0.0)
+    finally:
+        context.waiter.forget(prepared.id)
+    over = is_over(row)
+    headers = {"Location": urls(row.id)["self"], "X-Job-Id": row.id}
+    if seconds is not None:
+        headers["Preference-Applied"] = f"wait={seconds:.0f}"
+    if not over:
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return JSONResponse(await show(context, row), 200 if over and seconds is not None else 202, headers)
+
+
+def _cursor(last_id: str) -> str:
+    return base64.urlsafe_b64encode(last_id.encode()).decode().rstrip("=")
+
+
+def _cursor_id(cursor: str) -> str:
+    try:
+        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, UnicodeError, ValueError) as exc:
+        raise InvalidParameter("cursor must be one that a list gave", param="cursor") from exc
+
+
+def _moment(value: str) -> datetime:
+    try:
+        seconds = float(value)
+        return datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError as exc:
+        raise InvalidParameter("created_after must be Unix seconds or ISO 8601", param="created_after") from exc
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def _no_nul(params: list[tuple[str, str]]) -> None:
+    for name, value in params:
+        if "\x00" in name or "\x00" in value:
+            raise InvalidParameter(f"{name!r} has a NUL character", param=name.replace("\x00", "")[:80] or "query")
+
+
+@router.get("")
+async def list_jobs(
+    request: Request,
+    context: ContextDep,
+    status: str | None = None,
+    model: str | None = None,
+    created_after: str | None = None,
+    limit: str | None = None,
+    cursor: str | None = None,
+) -> dict[str, Any]:
+    """Jobs, newest first. `metadata[key]=value` filters; `next_cursor` goes on where the page ends."""
+    given = request.query_params.multi_items()
+    _no_nul(given)
+    metadata = {}
+    for name, value in given:
+        if name.startswith("metadata[") and name.endswith("]"):
+            metadata[name[9:-1]] = value
+        elif name not in ("status", "model", "created_after", "limit", "cursor"):
+            raise UnknownParameter(f"{name[:80]} is not a parameter of this list", param=name[:80])
+    if status is not None and status not in list(JobStatus):
+        raise InvalidParameter(f"status must be one of {', '.join(JobStatus)}", param="status")
+    size = DEFAULT_PAGE
+    if limit is not None:
+        if not limit.isdecimal() or not limit.isascii() or not 1 <= int(limit[:9]) <= MAX_PAGE:
+            raise InvalidParameter(f"limit must be from 1 to {MAX_PAGE}", param="limit")
+        size = int(limit)
+    statement = queries.list_jobs(
+        ANONYMOUS,
+        status=status,
+        model=model,
+        metadata=metadata,
+        created_after=None if created_after is None else _moment(created_after),
+        before_id=None if cursor is None else _cursor_id(cursor),
+        limit=size,
+    )
+    async with context.database.read() as session:
+        rows = (await session.execute(statement)).all()
+    page = rows[:size]
+    more = len(rows) > size
+    return {
+        "object": "list",
+        "data": [job_object(row._mapping) for row in page],
+        "has_more": more,
+        "next_cursor": _cursor(page[-1].id) if more else None,
+    }
+
+
+@router.get("/{job_id}")
+async def get_job(request: Request, job_id: str, context: ContextDep, wait: str | None = None) -> Response:
+    """The job; with `wait=30` the answer comes when the job is over, or after 30 seconds. Knows If-None-Match."""
+    row = await context.jobs.wait(job_id, wait_seconds(wait, context.settings.max_wait_seconds))
+    shown = await show(context, row)
+    etag = f'"{hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:32]}"'
+    headers = {"ETag": etag, "X-Job-Id": row.id}
+    wanted = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if etag in wanted or "*" in wanted:
+        return Response(status_code=304, headers=headers)
+    if not is_over(row):
+        headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    return JSONResponse(shown, headers=headers)
+
+
+@router.get("/{job_id}/events")
+async def events(request: Request, job_id: str, context: ContextDep) -> EventSourceResponse:
+    """Server-sent events: queued, started, progress, denoise, done. `Last-Event-ID` resumes."""
+    row = await context.jobs.get(job_id)
+    last = request.headers.get("last-event-id", "")
+    if last and not re.fullmatch(r"\d{1,20}-\d{1,20}", last):
+        raise InvalidParameter("Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID")
+    return EventSourceResponse(job_events(context, row, last or None), headers={"X-Job-Id": row.id})
+
+
+@router.get("/{job_id}/result")
+async def result(request: Request, job_id: str, context: ContextDep) -> JSONResponse:
+    """The response object that the job's endpoint would have given; 409 unless the job succeeded."""
+    row = await context.jobs.get(job_id)
+    if row.status == JobStatus.SUCCEEDED:
+        return JSONResponse(row.result, headers={"X-Job-Id": row.id})
+    if not is_over(row):
+        raise Conflict(f"the job is {row.status}; wait for it with {urls(row.id)['self']}?wait=30", code="job_not_done")
+    error = row.error or {}
+    message = f"the job is {row.status}: {error.get('message', 'no result')}"
+    return problem(
+        409, message, code=error.get("code", "no_result"), param=error.get("param"), instance=request.url.path,
+        headers={"X-Job-Id": row.id},
+    )  # fmt: skip
+
+
+@router.get("/{job_id}/attempts")
+async def attempts(job_id: str, context: ContextDep) -> dict[str, Any]:
+    """Every execution of the job, oldest first."""
+    await context.jobs.get(job_id)
+    async with context.database.read() as session:
+        rows = (await session.execute(queries.attempts(job_id))).all()
+    return {"object": "list", "data": [attempt_object(row._mapping) for row in rows], "has_more": False}
+
+
+@router.post("/{job_id}/cancel", status_code=202)
+async def cancel(job_id: str, context: ContextDep) -> JSONResponse:
+    """Stop the job between two denoising steps: 202 while it still runs, 200 with the job once it is over."""
+    row = await context.jobs.cancel(job_id)
+    return JSONResponse(await show(context, row), 200 if is_over(row) else 202, {"X-Job-Id": row.id})

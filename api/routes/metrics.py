@@ -1,0 +1,89 @@
+"""Prometheus' text: this process's counters, and what PostgreSQL and Redis know of queues, jobs and workers now."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.dependencies import ContextDep
+from shared import serving
+from shared.jobs import queries
+from shared.jobs.status import JobStatus
+
+router = APIRouter(tags=["metrics"])
+
+# worker statistic -> metric: summed per model over all workers that ever were, so that counters never fall
+_WORKER_COUNTERS = {
+    "tokens_generated": ("vdiff_tokens_generated_total", "Tokens of finished jobs"),
+    "prompt_tokens": ("vdiff_prompt_tokens_total", "Prompt tokens of finished jobs"),
+    "jobs_requeued": ("vdiff_jobs_requeued_total", "Attempts that went back to the queue"),
+    "ends_fenced": ("vdiff_ends_fenced_total", "Ends of attempts that came too late and were dropped"),
+}
+_ENGINE_COUNTERS = {
+    "steps": ("vdiff_engine_steps_total", "Denoising steps of the engines"),
+    "forwards": ("vdiff_engine_forwards_total", "Model calls of the engines"),
+    "sequence_steps": ("vdiff_engine_sequence_steps_total", "Sequences times steps; by steps: the mean batch size"),
+    "step_seconds": ("vdiff_engine_step_seconds_total", "Seconds spent in steps"),
+}
+
+
+class _Snapshot(Collector):
+    """A collector of metrics that were read just now."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = list(metrics)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._metrics
+
+
+def database_metrics(by_status: Any, queues: Any, workers: Any, live: Any) -> Iterator[Metric]:
+    """Rows of the database as metrics; pure."""
+    jobs = GaugeMetricFamily("vdiff_jobs", "Jobs by state", labels=["status"])
+    counts = {row.status: row.count for row in by_status}
+    for status in JobStatus:
+        jobs.add_metric([status.value], counts.get(status.value, 0))
+    yield jobs
+    depth = GaugeMetricFamily("vdiff_queue_depth", "Queued jobs", labels=["model", "priority"])
+    age = GaugeMetricFamily("vdiff_queue_oldest_seconds", "Age of the oldest queued job", labels=["model", "priority"])
+    for row in queues:
+        depth.add_metric([row.model, row.priority], row.count)
+        age.add_metric([row.model, row.priority], float(row.oldest_seconds))
+    yield depth
+    yield age
+    alive = GaugeMetricFamily("vdiff_workers", "Live workers", labels=["model"])
+    slots = GaugeMetricFamily("vdiff_slots", "Sequences that live workers batch at once", labels=["model"])
+    running = GaugeMetricFamily("vdiff_jobs_running", "Jobs in the engines of live workers", labels=["model"])
+    for name in sorted({row.model for row in workers}):
+        mine = [row for row in live if row.model == name]
+        alive.add_metric([name], len(mine))
+        slots.add_metric([name], sum(row.slots for row in mine))
+        running.add_metric([name], sum(row.stats.get("jobs_running", 0) for row in mine))
+    yield from (alive, slots, running)
+    for table, read in ((_WORKER_COUNTERS, lambda s: s), (_ENGINE_COUNTERS, lambda s: s.get("engine", {}))):
+        for key, (name, text) in table.items():
+            family = CounterMetricFamily(name, text, labels=["model"])
+            totals: dict[str, float] = {}
+            for row in workers:
+                totals[row.model] = totals.get(row.model, 0) + read(row.stats).get(key, 0)
+            for model, total in sorted(totals.items()):
+                family.add_metric([model], total)
+            yield family
+
+
+@router.get("/metrics", response_class=Response)
+async def metrics(context: ContextDep) -> Response:
+    async with context.database.read() as session:
+        by_status = (await session.execute(queries.jobs_by_status())).all()
+        queues = (await session.execute(queries.queue_overview())).all()
+        workers = (await session.execute(serving.all_workers())).all()
+        stale = context.settings.worker_stale_seconds
+        live = (await session.execute(serving.live_workers(stale_seconds=stale))).all()
+    registry = CollectorRegistry()
+    registry.register(_Snapshot(database_metrics(by_status, queues, workers, live)))
+    return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
