@@ -13,6 +13,7 @@ from shared.ids import new_id
 from shared.metrics import LATENCY, REQUESTS
 
 log = structlog.get_logger("vdiff.access")
+QUIET = ("/health", "/metrics")
 
 
 class TooLarge(Exception):
@@ -109,4 +110,6 @@ class LoggingMiddleware:
             route = getattr(scope.get("route"), "path", "unmatched")
             REQUESTS.labels(method=scope["method"], route=route, status=status).inc()
             LATENCY.labels(route=route).observe(seconds)
-            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 1))
+            # Probes come every few seconds and say nothing.
+            write = log.debug if scope["path"].startswith(QUIET) and status in (200, 503) else log.info
+            write("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 1))

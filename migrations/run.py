@@ -15,8 +15,10 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from shared.db.session import sync_engine_unpooled
+from shared.errors import ConfigurationError
 
 LOCK_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 300_000
@@ -81,3 +83,14 @@ def _migrator(database_url: str) -> Iterator[Connection]:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
         connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
         yield connection
+
+
+def require_current(database_url: str) -> None:
+    """Raises ConfigurationError when the database is away or not migrated."""
+    try:
+        current = is_current(database_url)
+    except OperationalError as exc:
+        reason = str(exc.orig).strip().splitlines()[0]
+        raise ConfigurationError(f"cannot reach PostgreSQL: {reason}", param="database_url") from exc
+    if not current:
+        raise ConfigurationError("the database is not migrated to this version; run `vdiff migrate`")

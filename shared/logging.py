@@ -52,3 +52,5 @@ def setup_logging(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    # Two lines at every start that nobody needs.
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.WARNING)

@@ -97,6 +97,13 @@ class SamplingParams:
         return replace(self, seed=seed)
 
 
+def shown_diffusion(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The diffusion parameters of `SamplingParams.to_json()` that had a meaning: set, and read by the algorithm."""
+    diffusion = params.get("diffusion", {})
+    own = RULE_PARAMETERS.get(diffusion.get("algorithm", ""), ())
+    return {k: v for k, v in diffusion.items() if v is not None and (k not in _OWN or k in own)}
+
+
 def _integer(value: Any, param: str, low: int, high: int | None) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidParameter(f"{param} must be an integer", param=param)

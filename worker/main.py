@@ -15,25 +15,24 @@ import os
 import platform
 import socket
 import sys
-from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import redis
 import structlog
 from celery.worker import WorkController
 from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
 from shared import serving
 from shared.db.session import Database
-from shared.errors import ConfigurationError, VDiffError
+from shared.errors import VDiffError
 from shared.events import EventPublisher
 from shared.ids import new_id
 from shared.logging import setup_logging
 from shared.settings import Settings
+from vdiff import bundled
 from worker.app import celery_app
 from worker.cancels import CancelListener
 from worker.engine import VDiffConfig, VDiffEngine
@@ -46,7 +45,6 @@ from worker.sweeper import Sweeper
 from worker.tasks import register_tasks
 
 EXIT_CONFIGURATION = 2
-BUNDLED_MODEL = "vdiff-tiny"
 _REDIS_TIMEOUT_S = 5.0
 
 _log = structlog.get_logger(__name__)
@@ -57,7 +55,7 @@ def run(settings: Settings) -> int:
     setup_logging(settings.log_level, settings.log_format)
     try:
         database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
-        check_database(database_url)
+        migrations.require_current(database_url)
         engine = VDiffEngine(engine_config(settings))
     except VDiffError as exc:
         print(f"vdiff worker: {exc.message}", file=sys.stderr)
@@ -68,28 +66,9 @@ def run(settings: Settings) -> int:
         engine.shutdown()
 
 
-def check_database(database_url: str) -> None:
-    """Raises ConfigurationError when the database is away or not migrated."""
-    try:
-        current = migrations.is_current(database_url)
-    except OperationalError as exc:
-        reason = str(exc.orig).strip().splitlines()[0]
-        raise ConfigurationError(f"cannot reach PostgreSQL: {reason}", param="database_url") from exc
-    if not current:
-        raise ConfigurationError("the database is not migrated to this version; run `vdiff migrate`")
-
-
-def bundled_model() -> str:
-    """The folder of the model that ships with vdiff."""
-    folder = Path(str(resources.files("vdiff.bundled") / BUNDLED_MODEL))
-    if not (folder / "config.json").is_file():
-        raise ConfigurationError(f"the bundled model is missing: {folder} (give one with --model)", param="model")
-    return str(folder)
-
-
 def engine_config(settings: Settings) -> VDiffConfig:
     return VDiffConfig(
-        model=settings.model or bundled_model(),
+        model=settings.model or str(bundled.folder(bundled.DEFAULT_MODEL)),
         tokenizer=settings.tokenizer,
         revision=settings.revision,
         served_model_name=settings.served_model_name,

@@ -25,7 +25,7 @@ from shared.events import Event
 from shared.jobs import repository
 from shared.jobs.responses import build_result
 from shared.jobs.status import TERMINAL, JobStatus
-from shared.sampling_params import SamplingParams
+from shared.sampling_params import SamplingParams, shown_diffusion
 from worker.engine.outputs import RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
 from worker.sweeper import push_again
@@ -312,7 +312,6 @@ def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str,
     metrics = output.metrics
     queued_ms = 1000 * (job.started_at - job.queued_at).total_seconds()
     before_ms = 1000 * (job.started_at - job.created_at).total_seconds()
-    diffusion = {**{k: v for k, v in job.params.get("diffusion", {}).items() if v is not None}}
     return {
         "usage": {
             "prompt_tokens": metrics.prompt_tokens,
@@ -326,7 +325,7 @@ def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str,
             "total_ms": round(before_ms + elapsed_ms, 3),
         },
         "diffusion": {
-            **diffusion,
+            **shown_diffusion(job.params),
             "forwards": metrics.forwards,
             "tokens_per_forward": round(metrics.tokens_per_forward, 4),
             "seed": output.seed,

@@ -65,12 +65,13 @@ def database_metrics(by_status: Any, queues: Any, workers: Any, live: Any) -> It
         slots.add_metric([name], sum(row.slots for row in mine))
         running.add_metric([name], sum(row.stats.get("jobs_running", 0) for row in mine))
     yield from (alive, slots, running)
-    for table, read in ((_WORKER_COUNTERS, lambda s: s), (_ENGINE_COUNTERS, lambda s: s.get("engine", {}))):
+    for table, section in ((_WORKER_COUNTERS, None), (_ENGINE_COUNTERS, "engine")):
         for key, (name, text) in table.items():
             family = CounterMetricFamily(name, text, labels=["model"])
             totals: dict[str, float] = {}
             for row in workers:
-                totals[row.model] = totals.get(row.model, 0) + read(row.stats).get(key, 0)
+                stats = row.stats if section is None else row.stats.get(section, {})
+                totals[row.model] = totals.get(row.model, 0) + stats.get(key, 0)
             for model, total in sorted(totals.items()):
                 family.add_metric([model], total)
             yield family

@@ -16,7 +16,8 @@ def running_eta(progress: Mapping[str, Any] | None, elapsed_seconds: float) -> f
     if not progress or not progress.get("tokens_committed"):
         return None
     left: float = progress["tokens_total"] - progress["tokens_committed"]
-    return round(max(0.0, elapsed_seconds * left / progress["tokens_committed"]), 1)
+    seconds: float = max(0.0, elapsed_seconds * left / progress["tokens_committed"])
+    return round(seconds, 1)
 
 
 def queued_eta(position: int, workers: Sequence[Mapping[Any, Any]]) -> float | None:
@@ -31,7 +32,8 @@ def queued_eta(position: int, workers: Sequence[Mapping[Any, Any]]) -> float | N
     if not slots or not finished:
         return None
     mean_seconds: float = sum(w["stats"].get("job_ms", 0) for w in workers) / finished / 1000
-    return round(mean_seconds * (1 + (position - 1) / slots), 1)
+    seconds: float = mean_seconds * (1 + (position - 1) / slots)
+    return round(seconds, 1)
 
 
 async def eta_seconds(

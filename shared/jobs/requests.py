@@ -78,7 +78,8 @@ def metadata_of(value: Any, param: str) -> dict[str, str]:
     return dict(value)
 
 
-def _messages(value: Any) -> list[dict[str, str]]:
+def messages_of(value: Any) -> list[dict[str, str]]:
+    """Chat messages with text content. Raises InvalidParameter, UnknownParameter."""
     if not isinstance(value, list) or not value:
         raise InvalidParameter("messages must be a list of at least one message", param="messages")
     if len(value) > MAX_MESSAGES:
@@ -113,7 +114,8 @@ def _content(message: Mapping[str, Any], at: str) -> str:
     return content
 
 
-def _prompt(value: Any) -> tuple[str | None, list[int] | None]:
+def prompt_of(value: Any, param: str = "prompt") -> tuple[str | None, list[int] | None]:
+    """Text or token ids, the other being None. Raises InvalidParameter."""
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str | list):
         value = value[0]  # a batch of one
     if isinstance(value, str) and value:
@@ -121,8 +123,8 @@ def _prompt(value: Any) -> tuple[str | None, list[int] | None]:
     if isinstance(value, list) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         return None, value
     if isinstance(value, list) and any(isinstance(v, str | list) for v in value):
-        raise InvalidParameter("prompt takes one prompt; send several as jobs of their own", param="prompt")
-    raise InvalidParameter("prompt must be a non-empty string or a non-empty list of token ids", param="prompt")
+        raise InvalidParameter(f"{param} takes one prompt; send several as jobs of their own", param=param)
+    raise InvalidParameter(f"{param} must be a non-empty string or a non-empty list of token ids", param=param)
 
 
 def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
@@ -168,11 +170,11 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
     if chat:
         if "messages" not in body:
             raise MissingParameter("messages is required", param="messages")
-        messages = _messages(body["messages"])
+        messages = messages_of(body["messages"])
     else:
         if "prompt" not in body:
             raise MissingParameter("prompt is required", param="prompt")
-        prompt, ids = _prompt(body["prompt"])
+        prompt, ids = prompt_of(body["prompt"])
     labels = metadata_of(body.get("metadata", {}), "metadata")
     return ParsedRequest(endpoint, body["model"], prompt, ids, messages, fields, stream, include_usage, labels)
 
@@ -196,4 +198,4 @@ def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
     return stream, include
 
 
-__all__ = ["CHAT", "COMPLETIONS", "ParsedRequest", "metadata_of", "parse"]
+__all__ = ["CHAT", "COMPLETIONS", "ParsedRequest", "messages_of", "metadata_of", "parse", "prompt_of"]

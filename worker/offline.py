@@ -1,0 +1,267 @@
+"""`vdiff generate`: a JSONL of prompts through the engine, without queue, database or server.
+
+A line in: {custom_id, prompt | prompt_token_ids | messages, and the generation fields of the API}. A line out:
+{custom_id, token_ids, text, finish_reason, forwards, tokens_per_forward, seconds, error}, in the input's order. Lines are
+read as the engine takes them, so a file may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter, VDiffError
+from shared.jobs.requests import messages_of, prompt_of
+from shared.sampling_params import GENERATION_FIELDS, resolve_params
+from worker.engine import RequestHandle, VDiffConfig, VDiffEngine
+
+PROMPTS = ("prompt", "prompt_token_ids", "messages")
+AHEAD = 4  # requests per slot that wait in the engine, so that no slot is ever empty
+REPORT_SECONDS = 10.0  # between two lines of progress where there is no terminal
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run did."""
+
+    lines: int = 0
+    errors: int = 0
+    tokens: int = 0
+    forwards: int = 0
+    seconds: float = 0.0
+    interrupted: bool = False
+
+    def text(self) -> str:
+        speed = self.tokens / self.seconds if self.seconds else 0.0
+        per_forward = self.tokens / self.forwards if self.forwards else 0.0
+        how = "interrupted after" if self.interrupted else "done:"
+        return (
+            f"{how} {self.lines} lines, {self.errors} with errors, {self.tokens} tokens in {self.seconds:.1f} s "
+            f"({speed:.1f} tokens/s, {per_forward:.2f} tokens per forward)"
+        )
+
+
+@dataclass(slots=True)
+class _Line:
+    number: int
+    custom_id: str | None
+    metadata: Any = None
+    handle: RequestHandle | None = None
+    error: VDiffError | None = None
+
+
+def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dict[str, Any]]:
+    """One line of input: what identifies it, and its fields. An error is noted in the line, not raised."""
+    line = _Line(number, None)
+    try:
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise InvalidParameter("a line must be a JSON object")
+        custom_id = data.pop("custom_id", None)
+        if custom_id is not None and (not isinstance(custom_id, str) or not custom_id):
+            raise InvalidParameter("custom_id must be a non-empty string", param="custom_id")
+        line.custom_id = custom_id
+        if custom_id is not None:
+            if custom_id in seen:
+                message = f"custom_id {custom_id[:80]!r} was used on line {seen[custom_id]}"
+                raise InvalidParameter(message, param="custom_id")
+            seen[custom_id] = number
+        line.metadata = data.pop("metadata", None)
+        for name in data:
+            if name not in (*PROMPTS, *GENERATION_FIELDS):
+                raise UnknownParameter(f"{name[:80]} is not a field of a line", param=name[:80])
+        return line, data
+    except VDiffError as exc:
+        line.error = exc
+    except (ValueError, RecursionError) as exc:
+        line.error = InvalidParameter(f"not JSON: {exc}", code="invalid_json")
+    return line, {}
+
+
+def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
+    """Check a line against the model and hand it to the engine; an error is noted in the line."""
+    try:
+        given = [name for name in PROMPTS if data.get(name) is not None]
+        if len(given) != 1:
+            wanted = ", ".join(PROMPTS)
+            kind = InvalidParameter if given else MissingParameter
+            raise kind(f"a line needs exactly one of {wanted}", param=given[1] if given else "prompt")
+        where = given[0]
+        text: str | None = None
+        if where == "messages":
+            text = engine.tokenizer.apply_chat_template(messages_of(data[where]))
+            ids = engine.tokenizer.encode(text)
+        else:
+            text, token_ids = prompt_of(data[where], where)
+            if where == "prompt_token_ids" and token_ids is None:
+                raise InvalidParameter("prompt_token_ids must be a list of token ids", param=where)
+            ids = engine.tokenizer.encode(text) if text is not None else list(token_ids or ())
+        if not ids:
+            raise InvalidParameter(f"{where} is empty", param=where)
+        fields = {k: v for k, v in data.items() if k in GENERATION_FIELDS}
+        if fields.get("n") not in (None, 1):
+            raise InvalidParameter("a line gives one answer; repeat it for more", param="n")
+        params = resolve_params(fields, card=engine.card, prompt_tokens=len(ids), chat=where == "messages")
+        line.handle = engine.submit(f"line-{line.number}", ids, params, prompt=text)
+    except VDiffError as exc:
+        line.error = exc
+
+
+def answer_of(line: _Line, summary: Summary) -> dict[str, Any]:
+    """The line out; waits for the request."""
+    answer: dict[str, Any] = dict.fromkeys(
+        ("custom_id", "token_ids", "text", "finish_reason", "forwards", "tokens_per_forward", "seconds", "error")
+    )
+    answer["custom_id"] = line.custom_id
+    if line.metadata is not None:
+        answer["metadata"] = line.metadata
+    error = line.error
+    if line.handle is not None:
+        try:
+            output = line.handle.result()
+            first = output.outputs[0]
+            answer.update(
+                token_ids=first.token_ids,
+                text=first.text,
+                finish_reason=first.finish_reason,
+                forwards=first.forwards,
+                tokens_per_forward=round(output.metrics.tokens_per_forward, 4),
+                seconds=round(output.metrics.denoise_ms / 1000, 6),
+            )
+            summary.tokens += len(first.token_ids)
+            summary.forwards += first.forwards
+        except VDiffError as exc:
+            error = exc
+    if error is not None:
+        summary.errors += 1
+        answer["error"] = {
+            "code": error.code, "message": f"line {line.number}: {error.message}", "param": error.param,
+            "line": line.number,
+        }  # fmt: skip
+    summary.lines += 1
+    return answer
+
+
+class _Reporter:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, total: int, stack: ExitStack) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._total, self._done, self._began, self._told = total, 0, time.monotonic(), time.monotonic()
+        self._terminal = sys.stderr.isatty()
+        columns = (
+            TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+            TextColumn("ETA"), TimeRemainingColumn(),
+        )  # fmt: skip
+        self._bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), disable=not self._terminal))
+        self._task = self._bar.add_task("generate", total=total, rate="")
+
+    def advance(self, tokens: int) -> None:
+        self._done += 1
+        elapsed = max(time.monotonic() - self._began, 1e-9)
+        rate = f"{self._done / elapsed:.1f} lines/s, {tokens / elapsed:.0f} tokens/s"
+        self._bar.update(self._task, advance=1, rate=rate)
+        if not self._terminal and time.monotonic() - self._told > REPORT_SECONDS:
+            self._told = time.monotonic()
+            left = (self._total - self._done) * elapsed / self._done
+            print(f"{self._done}/{self._total} lines, {rate}, ETA {left:.0f} s", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _interrupts(summary: Summary) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set `summary.interrupted`; what is running is finished and written."""
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if summary.interrupted:
+            raise KeyboardInterrupt
+        summary.interrupted = True
+        print("stopping; the lines in work are finished first (again: stop at once)", file=sys.stderr, flush=True)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _lines(source: TextIO) -> Iterator[tuple[int, str]]:
+    for number, text in enumerate(source, 1):
+        if text.strip():
+            yield number, text
+
+
+def _count(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for text in file if text.strip())
+
+
+def generate_file(config: VDiffConfig, source: Path, target: Path) -> Summary:
+    """Decode every line of `source` into `target`.
+
+    Raises:
+        ConfigurationError: a file cannot be read or written; the model's errors.
+    """
+    summary = Summary()
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ConfigurationError("--output must be another file than --input", param="output")
+    with ExitStack() as stack:
+        try:
+            total = _count(source)
+            # Bytes that are not UTF-8 become lone surrogates, and an error of their line alone.
+            lines = _lines(stack.enter_context(source.open(encoding="utf-8", errors="surrogateescape")))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            out = stack.enter_context(target.open("w", encoding="utf-8"))
+        except OSError as exc:
+            raise ConfigurationError(f"{exc.filename}: {exc.strerror}") from exc
+        engine = stack.enter_context(VDiffEngine(config))
+        reporter = _Reporter(total, stack)
+        stack.enter_context(_interrupts(summary))
+        began = time.monotonic()
+        seen: dict[str, int] = {}
+        waiting: deque[_Line] = deque()
+
+        def write() -> None:
+            out.write(json.dumps(answer_of(waiting.popleft(), summary), ensure_ascii=False) + "\n")
+            out.flush()
+            summary.seconds = time.monotonic() - began
+            reporter.advance(summary.tokens)
+
+        for number, text in lines:
+            if summary.interrupted:
+                break
+            waiting.append(_made(engine, number, text, seen))
+            while waiting and (len(waiting) >= AHEAD * engine.slots or _is_ready(waiting[0])):
+                write()
+        while waiting:
+            write()
+    return summary
+
+
+def _made(engine: VDiffEngine, number: int, text: str, seen: dict[str, int]) -> _Line:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return _Line(number, None, error=InvalidParameter("not UTF-8", code="invalid_utf8"))
+    line, data = parse_line(text, number, seen)
+    if line.error is None:
+        submit(engine, line, data)
+    return line
+
+
+def _is_ready(line: _Line) -> bool:
+    return line.handle is None or line.handle.done()
+
+
+__all__ = ["Summary", "generate_file"]
