@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from typing import Any
 
@@ -54,5 +55,8 @@ def run(settings: Settings) -> int:
     listener = listening_socket(settings.host, settings.port)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
     server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, **options))
+    # uvicorn stops at these, then raises them again; for us they are a clean end.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: None)
     server.run(sockets=[listener])
     return 0 if server.started else 1

@@ -168,7 +168,7 @@ def _max_tokens(given: dict[str, Any], card: ModelCard, prompt_tokens: int, chat
     where = "messages" if chat else "prompt"
     if room < 1:
         raise PromptTooLong(
-            f"the prompt has {prompt_tokens} tokens; the context of {card.name} is {card.context_length}, answer included",
+            f"{where} has {prompt_tokens} tokens; the context of {card.name} is {card.context_length}, answer included",
             param=where,
         )
     if "max_tokens" in given:

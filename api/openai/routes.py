@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from sqlalchemy import Row
+from starlette.types import Receive, Scope, Send
 
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.errors import error_type, from_vdiff, problem
@@ -63,10 +64,7 @@ async def serve(request: Request, body: Any, context: Context, endpoint: str) ->
         # Whoever gave a key may come back for the answer; without one nobody can.
         mine = accepted.created and submission.idempotency_key is None
         if prepared.request.stream:
-            return EventSourceResponse(
-                stream(context, prepared, accepted, cancel_when_left=mine),
-                headers={"X-Job-Id": accepted.id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-            )
+            return JobStream(context, prepared, accepted, cancel_when_left=mine)
         return await answer(request, context, accepted, cancel_when_left=mine)
     finally:
         context.waiter.forget(prepared.id)
@@ -137,38 +135,47 @@ def _data(value: Any) -> bytes:
     return format_sse_event(data_str=value if isinstance(value, str) else json.dumps(value, separators=(",", ":")))
 
 
-async def stream(
-    context: Context, prepared: Prepared, accepted: Accepted, *, cancel_when_left: bool
-) -> AsyncIterator[bytes]:
-    """OpenAI's chunks, then `[DONE]`. A client that leaves early cancels the job."""
-    first = await context.jobs.get(accepted.id)
-    params = prepared.values["params"]
-    chunks = ChunkStream(
-        first.endpoint, first.id, first.model, int(first.created_at.timestamp()), n=params["n"],
-        include_usage=prepared.request.include_usage, visualize=params["diffusion"]["visualize"],
-    )  # fmt: skip
-    over = False
-    try:
+class JobStream(EventSourceResponse):
+    """OpenAI's chunks, then `[DONE]`. A client that leaves early cancels the job, however early that is."""
+
+    def __init__(self, context: Context, prepared: Prepared, accepted: Accepted, *, cancel_when_left: bool) -> None:
+        self._context = context
+        self._job_id = accepted.id
+        self._cancel_when_left = cancel_when_left
+        self._over = False
+        headers = {"X-Job-Id": accepted.id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._chunks(prepared), headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            if not self._over and self._cancel_when_left and not self._context.stopping.is_set():
+                self._context.spawn(leave(self._context, self._job_id))
+
+    async def _chunks(self, prepared: Prepared) -> AsyncIterator[bytes]:
+        first = await self._context.jobs.get(self._job_id)
+        params = prepared.values["params"]
+        chunks = ChunkStream(
+            first.endpoint, first.id, first.model, int(first.created_at.timestamp()), n=params["n"],
+            include_usage=prepared.request.include_usage, visualize=params["diffusion"]["visualize"],
+        )  # fmt: skip
         for chunk in chunks.start():
             yield _data(chunk)
-        async for item in follow(context, accepted.id):
+        async for item in follow(self._context, self._job_id):
             if item is None:
                 yield KEEPALIVE_COMMENT
             elif isinstance(item, Row):
-                over = True
+                self._over = True
                 for chunk in ending(chunks, item):
                     yield _data(chunk)
             elif item[1] == "progress":
                 for chunk in chunks.progress(item[2]):
                     yield _data(chunk)
-        if not over:
+        if not self._over:
             yield _data({"error": {"message": "the server is stopping; the job goes on", "type": "server_error",
                                    "param": None, "code": "overloaded"}})  # fmt: skip
         yield _data("[DONE]")
-        over = True
-    finally:
-        if not over and cancel_when_left and not context.stopping.is_set():
-            context.spawn(leave(context, accepted.id))
 
 
 def ending(chunks: ChunkStream, row: Row[Any]) -> list[dict[str, Any]]:

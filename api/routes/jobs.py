@@ -20,6 +20,7 @@ from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_
 from api.errors import problem
 from api.events import job_events
 from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter
+from shared.ids import is_id
 from shared.jobs import queries
 from shared.jobs.estimate import eta_seconds
 from shared.jobs.requests import metadata_of
@@ -147,9 +148,12 @@ def _cursor(last_id: str) -> str:
 
 def _cursor_id(cursor: str) -> str:
     try:
-        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
-    except (binascii.Error, UnicodeError, ValueError) as exc:
-        raise InvalidParameter("cursor must be one that a list gave", param="cursor") from exc
+        last_id = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode("ascii")
+    except (binascii.Error, UnicodeError, ValueError):
+        last_id = ""
+    if not is_id(last_id, "job"):
+        raise InvalidParameter("cursor must be one that a list gave", param="cursor")
+    return last_id
 
 
 def _moment(value: str) -> datetime:

@@ -12,11 +12,13 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+import httpx
 import pytest
 import redis
 from sqlalchemy import Row, insert, text
@@ -30,6 +32,8 @@ from shared.jobs.repository import JOBS
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.queue.messages import push_sync
 from shared.sampling_params import SamplingParams
+from vdiff import bundled
+from vdiff.embedded.process import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY_MODEL = ROOT / "tests" / "golden" / "llada"
@@ -255,3 +259,69 @@ def served_jobs(
         stack.callback(worker.end)
         worker.wait_ready()
         yield jobs
+
+
+class ApiProcess:
+    """One `vdiff api` in a process of its own."""
+
+    def __init__(self, jobs: Jobs, log: Path, **settings: object) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        values = {
+            "database_url": jobs.database_url, "redis_url": jobs.redis_url, "port": self.port, "log_format": "json", **settings,
+        }  # fmt: skip
+        env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
+        env.update({f"VDIFF_{name.upper()}": str(value) for name, value in values.items()})
+        self.log = log
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vdiff", "api"], cwd=ROOT, env=env, stdout=output, stderr=output
+            )
+
+    def wait_ready(self, *, path: str = "/health/ready") -> ApiProcess:
+        def is_ready() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"the API ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
+            with suppress(httpx.HTTPError):
+                return httpx.get(self.url + path, timeout=5).status_code == 200
+            return False
+
+        eventually(is_ready, seconds=60, what="API ready")
+        return self
+
+    def end(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A whole vdiff: API and worker with the bundled model, on a database of their own."""
+
+    url: str
+    model: str
+    jobs: Jobs
+    api: ApiProcess
+    worker: WorkerProcess
+    client: httpx.Client
+
+
+@pytest.fixture(scope="session")
+def served(
+    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    with ExitStack() as stack:
+        jobs = jobs_with_database(postgres_url, redis_url, migrated_template, stack)
+        worker = WorkerProcess(
+            jobs, folder / "worker.log", model=bundled.folder(bundled.DEFAULT_MODEL), served_model_name="vdiff-tiny"
+        )
+        stack.callback(worker.end)
+        jobs.model = "vdiff-tiny"
+        api = ApiProcess(jobs, folder / "api.log", max_body_bytes=2_000_000)
+        stack.callback(api.end)
+        worker.wait_ready()
+        api.wait_ready()
+        client = stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
+        yield Served(api.url, jobs.model, jobs, api, worker, client)

@@ -1,0 +1,206 @@
+"""The `openai` SDK, unmodified, sync and async, streaming and not, over real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.integration.conftest import ApiProcess, Served, eventually
+
+pytestmark = pytest.mark.integration
+
+QUESTION: Any = [{"role": "user", "content": "What is 17 + 25?"}]
+STORY: Any = [
+    {"role": "user", "content": "Tom has 5 apples, gets 3 more and loses 2. How many apples are left?"},
+]
+STORY_ANSWER = "5 + 3 = 8, 8 - 2 = 6. Answer: 6"
+LONG: Any = {"max_tokens": 480, "extra_body": {"ignore_eos": True, "diffusion": {"block_length": 480}}}
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="anything", max_retries=0, timeout=60) as client:
+        yield client
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="vdiff-tiny", messages=QUESTION)
+    assert answer.choices[0].message.content == "42"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + 2
+    assert answer.object == "chat.completion"
+    assert answer.model_extra is not None
+    assert answer.model_extra["vdiff"]["forwards"] > 0
+    assert answer.model_extra["vdiff"]["job_id"].startswith("job_")
+
+
+def test_the_job_behind_an_answer(client: openai.OpenAI, served: Served) -> None:
+    raw = client.chat.completions.with_raw_response.create(model="vdiff-tiny", messages=QUESTION, n=2, seed=3)
+    job = served.client.get(f"/v1/jobs/{raw.headers['x-job-id']}").json()
+    assert (job["status"], job["priority"], len(job["result"]["choices"])) == ("succeeded", "interactive", 2)
+    assert raw.headers["x-request-id"]
+
+
+def test_completions_with_diffusion_parameters(client: openai.OpenAI) -> None:
+    prompt = "<|user|>What is 17 + 25?<|eot_id|><|assistant|>"
+    slow = client.completions.create(model="vdiff-tiny", prompt=prompt, max_tokens=16)
+    fast = client.completions.create(
+        model="vdiff-tiny", prompt=prompt, max_tokens=16,
+        extra_body={"diffusion": {"algorithm": "threshold", "threshold": 0.9}},
+    )  # fmt: skip
+    assert slow.choices[0].text == fast.choices[0].text == "42"
+    assert fast.model_extra["vdiff"]["forwards"] < slow.model_extra["vdiff"]["forwards"]  # type: ignore[index]
+
+
+def test_stop_strings(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(model="vdiff-tiny", messages=STORY, stop=[" 8 -", "Answer"])
+    assert answer.choices[0].message.content == STORY_ANSWER.partition(" 8 -")[0]
+    assert answer.choices[0].finish_reason == "stop"
+    cut = client.chat.completions.create(model="vdiff-tiny", messages=STORY, max_tokens=4)
+    assert cut.choices[0].finish_reason == "length"
+
+
+def test_chat_stream(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model="vdiff-tiny", messages=STORY, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    assert chunks[0].choices[0].delta.role == "assistant"
+    pieces = [c.choices[0].delta.content for c in chunks if c.choices and c.choices[0].delta.content]
+    assert "".join(pieces) == STORY_ANSWER
+    assert len(pieces) > 1  # it comes bit by bit
+    assert [c.choices[0].finish_reason for c in chunks if c.choices and c.choices[0].finish_reason] == ["stop"]
+    assert chunks[-1].choices == []
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens > 10
+    assert all(c.usage is None for c in chunks[:-1])
+    assert len({c.id for c in chunks}) == 1
+
+
+def test_completion_stream_of_several_choices(client: openai.OpenAI) -> None:
+    body: Any = {"model": "vdiff-tiny", "prompt": "<|user|>What is 2 + 3?<|eot_id|><|assistant|>", "n": 3, "seed": 5}
+    body.update(temperature=1.0, max_tokens=24, extra_body={"ignore_eos": True})
+    texts = ["", "", ""]
+    for chunk in client.completions.create(**body, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    whole = client.completions.create(**body)
+    assert texts == [c.text for c in whole.choices]
+
+
+def test_visualize_replaces_the_text(client: openai.OpenAI) -> None:
+    seen = []
+    stream = client.chat.completions.create(
+        model="vdiff-tiny", messages=STORY, stream=True, extra_body={"diffusion": {"visualize": True}}
+    )
+    for chunk in stream:
+        extras = (chunk.model_extra or {}).get("vdiff", {})
+        if extras.get("replace"):
+            seen.append((chunk.choices[0].delta.content, extras))
+    assert any("\u2591" in text for text, _ in seen[:-1])
+    assert all(text.startswith(extras["committed"]) for text, extras in seen)
+    assert seen[-1][0] == STORY_ANSWER
+    assert [extras["diffusing"] for _, extras in seen] == [True] * (len(seen) - 1) + [False]
+
+
+def test_async_client(served: Served) -> None:
+    async def main() -> list[str]:
+        async with openai.AsyncOpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=0, timeout=60) as client:
+
+            async def one(a: int) -> str:
+                messages: Any = [{"role": "user", "content": f"What is {a} + 10?"}]
+                if a % 2:
+                    answer = await client.chat.completions.create(model="vdiff-tiny", messages=messages)
+                    return str(answer.choices[0].message.content)
+                stream = await client.chat.completions.create(model="vdiff-tiny", messages=messages, stream=True)
+                return "".join([c.choices[0].delta.content or "" async for c in stream if c.choices])
+
+            return await asyncio.gather(*(one(a) for a in range(1, 13)))
+
+    assert asyncio.run(main()) == [str(a + 10) for a in range(1, 13)]
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert client.models.list().data[0].id == "vdiff-tiny"
+    assert client.models.retrieve("vdiff-tiny").owned_by == "vdiff"
+
+
+def test_errors_are_the_sdks_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model="vdiff-tiny", messages=QUESTION, max_tokens=0)
+    assert bad.value.param == "max_tokens"
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.chat.completions.create(model="gpt-0", messages=QUESTION)
+    assert missing.value.code == "model_not_found"
+
+
+def newest_job(served: Served, **params: str) -> Any:
+    return served.client.get("/v1/jobs", params={"limit": 1, **params}).json()["data"][0]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_leaves_cancels_its_job(served: Served, stream: bool) -> None:
+    tag = f"left-{time.time_ns()}"
+    body = {"model": "vdiff-tiny", "messages": QUESTION, "metadata": {"tag": tag}, "stream": stream, "max_tokens": 480,
+            "ignore_eos": True, "diffusion": {"block_length": 480}}  # fmt: skip
+    with pytest.raises(httpx.TimeoutException), httpx.Client(base_url=served.url, timeout=0.5) as client:
+        if stream:
+            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                assert answer.headers["x-job-id"]
+                raise httpx.ReadTimeout("gone")
+        client.post("/v1/chat/completions", json=body)
+    eventually(lambda: newest_job(served, **{"metadata[tag]": tag})["status"] == "cancelled", what="cancelled")
+
+
+def test_a_client_that_leaves_with_a_key_does_not(served: Served) -> None:
+    tag = f"kept-{time.time_ns()}"
+    body = {"model": "vdiff-tiny", "messages": QUESTION, "metadata": {"tag": tag}, "max_tokens": 300, "ignore_eos": True,
+            "diffusion": {"block_length": 300}}  # fmt: skip
+    with pytest.raises(httpx.TimeoutException), httpx.Client(base_url=served.url, timeout=0.3) as client:
+        client.post("/v1/chat/completions", json=body, headers={"idempotency-key": tag})
+    eventually(lambda: newest_job(served, **{"metadata[tag]": tag})["status"] == "succeeded", seconds=60)
+    answer = served.client.post("/v1/chat/completions", json=body, headers={"idempotency-key": tag})
+    assert answer.json()["vdiff"]["job_id"] == newest_job(served, **{"metadata[tag]": tag})["id"]
+
+
+def test_waiting_ends_with_504_and_the_jobs_url(served: Served, tmp_path: Any) -> None:
+    api = ApiProcess(served.jobs, tmp_path / "api.log", sync_timeout_seconds=0.4)
+    try:
+        api.wait_ready()
+        body = {"model": "vdiff-tiny", "messages": QUESTION, "max_tokens": 480, "ignore_eos": True,
+                "diffusion": {"block_length": 480}}  # fmt: skip
+        answer = httpx.post(f"{api.url}/v1/chat/completions", json=body, timeout=30)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (504, "wait_timeout")
+        assert answer.headers["x-should-retry"] == "false"
+        job = served.client.get(answer.headers["location"]).json()
+        assert job["status"] in ("queued", "running")
+        served.client.post(job["urls"]["cancel"])
+        failed = httpx.post(f"{api.url}/v1/chat/completions", json={**body, "max_tokens": 0}, timeout=30)
+        assert failed.status_code == 400
+    finally:
+        api.end()
+
+
+def test_a_stopping_api_cancels_nobodys_job(served: Served, tmp_path: Any) -> None:
+    api = ApiProcess(served.jobs, tmp_path / "api.log")
+    try:
+        api.wait_ready()
+        body = {"model": "vdiff-tiny", "messages": QUESTION, "max_tokens": 480, "ignore_eos": True, "stream": True,
+                "diffusion": {"block_length": 480}}  # fmt: skip
+        with httpx.stream("POST", f"{api.url}/v1/chat/completions", json=body, timeout=30) as answer:
+            api.process.terminate()
+            said = "".join(answer.iter_text())
+        assert api.process.wait(20) == 0
+        assert "the server is stopping" in said
+        job = served.client.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()
+        assert not job["cancel_requested"]
+        served.client.post(job["urls"]["cancel"])
+    finally:
+        api.end()
