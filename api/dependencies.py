@@ -134,4 +134,4 @@ def idempotency_key(request: Request) -> str | None:
 def is_automatic_retry(request: Request) -> bool:
     """Whether the OpenAI SDK sent this same request before."""
     count = request.headers.get("x-stainless-retry-count", "0")
-    return count.isdigit() and int(count[:6]) >= 1
+    return count.isascii() and count.isdigit() and int(count[:6]) >= 1

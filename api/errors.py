@@ -95,4 +95,9 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_bug(request: Request, exc: Exception) -> JSONResponse:
         log.exception("unhandled", path=request.url.path)
-        return problem(500, "internal error", code="internal_error", param=None, instance=request.url.path)
+        # Starlette answers this one outside of all middleware, RequestIDMiddleware too.
+        request_id = request.scope.get("state", {}).get("request_id")
+        return problem(
+            500, "internal error", code="internal_error", param=None, instance=request.url.path,
+            headers={"X-Request-ID": request_id} if request_id else None,
+        )  # fmt: skip

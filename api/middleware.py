@@ -6,6 +6,7 @@ import time
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem
@@ -31,12 +32,8 @@ class BodyLimitMiddleware:
             await self.app(scope, receive, send)
             return
         length = Headers(scope=scope).get("content-length", "0")
-        refusal = problem(
-            413, f"the body is larger than {self.max_bytes} bytes", code="body_too_large", param="body",
-            instance=scope["path"],
-        )  # fmt: skip
         if length.isdigit() and int(length) > self.max_bytes:
-            await refusal(scope, receive, send)
+            await self._refusal(scope)(scope, receive, send)
             return
         seen = 0
         started = False
@@ -59,7 +56,11 @@ class BodyLimitMiddleware:
         except TooLarge:
             if started:
                 raise
-            await refusal(scope, receive, send)
+            await self._refusal(scope)(scope, receive, send)
+
+    def _refusal(self, scope: Scope) -> JSONResponse:
+        message = f"the body is larger than {self.max_bytes} bytes"
+        return problem(413, message, code="body_too_large", param="body", instance=scope["path"])
 
 
 class RequestIDMiddleware:

@@ -30,7 +30,9 @@ def setup_logging(
             structlog.processors.JSONRenderer(),
         ]
     else:
-        rendering = [structlog.dev.ConsoleRenderer(colors=output.isatty())]
+        # Not rich's traceback, structlog's default: it prints local variables, and with them prompts and keys.
+        plain = structlog.dev.plain_traceback
+        rendering = [structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=plain)]
 
     structlog.configure(
         processors=[

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from vdiff.embedded import EmbeddedPostgres, EmbeddedRedis
+
+# No deadline: the machine may be busy. Derandomized: the same examples each time, so that a failure is a change's.
+hypothesis.settings.register_profile("vdiff", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("vdiff")
 
 
 @pytest.fixture(scope="session")

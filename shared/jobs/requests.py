@@ -7,12 +7,13 @@ OpenAI fields that vdiff does not serve are accepted only at the value that chan
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.jobs.responses import CHAT, COMPLETIONS, ENDPOINTS
-from shared.sampling_params import GENERATION_FIELDS
+from shared.model_card import ModelCard
+from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
 from shared.tokenizer import TokenizerWrapper
 
 ROLES = ("system", "user", "assistant", "developer")
@@ -41,11 +42,22 @@ class ParsedRequest:
     stream: bool
     include_usage: bool
     metadata: dict[str, str]
+    renamed: dict[str, str] = field(default_factory=dict)  # our name of a field -> the one that the client used
 
     @property
     def characters(self) -> int:
         """Length of the prompt's text."""
         return len(self.prompt or "") + sum(len(m["content"]) for m in self.messages or ())
+
+    def params(self, card: ModelCard, prompt_tokens: int) -> SamplingParams:
+        """The parameters, complete and checked. Raises what `resolve_params` raises, with the client's own field names."""
+        try:
+            return resolve_params(self.fields, card=card, prompt_tokens=prompt_tokens, chat=self.endpoint == CHAT)
+        except InvalidParameter as exc:
+            if exc.param not in self.renamed:
+                raise
+            name = self.renamed[exc.param]
+            raise InvalidParameter(exc.message.replace(exc.param, name, 1), param=name) from exc
 
     def tokens(self, tokenizer: TokenizerWrapper, vocab_size: int) -> list[int]:
         """The prompt's token ids, never empty. Raises InvalidParameter."""
@@ -156,10 +168,12 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
     if not isinstance(body["model"], str) or not body["model"]:
         raise InvalidParameter("model must be a non-empty string", param="model")
     fields = {k: body[k] for k in GENERATION_FIELDS if k in body}
+    renamed = {}
     if chat and "max_completion_tokens" in body:
         if "max_tokens" in fields:
             raise InvalidParameter("give max_completion_tokens or max_tokens, not both", param="max_completion_tokens")
         fields["max_tokens"] = body["max_completion_tokens"]
+        renamed["max_tokens"] = "max_completion_tokens"
     for name in _LABELS:
         if name != "metadata" and not isinstance(body.get(name, ""), str):
             raise InvalidParameter(f"{name} must be a string", param=name)
@@ -176,7 +190,7 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
             raise MissingParameter("prompt is required", param="prompt")
         prompt, ids = prompt_of(body["prompt"])
     labels = metadata_of(body.get("metadata", {}), "metadata")
-    return ParsedRequest(endpoint, body["model"], prompt, ids, messages, fields, stream, include_usage, labels)
+    return ParsedRequest(endpoint, body["model"], prompt, ids, messages, fields, stream, include_usage, labels, renamed)
 
 
 def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:

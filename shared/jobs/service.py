@@ -29,10 +29,9 @@ from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, JobNo
 from shared.events import DoneWaiter, publish_cancel, publish_done
 from shared.ids import is_id, new_id
 from shared.jobs import queries, repository
-from shared.jobs.requests import CHAT, ParsedRequest, parse
+from shared.jobs.requests import ParsedRequest, parse
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.queue.messages import push
-from shared.sampling_params import resolve_params
 from shared.served_models import ServedModels
 from shared.settings import Settings
 
@@ -110,7 +109,7 @@ class JobService:
             ids = await asyncio.to_thread(request.tokens, tokenizer, model.card.vocab_size)
         else:
             ids = request.tokens(tokenizer, model.card.vocab_size)
-        params = resolve_params(request.fields, card=model.card, prompt_tokens=len(ids), chat=request.endpoint == CHAT)
+        params = request.params(model.card, len(ids))
         if params.seed is None:
             params = params.with_seed(secrets.randbits(_SEED_BITS))  # a second attempt must give the same answer
         values = {

@@ -1,0 +1,184 @@
+"""The shape of the endpoints' bodies: what is taken, and that everything else is refused by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from shared.errors import InvalidParameter, MissingParameter, UnknownParameter, VDiffError
+from shared.jobs.requests import CHAT, COMPLETIONS, ParsedRequest, parse
+from shared.model_card import ModelCard
+from shared.sampling_params import GENERATION_FIELDS
+from shared.tokenizer import TokenizerWrapper
+from vdiff import bundled
+
+USER = [{"role": "user", "content": "hi"}]
+
+
+def chat(streaming: bool = True, **more: Any) -> ParsedRequest:
+    return parse(CHAT, {"model": "m", "messages": USER, **more}, streaming=streaming)
+
+
+def completion(streaming: bool = True, **more: Any) -> ParsedRequest:
+    return parse(COMPLETIONS, {"model": "m", "prompt": "x", **more}, streaming=streaming)
+
+
+def param_of(error: type[VDiffError], endpoint: str, body: Any, streaming: bool = True) -> str | None:
+    with pytest.raises(error) as wrong:
+        parse(endpoint, body, streaming=streaming)
+    return wrong.value.param
+
+
+def test_generation_fields_go_through_untouched() -> None:
+    values = {name: object() for name in GENERATION_FIELDS if name != "logprobs"}
+    assert chat(**values).fields == values
+    assert completion(**values).fields == values
+
+
+def test_null_is_absent() -> None:
+    assert chat(seed=None, tools=None, stream=None, logit_bias=None, colour=None).fields == {}
+    assert param_of(MissingParameter, CHAT, {"model": None, "messages": USER}) == "model"
+    assert param_of(MissingParameter, CHAT, {"model": "m", "messages": None}) == "messages"
+    assert param_of(MissingParameter, COMPLETIONS, {"model": "m", "prompt": None}) == "prompt"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("presence_penalty", 0), ("presence_penalty", 0.0), ("frequency_penalty", 0), ("logit_bias", {}), ("best_of", 1),
+        ("echo", False), ("suffix", ""), ("store", False), ("tools", []), ("response_format", {"type": "text"}),
+        ("logprobs", False), ("parallel_tool_calls", True), ("modalities", ["text"]), ("user", "u"),
+        ("service_tier", "auto"), ("safety_identifier", "s"), ("prompt_cache_key", "k"),
+    ],
+)  # fmt: skip
+def test_openais_fields_are_taken_where_they_change_nothing(name: str, value: Any) -> None:
+    assert set(completion(**{name: value}).fields) <= {"logprobs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("presence_penalty", 0.5), ("frequency_penalty", False), ("logit_bias", {"1": 1}), ("best_of", 2), ("echo", True),
+        ("suffix", "x"), ("store", True), ("tools", [{}]), ("response_format", {"type": "json_object"}),
+        ("modalities", ["audio"]), ("tool_choice", "auto"), ("top_logprobs", 2), ("functions", []), ("reasoning_effort", "low"),
+        ("min_p", 0.1), ("repetition_penalty", 1.0), ("colour", 1),
+    ],
+)  # fmt: skip
+def test_what_is_not_served_is_refused_by_name(name: str, value: Any) -> None:
+    body = {"model": "m", "messages": USER, name: value}
+    assert param_of(UnknownParameter, CHAT, body) == name
+
+
+def test_each_endpoint_has_its_own_fields() -> None:
+    assert param_of(UnknownParameter, CHAT, {"model": "m", "messages": USER, "prompt": "x"}) == "prompt"
+    assert param_of(UnknownParameter, COMPLETIONS, {"model": "m", "prompt": "x", "messages": USER}) == "messages"
+    assert param_of(UnknownParameter, COMPLETIONS, {"model": "m", "prompt": "x", "max_completion_tokens": 1}) == (
+        "max_completion_tokens"
+    )
+    assert param_of(InvalidParameter, "/v1/none", {}) == "endpoint"
+    for body in ([], "x", None, 5):
+        assert param_of(InvalidParameter, CHAT, body) == "body"
+
+
+def test_max_completion_tokens_is_max_tokens() -> None:
+    assert chat(max_completion_tokens=5).fields == {"max_tokens": 5}
+    both = {"model": "m", "messages": USER, "max_tokens": 5, "max_completion_tokens": 5}
+    assert param_of(InvalidParameter, CHAT, both) == "max_completion_tokens"
+
+
+def test_a_bad_value_carries_the_clients_own_name() -> None:
+    card = ModelCard(
+        name="m", family="llada", context_length=64, vocab_size=9, mask_token_id=8, end_token_ids=(7,), suppress_token_ids={},
+        capabilities={"algorithms": ["low_confidence"]},
+    )  # fmt: skip
+    assert chat(max_completion_tokens=5).params(card, 10).max_tokens == 5
+    for name in ("max_completion_tokens", "max_tokens"):
+        for value in (0, 55, "x"):
+            with pytest.raises(InvalidParameter, match=f"^{name} ") as wrong:
+                chat(**{name: value}).params(card, 10)
+            assert wrong.value.param == name
+
+
+@pytest.mark.parametrize("model", [5, "", [], {"a": 1}])
+def test_a_model_is_a_name(model: Any) -> None:
+    assert param_of(InvalidParameter, CHAT, {"model": model, "messages": USER}) == "model"
+
+
+def test_messages() -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    made = parse(
+        CHAT,
+        {
+            "model": "m",
+            "messages": [{"role": "developer", "content": "d"}, {"role": "user", "content": parts, "name": "u"}],
+        },
+        streaming=True,
+    )
+    assert made.messages == [{"role": "system", "content": "d"}, {"role": "user", "content": "ab"}]
+    assert made.characters == 3
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([], "messages"), ({}, "messages"), (USER * 1001, "messages"), (["x"], "messages[0]"),
+        ([*USER, {"role": "tool", "content": "x"}], "messages[1].role"), ([{"content": "x"}], "messages[0].role"),
+        ([{"role": "user", "content": None}], "messages[0].content"),
+        ([{"role": "user", "content": []}], "messages[0].content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
+        ([{"role": "user", "content": [{"type": "text", "text": 5}]}], "messages[0].content[0]"),
+    ],
+)  # fmt: skip
+def test_bad_messages(messages: Any, param: str) -> None:
+    assert param_of(InvalidParameter, CHAT, {"model": "m", "messages": messages}) == param
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "ids"), [("x", "x", None), (["x"], "x", None), ([1, 2], None, [1, 2]), ([[1, 2]], None, [1, 2])]
+)
+def test_prompts(prompt: Any, text: str | None, ids: list[int] | None) -> None:
+    made = completion(prompt=prompt)
+    assert (made.prompt, made.prompt_token_ids) == (text, ids)
+
+
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], [1, "a"], [True], [1.5], 5, {}])
+def test_bad_prompts(prompt: Any) -> None:
+    assert param_of(InvalidParameter, COMPLETIONS, {"model": "m", "prompt": prompt}) == "prompt"
+
+
+def test_streaming() -> None:
+    assert not chat().stream
+    assert chat(stream=True, stream_options={"include_usage": True}).include_usage
+    assert not chat(stream=True, stream_options={"include_usage": False}).include_usage
+    base = {"model": "m", "messages": USER}
+    for more, param in (
+        ({"stream": 1}, "stream"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"stream": True, "stream_options": {"x": 1}}, "stream_options"),
+        ({"stream": True, "stream_options": []}, "stream_options"),
+        ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
+    ):
+        assert param_of(InvalidParameter, CHAT, {**base, **more}) == param
+    assert param_of(InvalidParameter, CHAT, {**base, "stream": True}, streaming=False) == "stream"
+    assert not chat(streaming=False, stream=False).stream
+
+
+def test_metadata_is_bounded_as_openais() -> None:
+    assert chat(metadata={"a": "b"}).metadata == {"a": "b"}
+    base = {"model": "m", "messages": USER}
+    for metadata, param in (
+        ({str(i): "x" for i in range(17)}, "metadata"), ({"": "x"}, "metadata"), ({"k" * 65: "x"}, "metadata"),
+        ({"a": "v" * 513}, "metadata.a"), ({"a": 1}, "metadata.a"), ([], "metadata"), ("x", "metadata"),
+    ):  # fmt: skip
+        assert param_of(InvalidParameter, CHAT, {**base, "metadata": metadata}) == param
+
+
+def test_tokens_of_a_request() -> None:
+    tokenizer = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
+    assert chat().tokens(tokenizer, 757) == tokenizer.encode("<|user|>hi<|eot_id|><|assistant|>")
+    assert completion(prompt="hi").tokens(tokenizer, 757) == tokenizer.encode("hi")
+    assert completion(prompt=[1, 756]).tokens(tokenizer, 757) == [1, 756]
+    for ids in ([757], [-1]):
+        with pytest.raises(InvalidParameter, match="from 0 to 756"):
+            completion(prompt=ids).tokens(tokenizer, 757)

@@ -1,0 +1,106 @@
+"""Settings: where a value comes from, and what a person reads who got one wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shared.errors import ConfigurationError
+from shared.settings import Settings, get_settings, load_settings
+
+
+def test_the_command_line_wins_over_the_environment_over_the_default() -> None:
+    assert load_settings({}).port == 8000
+    assert load_settings({"VDIFF_PORT": "9000"}).port == 9000
+    assert load_settings({"VDIFF_PORT": "9000"}, port=9001).port == 9001
+    assert load_settings({"VDIFF_PORT": "9000"}, port=None).port == 9000  # an option that was not given
+
+
+def test_only_our_variables_are_read() -> None:
+    settings = load_settings({"PORT": "1", "HOST": "example.org", "PATH": "/bin", "vdiff_host": "::1"})
+    assert (settings.port, settings.host) == (8000, "::1")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("VDIFF_PROT", "VDIFF_PORT"),
+        ("VDIFF_DATABASE", "VDIFF_DATABASE_URL"),
+        ("VDIFF_MAX_NUM_SEQ", "VDIFF_MAX_NUM_SEQS"),
+    ],
+)
+def test_an_unknown_name_suggests_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(ConfigurationError) as wrong:
+        load_settings({name: "x"})
+    assert wrong.value.message == f"{name} is not a setting of vdiff; did you mean {hint}?"
+    assert wrong.value.param == name
+
+
+def test_an_unknown_name_near_to_none_suggests_none() -> None:
+    with pytest.raises(ConfigurationError, match=r"^VDIFF_QQQQQQQQ is not a setting of vdiff$"):
+        load_settings({"VDIFF_QQQQQQQQ": "x"})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "eighty"), ("port", "65536"), ("port", "-1"), ("max_body_bytes", "10"), ("max_wait_seconds", "0"),
+        ("max_wait_seconds", "291"), ("sync_timeout_seconds", "1000"), ("dtype", "int4"), ("max_num_seqs", "0"),
+        ("max_model_len", "0"), ("trust_remote_code", "perhaps"), ("drain_seconds", "-1"), ("max_attempts", "101"),
+        ("log_level", "LOUD"), ("log_format", "xml"), ("database_url", "mysql://x"), ("redis_url", "http://x"),
+        ("worker_stale_seconds", "nan"),
+    ],
+)  # fmt: skip
+def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError) as wrong:
+        load_settings({f"VDIFF_{name.upper()}": value})
+    assert wrong.value.message.startswith(f"VDIFF_{name.upper()}: ")
+    assert wrong.value.param == name
+    assert "\n" not in wrong.value.message
+
+
+def test_a_heartbeat_that_does_not_fit_the_lease_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="heartbeat_seconds must be at most a third of lease_seconds"):
+        load_settings({"VDIFF_LEASE_SECONDS": "10", "VDIFF_HEARTBEAT_SECONDS": "5"})
+    assert load_settings({"VDIFF_LEASE_SECONDS": "0.3", "VDIFF_HEARTBEAT_SECONDS": "0.1"}).lease_seconds == 0.3
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields))
+def test_an_empty_variable_means_the_default(name: str) -> None:
+    assert load_settings({f"VDIFF_{name.upper()}": ""}) == load_settings({})
+
+
+def test_every_setting_says_what_it_is() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_types_of_values(tmp_path: Path) -> None:
+    given: dict[str, Any] = {
+        "VDIFF_DATA_DIR": str(tmp_path), "VDIFF_NUM_THREADS": "2", "VDIFF_TRUST_REMOTE_CODE": "true",
+        "VDIFF_DATABASE_URL": "postgres://u@h/d", "VDIFF_REDIS_URL": "unix:///run/redis.sock",
+    }  # fmt: skip
+    settings = load_settings(given)
+    assert (settings.data_dir, settings.num_threads, settings.trust_remote_code) == (tmp_path, 2, True)
+    assert settings.require_database_url() == "postgres://u@h/d"
+    assert settings.require_redis_url() == "unix:///run/redis.sock"
+
+
+def test_a_part_that_needs_a_url_says_which() -> None:
+    settings = load_settings({})
+    with pytest.raises(ConfigurationError, match="VDIFF_DATABASE_URL is not set"):
+        settings.require_database_url()
+    with pytest.raises(ConfigurationError, match="VDIFF_REDIS_URL is not set"):
+        settings.require_redis_url()
+
+
+def test_the_process_reads_its_environment_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    get_settings.cache_clear()
+    monkeypatch.setenv("VDIFF_PORT", "9123")
+    try:
+        assert get_settings().port == 9123
+        monkeypatch.setenv("VDIFF_PORT", "9124")
+        assert get_settings().port == 9123
+    finally:
+        get_settings.cache_clear()

@@ -1,0 +1,44 @@
+"""Celery's settings, each of which is there for a reason that `docs/jobs` gives."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.queue.messages import PAYLOAD_VERSION, payload
+from shared.queue.names import GENERATE_TASK
+from worker.app import broker_url, celery_app
+from worker.tasks import register_tasks
+
+
+@pytest.mark.parametrize(
+    ("url", "kombu"),
+    [
+        ("redis://:p@h:6379/3", "redis://:p@h:6379/3"), ("rediss://h/0", "rediss://h/0"),
+        ("unix:///run/r.sock", "redis+socket:///run/r.sock?virtual_host=0"),
+        ("unix://:p@/run/r.sock?db=3", "redis+socket:///run/r.sock?virtual_host=3&password=p"),
+    ],
+)  # fmt: skip
+def test_broker_urls(url: str, kombu: str) -> None:
+    assert broker_url(url) == kombu
+
+
+def test_settings_that_keep_jobs_safe() -> None:
+    conf = celery_app("redis://127.0.0.1:1/0", model="m").conf
+    assert conf.task_acks_late is False
+    assert conf.worker_disable_prefetch is True
+    assert conf.task_ignore_result is True
+    assert conf.result_backend is None
+    assert conf.accept_content == ["json"]
+    assert conf.broker_transport_options["visibility_timeout"] == 3600
+    assert [q.name for q in conf.task_queues] == ["vdiff.m.interactive", "vdiff.m.normal", "vdiff.m.bulk"]
+
+
+def test_a_payload_of_another_version_is_left_alone() -> None:
+    app = celery_app("redis://127.0.0.1:1/0", model="m")
+    ran: list[str] = []
+    register_tasks(app, ran.append)
+    task = app.tasks[GENERATE_TASK]
+    task(payload("job_1"))
+    task({"v": PAYLOAD_VERSION + 1, "job_id": "job_2"})
+    task({"job_id": "job_3"})
+    assert ran == ["job_1"]
