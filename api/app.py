@@ -12,8 +12,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from api import errors
+from api.auth import Authenticator
 from api.dependencies import Context
-from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RequestIDMiddleware
+from api.limits import RequestLimiter
+from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import routes as openai_routes
 from api.routes import health, jobs, metrics, models
 from shared.db.session import AsyncDatabase
@@ -50,6 +52,8 @@ def make_context(settings: Settings) -> Context:
         waiter=waiter,
         events=EventReader(client),
         jobs=JobService(database, client, models, waiter, settings),
+        auth=Authenticator(database, settings),
+        limiter=RequestLimiter(client, settings.require_redis_url()),
     )
 
 
@@ -88,6 +92,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(module.router)
     # The last added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RateHeadersMiddleware)
     app.add_middleware(LoggingMiddleware)
     app.add_middleware(RequestIDMiddleware)
     return app

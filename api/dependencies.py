@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import redis.asyncio
 from fastapi import Depends, Request
@@ -17,6 +17,10 @@ from shared.events import DoneWaiter, EventReader
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings
+
+if TYPE_CHECKING:
+    from api.auth import Authenticator
+    from api.limits import RequestLimiter
 
 MAX_KEY_LENGTH = 255
 
@@ -32,6 +36,8 @@ class Context:
     waiter: DoneWaiter
     events: EventReader
     jobs: JobService
+    auth: Authenticator
+    limiter: RequestLimiter
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -13,7 +14,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from shared.errors import VDiffError
+from shared.errors import RETRY_AFTER_MAX_SECONDS, NotAuthenticated, TooManyRequests, VDiffError
 from shared.metrics import ERRORS
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,11 @@ def path_of(loc: tuple[Any, ...]) -> str | None:
 
 def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
     headers = {"Retry-After": "5"} if exc.retryable else {}
+    if isinstance(exc, TooManyRequests):
+        wait = min(max(1, math.ceil(exc.retry_after_seconds)), RETRY_AFTER_MAX_SECONDS)
+        headers = {"Retry-After": str(wait), **exc.headers}
+    elif isinstance(exc, NotAuthenticated):
+        headers["WWW-Authenticate"] = "Bearer"
     return problem(
         exc.http_status, exc.message, code=exc.code, param=exc.param, instance=request.url.path, headers=headers
     )

@@ -32,7 +32,9 @@ async def _read(context: Context, job_id: str, after: str, block_ms: int) -> lis
         return []
 
 
-async def follow(context: Context, job_id: str, after: str | None = None) -> AsyncIterator[Item | Row[Any] | None]:
+async def follow(
+    context: Context, job_id: str, tenant: str, after: str | None = None
+) -> AsyncIterator[Item | Row[Any] | None]:
     """The job's events after an id; None now and then when there are none; at last the finished row.
 
     Ends without the row when this process is told to stop: the client comes back with the last id.
@@ -49,7 +51,7 @@ async def follow(context: Context, job_id: str, after: str | None = None) -> Asy
                 position = item[0]
                 yield item
         if heard_end or not items or time.monotonic() - read_at > REREAD_SECONDS:
-            row = await context.jobs.get(job_id)
+            row = await context.jobs.get(job_id, tenant)
             read_at = time.monotonic()
             if is_over(row):
                 if not heard_end:
@@ -73,7 +75,7 @@ async def job_events(context: Context, row: Row[Any], after: str | None) -> Asyn
     last = after or FIRST
     if after is None:
         yield sent(FIRST, "queued", {"id": row.id, "queued_at": row.queued_at.timestamp()})
-    async for item in follow(context, row.id, after):
+    async for item in follow(context, row.id, row.tenant, after):
         if item is None:
             yield KEEPALIVE_COMMENT
         elif isinstance(item, Row):

@@ -63,6 +63,23 @@ class BodyLimitMiddleware:
         return problem(413, message, code="body_too_large", param="body", instance=scope["path"])
 
 
+class RateHeadersMiddleware:
+    """Puts the limits that `api.auth` counted on whatever answer there is, streams and errors included."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_limits(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in scope.get("state", {}).get("rate_headers", {}).items():
+                    headers[name] = value
+            await send(message)
+
+        await self.app(scope, receive, with_limits)
+
+
 class RequestIDMiddleware:
     """X-Request-ID: the client's if it is short and plain, else a new one; in the answer and in every log line."""
 

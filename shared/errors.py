@@ -9,6 +9,7 @@
     │   └── InvalidBody           400 invalid_json / invalid_utf8
     ├── BodyTooLarge              413 body_too_large
     ├── NotAuthenticated          401 invalid_api_key
+    ├── Forbidden                 403 insufficient_scope       the key is good, but not for this
     ├── NotFound                  404 not_found
     │   ├── ModelNotFound         404 model_not_found
     │   └── JobNotFound           404 job_not_found
@@ -31,6 +32,10 @@
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+
+RETRY_AFTER_MAX_SECONDS = 120  # the SDKs ignore longer ones
 
 
 class VDiffError(Exception):
@@ -83,6 +88,11 @@ class NotAuthenticated(VDiffError):
     http_status = 401
 
 
+class Forbidden(VDiffError):
+    code = "insufficient_scope"
+    http_status = 403
+
+
 class NotFound(VDiffError):
     code = "not_found"
     http_status = 404
@@ -120,6 +130,19 @@ class TooManyRequests(VDiffError):
     code = "rate_limit_exceeded"
     http_status = 429
     retryable = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float = 5.0,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, param=param, code=code)
+        self.retry_after_seconds = retry_after_seconds
+        self.headers = dict(headers or {})
 
 
 class Overloaded(VDiffError):

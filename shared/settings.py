@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import ConfigurationError
@@ -38,7 +38,13 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest accepted request body, bytes")
     max_wait_seconds: float = Field(60.0, gt=0, le=290, description="longest long-poll, seconds")
     sync_timeout_seconds: float = Field(290.0, gt=0, le=290, description="longest wait of a sync endpoint, seconds")
+    auth: Literal["auto", "required", "open"] = Field(
+        "auto", description="whether an API key is needed: auto says yes beyond loopback, or when api_key is set"
+    )
+    api_key: SecretStr | None = Field(None, description="a static key that may do everything; also what the CLI sends")
+    requests_per_minute: int | None = Field(None, ge=1, description="per key, unless the key says otherwise")
     max_queued_jobs: int = Field(100_000, ge=1, description="queued jobs per tenant before 429")
+    max_queued_tokens: int | None = Field(None, ge=1, description="queued tokens per tenant before 429")
     worker_stale_seconds: float = Field(30.0, gt=0, description="a worker unheard of for so long counts as away")
 
     # Worker and engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import hypothesis
 import pytest
@@ -16,18 +17,19 @@ hypothesis.settings.load_profile("vdiff")
 
 
 @pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A fresh cluster with an empty database `vdiff`."""
-    folder = Path(tmp_path_factory.mktemp("postgres"))
-    for parent in (folder, *folder.parents):  # pytest's folders are private; under root the server is another user
-        if parent.name.startswith("pytest-"):
-            parent.chmod(0o755)
-    folder.chmod(0o755)
-    server = EmbeddedPostgres(folder)
-    try:
-        yield server.start()
-    finally:
-        server.stop()
+def postgres_url() -> Iterator[str]:
+    """A fresh cluster with an empty database `vdiff`.
+
+    Not in pytest's own folder: another pytest of the same user makes that one private again when it starts, and under
+    root the server is another user.
+    """
+    with TemporaryDirectory(prefix="vdiff-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        server = EmbeddedPostgres(Path(folder))
+        try:
+            yield server.start()
+        finally:
+            server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import typer
 
 from shared.errors import ConfigurationError, VDiffError
 from shared.settings import Settings, load_settings
+from vdiff import keys
 
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
@@ -21,10 +22,15 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(keys.app, name="keys")
 
 Host = Annotated[str | None, typer.Option(help="address that the API listens on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="port of the API; 0 picks a free one [default: 8000]")]
 Model = Annotated[str | None, typer.Option(help="model folder or hub id [default: the bundled vdiff-tiny]")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(help="a static key that may do everything; VDIFF_API_KEY keeps it out of `ps` [default: none]"),
+]
 ServedName = Annotated[str | None, typer.Option(help="name that clients use [default: the folder's name]")]
 
 
@@ -40,20 +46,23 @@ def up(
     model: Model = None,
     served_model_name: ServedName = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="worker processes")] = 1,
+    api_key: ApiKey = None,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="do not start Flower")] = False,
 ) -> None:
     """Run everything here: PostgreSQL and Redis (embedded, unless VDIFF_DATABASE_URL and VDIFF_REDIS_URL are set),
     migrations, workers, the API and Flower. Ctrl-C stops all of it."""
     from vdiff.up import Supervisor
 
-    settings = _settings(host=host, port=port, data_dir=data_dir, model=model, served_model_name=served_model_name)
+    settings = _settings(
+        host=host, port=port, data_dir=data_dir, model=model, served_model_name=served_model_name, api_key=api_key
+    )
     raise typer.Exit(Supervisor(settings, workers=workers, flower=not no_flower).run())
 
 
 @app.command()
-def api(host: Host = None, port: Port = None) -> None:
+def api(host: Host = None, port: Port = None, api_key: ApiKey = None) -> None:
     """Run the API alone."""
-    settings = _settings(host=host, port=port)
+    settings = _settings(host=host, port=port, api_key=api_key)
     try:
         from api.server import run
     except ModuleNotFoundError as exc:

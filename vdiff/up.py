@@ -30,7 +30,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from migrations import run as migrations
 from shared.errors import ConfigurationError
 from shared.settings import Settings
-from vdiff import bundled
+from vdiff import bundled, local
 from vdiff.embedded import EmbeddedPostgres, EmbeddedRedis
 from vdiff.embedded.process import die_with_parent, free_port, stop_process
 
@@ -174,9 +174,11 @@ class Supervisor:
             "VDIFF_DATA_DIR": str(self._data_dir),
             "PYTHONUNBUFFERED": "1",
         }
-        for name, value in (("MODEL", s.model), ("SERVED_MODEL_NAME", s.served_model_name)):
+        key = s.api_key.get_secret_value() if s.api_key is not None else None
+        for name, value in (("MODEL", s.model), ("SERVED_MODEL_NAME", s.served_model_name), ("API_KEY", key)):
             if value is not None:
                 self._env[f"VDIFF_{name}"] = value
+        local.publish(self._data_dir, database_url=database_url, redis_url=redis_url, api_url=self._url)
         if self._workers > 1 and s.num_threads is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             self._env["VDIFF_NUM_THREADS"] = str(max(1, (cores - 1) // self._workers))
@@ -303,9 +305,12 @@ class Supervisor:
         return False
 
     def _announce(self) -> None:
-        url = self._url
-        model = httpx.get(f"{url}/v1/models", timeout=5).json()["data"][0]["id"]
+        url, key = self._url, self._settings.api_key
+        authorization = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
+        answer = httpx.get(f"{url}/v1/models", timeout=5, headers=authorization)
+        model = answer.json()["data"][0]["id"] if answer.status_code == 200 else "MODEL"
         served = self._settings.served_model_name or model
+        shown = "" if answer.status_code == 200 and key is None else " -H 'authorization: Bearer KEY'"
         self._say("")
         self._say(f"vdiff is ready   API {url}   docs {url}/docs")
         if self._flower:
@@ -316,7 +321,11 @@ class Supervisor:
             '"messages":[{"role":"user","content":"What is 17 + 25?"}]}}'
         )
         self._say("try:")
-        self._say(f"  curl -s {url}/v1/jobs -H 'content-type: application/json' -H 'prefer: wait=30' -d '{body}'")
+        self._say(
+            f"  curl -s {url}/v1/jobs -H 'content-type: application/json' -H 'prefer: wait=30'{shown} -d '{body}'"
+        )
+        if answer.status_code == 401:
+            self._say("  an API key is needed here, because the server listens beyond loopback: vdiff keys create NAME")
         self._say("Ctrl-C stops everything.")
 
     def _watch(self) -> None:
@@ -348,6 +357,8 @@ class Supervisor:
         for child in self._children:
             if child.process is not None:
                 stop_process(child.process, signal.SIGKILL, 1)
+        if self._env:  # else the file is that of another `vdiff up`
+            local.withdraw(self._data_dir)
         if self._lock is not None:
             self._lock.close()
         if self._children:

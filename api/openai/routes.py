@@ -13,6 +13,7 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from sqlalchemy import Row
 from starlette.types import Receive, Scope, Send
 
+from api.auth import PrincipalDep, requires
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.errors import error_type, from_vdiff, problem
 from api.events import follow
@@ -22,8 +23,10 @@ from shared.jobs.responses import CHAT, COMPLETIONS
 from shared.jobs.service import Accepted, Prepared, Submission, is_over
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import urls
+from shared.keys.principal import Principal
+from shared.keys.principal import Scope as KeyScope
 
-router = APIRouter(tags=["openai"])
+router = APIRouter(tags=["openai"], dependencies=[requires(KeyScope.JOBS)])
 
 CLIENT_GONE = 499
 _STATUS = {"cancelled": 409, "expired": 409}  # of a job that ended otherwise; all else is 500
@@ -36,22 +39,23 @@ def _schema(required: str) -> dict[str, Any]:
 
 
 @router.post(CHAT, openapi_extra=_schema("messages"))
-async def chat_completions(request: Request, body: JsonBody, context: ContextDep) -> Response:
+async def chat_completions(request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> Response:
     """OpenAI's chat completions; diffusion parameters ride in `diffusion`."""
-    return await serve(request, body, context, CHAT)
+    return await serve(request, body, context, principal, CHAT)
 
 
 @router.post(COMPLETIONS, openapi_extra=_schema("prompt"))
-async def completions(request: Request, body: JsonBody, context: ContextDep) -> Response:
+async def completions(request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> Response:
     """OpenAI's completions; diffusion parameters ride in `diffusion`."""
-    return await serve(request, body, context, COMPLETIONS)
+    return await serve(request, body, context, principal, COMPLETIONS)
 
 
-async def serve(request: Request, body: Any, context: Context, endpoint: str) -> Response:
+async def serve(request: Request, body: Any, context: Context, principal: Principal, endpoint: str) -> Response:
     """Accept the job, then wait for it or stream it."""
     submission = Submission(
         endpoint=endpoint,
         body=body,
+        principal=principal,
         priority=Priority.INTERACTIVE,
         idempotency_key=idempotency_key(request),
         automatic_retry=is_automatic_retry(request),
@@ -65,7 +69,7 @@ async def serve(request: Request, body: Any, context: Context, endpoint: str) ->
         mine = accepted.created and submission.idempotency_key is None
         if prepared.request.stream:
             return JobStream(context, prepared, accepted, cancel_when_left=mine)
-        return await answer(request, context, accepted, cancel_when_left=mine)
+        return await answer(request, context, accepted, principal.tenant, cancel_when_left=mine)
     finally:
         context.waiter.forget(prepared.id)
 
@@ -75,17 +79,19 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def leave(context: Context, job_id: str) -> None:
+async def leave(context: Context, job_id: str, tenant: str) -> None:
     """The client is gone: stop the job, unless somebody else here waits for it."""
     if not context.waiter.waits(job_id):
-        await context.jobs.cancel(job_id)
+        await context.jobs.cancel(job_id, tenant)
 
 
-async def answer(request: Request, context: Context, accepted: Accepted, *, cancel_when_left: bool) -> Response:
+async def answer(
+    request: Request, context: Context, accepted: Accepted, tenant: str, *, cancel_when_left: bool
+) -> Response:
     """The finished job's result or error; 504 with its URL when that takes too long."""
     job_id = accepted.id
     seconds = context.settings.sync_timeout_seconds
-    ended = asyncio.ensure_future(context.jobs.wait(job_id, seconds))
+    ended = asyncio.ensure_future(context.jobs.wait(job_id, seconds, tenant))
     gone = asyncio.ensure_future(_disconnected(request))
     stopping = asyncio.ensure_future(context.stopping.wait())
     try:
@@ -101,7 +107,7 @@ async def answer(request: Request, context: Context, accepted: Accepted, *, canc
         return JSONResponse(row.result, headers=headers) if row.result else failure(request, row._mapping)
     if left:
         if cancel_when_left:
-            context.spawn(leave(context, job_id))
+            context.spawn(leave(context, job_id, tenant))
         return Response(status_code=CLIENT_GONE, headers=headers)
     where = {**headers, "Location": urls(job_id)["self"]}
     if row is None:
@@ -141,6 +147,7 @@ class JobStream(EventSourceResponse):
     def __init__(self, context: Context, prepared: Prepared, accepted: Accepted, *, cancel_when_left: bool) -> None:
         self._context = context
         self._job_id = accepted.id
+        self._tenant: str = prepared.values["tenant"]
         self._cancel_when_left = cancel_when_left
         self._over = False
         headers = {"X-Job-Id": accepted.id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -151,10 +158,10 @@ class JobStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             if not self._over and self._cancel_when_left and not self._context.stopping.is_set():
-                self._context.spawn(leave(self._context, self._job_id))
+                self._context.spawn(leave(self._context, self._job_id, self._tenant))
 
     async def _chunks(self, prepared: Prepared) -> AsyncIterator[bytes]:
-        first = await self._context.jobs.get(self._job_id)
+        first = await self._context.jobs.get(self._job_id, self._tenant)
         params = prepared.values["params"]
         chunks = ChunkStream(
             first.endpoint, first.id, first.model, int(first.created_at.timestamp()), n=params["n"],
@@ -162,7 +169,7 @@ class JobStream(EventSourceResponse):
         )  # fmt: skip
         for chunk in chunks.start():
             yield _data(chunk)
-        async for item in follow(self._context, self._job_id):
+        async for item in follow(self._context, self._job_id, self._tenant):
             if item is None:
                 yield KEEPALIVE_COMMENT
             elif isinstance(item, Row):

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse
 from sqlalchemy import Row
 
+from api.auth import PrincipalDep, requires
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.errors import problem
 from api.events import job_events
@@ -25,11 +26,12 @@ from shared.jobs import queries
 from shared.jobs.estimate import eta_seconds
 from shared.jobs.requests import metadata_of
 from shared.jobs.responses import ENDPOINTS
-from shared.jobs.service import ANONYMOUS, Submission, is_over
+from shared.jobs.service import Submission, is_over
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import attempt_object, job_object, urls
+from shared.keys.principal import Principal, Scope
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[requires(Scope.JOBS)])
 
 MAX_CUSTOM_ID = 256
 MAX_PAGE, DEFAULT_PAGE = 100, 20
@@ -60,7 +62,7 @@ _CREATE_SCHEMA = {
 }
 
 
-def submission_of(request: Request, body: Any) -> Submission:
+def submission_of(request: Request, body: Any, principal: Principal) -> Submission:
     """A native job's body, checked but for the inner one."""
     if not isinstance(body, dict):
         raise InvalidParameter("the body must be an object", param="body")
@@ -81,6 +83,7 @@ def submission_of(request: Request, body: Any) -> Submission:
     return Submission(
         endpoint=given["endpoint"],
         body=given["body"],
+        principal=principal,
         priority=Priority(priority),
         custom_id=custom_id,
         metadata=metadata_of(given.get("metadata", {}), "metadata"),
@@ -120,17 +123,17 @@ def wait_seconds(value: str | None, longest: float) -> float:
 
 
 @router.post("", status_code=202, openapi_extra=_CREATE_SCHEMA)
-async def create(request: Request, body: JsonBody, context: ContextDep) -> JSONResponse:
+async def create(request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
     """Accept a job: 202 with its row, or 200 with the result when `Prefer: wait=N` was long enough.
 
     With an `Idempotency-Key` the same request gives the same job for 24 hours; another body under the key is 422.
     """
-    prepared = await context.jobs.prepare(submission_of(request, body))
+    prepared = await context.jobs.prepare(submission_of(request, body, principal))
     seconds = preferred_wait(request, context.settings.max_wait_seconds)
     context.waiter.register(prepared.id)  # before the push, else a fast job is done before anybody listens
     try:
         accepted = await context.jobs.enqueue(prepared)
-        row = await context.jobs.wait(accepted.id, seconds or 0.0)
+        row = await context.jobs.wait(accepted.id, seconds or 0.0, principal.tenant)
     finally:
         context.waiter.forget(prepared.id)
     over = is_over(row)
@@ -179,6 +182,7 @@ def _no_nul(params: list[tuple[str, str]]) -> None:
 async def list_jobs(
     request: Request,
     context: ContextDep,
+    principal: PrincipalDep,
     status: str | None = None,
     model: str | None = None,
     created_after: str | None = None,
@@ -202,7 +206,7 @@ async def list_jobs(
             raise InvalidParameter(f"limit must be from 1 to {MAX_PAGE}", param="limit")
         size = int(limit)
     statement = queries.list_jobs(
-        ANONYMOUS,
+        principal.tenant,
         status=status,
         model=model,
         metadata=metadata,
@@ -223,9 +227,11 @@ async def list_jobs(
 
 
 @router.get("/{job_id}")
-async def get_job(request: Request, job_id: str, context: ContextDep, wait: str | None = None) -> Response:
+async def get_job(
+    request: Request, job_id: str, context: ContextDep, principal: PrincipalDep, wait: str | None = None
+) -> Response:
     """The job; with `wait=30` the answer comes when the job is over, or after 30 seconds. Knows If-None-Match."""
-    row = await context.jobs.wait(job_id, wait_seconds(wait, context.settings.max_wait_seconds))
+    row = await context.jobs.wait(job_id, wait_seconds(wait, context.settings.max_wait_seconds), principal.tenant)
     shown = await show(context, row)
     etag = f'"{hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "X-Job-Id": row.id}
@@ -238,9 +244,9 @@ async def get_job(request: Request, job_id: str, context: ContextDep, wait: str 
 
 
 @router.get("/{job_id}/events")
-async def events(request: Request, job_id: str, context: ContextDep) -> EventSourceResponse:
+async def events(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
     """Server-sent events: queued, started, progress, denoise, done. `Last-Event-ID` resumes."""
-    row = await context.jobs.get(job_id)
+    row = await context.jobs.get(job_id, principal.tenant)
     last = request.headers.get("last-event-id", "")
     if last and not re.fullmatch(r"\d{1,20}-\d{1,20}", last):
         raise InvalidParameter("Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID")
@@ -248,9 +254,9 @@ async def events(request: Request, job_id: str, context: ContextDep) -> EventSou
 
 
 @router.get("/{job_id}/result")
-async def result(request: Request, job_id: str, context: ContextDep) -> JSONResponse:
+async def result(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
     """The response object that the job's endpoint would have given; 409 unless the job succeeded."""
-    row = await context.jobs.get(job_id)
+    row = await context.jobs.get(job_id, principal.tenant)
     if row.status == JobStatus.SUCCEEDED:
         return JSONResponse(row.result, headers={"X-Job-Id": row.id})
     if not is_over(row):
@@ -264,16 +270,16 @@ async def result(request: Request, job_id: str, context: ContextDep) -> JSONResp
 
 
 @router.get("/{job_id}/attempts")
-async def attempts(job_id: str, context: ContextDep) -> dict[str, Any]:
+async def attempts(job_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Every execution of the job, oldest first."""
-    await context.jobs.get(job_id)
+    await context.jobs.get(job_id, principal.tenant)
     async with context.database.read() as session:
         rows = (await session.execute(queries.attempts(job_id))).all()
     return {"object": "list", "data": [attempt_object(row._mapping) for row in rows], "has_more": False}
 
 
 @router.post("/{job_id}/cancel", status_code=202)
-async def cancel(job_id: str, context: ContextDep) -> JSONResponse:
+async def cancel(job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
     """Stop the job between two denoising steps: 202 while it still runs, 200 with the job once it is over."""
-    row = await context.jobs.cancel(job_id)
+    row = await context.jobs.cancel(job_id, principal.tenant)
     return JSONResponse(await show(context, row), 200 if is_over(row) else 202, {"X-Job-Id": row.id})

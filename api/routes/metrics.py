@@ -10,12 +10,14 @@ from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from api.auth import requires
 from api.dependencies import ContextDep
 from shared import serving
 from shared.jobs import queries
 from shared.jobs.status import JobStatus
+from shared.keys.principal import Scope
 
-router = APIRouter(tags=["metrics"])
+router = APIRouter(tags=["metrics"], dependencies=[requires(Scope.ADMIN)])
 
 # worker statistic -> metric: summed per model over all workers that ever were, so that counters never fall
 _WORKER_COUNTERS = {

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from api.auth import principal_of
 from api.dependencies import Context, ContextDep
 from shared import serving
 from shared.served_models import ServedModel
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(principal_of)])  # any key will do
 
 
 async def _workers(context: Context) -> Counter[str]:

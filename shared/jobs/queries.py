@@ -107,10 +107,11 @@ def queue_position(row: Mapping[Any, Any], limit: int = 10_000) -> Select[Any]:
     return select(func.count()).select_from(ahead)
 
 
-def queued_of(tenant: str, limit: int) -> Select[Any]:
-    """How many jobs a tenant has queued, counted to `limit` at most."""
-    some = select(_J.id).where(_J.tenant == tenant, _J.status == JobStatus.QUEUED.value).limit(limit).subquery()
-    return select(func.count()).select_from(some)
+def queued_of(tenant: str) -> Select[Any]:
+    """(jobs, tokens) that a tenant has queued."""
+    return select(func.count(), func.coalesce(func.sum(_J.tokens), 0)).where(
+        _J.tenant == tenant, _J.status == JobStatus.QUEUED.value
+    )
 
 
 def queue_overview() -> Select[Any]:

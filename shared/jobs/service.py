@@ -31,13 +31,13 @@ from shared.ids import is_id, new_id
 from shared.jobs import queries, repository
 from shared.jobs.requests import ParsedRequest, parse
 from shared.jobs.status import TERMINAL, JobStatus, Priority
+from shared.keys.principal import Limits, Principal
 from shared.queue.messages import push
 from shared.served_models import ServedModels
 from shared.settings import Settings
 
 _log = structlog.get_logger(__name__)
 
-ANONYMOUS = "anonymous"
 RETRY_WINDOW_SECONDS = 600  # in which an SDK's automatic retry attaches to the job of the first try
 THREAD_CHARACTERS = 20_000  # longer prompts are tokenised in a thread
 DEPTH_SECONDS = 1.0  # how old the count of a tenant's queued jobs may be
@@ -50,7 +50,7 @@ class Submission:
 
     endpoint: str
     body: Any
-    tenant: str = ANONYMOUS
+    principal: Principal
     priority: Priority = Priority.NORMAL
     custom_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -67,6 +67,7 @@ class Prepared:
     request: ParsedRequest
     values: dict[str, Any]
     automatic_retry: bool
+    limits: Limits
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class JobService:
         self._models = models
         self._waiter = waiter
         self._settings = settings
-        self._depths: dict[str, tuple[float, int]] = {}
+        self._depths: dict[str, tuple[float, int, int]] = {}
 
     async def prepare(self, submission: Submission) -> Prepared:
         """Check everything that can be wrong.
@@ -114,7 +115,7 @@ class JobService:
             params = params.with_seed(secrets.randbits(_SEED_BITS))  # a second attempt must give the same answer
         values = {
             "id": new_id("job"),
-            "tenant": submission.tenant,
+            "tenant": submission.principal.tenant,
             "endpoint": request.endpoint,
             "model": model.name,
             "priority": submission.priority.value,
@@ -125,11 +126,13 @@ class JobService:
             "body": submission.body,
             "params": params.to_json(),
             "prompt_token_ids": ids,
+            "tokens": len(ids) + params.max_tokens * params.n,
             "max_attempts": self._settings.max_attempts,
             # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
             "pushed_at": datetime.now(UTC),
         }
-        return Prepared(values["id"], request, values, submission.automatic_retry)
+        limits = submission.principal.limits
+        return Prepared(values["id"], request, values, submission.automatic_retry, limits)
 
     async def enqueue(self, prepared: Prepared) -> Accepted:
         """Store the job and push its message; or attach to the one that this request made before.
@@ -142,7 +145,7 @@ class JobService:
         for _ in range(3):
             if (found := await self._earlier(prepared)) is not None:
                 return Accepted(found, created=False)
-            await self._check_depth(values["tenant"])
+            await self._check_depth(prepared)
             async with self._database.write() as session:
                 created = (await session.execute(queries.insert_job(values))).one_or_none()
             if created is not None:
@@ -171,16 +174,24 @@ class JobService:
             return found
         return None
 
-    async def _check_depth(self, tenant: str) -> None:
-        limit = self._settings.max_queued_jobs
-        read_at, depth = self._depths.get(tenant, (float("-inf"), 0))
+    async def _check_depth(self, prepared: Prepared) -> None:
+        """The tenant's queued jobs and tokens, this one included, within its limits."""
+        tenant, tokens, limits = prepared.values["tenant"], prepared.values["tokens"], prepared.limits
+        if limits.queued_jobs is None and limits.queued_tokens is None:
+            return
+        read_at, jobs, waiting = self._depths.get(tenant, (float("-inf"), 0, 0))
         if time.monotonic() - read_at > DEPTH_SECONDS:
             async with self._database.read() as session:
-                depth = (await session.execute(queries.queued_of(tenant, limit))).scalar_one()
+                jobs, waiting = (await session.execute(queries.queued_of(tenant))).one()
             read_at = time.monotonic()
-        if depth >= limit:
-            raise TooManyRequests(f"{limit} jobs are queued already; wait until some are done")
-        self._depths[tenant] = (read_at, depth + 1)
+        if limits.queued_jobs is not None and jobs + 1 > limits.queued_jobs:
+            raise TooManyRequests(f"{jobs} jobs are queued and {limits.queued_jobs} may be; wait until some are done")
+        if limits.queued_tokens is not None and waiting + tokens > limits.queued_tokens:
+            raise TooManyRequests(
+                f"{waiting} tokens are queued, this job may take {tokens}, and {limits.queued_tokens} may be queued; "
+                "wait until some are done"
+            )
+        self._depths[tenant] = (read_at, jobs + 1, waiting + tokens)
 
     async def _push(self, job_id: str, model: str, priority: str) -> None:
         try:
@@ -190,7 +201,7 @@ class JobService:
             async with self._database.write() as session:
                 await session.execute(queries.mark_unpushed(job_id))
 
-    async def get(self, job_id: str, tenant: str = ANONYMOUS) -> Row[Any]:
+    async def get(self, job_id: str, tenant: str) -> Row[Any]:
         """The job's row. Raises JobNotFound."""
         if is_id(job_id, "job"):
             async with self._database.read() as session:
@@ -199,7 +210,7 @@ class JobService:
                 return row
         raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")
 
-    async def wait(self, job_id: str, seconds: float, tenant: str = ANONYMOUS) -> Row[Any]:
+    async def wait(self, job_id: str, seconds: float, tenant: str) -> Row[Any]:
         """The row once the job is over, or as it is after `seconds`. Raises JobNotFound."""
         row = await self.get(job_id, tenant)
         if seconds <= 0 or is_over(row):
@@ -212,7 +223,7 @@ class JobService:
         finally:
             self._waiter.forget(job_id)
 
-    async def cancel(self, job_id: str, tenant: str = ANONYMOUS) -> Row[Any]:
+    async def cancel(self, job_id: str, tenant: str) -> Row[Any]:
         """Ask for an end; a finished job stays as it is. Raises JobNotFound."""
         await self.get(job_id, tenant)
         async with self._database.write() as session:

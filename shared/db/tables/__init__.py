@@ -1,6 +1,7 @@
 """All tables; importing this module fills `Base.metadata`."""
 
 from shared.db.tables.jobs import Attempt, Job
+from shared.db.tables.keys import ApiKey
 from shared.db.tables.serving import Model, Worker
 
-__all__ = ["Attempt", "Job", "Model", "Worker"]
+__all__ = ["ApiKey", "Attempt", "Job", "Model", "Worker"]

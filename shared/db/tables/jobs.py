@@ -39,6 +39,7 @@ class Job(Base):
     body: Mapped[dict[str, Any]] = mapped_column(JSONB)
     params: Mapped[dict[str, Any]] = mapped_column(JSONB)  # SamplingParams.to_json()
     prompt_token_ids: Mapped[list[int]] = mapped_column(ARRAY(Integer))
+    tokens: Mapped[int] = mapped_column(Integer, server_default=text("0"))  # of the prompt, and at most of the answers
 
     status: Mapped[str] = mapped_column(Text, server_default=JobStatus.QUEUED.value)
     cancel_requested: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))

@@ -1,0 +1,123 @@
+"""Who is asking, and whether they may: bearer keys, scopes, and the limit of requests per minute.
+
+    VDIFF_AUTH=auto       a key is needed as soon as the server listens beyond loopback, or VDIFF_API_KEY is set
+    VDIFF_AUTH=required   always        VDIFF_AUTH=open   never, whoever can reach the port
+
+Where none is needed, any Authorization value is accepted; one that is a valid key of ours still acts for its tenant,
+everything else is the anonymous tenant. A key's row is trusted for a second, so a revocation works after as long.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from sqlalchemy import Row
+
+from api.dependencies import ContextDep
+from shared.db.session import AsyncDatabase
+from shared.errors import Forbidden, NotAuthenticated
+from shared.keys import repository, tokens
+from shared.keys.principal import ANONYMOUS, DEFAULT_SCOPES, Limits, Principal, Scope
+from shared.settings import Settings
+
+TRUSTED_SECONDS = 1.0
+CACHE_MAX = 10_000
+
+_bearer = HTTPBearer(auto_error=False, description="an API key (`vdiff keys create`); not needed on loopback")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def key_required(settings: Settings) -> bool:
+    if settings.auth == "auto":
+        return settings.api_key is not None or not is_loopback(settings.host)
+    return settings.auth == "required"
+
+
+class Authenticator:
+    """Turns an Authorization header into a `Principal`; one per API process."""
+
+    def __init__(self, database: AsyncDatabase, settings: Settings) -> None:
+        self._database = database
+        self._static = settings.api_key.get_secret_value() if settings.api_key is not None else None
+        self._required = key_required(settings)
+        limits = Limits(settings.requests_per_minute, settings.max_queued_jobs, settings.max_queued_tokens)
+        self._defaults = limits
+        scopes = frozenset(Scope if is_loopback(settings.host) else DEFAULT_SCOPES)
+        self._operator = Principal(ANONYMOUS, frozenset(Scope), limits)
+        self._anonymous = Principal(ANONYMOUS, scopes, limits)
+        self._rows: dict[str, tuple[float, Row[Any] | None]] = {}
+
+    async def principal(self, key: str | None) -> Principal:
+        """Raises NotAuthenticated: a key is needed, and this is none."""
+        if key is not None:
+            found = await self._known(key)
+            if found is not None:
+                return found
+        if not self._required:
+            return self._anonymous
+        if key is None:
+            raise NotAuthenticated("an API key is needed: send Authorization: Bearer KEY")
+        raise NotAuthenticated("the API key is not known, expired or revoked")
+
+    async def _known(self, key: str) -> Principal | None:
+        if self._static is not None and tokens.same_text(key, self._static):
+            return self._operator
+        key_id = tokens.key_id_of(key)
+        row = None if key_id is None else await self._row(key_id)
+        if row is None or not row.usable:
+            return None
+        if not tokens.matches(key, row.key_hash, row.previous_hash if row.previous_usable else None):
+            return None
+        limits = Limits(
+            row.requests_per_minute or self._defaults.requests_per_minute,
+            row.max_queued_jobs or self._defaults.queued_jobs,
+            row.max_queued_tokens or self._defaults.queued_tokens,
+        )
+        return Principal(row.tenant, frozenset(row.scopes), limits, row.id)
+
+    async def _row(self, key_id: str) -> Row[Any] | None:
+        read_at, row = self._rows.get(key_id, (float("-inf"), None))
+        if time.monotonic() - read_at < TRUSTED_SECONDS:
+            return row
+        async with self._database.read() as session:
+            found: Row[Any] | None = (await session.execute(repository.get(key_id))).one_or_none()
+            if found is not None and found.usable:
+                await session.execute(repository.note_use(key_id))
+        if len(self._rows) >= CACHE_MAX:  # ids are free to invent
+            self._rows.clear()
+        self._rows[key_id] = (time.monotonic(), found)
+        return found
+
+
+Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+
+
+async def principal_of(request: Request, context: ContextDep, credentials: Credentials) -> Principal:
+    """The caller, within its requests per minute. Raises NotAuthenticated, TooManyRequests."""
+    principal = await context.auth.principal(None if credentials is None else credentials.credentials)
+    request.state.rate_headers = await context.limiter.hit(principal)
+    return principal
+
+
+PrincipalDep = Annotated[Principal, Depends(principal_of)]
+
+
+def requires(scope: Scope) -> Any:
+    """A dependency for a router: the caller has the scope. Raises Forbidden."""
+
+    async def check(principal: PrincipalDep) -> None:
+        if not principal.may(scope):
+            raise Forbidden(f"this API key lacks the scope {scope.value!r}")
+
+    return Depends(check)

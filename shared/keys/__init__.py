@@ -1,0 +1,1 @@
+"""API keys: how one looks (`tokens`), what it may do (`principal`), and its rows (`repository`)."""

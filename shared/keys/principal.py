@@ -1,0 +1,40 @@
+"""Who is asking: a tenant, what it may do, and how much. Made by `api.auth`, handed to everything that reads or writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+ANONYMOUS = "anonymous"  # the tenant of whoever needs no key, and of the operator's own key
+
+
+class Scope(StrEnum):
+    JOBS = "jobs"  # jobs, and OpenAI's endpoints, which are jobs
+    BATCHES = "batches"  # files and batches
+    WEBHOOKS = "webhooks"  # webhook endpoints and deliveries
+    ADMIN = "admin"  # everything, and what concerns the server itself (metrics)
+
+
+DEFAULT_SCOPES = (Scope.JOBS, Scope.BATCHES, Scope.WEBHOOKS)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """None is no limit."""
+
+    requests_per_minute: int | None = None
+    queued_jobs: int | None = None
+    queued_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """One caller. Tenants see their own things and nobody else's, administrators included."""
+
+    tenant: str
+    scopes: frozenset[str]
+    limits: Limits = field(default_factory=Limits)
+    key_id: str | None = None  # None: no key was needed, or the operator's static one
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.scopes or Scope.ADMIN in self.scopes

@@ -1,0 +1,218 @@
+"""Keys over real HTTP: who gets in, what each may do, how much, and that nobody sees another's jobs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from sqlalchemy import text
+
+from tests.integration.conftest import ROOT, ApiProcess, Served, eventually
+from tests.integration.test_api_jobs import CHAT, QUESTION, chat_job
+
+pytestmark = pytest.mark.integration
+
+
+def vdiff(served: Served, *arguments: str, code: int = 0) -> str:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "vdiff", *arguments], cwd=ROOT, capture_output=True, text=True, check=False,
+        env={**env, "VDIFF_DATABASE_URL": served.jobs.database_url, "VDIFF_REDIS_URL": served.jobs.redis_url},
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def make_key(served: Served, *options: str) -> str:
+    return vdiff(served, "keys", "create", f"k{time.time_ns()}", *options).strip()
+
+
+def key_id_of(key: str) -> str:
+    from shared.keys.tokens import key_id_of as of
+
+    key_id = of(key)
+    assert key_id is not None
+    return key_id
+
+
+@pytest.fixture(scope="module")
+def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """An API that listens beyond loopback, beside the one of `served`."""
+    with ExitStack() as stack:
+        api = ApiProcess(served.jobs, tmp_path_factory.mktemp("guarded") / "api.log", host="0.0.0.0")
+        stack.callback(api.end)
+        api.wait_ready()
+        yield stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
+
+
+def auth(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+def test_beyond_loopback_a_key_is_needed(served: Served, guarded: httpx.Client) -> None:
+    for path in ("/v1/jobs", "/v1/models", "/metrics"):
+        answer = guarded.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert answer.json()["error"]["type"] == "authentication_error"
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert guarded.get(path, headers=auth("sk-anything")).status_code == 401
+    # Before the body is even looked at, and whatever job one asks for.
+    assert guarded.post(CHAT, content=b"{").status_code == 401
+    assert guarded.get("/v1/jobs/job_x").status_code == 401
+    assert guarded.get("/health").status_code == 200
+    key = make_key(served)
+    job = guarded.post("/v1/jobs", json=chat_job(), headers={**auth(key), "prefer": "wait=30"})
+    assert job.json()["status"] == "succeeded"
+    assert guarded.get("/v1/models", headers=auth(key)).json()["data"]
+
+
+def test_the_openai_sdk_gets_its_own_errors(served: Served, guarded: httpx.Client) -> None:
+    base = f"{guarded.base_url}/v1"
+    with (
+        openai.OpenAI(base_url=base, api_key="nope", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
+    with openai.OpenAI(base_url=base, api_key=make_key(served, "--scope", "webhooks"), max_retries=0) as client:
+        assert client.models.list().data
+        with pytest.raises(openai.PermissionDeniedError) as refused:
+            client.chat.completions.create(model="vdiff-tiny", messages=QUESTION)
+        assert refused.value.code == "insufficient_scope"
+
+
+def test_on_loopback_any_authorization_is_accepted(served: Served) -> None:
+    for header in ("Bearer whatever", "Basic eDp5", "Bearer vdk_0_0"):
+        assert served.client.get("/v1/jobs", headers={"authorization": header}).status_code == 200
+
+
+def test_nobody_sees_another_tenants_jobs(served: Served, guarded: httpx.Client) -> None:
+    mine, theirs = auth(make_key(served)), auth(make_key(served))
+    once = {"idempotency-key": f"same-{time.time_ns()}"}
+    job = guarded.post("/v1/jobs", json=chat_job(), headers={**mine, **once, "prefer": "wait=30"}).json()
+    own = f"/v1/jobs/{job['id']}"
+    for method, path in [
+        ("GET", own), ("GET", f"{own}/result"), ("GET", f"{own}/events"), ("GET", f"{own}/attempts"), ("POST", f"{own}/cancel"),
+    ]:  # fmt: skip
+        answer = guarded.request(method, path, headers=theirs)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found"), path
+    assert guarded.get("/v1/jobs", headers=theirs).json()["data"] == []
+    assert [j["id"] for j in guarded.get("/v1/jobs", headers=mine).json()["data"]] == [job["id"]]
+    # Neither by the same idempotency key, nor by an SDK's retry of the same request.
+    again = guarded.post("/v1/jobs", json=chat_job(), headers={**theirs, **once}).json()
+    retried = guarded.post("/v1/jobs", json=chat_job(), headers={**theirs, "x-stainless-retry-count": "1"}).json()
+    assert job["id"] not in (again["id"], retried["id"])
+    # Without a key one is the anonymous tenant, on the same database.
+    assert served.client.get(own).status_code == 404
+    assert served.client.get(own, headers=mine).status_code == 200
+
+
+def test_keys_of_one_tenant_share_its_jobs(served: Served, guarded: httpx.Client) -> None:
+    tenant = f"team-{time.time_ns()}"
+    first, second = (auth(make_key(served, "--tenant", tenant)) for _ in range(2))
+    job = guarded.post("/v1/jobs", json=chat_job(), headers=first).json()
+    assert guarded.get(f"/v1/jobs/{job['id']}", headers=second).status_code == 200
+
+
+def test_revoke_and_rotate(served: Served, guarded: httpx.Client) -> None:
+    key = make_key(served)
+    assert guarded.get("/v1/models", headers=auth(key)).status_code == 200
+    fresh = vdiff(served, "keys", "rotate", key_id_of(key)).strip()
+    eventually(lambda: guarded.get("/v1/models", headers=auth(fresh)).status_code == 200)
+    assert guarded.get("/v1/models", headers=auth(key)).status_code == 200  # for a day
+    last = vdiff(served, "keys", "rotate", key_id_of(key), "--grace-seconds", "0").strip()
+    eventually(lambda: guarded.get("/v1/models", headers=auth(last)).status_code == 200)
+    assert guarded.get("/v1/models", headers=auth(fresh)).status_code == 401
+    vdiff(served, "keys", "revoke", key_id_of(key))
+    eventually(lambda: guarded.get("/v1/models", headers=auth(last)).status_code == 401)
+    assert "no key" in vdiff(served, "keys", "revoke", key_id_of(key), code=2)
+    assert "no key" in vdiff(served, "keys", "rotate", "key_none", code=2)
+
+
+def test_an_expired_key_is_none(served: Served, guarded: httpx.Client) -> None:
+    assert guarded.get("/v1/models", headers=auth(make_key(served, "--expires-days", "0"))).status_code == 401
+
+
+def test_keys_are_stored_hashed_and_listed_without(served: Served) -> None:
+    key = make_key(served)
+    with served.jobs.database.read() as session:
+        row = session.execute(
+            text("SELECT k::text AS all FROM api_keys k WHERE id = :id"), {"id": key_id_of(key)}
+        ).one()
+    assert key not in row.all
+    assert key.rpartition("_")[2] not in row.all
+    listed = [json.loads(line) for line in vdiff(served, "keys", "list", "--json").splitlines()]
+    assert key_id_of(key) in [k["id"] for k in listed]
+    assert not {"key_hash", "webhook_secret"} & set(listed[0])
+    assert key not in vdiff(served, "keys", "list")
+
+
+def test_requests_per_minute(served: Served, guarded: httpx.Client) -> None:
+    key = auth(make_key(served, "--requests-per-minute", "3"))
+    answers = [guarded.get("/v1/models", headers=key) for _ in range(4)]
+    assert [a.status_code for a in answers] == [200, 200, 200, 429]
+    assert [a.headers["x-ratelimit-remaining-requests"] for a in answers] == ["2", "1", "0", "0"]
+    assert answers[0].headers["ratelimit-policy"] == '"requests";q=3;w=60'
+    assert answers[0].headers["ratelimit"].startswith('"requests";r=2;t=')
+    last = answers[-1]
+    assert (last.json()["error"]["code"], last.json()["error"]["type"]) == ("rate_limit_exceeded", "rate_limit_error")
+    assert 1 <= int(last.headers["retry-after"]) <= 120
+    assert guarded.get("/v1/models", headers=auth(make_key(served))).status_code == 200  # another key is not concerned
+    assert "ratelimit" not in served.client.get("/v1/models").headers  # who has no limit
+
+
+def test_requests_are_limited_without_redis_too(served: Served, tmp_path: Any) -> None:
+    key = auth(make_key(served, "--requests-per-minute", "2"))
+    api = ApiProcess(served.jobs, tmp_path / "api.log", redis_url="redis://127.0.0.1:1/0")
+    try:
+        api.wait_ready()
+        codes = [httpx.get(f"{api.url}/v1/models", headers=key, timeout=30).status_code for _ in range(3)]
+    finally:
+        api.end()
+    assert codes == [200, 200, 429]
+
+
+def away_job(**body: Any) -> dict[str, Any]:
+    return chat_job(body={"model": "limits-away", **body})
+
+
+def test_queued_jobs_and_tokens_are_limited(served: Served, guarded: httpx.Client) -> None:
+    from shared import serving
+    from shared.model_card import ModelCard
+
+    with served.jobs.database.write() as session:
+        row = session.execute(serving.get_model("vdiff-tiny")).one()
+        card = ModelCard.from_json({**row.card, "name": "limits-away"})
+        session.execute(serving.register_model(card, row.tokenizer_files))
+    key = auth(make_key(served, "--max-queued-jobs", "2"))
+    eventually(lambda: guarded.post("/v1/jobs", json=away_job(), headers=key).status_code == 202)
+    answers = [guarded.post("/v1/jobs", json=away_job(), headers=key) for _ in range(2)]
+    assert [a.status_code for a in answers] == [202, 429]
+    assert int(answers[1].headers["retry-after"]) <= 120
+    key = auth(make_key(served, "--max-queued-tokens", "100"))
+    assert guarded.post("/v1/jobs", json=away_job(max_tokens=40), headers=key).status_code == 202
+    full = guarded.post("/v1/jobs", json=away_job(max_tokens=80), headers=key)
+    assert (full.status_code, "tokens" in full.json()["detail"]) == (429, True)
+
+
+def test_a_static_key_may_everything(served: Served, tmp_path: Any) -> None:
+    api = ApiProcess(served.jobs, tmp_path / "api.log", api_key="open-sesame")
+    try:
+        api.wait_ready()
+        assert httpx.get(f"{api.url}/v1/jobs").status_code == 401
+        assert httpx.get(f"{api.url}/v1/jobs", headers=auth("open-sesam")).status_code == 401
+        for path in ("/v1/jobs", "/metrics"):
+            assert httpx.get(f"{api.url}{path}", headers=auth("open-sesame")).status_code == 200
+        assert httpx.get(f"{api.url}/metrics", headers=auth(make_key(served))).status_code == 403
+        assert httpx.get(f"{api.url}/metrics", headers=auth(make_key(served, "--scope", "admin"))).status_code == 200
+    finally:
+        api.end()
+    assert "open-sesame" not in api.log.read_text()

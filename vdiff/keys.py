@@ -1,0 +1,123 @@
+"""`vdiff keys`: create, list, revoke and rotate API keys, straight in the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import OperationalError, ProgrammingError
+
+from shared.db.session import Database
+from shared.errors import ConfigurationError, InvalidParameter, NotFound
+from shared.ids import new_id
+from shared.keys import repository, tokens
+from shared.keys.principal import DEFAULT_SCOPES, Scope
+from shared.settings import load_settings
+from shared.webhooks.secrets import new_secret
+from vdiff.local import with_local_services
+
+app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
+DEFAULT_GRACE_SECONDS = 24 * 3600.0
+_SHOWN = ("id", "name", "tenant", "scopes", "weight", "requests_per_minute", "max_queued_jobs", "max_queued_tokens",
+          "created_at", "last_used_at", "expires_at", "revoked_at")  # fmt: skip
+
+
+@contextmanager
+def _database() -> Iterator[Database]:
+    database = Database(with_local_services(load_settings()).require_database_url(), pool_size=1)
+    try:
+        yield database
+    except OperationalError as exc:
+        reason = str(exc.orig).strip().splitlines()[0]
+        raise ConfigurationError(f"cannot reach PostgreSQL: {reason}", param="database_url") from exc
+    except ProgrammingError as exc:
+        raise ConfigurationError("the database is not migrated to this version; run `vdiff migrate`") from exc
+    finally:
+        database.dispose()
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(help="what the key is for")],
+    scope: Annotated[
+        list[Scope] | None, typer.Option(help="what it may do, repeatable [default: all but admin]")
+    ] = None,
+    tenant: Annotated[str | None, typer.Option(help="share this tenant's jobs [default: a tenant of its own]")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="[default: the server's]")] = None,
+    max_queued_jobs: Annotated[int | None, typer.Option(min=1, help="[default: the server's]")] = None,
+    max_queued_tokens: Annotated[int | None, typer.Option(min=1, help="[default: the server's]")] = None,
+    weight: Annotated[int, typer.Option(min=1, max=1000, help="turns it gets while keys compete")] = 1,
+    expires_days: Annotated[float | None, typer.Option(min=0, help="[default: never]")] = None,
+) -> None:
+    """Make a key and print it, this once: only its hash is stored."""
+    if not 1 <= len(name) <= 100 or not name.isprintable():
+        raise InvalidParameter("a key's name has 1 to 100 printable characters", param="name")
+    if tenant is not None and not (1 <= len(tenant) <= 100 and tenant.isprintable() and " " not in tenant):
+        raise InvalidParameter("a tenant has 1 to 100 printable characters without spaces", param="tenant")
+    key_id = tokens.new_key_id()
+    key = tokens.new_key(key_id)
+    with _database() as database, database.write() as session:
+        session.execute(
+            repository.create(
+                key_id, name=name, tenant=tenant or new_id("tenant"), key_hash=tokens.hash_key(key),
+                scopes=[s.value for s in dict.fromkeys(scope or DEFAULT_SCOPES)], webhook_secret=new_secret(),
+                requests_per_minute=requests_per_minute, max_queued_jobs=max_queued_jobs,
+                max_queued_tokens=max_queued_tokens, weight=weight,
+                expires_at=None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days),
+            )
+        )  # fmt: skip
+    typer.echo(f"{key_id} ({name}); keep the key, it is not shown again:", err=True)
+    typer.echo(key)
+
+
+@app.command("list")
+def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False) -> None:
+    """All keys, revoked ones too; never the keys themselves."""
+    with _database() as database, database.read() as session:
+        rows = session.execute(repository.all_keys()).all()
+    if as_json:
+        for row in rows:
+            typer.echo(json.dumps({name: _plain(getattr(row, name)) for name in _SHOWN}))
+        return
+    table = Table("id", "name", "tenant", "scopes", "last used", "state", box=None)
+    now = datetime.now(UTC)
+    for row in rows:
+        expired = row.expires_at is not None and row.expires_at <= now
+        state = "revoked" if row.revoked_at else "expired" if expired else "good"
+        used = row.last_used_at.isoformat(timespec="minutes") if row.last_used_at else "never"
+        table.add_row(row.id, row.name, row.tenant, ",".join(row.scopes), used, state)
+    Console().print(table)
+
+
+@app.command()
+def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")]) -> None:
+    """End a key for good; API processes notice within a second. Its jobs stay."""
+    with _database() as database, database.write() as session:
+        if session.execute(repository.revoke(key_id)).one_or_none() is None:
+            raise NotFound(f"no key {key_id!r} that could be revoked", param="key_id")
+    typer.echo(f"{key_id} is revoked")
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
+    grace_seconds: Annotated[float, typer.Option(min=0, help="how long the old key goes on")] = DEFAULT_GRACE_SECONDS,
+) -> None:
+    """Print a new key for the same id, tenant and limits; the old one goes on for a day."""
+    key = tokens.new_key(key_id)
+    with _database() as database, database.write() as session:
+        statement = repository.rotate(key_id, key_hash=tokens.hash_key(key), grace_seconds=grace_seconds)
+        if session.execute(statement).one_or_none() is None:
+            raise NotFound(f"no key {key_id!r} that could be rotated", param="key_id")
+    typer.echo(f"{key_id}: the old key ends in {grace_seconds:g} s; the new one, not shown again:", err=True)
+    typer.echo(key)
+
+
+def _plain(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, datetime) else value

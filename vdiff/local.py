@@ -1,0 +1,49 @@
+"""How other commands find the services that `vdiff up` started: a file in its data folder, readable by its owner alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from shared.settings import Settings
+
+_FILE = "running.json"
+
+
+def publish(data_dir: Path, *, database_url: str, redis_url: str, api_url: str) -> None:
+    """Write where everything is; it holds passwords."""
+    file = data_dir / _FILE
+    file.unlink(missing_ok=True)
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as out:
+        json.dump({"database_url": database_url, "redis_url": redis_url, "api_url": api_url}, out)
+
+
+def withdraw(data_dir: Path) -> None:
+    (data_dir / _FILE).unlink(missing_ok=True)
+
+
+def _running(settings: Settings) -> dict[str, str]:
+    try:
+        found: dict[str, str] = json.loads((settings.data_dir.expanduser() / _FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found
+
+
+def with_local_services(settings: Settings) -> Settings:
+    """The settings, with the URLs of a `vdiff up` in the same data folder where none are set."""
+    running = _running(settings)
+    missing: dict[str, str] = {
+        name: running[name]
+        for name in ("database_url", "redis_url")
+        if getattr(settings, name) is None and name in running
+    }
+    return settings.model_copy(update=missing)
+
+
+def api_url(settings: Settings) -> str:
+    """Where the API is: that of `vdiff up` in the same data folder, else by host and port."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return _running(settings).get("api_url") or f"http://{host}:{settings.port}"
