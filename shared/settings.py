@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import ConfigurationError
 
@@ -59,10 +59,14 @@ class Settings(BaseSettings):
     num_threads: int | None = Field(None, ge=1, description="torch threads on CPU; empty means torch's choice")
     trust_remote_code: bool = Field(False, description="reserved: no model needs remote code; true is refused")
     tensor_parallel_size: int = Field(1, ge=1, description="only 1 is built")
+    gpu_memory_utilization: float | None = Field(
+        None, gt=0, le=1, description="share of the accelerator's memory that the engine may take; empty means no limit"
+    )
     quantization: str | None = Field(None, description="none is built yet; any value is refused")
     diffusion_steps: int | None = Field(None, ge=1, description="default steps of the whole answer")
     block_size: int | None = Field(None, ge=1, description="default block_length, tokens")
     enable_apd: bool = Field(False, description="Adaptive Parallel Decoding; refused until a verifier can be served")
+    verifier: str | None = Field(None, description="folder or hub id of the autoregressive model that APD asks")
 
     # Jobs
     lease_seconds: float = Field(30.0, gt=0, description="how long a claim holds without a heartbeat")
@@ -80,6 +84,18 @@ class Settings(BaseSettings):
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")
     log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """`load_settings` reads the environment, so that an unknown name is noticed and a test may hand over another."""
+        return (init_settings,)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -107,6 +123,15 @@ class Settings(BaseSettings):
         if self.heartbeat_seconds * 3 > self.lease_seconds + 1e-9:
             raise ValueError("heartbeat_seconds must be at most a third of lease_seconds")
         return self
+
+    def environment(self) -> dict[str, str]:
+        """What was given, from wherever it came, as variables for a child that must see the same."""
+        given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+        return {
+            f"{PREFIX}{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            for name, value in given.items()
+            if value is not None
+        }
 
     def require_database_url(self) -> str:
         if self.database_url is None:

@@ -20,18 +20,44 @@ app = typer.Typer(
     help="vdiff: the job system for diffusion language models.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # else "[default: auto]" is taken for markup and disappears
     pretty_exceptions_enable=False,
 )
 app.add_typer(keys.app, name="keys")
 
 Host = Annotated[str | None, typer.Option(help="address that the API listens on [default: 127.0.0.1]")]
 Port = Annotated[int | None, typer.Option(help="port of the API; 0 picks a free one [default: 8000]")]
+
+# Of the engine; the names are vLLM's where it has them. `None` is "not given": then VDIFF_<NAME> or the default counts.
 Model = Annotated[str | None, typer.Option(help="model folder or hub id [default: the bundled vdiff-tiny]")]
 ApiKey = Annotated[
     str | None,
     typer.Option(help="a static key that may do everything; VDIFF_API_KEY keeps it out of `ps` [default: none]"),
 ]
+Tokenizer = Annotated[str | None, typer.Option(help="tokenizer folder or hub id [default: the model's own]")]
+Revision = Annotated[str | None, typer.Option(help="hub revision of the model")]
 ServedName = Annotated[str | None, typer.Option(help="name that clients use [default: the folder's name]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps [default: auto]")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 [default: auto]")]
+MaxModelLen = Annotated[int | None, typer.Option(help="context length, tokens [default: the model's own]")]
+MaxNumSeqs = Annotated[
+    int | None,
+    typer.Option("--max-num-seqs", "--max-batch", help="sequences per step, the engine's slots [default: 8]"),
+]
+TrustRemoteCode = Annotated[
+    bool | None, typer.Option("--trust-remote-code", help="run the code of a model's repository [default: never]")
+]
+TensorParallelSize = Annotated[int | None, typer.Option(help="devices per model; only 1 is built [default: 1]")]
+GpuMemoryUtilization = Annotated[
+    float | None, typer.Option(help="share of the accelerator's memory that may be taken [default: no limit]")
+]
+Quantization = Annotated[str | None, typer.Option(help="how weights are stored [default: as --dtype says]")]
+DiffusionSteps = Annotated[int | None, typer.Option(help="default steps of an answer [default: one per token]")]
+BlockSize = Annotated[int | None, typer.Option(help="default block_length, tokens [default: the model's own, else 32]")]
+EnableApd = Annotated[
+    bool | None, typer.Option("--enable-apd/--disable-apd", help="Adaptive Parallel Decoding [default: off]")
+]
+Verifier = Annotated[str | None, typer.Option(help="autoregressive model that APD asks, folder or hub id")]
 
 
 def _settings(**overrides: Any) -> Settings:
@@ -43,20 +69,32 @@ def up(
     host: Host = None,
     port: Port = None,
     data_dir: Annotated[Path | None, typer.Option(help="folder of data and logs [default: .vdiff]")] = None,
-    model: Model = None,
-    served_model_name: ServedName = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="worker processes")] = 1,
     api_key: ApiKey = None,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="do not start Flower")] = False,
+    model: Model = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    served_model_name: ServedName = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    trust_remote_code: TrustRemoteCode = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    gpu_memory_utilization: GpuMemoryUtilization = None,
+    quantization: Quantization = None,
+    diffusion_steps: DiffusionSteps = None,
+    block_size: BlockSize = None,
+    enable_apd: EnableApd = None,
+    verifier: Verifier = None,
 ) -> None:
     """Run everything here: PostgreSQL and Redis (embedded, unless VDIFF_DATABASE_URL and VDIFF_REDIS_URL are set),
     migrations, workers, the API and Flower. Ctrl-C stops all of it."""
+    given = {name: value for name, value in locals().items() if name not in ("workers", "no_flower")}
     from vdiff.up import Supervisor
 
-    settings = _settings(
-        host=host, port=port, data_dir=data_dir, model=model, served_model_name=served_model_name, api_key=api_key
-    )
-    raise typer.Exit(Supervisor(settings, workers=workers, flower=not no_flower).run())
+    raise typer.Exit(Supervisor(_settings(**given), workers=workers, flower=not no_flower).run())
 
 
 @app.command()
@@ -73,15 +111,24 @@ def api(host: Host = None, port: Port = None, api_key: ApiKey = None) -> None:
 @app.command()
 def worker(
     model: Model = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
     served_model_name: ServedName = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps [default: auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 [default: auto]")] = None,
-    max_num_seqs: Annotated[int | None, typer.Option(help="sequences per step [default: 8]")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    trust_remote_code: TrustRemoteCode = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    gpu_memory_utilization: GpuMemoryUtilization = None,
+    quantization: Quantization = None,
+    diffusion_steps: DiffusionSteps = None,
+    block_size: BlockSize = None,
+    enable_apd: EnableApd = None,
+    verifier: Verifier = None,
 ) -> None:
     """Run one worker alone: it loads the model, registers it, and serves its queues."""
-    settings = _settings(
-        model=model, served_model_name=served_model_name, device=device, dtype=dtype, max_num_seqs=max_num_seqs
-    )
+    settings = _settings(**locals())
     try:
         from worker.main import run
     except ModuleNotFoundError as exc:
@@ -129,15 +176,24 @@ def generate(
     model: Annotated[str, typer.Option(help="model folder or hub id")],
     input: Annotated[Path, typer.Option(help="JSONL of requests, one a line")],
     output: Annotated[Path, typer.Option(help="JSONL of answers, written line by line in the input's order")],
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps [default: auto]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 [default: auto]")] = None,
-    max_batch: Annotated[int | None, typer.Option(min=1, help="sequences per step [default: 8]")] = None,
-    verifier: Annotated[str | None, typer.Option(help="autoregressive model for algorithm apd")] = None,
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    trust_remote_code: TrustRemoteCode = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    gpu_memory_utilization: GpuMemoryUtilization = None,
+    quantization: Quantization = None,
+    diffusion_steps: DiffusionSteps = None,
+    block_size: BlockSize = None,
+    enable_apd: EnableApd = None,
+    verifier: Verifier = None,
 ) -> None:
     """Decode a file of prompts without any server. A bad line gets an error line; the rest goes on."""
-    settings = _settings(model=model, device=device, dtype=dtype, max_num_seqs=max_batch)
-    if verifier is not None:
-        raise ConfigurationError("APD is not built yet; leave --verifier out", param="verifier")
+    given = {name: value for name, value in locals().items() if name not in ("input", "output")}
+    settings = _settings(**given)
     from worker.main import engine_config
     from worker.offline import generate_file
 

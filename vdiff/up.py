@@ -166,6 +166,7 @@ class Supervisor:
             raise ConfigurationError(f"cannot migrate the database: {exc}", param="database_url") from exc
         self._env = {
             **os.environ,
+            **s.environment(),
             "VDIFF_DATABASE_URL": database_url,
             "VDIFF_REDIS_URL": redis_url,
             "VDIFF_HOST": s.host,
@@ -174,10 +175,6 @@ class Supervisor:
             "VDIFF_DATA_DIR": str(self._data_dir),
             "PYTHONUNBUFFERED": "1",
         }
-        key = s.api_key.get_secret_value() if s.api_key is not None else None
-        for name, value in (("MODEL", s.model), ("SERVED_MODEL_NAME", s.served_model_name), ("API_KEY", key)):
-            if value is not None:
-                self._env[f"VDIFF_{name}"] = value
         local.publish(self._data_dir, database_url=database_url, redis_url=redis_url, api_url=self._url)
         if self._workers > 1 and s.num_threads is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -308,8 +305,9 @@ class Supervisor:
         url, key = self._url, self._settings.api_key
         authorization = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
         answer = httpx.get(f"{url}/v1/models", timeout=5, headers=authorization)
-        model = answer.json()["data"][0]["id"] if answer.status_code == 200 else "MODEL"
-        served = self._settings.served_model_name or model
+        models = answer.json()["data"] if answer.status_code == 200 else [{"id": "MODEL", "workers": 0}]
+        # Not simply the first: the data folder may remember models that nobody serves today.
+        served = next((m["id"] for m in models if m["workers"]), models[0]["id"])
         shown = "" if answer.status_code == 200 and key is None else " -H 'authorization: Bearer KEY'"
         self._say("")
         self._say(f"vdiff is ready   API {url}   docs {url}/docs")

@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from migrations import run as migrations
 from shared import serving
 from shared.db.session import Database
-from shared.errors import VDiffError
+from shared.errors import ConfigurationError, VDiffError
 from shared.events import EventPublisher
 from shared.ids import new_id
 from shared.logging import setup_logging
@@ -67,6 +67,11 @@ def run(settings: Settings) -> int:
 
 
 def engine_config(settings: Settings) -> VDiffConfig:
+    """What the settings say of the engine. Raises ConfigurationError for what is not built yet."""
+    for name, what in (("gpu_memory_utilization", "a limit of the accelerator's memory"), ("verifier", "APD")):
+        if getattr(settings, name) is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigurationError(f"{what} is not built yet; leave {option} out", param=name)
     return VDiffConfig(
         model=settings.model or str(bundled.folder(bundled.DEFAULT_MODEL)),
         tokenizer=settings.tokenizer,

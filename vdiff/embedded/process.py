@@ -18,7 +18,7 @@ _PR_SET_PDEATHSIG = 1
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on now."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port

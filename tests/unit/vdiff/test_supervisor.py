@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from shared.errors import ConfigurationError
@@ -243,3 +244,35 @@ def test_a_wait_is_bounded(tmp_path: Path) -> None:
         wait_until(lambda: False, process, "Thing", tmp_path / "none", 0.1)
     assert process.poll() is not None
     assert time.monotonic() >= began
+
+
+ENGINE_OPTIONS = [
+    "--model", "--tokenizer", "--revision", "--dtype", "--device", "--max-model-len", "--max-num-seqs", "--max-batch",
+    "--trust-remote-code", "--tensor-parallel-size", "--gpu-memory-utilization", "--quantization", "--diffusion-steps",
+    "--block-size", "--enable-apd", "--disable-apd", "--verifier",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [("up", ["--host", "--port", "--served-model-name", "--data-dir", "--workers", "--no-flower"]),
+     ("worker", ["--served-model-name"]), ("generate", ["--input", "--output"])],
+)  # fmt: skip
+def test_the_options_that_users_of_vllm_know(command: str, more: list[str]) -> None:
+    known = {
+        name for p in typer.main.get_command(cli.app).commands[command].params for name in (*p.opts, *p.secondary_opts)
+    }  # type: ignore[attr-defined]
+    assert {*ENGINE_OPTIONS, *more} <= known
+
+
+def test_children_see_what_was_given(supervisor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = supervisor(block_size=4, enable_apd=False, dtype="float32")
+    given = made._settings.environment()
+    assert given["VDIFF_BLOCK_SIZE"] == "4"
+    again = load_settings(given)
+    assert again == made._settings
+    assert "VDIFF_MODEL" not in given
+
+
+def test_help_shows_the_defaults() -> None:
+    assert "[default: auto]" in " ".join(CliRunner().invoke(cli.app, ["worker", "--help"]).output.split())
