@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup up check test test-unit test-integration bench migrate lock
+.PHONY: help setup up check test test-unit test-integration bench migrate lock docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ bench: setup ## the benchmarks; minutes
 
 migrate: setup ## bring the database of VDIFF_DATABASE_URL up to date
 	$(BIN)/vdiff migrate
+
+docs: setup ## rewrite the reference pages that follow from the code
+	$(BIN)/python scripts/make_docs.py
 
 lock: setup ## pin all dependencies anew
 	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra api --extra worker --extra embedded --extra flower --output-file requirements.txt pyproject.toml

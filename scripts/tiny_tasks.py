@@ -2,10 +2,13 @@
 
 Six kinds with checkable answers. A question is held out for evaluation when a hash of its text says so (one in ten),
 so training never sees an evaluation question; for additions that is one in ten of the pairs (A, B).
+
+    python scripts/tiny_tasks.py --per-kind 400 --seed 1 --threshold 0.9 > questions.jsonl
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import random
@@ -183,3 +186,21 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, context_length: int) -> N
 def render(question: str) -> str:
     """The chat template, applied to one user message."""
     return f"{USER}{question}{EOT}{ASSISTANT}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write held-out questions, a line each, for `vdiff generate --input`.")
+    parser.add_argument("--per-kind", type=int, default=80, help="questions of each kind [80: the shipped set]")
+    parser.add_argument("--seed", type=int, default=2026, help="of the draw [2026: the shipped set]")
+    parser.add_argument("--threshold", type=float, help="decode with algorithm threshold [one token per step]")
+    args = parser.parse_args()
+    if not 1 <= args.per_kind <= 400:
+        parser.error("--per-kind must be from 1 to 400: there are not many more held-out questions of some kinds")
+    for line in evaluation_set(args.per_kind, args.seed):
+        if args.threshold is not None:
+            line["diffusion"] = {"algorithm": "threshold", "threshold": args.threshold}
+        print(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

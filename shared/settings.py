@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     max_num_seqs: int = Field(8, ge=1, le=4096, description="sequences per engine step; the engine's slots")
     max_model_len: int | None = Field(None, ge=1, description="context length, tokens; empty means the model's own")
-    num_threads: int | None = Field(None, ge=1, description="torch threads on CPU; empty means torch's choice")
+    num_threads: int | None = Field(None, ge=1, description="torch threads on CPU; empty means one less than the cores")
     trust_remote_code: bool = Field(False, description="reserved: no model needs remote code; true is refused")
     tensor_parallel_size: int = Field(1, ge=1, description="only 1 is built")
     gpu_memory_utilization: float | None = Field(
