@@ -109,7 +109,7 @@ def cli_page() -> str:
         records = [record for p in command.params if (record := p.get_help_record(context)) is not None]
         if records:
             lines += ["", "| option | meaning |", "|---|---|"]
-            lines += [f"| `{option}` | {_cell(re.sub(r'  +', ' ', text))} |" for option, text in records]
+            lines += [f"| `{_cell(option)}` | {_cell(re.sub(r'  +', ' ', text))} |" for option, text in records]
     return "\n".join(lines) + "\n"
 
 
