@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import json
 import signal
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery import Celery
 from sqlalchemy import text
 
 from shared.events import CANCEL_CHANNEL, events_key
 from shared.jobs import repository
 from shared.jobs.status import JobStatus
-from shared.queue.messages import job_message, payload
-from shared.queue.names import GENERATE_TASK, queue_name
+from shared.queue.messages import job_message
+from shared.queue.names import queue_name
 from tests.integration.conftest import Jobs, WorkerProcess, eventually
-from worker.app import celery_app
 
 pytestmark = pytest.mark.integration
 Start = Callable[..., WorkerProcess]
@@ -107,25 +103,6 @@ def test_interactive_jobs_go_before_bulk(jobs: Jobs, start_worker: Start) -> Non
         jobs.wait_done(job_id, seconds=60)
     started = sorted((jobs.row(j).started_at, j) for j in (*bulk, *urgent))
     assert {j for _, j in started[:3]} == set(urgent)
-
-
-def test_our_message_is_celerys_own(jobs: Jobs) -> None:
-    """The envelope that the API writes by hand, key by key against what `apply_async` writes."""
-    queue = queue_name(jobs.model, "normal")
-    app: Celery = celery_app(jobs.redis_url, model=jobs.model)
-    app.send_task(GENERATE_TASK, args=(payload("job_x"),), queue=queue, ignore_result=True)
-    theirs = json.loads(jobs.redis.rpop(queue))  # type: ignore[arg-type]
-    key, raw = job_message("job_x", queue)
-    ours = json.loads(raw)
-    assert key == queue
-    assert set(ours) == set(theirs)
-    assert set(ours["headers"]) == set(theirs["headers"])
-    assert set(ours["properties"]) == set(theirs["properties"])
-    assert ours["properties"]["delivery_info"] == theirs["properties"]["delivery_info"]
-    assert (ours["content-type"], ours["content-encoding"]) == (theirs["content-type"], theirs["content-encoding"])
-    bodies = [json.loads(base64.b64decode(message["body"])) for message in (ours, theirs)]
-    assert bodies[0] == bodies[1]
-    assert ours["headers"]["task"] == GENERATE_TASK
 
 
 def test_drain_gives_back_what_is_not_done(jobs: Jobs, start_worker: Start) -> None:
