@@ -155,6 +155,31 @@ def migrate() -> None:
 
 
 @app.command()
+def health() -> None:
+    """Say whether a worker of this machine is alive, for containers' health checks: 0 yes, 1 no."""
+    import socket
+
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from shared import serving
+    from shared.db.session import Database
+
+    settings = _settings()
+    database = Database(settings.require_database_url())
+    try:
+        with database.read() as session:
+            live = session.execute(serving.live_workers(stale_seconds=settings.worker_stale_seconds)).all()
+    except SQLAlchemyError as exc:
+        typer.echo(f"vdiff: cannot ask PostgreSQL ({type(exc).__name__})", err=True)
+        raise typer.Exit(1) from exc
+    finally:
+        database.dispose()
+    mine = [worker.id for worker in live if worker.hostname == socket.gethostname()]
+    typer.echo(f"alive: {', '.join(mine)}" if mine else f"no live worker on {socket.gethostname()}")
+    raise typer.Exit(0 if mine else 1)
+
+
+@app.command()
 def flower(
     host: Host = None,
     port: Annotated[int | None, typer.Option(help="port of Flower [default: 5555]")] = None,
