@@ -28,9 +28,16 @@ def error_type(status: int) -> str:
 
 
 def problem(
-    status: int, message: str, *, code: str, param: str | None, instance: str, headers: Mapping[str, str] | None = None
+    status: int,
+    message: str,
+    *,
+    code: str,
+    param: str | None,
+    instance: str,
+    headers: Mapping[str, str] | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """The answer; counts it in vdiff_errors_total."""
+    """The answer; counts it in vdiff_errors_total. `more` are members of its own, as RFC 9457 allows."""
     ERRORS.labels(code=code).inc()
     body = {
         "type": f"urn:vdiff:error:{code}",
@@ -39,6 +46,7 @@ def problem(
         "detail": message,
         "instance": instance,
         "error": {"message": message, "type": error_type(status), "param": param, "code": code},
+        **(more or {}),
     }
     return JSONResponse(body, status, dict(headers or {}), media_type="application/problem+json")
 

@@ -77,6 +77,12 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(10.0, ge=0, description="time that running jobs get at SIGTERM before requeue")
     max_attempts: int = Field(3, ge=1, le=100, description="failures after which a job fails for good")
+    retain_seconds: float | None = Field(
+        None, gt=0, description="input and output of a finished job are purged after so long; empty means never"
+    )
+    forget_after_seconds: float | None = Field(
+        None, gt=0, description="even the ledger row of a finished job goes after so long; empty means never"
+    )
     hang_seconds: float = Field(120.0, gt=0, description="an engine with work that makes no step for so long is hung")
     event_stream_seconds: int = Field(600, ge=1, description="how long a job's progress events stay in Redis")
     event_stream_length: int = Field(2000, ge=10, description="events kept per job in Redis")

@@ -8,6 +8,7 @@ fence in PostgreSQL, never here.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ from shared.jobs.repository import Pair
 class StopReason(Enum):
     CANCELLED = "cancelled"  # somebody asked for it: finish the row as cancelled
     LOST = "lost"  # the lease is somebody else's now: the row is none of our business
+    EXPIRED = "expired"  # complete_by or max_run_seconds passed
     DRAINED = "drained"  # given back to the queue: likewise
 
 
@@ -33,6 +35,7 @@ class Held:
     attempt: int
     progress: dict[str, Any] | None = None  # {tokens_committed, tokens_total, step}; written by the engine's thread
     reason: StopReason | None = None
+    expired: Mapping[str, Any] | None = None  # the error of a deadline that passed
     handle: Abortable | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -124,6 +124,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         lease_seconds=settings.lease_seconds,
         counters=counters,
         accepts=lambda: not lifecycle.draining,
+        revision=engine.card.revision,
     )
     heartbeat = Heartbeat(
         database,
@@ -143,6 +144,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         sweep_seconds=settings.sweep_seconds,
         repush_after_seconds=settings.repush_after_seconds,
         lease_seconds=settings.lease_seconds,
+        forget_after_seconds=settings.forget_after_seconds,
     )
     cancels = CancelListener(client, held)
 

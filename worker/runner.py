@@ -60,7 +60,7 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values = dict.fromkeys(
-            ("jobs_succeeded", "jobs_failed", "jobs_cancelled", "jobs_requeued", "ends_fenced",
+            ("jobs_succeeded", "jobs_failed", "jobs_cancelled", "jobs_expired", "jobs_requeued", "ends_fenced",
              "tokens_generated", "prompt_tokens", "job_forwards", "job_ms"),
             0,
         )  # fmt: skip
@@ -88,6 +88,7 @@ class Runner:
         lease_seconds: float,
         counters: Counters,
         accepts: Callable[[], bool] = lambda: True,
+        revision: str | None = None,
     ) -> None:
         self._database = database
         self._redis = client
@@ -98,6 +99,7 @@ class Runner:
         self._lease_seconds = lease_seconds
         self._counters = counters
         self._accepts = accepts
+        self._revision = revision
 
     def run_job(self, job_id: str) -> None:
         """Claim and run one job; returns when its attempt is over, however it ended."""
@@ -106,7 +108,9 @@ class Runner:
         try:
             with self._database.write() as session:
                 job = session.execute(
-                    repository.claim(job_id, worker_id=self._worker_id, lease_seconds=self._lease_seconds)
+                    repository.claim(
+                        job_id, worker_id=self._worker_id, lease_seconds=self._lease_seconds, revision=self._revision
+                    )
                 ).one_or_none()
         except SQLAlchemyError as exc:
             # Still queued, or claimed unseen and swept later; either way it runs again.
@@ -138,7 +142,7 @@ class Runner:
                 listener=self._listener(held, params),
             )
             held.attach(handle)
-            output = handle.result()
+            output = self._result_in_time(handle, job, held)
         except VDiffError as exc:
             error = exc
         except Exception as exc:
@@ -146,6 +150,20 @@ class Runner:
             log.exception("attempt_broke")
             error = EngineError(f"{type(exc).__name__}: {exc}")
         self._record(job, held, output, error, elapsed_ms=1000 * (time.monotonic() - began), log=log)
+
+    @staticmethod
+    def _result_in_time(handle: Handle, job: Row[Any], held: Held) -> RequestOutput:
+        """The output, cut off at complete_by or max_run_seconds, whichever comes first. Local seconds, no clock."""
+        bounds = [float(s) for s in (job.seconds_left, job.max_run_seconds) if s is not None]
+        if not bounds:
+            return handle.result()
+        try:
+            return handle.result(max(0.0, min(bounds)))
+        except TimeoutError:
+            late = job.seconds_left is not None and min(bounds) == float(job.seconds_left)
+            held.expired = repository.COMPLETE_BY_ERROR if late else repository.MAX_RUN_ERROR
+            held.stop(StopReason.EXPIRED)
+            return handle.result()
 
     def _record(
         self,
@@ -160,12 +178,13 @@ class Runner:
         if held.reason in (StopReason.LOST, StopReason.DRAINED):
             log.info("attempt_dropped", reason=held.reason.value)
             return
-        if held.reason is StopReason.CANCELLED:
+        if held.reason in (StopReason.CANCELLED, StopReason.EXPIRED):
+            cancelled = held.reason is StopReason.CANCELLED
             statement = repository.finish(
                 job.id,
                 job.attempt,
-                JobStatus.CANCELLED,
-                error=repository.CANCELLED_ERROR,
+                JobStatus.CANCELLED if cancelled else JobStatus.EXPIRED,
+                error=repository.CANCELLED_ERROR if cancelled else held.expired,
                 **({} if output is None else report(job, output, elapsed_ms)),
                 progress=held.progress,
             )
@@ -295,7 +314,12 @@ class Runner:
         return listen
 
     def _count(self, status: str, output: RequestOutput | None, elapsed_ms: float) -> None:
-        name = {"succeeded": "jobs_succeeded", "failed": "jobs_failed", "cancelled": "jobs_cancelled"}
+        name = {
+            "succeeded": "jobs_succeeded",
+            "failed": "jobs_failed",
+            "cancelled": "jobs_cancelled",
+            "expired": "jobs_expired",
+        }
         self._counters.add(**{name.get(status, "jobs_requeued"): 1})
         if status == JobStatus.SUCCEEDED:
             self._counters.add(job_ms=round(elapsed_ms))

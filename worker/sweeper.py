@@ -3,6 +3,8 @@
     expired leases     back to the queue, or to their end (`repository.sweep_expired`), then pushed
     missing messages   queued jobs that Redis no longer knows of are pushed again, bounded: only as many as the queue
                        is short of the queued rows, so that a real backlog is not flooded
+    deadlines          queued jobs that are too late expire; running ones too, should their worker not see to it
+    retention          what `retain_for` has run out for is purged; very old ledger rows go, both in batches
     old keys           idempotency keys older than 24 h are freed
     silent workers     are called stopped
 
@@ -47,12 +49,15 @@ class Sweeper:
         sweep_seconds: float,
         repush_after_seconds: float,
         lease_seconds: float,
+        forget_after_seconds: float | None = None,
     ) -> None:
         self._database = database
         self._redis = client
         self._publisher = publisher
         self._seconds = sweep_seconds
         self._repush_after = repush_after_seconds
+        self._lease_seconds = lease_seconds
+        self._forget_after = forget_after_seconds
         self._silent_seconds = SILENT_LEASES * lease_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vdiff-sweeper", daemon=True)
@@ -79,6 +84,8 @@ class Sweeper:
             if not guard.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": SWEEP_LOCK}).scalar_one():
                 return False
             self._expired_leases()
+            self._passed_deadlines()
+            self._retention()
             self._missing_messages()
         return True
 
@@ -93,6 +100,23 @@ class Sweeper:
         self._publisher.publish(
             Event(row.id, "done", {"status": row.status}) for row in moved if JobStatus(row.status) in TERMINAL
         )
+
+    def _passed_deadlines(self) -> None:
+        with self._database.write() as session:
+            moved = session.execute(repository.sweep_deadlines(grace_seconds=self._lease_seconds)).all()
+        for row in moved:
+            _log.info("deadline_passed", job_id=row.id, attempt=row.attempt)
+        self._publisher.publish(Event(row.id, "done", {"status": row.status}) for row in moved)
+
+    def _retention(self) -> None:
+        with self._database.write() as session:
+            purged = len(session.execute(repository.purge_due()).all())
+        forgotten = 0
+        if self._forget_after is not None:
+            with self._database.write() as session:
+                forgotten = len(session.execute(repository.delete_old(older_than_seconds=self._forget_after)).all())
+        if purged or forgotten:
+            _log.info("retention", purged=purged, forgotten=forgotten)
 
     def _missing_messages(self) -> None:
         with self._database.read() as session:

@@ -19,6 +19,7 @@ from api.errors import error_type, from_vdiff, problem
 from api.events import follow
 from api.openai.sse import ChunkStream, Diverged
 from shared.errors import Overloaded, WaitTimeout
+from shared.jobs.deadlines import Deadlines
 from shared.jobs.responses import CHAT, COMPLETIONS
 from shared.jobs.service import Accepted, Prepared, Submission, is_over
 from shared.jobs.status import JobStatus, Priority
@@ -56,6 +57,7 @@ async def serve(request: Request, body: Any, context: Context, principal: Princi
         endpoint=endpoint,
         body=body,
         principal=principal,
+        deadlines=Deadlines(retain_for=context.settings.retain_seconds),
         priority=Priority.INTERACTIVE,
         idempotency_key=idempotency_key(request),
         automatic_retry=is_automatic_retry(request),

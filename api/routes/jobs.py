@@ -17,16 +17,15 @@ from fastapi.sse import EventSourceResponse
 from sqlalchemy import Row
 
 from api.auth import PrincipalDep, requires
-from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
+from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry, json_body
 from api.errors import problem
 from api.events import job_events
 from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
-from shared.jobs import queries
-from shared.jobs.estimate import eta_seconds
+from shared.jobs import deadlines, estimate, queries
 from shared.jobs.requests import metadata_of
 from shared.jobs.responses import ENDPOINTS
-from shared.jobs.service import Submission, is_over
+from shared.jobs.service import Prepared, Submission, is_over, refuse_purged
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import attempt_object, job_object, urls
 from shared.keys.principal import Principal, Scope
@@ -36,7 +35,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[requires(Scop
 MAX_CUSTOM_ID = 256
 MAX_PAGE, DEFAULT_PAGE = 100, 20
 RETRY_AFTER_SECONDS = 1
-FIELDS = ("endpoint", "body", "priority", "metadata", "custom_id")
+FIELDS = ("endpoint", "body", "priority", "metadata", "custom_id", "deadlines")
 _PREFER_WAIT = re.compile(r"(?:^|[,\s])wait=(\d{1,9})(?:$|[,;\s])")
 
 _CREATE_SCHEMA = {
@@ -54,6 +53,7 @@ _CREATE_SCHEMA = {
                         "priority": {"type": "string", "enum": [p.value for p in Priority], "default": "normal"},
                         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
                         "custom_id": {"type": "string", "maxLength": MAX_CUSTOM_ID},
+                        "deadlines": {"type": "object", "properties": {name: {} for name in deadlines.FIELDS}},
                     },
                 }
             }
@@ -62,7 +62,25 @@ _CREATE_SCHEMA = {
 }
 
 
-def submission_of(request: Request, body: Any, principal: Principal) -> Submission:
+_RETRY_SCHEMA = {
+    "requestBody": {
+        "required": False,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"deadlines": {"type": "object"}},
+                }
+            }
+        },
+    }
+}
+
+
+def submission_of(
+    request: Request, body: Any, principal: Principal, default_retain_seconds: float | None
+) -> Submission:
     """A native job's body, checked but for the inner one."""
     if not isinstance(body, dict):
         raise InvalidParameter("the body must be an object", param="body")
@@ -87,6 +105,9 @@ def submission_of(request: Request, body: Any, principal: Principal) -> Submissi
         priority=Priority(priority),
         custom_id=custom_id,
         metadata=metadata_of(given.get("metadata", {}), "metadata"),
+        deadlines=deadlines.deadlines_of(
+            given.get("deadlines", {}), now=datetime.now(UTC), default_retain_seconds=default_retain_seconds
+        ),
         idempotency_key=idempotency_key(request),
         automatic_retry=is_automatic_retry(request),
     )
@@ -99,8 +120,18 @@ async def show(context: Context, row: Row[Any]) -> dict[str, Any]:
         async with context.database.read() as session:
             if row.status == JobStatus.QUEUED:
                 position = (await session.execute(queries.queue_position(row._mapping))).scalar_one() + 1
-            eta = await eta_seconds(session, row._mapping, position, context.settings.worker_stale_seconds)
-    return job_object(row._mapping, queue_position=position, eta_seconds=eta)
+            eta = await estimate.eta_seconds(session, row._mapping, position, context.settings.worker_stale_seconds)
+    original = await context.jobs.original_result(row)
+    return job_object(row._mapping, queue_position=position, eta_seconds=eta, original=original)
+
+
+async def gone(context: Context, request: Request, row: Row[Any]) -> JSONResponse:
+    """410 for a purged job, with what the ledger still knows of it."""
+    answer = problem(
+        410, f"input and output of {row.id} were purged", code="job_purged", param=None, instance=request.url.path,
+        headers={"X-Job-Id": row.id}, more={"job": await show(context, row)},
+    )  # fmt: skip
+    return answer
 
 
 def preferred_wait(request: Request, longest: float) -> float | None:
@@ -128,7 +159,12 @@ async def create(request: Request, body: JsonBody, context: ContextDep, principa
 
     With an `Idempotency-Key` the same request gives the same job for 24 hours; another body under the key is 422.
     """
-    prepared = await context.jobs.prepare(submission_of(request, body, principal))
+    prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings.retain_seconds))
+    return await accept(request, context, prepared, principal)
+
+
+async def accept(request: Request, context: Context, prepared: Prepared, principal: Principal) -> JSONResponse:
+    """Store the job and answer with it: at once, or when it is over for `Prefer: wait`."""
     seconds = preferred_wait(request, context.settings.max_wait_seconds)
     context.waiter.register(prepared.id)  # before the push, else a fast job is done before anybody listens
     try:
@@ -161,8 +197,7 @@ def _cursor_id(cursor: str) -> str:
 
 def _moment(value: str) -> datetime:
     try:
-        seconds = float(value)
-        return datetime.fromtimestamp(seconds, UTC)
+        return datetime.fromtimestamp(float(value), UTC)
     except (ValueError, OverflowError, OSError):
         pass
     try:
@@ -232,6 +267,8 @@ async def get_job(
 ) -> Response:
     """The job; with `wait=30` the answer comes when the job is over, or after 30 seconds. Knows If-None-Match."""
     row = await context.jobs.wait(job_id, wait_seconds(wait, context.settings.max_wait_seconds), principal.tenant)
+    if row.purged_at is not None:
+        return await gone(context, request, row)
     shown = await show(context, row)
     etag = f'"{hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "X-Job-Id": row.id}
@@ -247,6 +284,7 @@ async def get_job(
 async def events(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
     """Server-sent events: queued, started, progress, denoise, done. `Last-Event-ID` resumes."""
     row = await context.jobs.get(job_id, principal.tenant)
+    refuse_purged(row)
     last = request.headers.get("last-event-id", "")
     if last and not re.fullmatch(r"\d{1,20}-\d{1,20}", last):
         raise InvalidParameter("Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID")
@@ -257,6 +295,8 @@ async def events(request: Request, job_id: str, context: ContextDep, principal: 
 async def result(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
     """The response object that the job's endpoint would have given; 409 unless the job succeeded."""
     row = await context.jobs.get(job_id, principal.tenant)
+    if row.purged_at is not None:
+        return await gone(context, request, row)
     if row.status == JobStatus.SUCCEEDED:
         return JSONResponse(row.result, headers={"X-Job-Id": row.id})
     if not is_over(row):
@@ -283,3 +323,47 @@ async def cancel(job_id: str, context: ContextDep, principal: PrincipalDep) -> J
     """Stop the job between two denoising steps: 202 while it still runs, 200 with the job once it is over."""
     row = await context.jobs.cancel(job_id, principal.tenant)
     return JSONResponse(await show(context, row), 200 if is_over(row) else 202, {"X-Job-Id": row.id})
+
+
+@router.post("/estimate", openapi_extra=_CREATE_SCHEMA)
+async def estimate_job(
+    request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
+    """What a job would take: tokens, model calls, seconds. Checks it as `POST /v1/jobs` does and accepts nothing."""
+    prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings.retain_seconds))
+    return await estimate.estimate_object(context.database, prepared.values, context.settings.worker_stale_seconds)
+
+
+@router.post("/{job_id}/retry", status_code=202, openapi_extra=_RETRY_SCHEMA)
+async def retry(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
+    """Another life for a job that failed, was cancelled or expired; 409 for one that succeeded or is not over.
+
+    The body may give new `deadlines`; without them, moments that have passed are dropped.
+    """
+    given = await json_body(request) if await request.body() else {}
+    if not isinstance(given, dict):
+        raise InvalidParameter("the body must be an object", param="body")
+    for name in given:
+        if name != "deadlines":
+            raise UnknownParameter(f"{name[:80]} is not a field of a retry; known: deadlines", param=name[:80])
+    fresh = None
+    if given.get("deadlines") is not None:
+        fresh = deadlines.deadlines_of(
+            given["deadlines"], now=datetime.now(UTC), default_retain_seconds=context.settings.retain_seconds
+        )
+    row = await context.jobs.retry(job_id, principal, fresh)
+    headers = {"Location": urls(row.id)["self"], "X-Job-Id": row.id, "Retry-After": str(RETRY_AFTER_SECONDS)}
+    return JSONResponse(await show(context, row), 202, headers)
+
+
+@router.post("/{job_id}/replay", status_code=202)
+async def replay(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
+    """A new job with the same prompt, parameters, seed and model revision; when done it says whether the text is the same."""
+    return await accept(request, context, await context.jobs.prepare_replay(job_id, principal), principal)
+
+
+@router.delete("/{job_id}")
+async def delete(job_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Purge input and output of a job that is over; the ledger row stays, and asking for the job is 410 from then on."""
+    await context.jobs.purge(job_id, principal.tenant)
+    return {"id": job_id, "object": "job.deleted", "deleted": True}

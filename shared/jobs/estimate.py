@@ -7,8 +7,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 from shared import serving
-from shared.db.session import AsyncReadSession
+from shared.db.session import AsyncDatabase, AsyncReadSession
+from shared.jobs import queries
 from shared.jobs.status import JobStatus
+from shared.sampling_params import RULE_PARAMETERS, SamplingParams
 
 
 def running_eta(progress: Mapping[str, Any] | None, elapsed_seconds: float) -> float | None:
@@ -46,3 +48,54 @@ async def eta_seconds(
         return None
     live = await session.execute(serving.live_workers(stale_seconds=stale_seconds, model=row["model"]))
     return queued_eta(position, [w._mapping for w in live])
+
+
+def forwards_of(params: SamplingParams) -> tuple[int, int]:
+    """The fewest and the most model calls that a request may take."""
+    blocks = len(params.blocks())
+    diffusion = params.diffusion
+    if "steps" in RULE_PARAMETERS.get(diffusion.algorithm, ()):
+        steps = diffusion.steps or params.max_tokens
+        return blocks * params.n, steps * params.n  # an end token may end it early
+    return blocks * params.n, params.max_tokens * params.n
+
+
+def run_seconds(forwards: int, workers: Sequence[Mapping[Any, Any]]) -> float | None:
+    """By the engines' mean step."""
+    engines = [w["stats"].get("engine", {}) for w in workers]
+    steps = sum(e.get("steps", 0) for e in engines)
+    if not steps:
+        return None
+    seconds: float = sum(e.get("step_seconds", 0.0) for e in engines)
+    expected: float = round(forwards * seconds / steps, 3)
+    return expected
+
+
+async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], stale_seconds: float) -> dict[str, Any]:
+    """What a job that was prepared would take."""
+    params = SamplingParams.from_json(values["params"])
+    fewest, most = forwards_of(params)
+    now = {**values, "queued_at": datetime.now(UTC)}
+    async with database.read() as session:
+        position = (await session.execute(queries.queue_position(now))).scalar_one() + 1
+        live = await session.execute(serving.live_workers(stale_seconds=stale_seconds, model=values["model"]))
+        workers = [w._mapping for w in live]
+    run = run_seconds(most, workers)
+    waiting = queued_eta(position, workers)
+    slots = sum(w["slots"] for w in workers)
+    wait = 0.0 if slots >= position else waiting
+    return {
+        "object": "job.estimate",
+        "endpoint": values["endpoint"],
+        "model": values["model"],
+        "tokens": {
+            "prompt": len(values["prompt_token_ids"]),
+            "max_completion": params.max_tokens * params.n,
+            "max_total": values["tokens"],
+        },
+        "forwards": {"min": fewest, "max": most},
+        "queue_position": position,
+        "workers": len(workers),
+        "run_seconds": run,
+        "expected_seconds": None if run is None or wait is None else round(run + wait, 3),
+    }

@@ -17,7 +17,8 @@ _J = JOBS.c
 PUBLIC = [
     _J.id, _J.tenant, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.created_at,
     _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage, _J.timing,
-    _J.diffusion, _J.params, _J.cancel_requested,
+    _J.diffusion, _J.params, _J.cancel_requested, _J.life, _J.start_by, _J.complete_by, _J.max_run_seconds,
+    _J.retain_seconds, _J.purged_at, _J.replay_of, _J.revision, _J.tokens,
 ]  # fmt: skip
 
 
@@ -59,6 +60,15 @@ def mark_unpushed(job_id: str) -> Update:
 
 def get(job_id: str, tenant: str) -> Select[Any]:
     return select(*PUBLIC).where(_J.id == job_id, _J.tenant == tenant)
+
+
+def for_replay(job_id: str, tenant: str) -> Select[Any]:
+    """A job with what it was asked."""
+    return select(*PUBLIC, _J.body, _J.prompt_token_ids, _J.max_attempts).where(_J.id == job_id, _J.tenant == tenant)
+
+
+def result_of(job_id: str, tenant: str) -> Select[Any]:
+    return select(_J.result).where(_J.id == job_id, _J.tenant == tenant)
 
 
 def attempts(job_id: str) -> Select[Any]:

@@ -6,11 +6,14 @@ row back, the other nothing. `attempt` is the fence: a worker that lost its leas
 
     claim            queued -> running                      worker
     heartbeat        renews leases, carries progress        worker
-    finish           running -> succeeded|failed|cancelled  worker, fenced
+    finish           running -> any end                     worker, fenced
     fail_attempt     running -> queued or failed            worker, fenced, counts a failure
     drain            running -> queued, no failure          worker that shuts down, fenced
-    sweep_expired    running -> queued|failed|cancelled     sweeper, leases that ran out
+    sweep_expired    running -> queued or an end            sweeper, leases that ran out
+    sweep_deadlines  queued|running -> expired              sweeper, deadlines that passed
     request_cancel   queued -> cancelled, running: a flag   API
+    retry            failed|cancelled|expired -> queued     API, another life of the job
+    purge            input and output go, the row stays     API, sweeper (`retain_for`)
 
 Times are the database's (`now()`), so clocks of machines need not agree. Who may move what: `shared.jobs.status`.
 """
@@ -28,6 +31,8 @@ from sqlalchemy import (
     Table,
     Update,
     case,
+    delete,
+    extract,
     func,
     insert,
     literal,
@@ -36,13 +41,15 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
+    union_all,
     update,
     values,
 )
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.sql.dml import ReturningDelete
 
 from shared.db.tables import Attempt, Job
-from shared.jobs.status import AttemptOutcome, JobStatus, sources
+from shared.jobs.status import RETRIABLE, AttemptOutcome, JobStatus, sources
 
 JOBS = cast(Table, Job.__table__)
 ATTEMPTS = cast(Table, Attempt.__table__)
@@ -57,6 +64,25 @@ WORKER_LOST_ERROR = {
     "message": "the worker stopped answering, as often as max_attempts allows",
     "param": None,
     "retryable": True,
+}
+
+START_BY_ERROR = {
+    "code": "start_by_passed",
+    "message": "no worker began the job before deadlines.start_by",
+    "param": "deadlines.start_by",
+    "retryable": True,
+}
+COMPLETE_BY_ERROR = {
+    "code": "complete_by_passed",
+    "message": "the job was not done before deadlines.complete_by",
+    "param": "deadlines.complete_by",
+    "retryable": True,
+}
+MAX_RUN_ERROR = {
+    "code": "max_run_seconds_exceeded",
+    "message": "the job ran longer than deadlines.max_run_seconds",
+    "param": "deadlines.max_run_seconds",
+    "retryable": False,
 }
 
 # A job that ended or went back has no holder; CHECK lease_while_running insists.
@@ -106,11 +132,35 @@ def job_attempts(job_id: str) -> Select[Any]:
     return select(ATTEMPTS).where(_A.job_id == job_id).order_by(_A.attempt)
 
 
-def claim(job_id: str, *, worker_id: str, lease_seconds: float) -> Select[Any]:
-    """queued -> running. Returns what a worker needs to run the job, or nothing: a duplicate message, or cancelled."""
+def _start_by_passed() -> ColumnElement[bool]:
+    # A job that began in time and came back to the queue kept its promise.
+    return func.coalesce(_J.start_by < func.now(), literal(False)) & _J.started_at.is_(None)
+
+
+def _complete_by_passed() -> ColumnElement[bool]:
+    return func.coalesce(_J.complete_by < func.now(), literal(False))
+
+
+def _purge_after() -> ColumnElement[Any]:
+    """When a job that ends now is purged; NULL without retain_for."""
+    return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _J.retain_seconds)
+
+
+def claim(job_id: str, *, worker_id: str, lease_seconds: float, revision: str | None = None) -> Select[Any]:
+    """queued -> running. Returns what a worker needs to run the job.
+
+    Or nothing: a duplicate message, a job that is cancelled or too late, a replay of another revision of the model.
+    """
     claimed = (
         update(JOBS)
-        .where(_J.id == job_id, _J.status.in_(sources(JobStatus.RUNNING)), ~_J.cancel_requested)
+        .where(
+            _J.id == job_id,
+            _J.status.in_(sources(JobStatus.RUNNING)),
+            ~_J.cancel_requested,
+            ~_start_by_passed(),
+            ~_complete_by_passed(),
+            or_(_J.pinned_revision.is_(None), _J.pinned_revision == revision),
+        )
         .values(
             status=JobStatus.RUNNING.value,
             attempt=_J.attempt + 1,
@@ -118,10 +168,15 @@ def claim(job_id: str, *, worker_id: str, lease_seconds: float) -> Select[Any]:
             lease_until=func.now() + _seconds(lease_seconds),
             started_at=func.now(),
             progress=null(),
+            revision=revision,
         )
         .returning(
             _J.id,
             _J.attempt,
+            _J.life,
+            _J.max_run_seconds,
+            # Seconds, not a moment: the worker's clock may be wrong.
+            extract("epoch", _J.complete_by - func.now()).label("seconds_left"),
             _J.failures,
             _J.max_attempts,
             _J.endpoint,
@@ -139,8 +194,8 @@ def claim(job_id: str, *, worker_id: str, lease_seconds: float) -> Select[Any]:
     opened = (
         insert(ATTEMPTS)
         .from_select(
-            ["job_id", "attempt", "worker_id", "started_at"],
-            select(claimed.c.id, claimed.c.attempt, claimed.c.worker_id, claimed.c.started_at),
+            ["job_id", "attempt", "life", "worker_id", "started_at"],
+            select(claimed.c.id, claimed.c.attempt, claimed.c.life, claimed.c.worker_id, claimed.c.started_at),
             include_defaults=False,
         )
         .cte("opened")
@@ -180,16 +235,23 @@ def finish(
     diffusion: Mapping[str, Any] | None = None,
     progress: Mapping[str, Any] | None = None,
 ) -> Select[Any]:
-    """running -> succeeded, failed or cancelled, by the holder of the attempt; nothing for a stale one."""
+    """running -> an end, by the holder of the attempt; nothing for a stale one. A success after complete_by is expired."""
     columns = {"result": result, "error": error, "usage": usage, "timing": timing, "diffusion": diffusion}
+    values: dict[str, Any] = {name: null() if value is None else _json(value) for name, value in columns.items()}
+    values["status"] = status.value
+    if status is JobStatus.SUCCEEDED:
+        late = _complete_by_passed()
+        values["status"] = case((late, JobStatus.EXPIRED.value), else_=status.value)
+        values["result"] = case((late, null()), else_=values["result"])
+        values["error"] = case((late, _json(COMPLETE_BY_ERROR)), else_=null())
     return _move(
         update(JOBS)
         .where(*_one_held(job_id, attempt, status))
         .values(
-            status=status.value,
             finished_at=func.now(),
+            purge_after=_purge_after(),
             **_RELEASED,
-            **{name: null() if value is None else _json(value) for name, value in columns.items()},
+            **values,
             **({} if progress is None else {"progress": _json(progress)}),
         )
     )
@@ -247,9 +309,10 @@ def _give_back(
     failures: ColumnElement[int] | None = None,
     error: ColumnElement[Any] | None = None,
 ) -> Update:
-    """What running -> queued writes, with its two ways out: cancelled (asked for), failed (no attempts left)."""
+    """What running -> queued writes, with its ways out: cancelled (asked for), expired (late), failed (no attempts left)."""
     ends: list[tuple[ColumnElement[bool], JobStatus, ColumnElement[Any]]] = [
-        (_J.cancel_requested, JobStatus.CANCELLED, _json(CANCELLED_ERROR))
+        (_J.cancel_requested, JobStatus.CANCELLED, _json(CANCELLED_ERROR)),
+        (_complete_by_passed(), JobStatus.EXPIRED, _json(COMPLETE_BY_ERROR)),
     ]
     if exhausted is not None and error is not None:
         ends.append((exhausted, JobStatus.FAILED, error))
@@ -258,6 +321,7 @@ def _give_back(
         status=case(*((when, status.value) for when, status, _ in ends), else_=JobStatus.QUEUED.value),
         error=case(*((when, why) for when, _, why in ends), else_=null()),
         finished_at=case((over, func.now()), else_=null()),
+        purge_after=case((over, _purge_after()), else_=null()),
         queued_at=case((over, _J.queued_at), else_=func.now()),
         pushed_at=null(),
         progress=null(),
@@ -278,11 +342,130 @@ def request_cancel(job_id: str) -> Update:
         .values(
             status=case((queued, JobStatus.CANCELLED.value), else_=_J.status),
             finished_at=case((queued, func.now()), else_=_J.finished_at),
+            purge_after=case((queued, _purge_after()), else_=_J.purge_after),
             error=case((queued, _json(CANCELLED_ERROR)), else_=_J.error),
             cancel_requested=True,
         )
         .returning(_J.id, _J.status)
     )
+
+
+def sweep_deadlines(*, grace_seconds: float, limit: int = SWEEP_BATCH) -> Select[Any]:
+    """queued -> expired for jobs that nobody began, or finished, in time; running -> expired should the worker not.
+
+    Args:
+        grace_seconds: what a worker gets beyond the deadline to end its job itself, with what it has measured.
+    """
+    queued, running = JobStatus.QUEUED.value, JobStatus.RUNNING.value
+    overdue = _J.complete_by < func.now() - _seconds(grace_seconds)
+    ran_out = _J.started_at + func.make_interval(0, 0, 0, 0, 0, 0, _J.max_run_seconds) < func.now() - _seconds(
+        grace_seconds
+    )
+    late = union_all(
+        select(_J.id).where(_J.status == queued, _J.start_by < func.now(), _J.started_at.is_(None)).limit(limit),
+        select(_J.id).where(_J.status == queued, _J.complete_by < func.now()).limit(limit),
+        select(_J.id).where(_J.status == running, or_(overdue, ran_out)).limit(limit),
+    ).subquery()
+    still = or_(
+        (_J.status == queued) & or_(_start_by_passed(), _complete_by_passed()),
+        (_J.status == running) & func.coalesce(or_(overdue, ran_out), literal(False)),
+    )
+    why = case(
+        ((_J.status == queued) & ~_complete_by_passed(), _json(START_BY_ERROR)),
+        (_complete_by_passed(), _json(COMPLETE_BY_ERROR)),
+        else_=_json(MAX_RUN_ERROR),
+    )
+    return _move(
+        update(JOBS)
+        .where(_J.id.in_(select(late.c.id)), _J.status.in_((queued, running)), still)
+        .values(
+            status=JobStatus.EXPIRED.value,
+            error=why,
+            finished_at=func.now(),
+            purge_after=_purge_after(),
+            **_RELEASED,
+        )
+    )
+
+
+def retry(job_id: str, tenant: str, *, deadlines: Mapping[str, Any] | None = None) -> Update:
+    """failed, cancelled or expired -> queued: a new life, with its attempts before it. Returns (id, model, priority).
+
+    Args:
+        deadlines: columns that replace the former ones; without them, moments that have passed are dropped.
+    """
+    if deadlines is None:
+        deadlines = {
+            name: case((_J[name] > func.now(), _J[name]), else_=null()) for name in ("start_by", "complete_by")
+        }
+    return (
+        update(JOBS)
+        .where(
+            _J.id == job_id,
+            _J.tenant == tenant,
+            _J.status.in_([s.value for s in RETRIABLE]),
+            _J.purged_at.is_(None),
+        )
+        .values(
+            status=JobStatus.QUEUED.value,
+            life=_J.life + 1,
+            failures=0,
+            cancel_requested=False,
+            queued_at=func.now(),
+            **dict.fromkeys(
+                ("finished_at", "started_at", "purge_after", "pushed_at", "progress", "result", "error", "usage",
+                 "timing", "diffusion"),
+                null(),
+            ),
+            **deadlines,
+        )
+        .returning(_J.id, _J.model, _J.priority)
+    )  # fmt: skip
+
+
+_PURGED: dict[str, Any] = {
+    "body": literal({}, JSONB),
+    "params": literal({}, JSONB),
+    "prompt_token_ids": literal_column("'{}'::integer[]"),
+    "result": null(),
+    "progress": null(),
+    "request_hash": null(),
+    "purged_at": func.now(),
+}
+
+
+def purge(job_id: str, tenant: str) -> Update:
+    """Forget what went in and came out of a job that is over; returns its id."""
+    return (
+        update(JOBS)
+        .where(_J.id == job_id, _J.tenant == tenant, _J.finished_at.is_not(None), _J.purged_at.is_(None))
+        .values(**_PURGED)
+        .returning(_J.id)
+    )
+
+
+def purge_due(*, limit: int = SWEEP_BATCH) -> Update:
+    """The same for jobs whose `retain_for` is over, a batch at a time."""
+    due = (
+        select(_J.id)
+        .where(_J.purge_after < func.now(), _J.purged_at.is_(None))
+        .order_by(_J.purge_after)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return update(JOBS).where(_J.id.in_(due)).values(**_PURGED).returning(_J.id)
+
+
+def delete_old(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> ReturningDelete[Any]:
+    """Forget even the ledger rows of jobs that ended long ago, a batch at a time; their attempts go with them."""
+    old = (
+        select(_J.id)
+        .where(_J.finished_at < func.now() - _seconds(older_than_seconds))
+        .order_by(_J.finished_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    return delete(JOBS).where(_J.id.in_(old)).returning(_J.id)
 
 
 def mark_pushed(job_ids: Sequence[str]) -> Update:

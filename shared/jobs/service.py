@@ -25,10 +25,11 @@ from redis.exceptions import RedisError
 from sqlalchemy import Row
 
 from shared.db.session import AsyncDatabase
-from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, JobNotFound, TooManyRequests
+from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound, TooManyRequests
 from shared.events import DoneWaiter, publish_cancel, publish_done
 from shared.ids import is_id, new_id
 from shared.jobs import queries, repository
+from shared.jobs.deadlines import Deadlines
 from shared.jobs.requests import ParsedRequest, parse
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.keys.principal import Limits, Principal
@@ -54,6 +55,7 @@ class Submission:
     priority: Priority = Priority.NORMAL
     custom_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    deadlines: Deadlines = field(default_factory=Deadlines)
     idempotency_key: str | None = None
     automatic_retry: bool = False  # an SDK sent the same request before
     streaming: bool = False  # whether the body may ask for a stream
@@ -128,6 +130,7 @@ class JobService:
             "prompt_token_ids": ids,
             "tokens": len(ids) + params.max_tokens * params.n,
             "max_attempts": self._settings.max_attempts,
+            **submission.deadlines.columns(),
             # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
             "pushed_at": datetime.now(UTC),
         }
@@ -145,7 +148,7 @@ class JobService:
         for _ in range(3):
             if (found := await self._earlier(prepared)) is not None:
                 return Accepted(found, created=False)
-            await self._check_depth(prepared)
+            await self._check_depth(values["tenant"], values["tokens"], prepared.limits)
             async with self._database.write() as session:
                 created = (await session.execute(queries.insert_job(values))).one_or_none()
             if created is not None:
@@ -174,9 +177,8 @@ class JobService:
             return found
         return None
 
-    async def _check_depth(self, prepared: Prepared) -> None:
-        """The tenant's queued jobs and tokens, this one included, within its limits."""
-        tenant, tokens, limits = prepared.values["tenant"], prepared.values["tokens"], prepared.limits
+    async def _check_depth(self, tenant: str, tokens: int, limits: Limits) -> None:
+        """The tenant's queued jobs and tokens, one more included, within its limits."""
         if limits.queued_jobs is None and limits.queued_tokens is None:
             return
         read_at, jobs, waiting = self._depths.get(tenant, (float("-inf"), 0, 0))
@@ -223,6 +225,76 @@ class JobService:
         finally:
             self._waiter.forget(job_id)
 
+    async def retry(self, job_id: str, principal: Principal, deadlines: Deadlines | None = None) -> Row[Any]:
+        """Another life for a job that failed, was cancelled or expired.
+
+        Raises:
+            JobNotFound, Gone, TooManyRequests.
+            Conflict: it succeeded (replay it), or is not over.
+        """
+        row = await self.get(job_id, principal.tenant)
+        refuse_purged(row)
+        await self._check_depth(principal.tenant, row.tokens, principal.limits)
+        columns = None if deadlines is None else deadlines.columns()
+        async with self._database.write() as session:
+            moved = (await session.execute(repository.retry(job_id, principal.tenant, deadlines=columns))).one_or_none()
+        if moved is None:
+            row = await self.get(job_id, principal.tenant)
+            if row.status == JobStatus.SUCCEEDED:
+                raise Conflict("the job succeeded, which is final; replay makes a new job of it", code="job_succeeded")
+            raise Conflict(f"the job is {row.status}; only a job that is over can be retried", code="job_not_done")
+        await self._push(job_id, moved.model, moved.priority)
+        return await self.get(job_id, principal.tenant)
+
+    async def prepare_replay(self, job_id: str, principal: Principal) -> Prepared:
+        """A new job that asks for the same again: prompt, parameters, seed, revision of the model.
+
+        Raises:
+            JobNotFound, Gone.
+            Conflict: it did not succeed, or the model that is served now is another revision.
+        """
+        await self.get(job_id, principal.tenant)
+        async with self._database.read() as session:
+            row = (await session.execute(queries.for_replay(job_id, principal.tenant))).one()
+        refuse_purged(row)
+        if row.status != JobStatus.SUCCEEDED:
+            raise Conflict(
+                f"the job is {row.status}; only one that succeeded can be replayed", code="job_not_succeeded"
+            )
+        model = await self._models.get(row.model)
+        if model.card.revision != row.revision:
+            message = f"{row.model} is served in revision {model.card.revision} now, the job ran on {row.revision}"
+            raise Conflict(message, code="model_revision_changed")
+        values = {
+            "id": new_id("job"),
+            **{name: getattr(row, name) for name in ("tenant", "endpoint", "model", "priority", "custom_id", "metadata",
+                                                     "body", "params", "prompt_token_ids", "tokens", "max_attempts",
+                                                     "retain_seconds")},
+            "idempotency_key": None,
+            "request_hash": None,
+            "pinned_revision": row.revision,
+            "replay_of": row.id,
+            "pushed_at": datetime.now(UTC),
+        }  # fmt: skip
+        request = parse(row.endpoint, row.body, streaming=True)
+        return Prepared(values["id"], request, values, automatic_retry=False, limits=principal.limits)
+
+    async def purge(self, job_id: str, tenant: str) -> None:
+        """Forget input and output; a second time is as good. Raises JobNotFound, Conflict (not over)."""
+        row = await self.get(job_id, tenant)
+        if not is_over(row):
+            raise Conflict(f"the job is {row.status}; cancel it first", code="job_not_done")
+        async with self._database.write() as session:
+            await session.execute(repository.purge(job_id, tenant))
+
+    async def original_result(self, row: Row[Any]) -> dict[str, Any] | None:
+        """Of a replay that is done, what it is compared with."""
+        if row.replay_of is None or row.result is None:
+            return None
+        async with self._database.read() as session:
+            found = (await session.execute(queries.result_of(row.replay_of, row.tenant))).one_or_none()
+        return None if found is None else found.result
+
     async def cancel(self, job_id: str, tenant: str) -> Row[Any]:
         """Ask for an end; a finished job stays as it is. Raises JobNotFound."""
         await self.get(job_id, tenant)
@@ -240,6 +312,12 @@ class JobService:
         return await self.get(job_id, tenant)
 
 
+def refuse_purged(row: Row[Any]) -> None:
+    """Raises Gone."""
+    if row.purged_at is not None:
+        raise Gone(f"input and output of {row.id} were purged", code="job_purged")
+
+
 def is_over(row: Row[Any]) -> bool:
     return row.status in TERMINAL
 
@@ -247,6 +325,7 @@ def is_over(row: Row[Any]) -> bool:
 def _hash(submission: Submission) -> str:
     """Of everything that makes two requests the same one."""
     whole = [
-        submission.endpoint, submission.body, submission.priority.value, submission.custom_id, dict(submission.metadata)
+        submission.endpoint, submission.body, submission.priority.value, submission.custom_id, dict(submission.metadata),
+        {k: str(v) for k, v in submission.deadlines.columns().items() if v is not None},
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,15 +1,19 @@
 """The closed set of job states and the one table of moves between them.
 
-            submit
+            submit (API)
               │
               ▼      claim (worker)
            queued ───────────────────► running ──┬─► succeeded   finish (worker)
-             │ ▲                        │  │     ├─► failed      finish (worker), sweeper at max_attempts
-             │ └────────────────────────┘  │     ├─► cancelled   finish (worker), sweeper when its worker is gone
-             │   drain (worker),           │     └─► expired     sweeper (issue 4: deadlines)
-             │   lease ran out (sweeper)   │
-             ├─► cancelled   cancel (API)  ▼
-             └─► expired, failed (sweeper)
+            │ ▲ ▲                        │       ├─► failed      finish (worker), sweeper at max_attempts
+            │ │ └────────────────────────┘       ├─► cancelled   finish (worker), sweeper when its worker is gone
+            │ │   drain, retryable failure       └─► expired     finish (worker), sweeper: complete_by, max_run_seconds
+            │ │   (worker), lease ran out (sweeper)
+            │ │
+            │ └── failed, cancelled, expired      retry (API): another life of the job; succeeded is final
+            ├─► cancelled                         cancel (API)
+            └─► expired                           sweeper: start_by, complete_by
+
+Per state, who moves a job in and out: docs/jobs.md.
 
 Every move is `UPDATE jobs ... WHERE status IN (allowed) RETURNING` in `shared.jobs.repository`, so two cannot both win.
 """
@@ -31,18 +35,22 @@ class JobStatus(StrEnum):
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.EXPIRED, JobStatus.FAILED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.EXPIRED}),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
     JobStatus.SUCCEEDED: frozenset(),
-    JobStatus.FAILED: frozenset(),
-    JobStatus.CANCELLED: frozenset(),
-    JobStatus.EXPIRED: frozenset(),
+    # Only by an explicit retry.
+    JobStatus.FAILED: frozenset({JobStatus.QUEUED}),
+    JobStatus.CANCELLED: frozenset({JobStatus.QUEUED}),
+    JobStatus.EXPIRED: frozenset({JobStatus.QUEUED}),
 }
 
 
 def sources(target: JobStatus) -> tuple[str, ...]:
     """The states from which a job may move to `target`."""
     return tuple(s.value for s in JobStatus if target in TRANSITIONS[s])
+
+
+RETRIABLE = tuple(s for s in JobStatus if s in TERMINAL and JobStatus.QUEUED in TRANSITIONS[s])
 
 
 class AttemptOutcome(StrEnum):

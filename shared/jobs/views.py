@@ -23,17 +23,65 @@ def urls(job_id: str) -> dict[str, str]:
         "result": f"{own}/result",
         "attempts": f"{own}/attempts",
         "cancel": f"{own}/cancel",
+        "retry": f"{own}/retry",
+        "replay": f"{own}/replay",
     }
 
 
+def deadlines_object(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {
+        "start_by": _seconds(row["start_by"]),
+        "complete_by": _seconds(row["complete_by"]),
+        "max_run_seconds": row["max_run_seconds"],
+        "retain_for": row["retain_seconds"],
+    }
+
+
+def replay_object(row: Mapping[Any, Any], original: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a replay says about the job it repeats.
+
+    Args:
+        original: that job's result; None when it was purged.
+    """
+    if row["replay_of"] is None:
+        return None
+    compared: dict[str, Any] = {"of": row["replay_of"], "same_text": None, "first_difference": None}
+    if row["result"] is None or original is None:
+        return compared
+    difference = first_difference(original, row["result"])
+    return {**compared, "same_text": difference is None, "first_difference": difference}
+
+
+def _texts(result: Mapping[str, Any]) -> list[str]:
+    return [c["message"]["content"] if "message" in c else c.get("text", "") for c in result.get("choices", ())]
+
+
+def first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Where two results' texts part: choice, character, and a little of both from there."""
+    old, new = _texts(before), _texts(after)
+    for index in range(max(len(old), len(new))):
+        one, other = (texts[index] if index < len(texts) else "" for texts in (old, new))
+        if one != other:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+            )
+            return {"choice": index, "position": at, "before": one[at : at + 40], "after": other[at : at + 40]}
+    return None
+
+
 def job_object(
-    row: Mapping[Any, Any], *, queue_position: int | None = None, eta_seconds: float | None = None
+    row: Mapping[Any, Any],
+    *,
+    queue_position: int | None = None,
+    eta_seconds: float | None = None,
+    original: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The job object. Times are Unix seconds, durations milliseconds.
 
     Args:
         row: the columns of `shared.jobs.queries.PUBLIC`.
         queue_position: 1 is next; None when it does not wait.
+        original: of a replay, the result that it is compared with.
     """
     done = row["status"] in TERMINAL
     diffusion = row["diffusion"]
@@ -53,6 +101,7 @@ def job_object(
         "started_at": _seconds(row["started_at"]),
         "finished_at": _seconds(row["finished_at"]),
         "attempts": row["attempt"],
+        "life": row["life"],
         "cancel_requested": row["cancel_requested"],
         "queue_position": queue_position if row["status"] == JobStatus.QUEUED else None,
         "eta_seconds": None if done else eta_seconds,
@@ -62,6 +111,9 @@ def job_object(
         "usage": row["usage"],
         "timing": row["timing"],
         "diffusion": diffusion,
+        "deadlines": deadlines_object(row),
+        "replay": replay_object(row, original),
+        "purged_at": _seconds(row["purged_at"]),
         "urls": urls(row["id"]),
         "webhook": None,
     }
@@ -72,6 +124,7 @@ def attempt_object(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {
         "object": "job.attempt",
         "attempt": row["attempt"],
+        "life": row["life"],
         "worker_id": row["worker_id"],
         "outcome": row["outcome"],
         "started_at": _seconds(row["started_at"]),

@@ -121,6 +121,10 @@ MOVES = {
     "drain": lambda j: repository.drain([(j, 1)]),
     "cancel": repository.request_cancel,
     "sweep": lambda j: repository.sweep_expired(),
+    "expire": lambda j: repository.finish(j, 1, JobStatus.EXPIRED, error=repository.MAX_RUN_ERROR),
+    "deadlines": lambda j: repository.sweep_deadlines(grace_seconds=0),
+    "retry": lambda j: repository.retry(j, "anonymous"),
+    "purge": lambda j: repository.purge(j, "anonymous"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Boolean, CheckConstraint, DateTime, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy import ARRAY, Boolean, CheckConstraint, DateTime, Double, ForeignKey, Index, Integer, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -55,6 +55,17 @@ class Job(Base):
     started_at: Mapped[datetime | None] = mapped_column(Timestamp)
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
+    life: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # an explicit retry begins another
+    start_by: Mapped[datetime | None] = mapped_column(Timestamp)
+    complete_by: Mapped[datetime | None] = mapped_column(Timestamp)
+    max_run_seconds: Mapped[float | None] = mapped_column(Double)  # of one attempt
+    retain_seconds: Mapped[float | None] = mapped_column(Double)  # from the end to the purge
+    purge_after: Mapped[datetime | None] = mapped_column(Timestamp)
+    purged_at: Mapped[datetime | None] = mapped_column(Timestamp)  # input and output are gone, the row is the ledger
+    revision: Mapped[str | None] = mapped_column(Text)  # of the model that ran it last
+    pinned_revision: Mapped[str | None] = mapped_column(Text)  # a replay's: no other may run it
+    replay_of: Mapped[str | None] = mapped_column(Text)
+
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {tokens_committed, tokens_total, step}
     result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # the endpoint's own response object
     error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {code, message, param, retryable}
@@ -71,7 +82,8 @@ class Job(Base):
             "lease_while_running",
         ),
         CheckConstraint(f"(status IN ({_TERMINAL_SQL})) = (finished_at IS NOT NULL)", "finished_at_when_done"),
-        CheckConstraint("(status = 'succeeded') = (result IS NOT NULL)", "result_when_succeeded"),
+        CheckConstraint("(status = 'succeeded' AND purged_at IS NULL) = (result IS NOT NULL)", "result_when_succeeded"),
+        CheckConstraint("purged_at IS NULL OR finished_at IS NOT NULL", "purged_when_done"),
         CheckConstraint("status <> 'failed' OR error IS NOT NULL", "error_when_failed"),
         Index(
             "uq_jobs_idempotency",
@@ -82,6 +94,18 @@ class Job(Base):
         ),
         Index("ix_jobs_queued", "model", "queued_at", postgresql_where=text("status = 'queued'")),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("status = 'running'")),
+        Index("ix_jobs_start_by", "start_by", postgresql_where=text("status = 'queued' AND start_by IS NOT NULL")),
+        Index(
+            "ix_jobs_complete_by",
+            "complete_by",
+            postgresql_where=text("status IN ('queued', 'running') AND complete_by IS NOT NULL"),
+        ),
+        Index(
+            "ix_jobs_purge_after",
+            "purge_after",
+            postgresql_where=text("purge_after IS NOT NULL AND purged_at IS NULL"),
+        ),
+        Index("ix_jobs_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
         Index("ix_jobs_request", "tenant", "request_hash", "created_at"),
         Index("ix_jobs_tenant_id", "tenant", "id"),
         Index("ix_jobs_tenant_status_id", "tenant", "status", "id"),
@@ -96,6 +120,7 @@ class Attempt(Base):
 
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
     attempt: Mapped[int] = mapped_column(Integer, primary_key=True)
+    life: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     worker_id: Mapped[str] = mapped_column(Text)
     outcome: Mapped[str] = mapped_column(Text, server_default=AttemptOutcome.RUNNING.value)
     started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
