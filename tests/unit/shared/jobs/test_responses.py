@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletion
 from shared.jobs.estimate import queued_eta, running_eta
 from shared.jobs.responses import CHAT, COMPLETIONS, build_result, response_id
 from shared.jobs.status import JobStatus
-from shared.jobs.views import attempt_object, job_object
+from shared.jobs.views import attempt_object, first_difference, job_object
 from shared.sampling_params import SamplingParams
 
 CHOICES = [
@@ -52,11 +52,27 @@ def test_ids() -> None:
 def row(status: str, **more: Any) -> dict[str, Any]:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     nothing = dict.fromkeys(
-        ("custom_id", "started_at", "finished_at", "progress", "result", "error", "usage", "timing", "diffusion")
+        (
+            "custom_id",
+            "started_at",
+            "finished_at",
+            "progress",
+            "result",
+            "error",
+            "usage",
+            "timing",
+            "diffusion",
+            "start_by",
+            "complete_by",
+            "max_run_seconds",
+            "retain_seconds",
+            "purged_at",
+            "replay_of",
+        )
     )
     return {
         "id": "job_1", "endpoint": CHAT, "model": "m", "priority": "normal", "metadata": {}, "created_at": at, "queued_at": at,
-        "attempt": 0, "cancel_requested": False, "params": SamplingParams().to_json(), **nothing, "status": status, **more,
+        "attempt": 0, "life": 1, "cancel_requested": False, "params": SamplingParams().to_json(), **nothing, "status": status, **more,
     }  # fmt: skip
 
 
@@ -75,7 +91,15 @@ def test_a_job_object(status: JobStatus) -> None:
 def test_an_attempt_object() -> None:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     shown = attempt_object(
-        {"attempt": 1, "worker_id": "w", "outcome": "lost", "started_at": at, "ended_at": None, "error": {"code": "c"}}
+        {
+            "attempt": 1,
+            "life": 1,
+            "worker_id": "w",
+            "outcome": "lost",
+            "started_at": at,
+            "ended_at": None,
+            "error": {"code": "c"},
+        }
     )
     assert (shown["object"], shown["outcome"], shown["ended_at"], shown["error"]) == (
         "job.attempt",
@@ -95,3 +119,12 @@ def test_estimates_say_nothing_where_nothing_was_measured() -> None:
     assert queued_eta(1, [measured]) == 2.0
     assert queued_eta(3, [measured]) == 4.0
     assert queued_eta(3, [measured, measured]) == 3.0
+
+
+def test_where_two_texts_part() -> None:
+    before, after = result(CHAT), result(CHAT)
+    assert first_difference(before, after) is None
+    after["choices"][1]["message"]["content"] = "bX"
+    assert first_difference(before, after) == {"choice": 1, "position": 1, "before": "", "after": "X"}
+    after["choices"].pop()
+    assert first_difference(before, after) == {"choice": 1, "position": 0, "before": "b", "after": ""}
