@@ -22,6 +22,7 @@ import httpx
 import pytest
 
 from tests.integration.conftest import ROOT, Jobs, eventually
+from tests.integration.supervised import Up, chat_job
 from vdiff.embedded.process import free_port
 from vdiff.version import __version__
 
@@ -183,3 +184,17 @@ def test_generate_from_the_installed_package(installed: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     (line,) = [json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert (line["custom_id"], line["text"], line["error"]) == ("q", "42", None)
+
+
+def test_up_from_the_installed_package(installed: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        up = Up(tmp_path, command=[installed / "vdiff"], path=None)
+        stack.callback(up.end)
+        up.wait_ready()
+        job = up.done(chat_job())
+        assert job["result"]["choices"][0]["message"]["content"] == "42"
+        lines = [" ".join(child.cmdline()) for child in up.below()]
+        assert lines
+        assert not [line for line in lines if str(ROOT) in line.replace(sysconfig.get_paths()["purelib"], "")]
+        assert up.stop() == 0
+        assert up.left() == []
