@@ -99,7 +99,7 @@ def cli_page() -> str:
     lines = [
         "# Command line",
         "",
-        NOTE.format(source="vdiff/cli.py"),
+        NOTE.format(source="vdiff/cli"),
         "Every command reads the [settings](settings.md); its options win over them. Exit codes: 0 done, 2 a setting or",
         "an option is wrong (one line says which), 130 interrupted.",
     ]

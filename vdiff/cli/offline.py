@@ -1,0 +1,62 @@
+"""`vdiff generate`: decode a file without any server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vdiff.cli.options import (
+    BlockSize,
+    Device,
+    DiffusionSteps,
+    Dtype,
+    EnableApd,
+    GpuMemoryUtilization,
+    MaxModelLen,
+    MaxNumSeqs,
+    Quantization,
+    Revision,
+    TensorParallelSize,
+    Tokenizer,
+    TrustRemoteCode,
+    Verifier,
+    settings_of,
+)
+
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer()
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="model folder or hub id")],
+    input: Annotated[Path, typer.Option(help="JSONL of requests, one a line")],
+    output: Annotated[Path, typer.Option(help="JSONL of answers, written line by line in the input's order")],
+    tokenizer: Tokenizer = None,
+    revision: Revision = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    max_model_len: MaxModelLen = None,
+    max_num_seqs: MaxNumSeqs = None,
+    trust_remote_code: TrustRemoteCode = None,
+    tensor_parallel_size: TensorParallelSize = None,
+    gpu_memory_utilization: GpuMemoryUtilization = None,
+    quantization: Quantization = None,
+    diffusion_steps: DiffusionSteps = None,
+    block_size: BlockSize = None,
+    enable_apd: EnableApd = None,
+    verifier: Verifier = None,
+) -> None:
+    """Decode a file of prompts without any server. A bad line gets an error line; the rest goes on."""
+    given = {name: value for name, value in locals().items() if name not in ("input", "output")}
+    settings = settings_of(**given)
+    from worker.main import engine_config
+    from worker.offline import generate_file
+
+    summary = generate_file(engine_config(settings), input, output)
+    typer.echo(summary.text(), err=True)
+    if summary.interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)

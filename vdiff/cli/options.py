@@ -1,0 +1,47 @@
+"""Options that several commands share. `None` is "not given": then VDIFF_<NAME> or the default counts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from shared.settings import Settings, load_settings
+
+Host = Annotated[str | None, typer.Option(help="address that the API listens on [default: 127.0.0.1]")]
+Port = Annotated[int | None, typer.Option(help="port of the API; 0 picks a free one [default: 8000]")]
+
+# Of the engine; the names are vLLM's where it has them.
+Model = Annotated[str | None, typer.Option(help="model folder or hub id [default: the bundled vdiff-tiny]")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(help="a static key that may do everything; VDIFF_API_KEY keeps it out of `ps` [default: none]"),
+]
+Tokenizer = Annotated[str | None, typer.Option(help="tokenizer folder or hub id [default: the model's own]")]
+Revision = Annotated[str | None, typer.Option(help="hub revision of the model")]
+ServedName = Annotated[str | None, typer.Option(help="name that clients use [default: the folder's name]")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps [default: auto]")]
+Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 [default: auto]")]
+MaxModelLen = Annotated[int | None, typer.Option(help="context length, tokens [default: the model's own]")]
+MaxNumSeqs = Annotated[
+    int | None,
+    typer.Option("--max-num-seqs", "--max-batch", help="sequences per step, the engine's slots [default: 8]"),
+]
+TrustRemoteCode = Annotated[
+    bool | None, typer.Option("--trust-remote-code", help="run the code of a model's repository [default: never]")
+]
+TensorParallelSize = Annotated[int | None, typer.Option(help="devices per model; only 1 is built [default: 1]")]
+GpuMemoryUtilization = Annotated[
+    float | None, typer.Option(help="share of the accelerator's memory that may be taken [default: no limit]")
+]
+Quantization = Annotated[str | None, typer.Option(help="how weights are stored [default: as --dtype says]")]
+DiffusionSteps = Annotated[int | None, typer.Option(help="default steps of an answer [default: one per token]")]
+BlockSize = Annotated[int | None, typer.Option(help="default block_length, tokens [default: the model's own, else 32]")]
+EnableApd = Annotated[
+    bool | None, typer.Option("--enable-apd/--disable-apd", help="Adaptive Parallel Decoding [default: off]")
+]
+Verifier = Annotated[str | None, typer.Option(help="autoregressive model that APD asks, folder or hub id")]
+
+
+def settings_of(**overrides: Any) -> Settings:
+    return load_settings(None, **overrides)
