@@ -72,7 +72,8 @@ def row(status: str, **more: Any) -> dict[str, Any]:
     )
     return {
         "id": "job_1", "endpoint": CHAT, "model": "m", "priority": "normal", "metadata": {}, "created_at": at, "queued_at": at,
-        "attempt": 0, "life": 1, "cancel_requested": False, "params": SamplingParams().to_json(), **nothing, "status": status, **more,
+        "attempt": 0, "life": 1, "cancel_requested": False, "params": SamplingParams().to_json(), **nothing,
+        "status": status, **more,
     }  # fmt: skip
 
 
