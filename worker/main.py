@@ -145,6 +145,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         repush_after_seconds=settings.repush_after_seconds,
         lease_seconds=settings.lease_seconds,
         forget_after_seconds=settings.forget_after_seconds,
+        count=counters.add,
     )
     cancels = CancelListener(client, held)
 

@@ -14,7 +14,7 @@ It is what makes "Redis lost everything" cost seconds.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import redis
 import structlog
@@ -50,6 +50,7 @@ class Sweeper:
         repush_after_seconds: float,
         lease_seconds: float,
         forget_after_seconds: float | None = None,
+        count: Callable[..., None] = lambda **amounts: None,
     ) -> None:
         self._database = database
         self._redis = client
@@ -58,6 +59,7 @@ class Sweeper:
         self._repush_after = repush_after_seconds
         self._lease_seconds = lease_seconds
         self._forget_after = forget_after_seconds
+        self._count = count
         self._silent_seconds = SILENT_LEASES * lease_seconds
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vdiff-sweeper", daemon=True)
@@ -96,6 +98,7 @@ class Sweeper:
             session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
         for row in moved:
             _log.warning("lease_ran_out", job_id=row.id, attempt=row.attempt, now=row.status)
+        self._count(leases_expired=len(moved))
         push_again(self._database, self._redis, moved)
         self._publisher.publish(
             Event(row.id, "done", {"status": row.status}) for row in moved if JobStatus(row.status) in TERMINAL
@@ -106,6 +109,7 @@ class Sweeper:
             moved = session.execute(repository.sweep_deadlines(grace_seconds=self._lease_seconds)).all()
         for row in moved:
             _log.info("deadline_passed", job_id=row.id, attempt=row.attempt)
+        self._count(deadlines_passed=len(moved))
         self._publisher.publish(Event(row.id, "done", {"status": row.status}) for row in moved)
 
     def _retention(self) -> None:
@@ -115,6 +119,7 @@ class Sweeper:
         if self._forget_after is not None:
             with self._database.write() as session:
                 forgotten = len(session.execute(repository.delete_old(older_than_seconds=self._forget_after)).all())
+        self._count(jobs_purged=purged)
         if purged or forgotten:
             _log.info("retention", purged=purged, forgotten=forgotten)
 
@@ -139,6 +144,7 @@ class Sweeper:
             if candidates:
                 _log.info("messages_pushed_again", model=model, priority=priority, count=len(candidates))
                 push_again(self._database, self._redis, candidates)
+                self._count(messages_pushed_again=len(candidates))
 
 
 def push_again(database: Database, client: redis.Redis, rows: Sequence[Row[tuple[object, ...]]]) -> None:

@@ -26,6 +26,7 @@ _WORKER_COUNTERS = {
     "jobs_requeued": ("vdiff_jobs_requeued_total", "Attempts that went back to the queue"),
     "ends_fenced": ("vdiff_ends_fenced_total", "Ends of attempts that came too late and were dropped"),
 }
+_SWEEPER_ACTIONS = ("leases_expired", "deadlines_passed", "messages_pushed_again", "jobs_purged")
 _ENGINE_COUNTERS = {
     "steps": ("vdiff_engine_steps_total", "Denoising steps of the engines"),
     "forwards": ("vdiff_engine_forwards_total", "Model calls of the engines"),
@@ -67,6 +68,10 @@ def database_metrics(by_status: Any, queues: Any, workers: Any, live: Any) -> It
         slots.add_metric([name], sum(row.slots for row in mine))
         running.add_metric([name], sum(row.stats.get("jobs_running", 0) for row in mine))
     yield from (alive, slots, running)
+    swept = CounterMetricFamily("vdiff_sweeper_actions_total", "What sweepers did", labels=["action"])
+    for action in _SWEEPER_ACTIONS:
+        swept.add_metric([action], sum(row.stats.get(action, 0) for row in workers))
+    yield swept
     for table, section in ((_WORKER_COUNTERS, None), (_ENGINE_COUNTERS, "engine")):
         for key, (name, text) in table.items():
             family = CounterMetricFamily(name, text, labels=["model"])

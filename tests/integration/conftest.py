@@ -325,3 +325,11 @@ def served(
         api.wait_ready()
         client = stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
         yield Served(api.url, jobs.model, jobs, api, worker, client)
+
+
+def metric(served: Served, name: str, **labels: str) -> float:
+    """The value of a series at /metrics; 0 when it is not there."""
+    for line in served.client.get("/metrics").text.splitlines():
+        if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
+            return float(line.rpartition(" ")[2])
+    return 0.0

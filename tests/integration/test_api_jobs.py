@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.integration.conftest import Served, eventually
+from tests.integration.conftest import Served, eventually, metric
 
 pytestmark = pytest.mark.integration
 
@@ -207,32 +207,6 @@ def test_health_version_models_and_metrics(served: Served) -> None:
     assert (models[0]["family"], models[0]["workers"], models[0]["context_length"]) == ("llada", 1, 512)
     assert served.client.get("/v1/models/vdiff-tiny").json() == models[0]
     assert served.client.get("/v1/models/none").json()["error"]["code"] == "model_not_found"
-
-
-def metric(served: Served, name: str, **labels: str) -> float:
-    for line in served.client.get("/metrics").text.splitlines():
-        if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
-            return float(line.rpartition(" ")[2])
-    return 0.0
-
-
-def test_metrics_move(served: Served) -> None:
-    names = [
-        ("vdiff_requests_total", {"route": "/v1/jobs", "status": "200"}),
-        ("vdiff_request_latency_seconds_count", {"route": "/v1/jobs"}),
-        ("vdiff_errors_total", {"code": "job_not_found"}),
-        ("vdiff_jobs", {"status": "succeeded"}),
-        ("vdiff_tokens_generated_total", {"model": "vdiff-tiny"}),
-        ("vdiff_engine_steps_total", {"model": "vdiff-tiny"}),
-        ("vdiff_engine_forwards_total", {"model": "vdiff-tiny"}),
-        ("vdiff_engine_step_seconds_total", {"model": "vdiff-tiny"}),
-    ]
-    before = [metric(served, name, **labels) for name, labels in names]
-    served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"})
-    served.client.get("/v1/jobs/job_none")
-    eventually(lambda: all(metric(served, n, **labels) > b for (n, labels), b in zip(names, before, strict=True)))
-    assert metric(served, "vdiff_workers", model="vdiff-tiny") == 1
-    assert metric(served, "vdiff_slots", model="vdiff-tiny") == 4
 
 
 def test_a_model_that_is_only_away_queues(served: Served) -> None:

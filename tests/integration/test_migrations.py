@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 import shared.db.tables  # noqa: F401
 from migrations import run
 from shared.db.base import Base
-from shared.db.session import sync_engine_unpooled
+from shared.db.session import AsyncDatabase, sync_engine_unpooled
 from tests.integration.conftest import Jobs, create_database, drop_database
 
 pytestmark = pytest.mark.integration
@@ -112,6 +114,53 @@ def test_the_schema_refuses_impossible_rows(jobs: Jobs, broken: str) -> None:
     job_id = jobs.submit(push=0)
     with pytest.raises(IntegrityError), jobs.database.write() as session:
         session.execute(text(f"UPDATE jobs SET {broken} WHERE id = :id"), {"id": job_id})
+
+
+def test_a_migration_has_timeouts(empty_database_url: str) -> None:
+    with run._migrator(empty_database_url) as connection:
+        shown = [
+            connection.execute(text(f"SHOW {name}")).scalar_one() for name in ("lock_timeout", "statement_timeout")
+        ]
+    assert shown == ["5s", "5min"]
+
+
+def test_a_migration_does_not_queue_behind_a_lock(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table that somebody holds: the migration gives up instead of making everybody else wait behind it."""
+    monkeypatch.setattr(run, "LOCK_TIMEOUT_MS", 50)
+    with jobs.database.write() as session:
+        session.execute(text("LOCK TABLE jobs IN ACCESS SHARE MODE"))
+        with pytest.raises(OperationalError, match="lock timeout"):
+            run.downgrade(jobs.database_url, "base")
+    assert run.is_current(jobs.database_url)  # all of it was undone
+
+
+def test_connections_have_timeouts(jobs: Jobs) -> None:
+    names = ("statement_timeout", "idle_in_transaction_session_timeout")
+
+    async def of_the_api() -> list[str]:
+        database = AsyncDatabase(jobs.database_url)
+        try:
+            async with database.read() as session:
+                return [(await session.execute(text(f"SHOW {name}"))).scalar_one() for name in names]
+        finally:
+            await database.dispose()
+
+    with jobs.database.read() as session:
+        of_the_worker = [session.execute(text(f"SHOW {name}")).scalar_one() for name in names]
+    assert of_the_worker == asyncio.run(of_the_api()) == ["30s", "1min"]
+
+
+def test_every_revision_goes_down_and_up_alone(empty_database_url: str) -> None:
+    run.upgrade(empty_database_url)
+    newest = catalog(empty_database_url)
+    revisions = [r.revision for r in ScriptDirectory.from_config(run.config()).walk_revisions()]
+    for revision in revisions[1:]:
+        run.downgrade(empty_database_url, revision)
+        assert run.current_revision(empty_database_url) == revision
+    for revision in revisions[1:-1][::-1]:
+        run.upgrade(empty_database_url, revision)
+    run.upgrade(empty_database_url)
+    assert catalog(empty_database_url) == newest
 
 
 def test_a_database_that_is_away_is_named(postgres_url: str) -> None:
