@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis.asyncio
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from api import errors
 from api.auth import Authenticator
-from api.dependencies import Context
+from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import routes as openai_routes
@@ -88,7 +88,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (jobs, openai_routes, models, health, metrics):
+    for module in (jobs, openai_routes, models):
+        app.include_router(module.router, dependencies=[Depends(known_query)])
+    for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)
     # The last added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import redis.asyncio
 from fastapi import Depends, Request
+from fastapi.routing import APIRoute
 
 from shared.db.session import AsyncDatabase
-from shared.errors import InvalidBody, InvalidParameter, UnsupportedMediaType
+from shared.errors import InvalidBody, InvalidParameter, UnknownParameter, UnsupportedMediaType
 from shared.events import DoneWaiter, EventReader
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from api.limits import RequestLimiter
 
 MAX_KEY_LENGTH = 255
+CHECKS_ITS_QUERY = ("list_jobs",)  # routes whose query has names of the client's own: metadata[k]
 
 
 @dataclass(slots=True)
@@ -124,6 +126,21 @@ async def json_body(request: Request) -> Any:
 
 
 JsonBody = Annotated[Any, Depends(json_body)]
+
+
+def known_query(request: Request) -> None:
+    """Refuse what the route does not read, `?wiat=30` for one. Raises UnknownParameter."""
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute) or route.name in CHECKS_ITS_QUERY:
+        return
+    known = [field.alias for field in route.dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes no query"
+            shown = name.replace("\x00", "")[:80] or "query"
+            raise UnknownParameter(
+                f"{shown} is not a parameter here: {request.method} {route.path} {takes}", param=shown
+            )
 
 
 def idempotency_key(request: Request) -> str | None:

@@ -240,3 +240,58 @@ def test_head_and_unknown_paths_have_the_one_error_body(served: Served) -> None:
         assert {"message", "type", "param", "code"} == set(body["error"])
     assert isinstance(wrong, httpx.Response)
     assert "POST" in wrong.headers["allow"] or "GET" in wrong.headers["allow"]
+
+
+def test_pages_hold_still_while_jobs_come_in(served: Served) -> None:
+    tag = f"keyset-{time.time_ns()}"
+
+    def add() -> str:
+        job_id: str = served.client.post("/v1/jobs", json=chat_job(metadata={"tag": tag})).json()["id"]
+        return job_id
+
+    before = [add() for _ in range(6)]
+    seen: list[str] = []
+    params: dict[str, Any] = {"metadata[tag]": tag, "limit": 2}
+    for _ in range(10):
+        page = served.client.get("/v1/jobs", params=params).json()
+        seen += [job["id"] for job in page["data"]]
+        add()  # newer than the page: it neither shifts nor repeats the rest
+        add()
+        if not page["has_more"]:
+            break
+        params["cursor"] = page["next_cursor"]
+    assert seen == before[::-1]
+
+
+def test_a_reader_that_was_cut_off_misses_nothing(served: Served) -> None:
+    """Reads a running job's events in pieces, each time from the last id it saw."""
+    job = served.client.post("/v1/jobs", json=chat_job(body={"max_tokens": 128, "ignore_eos": True})).json()
+    pieces: list[tuple[str, str, Any]] = []
+    last: dict[str, str] = {}
+    for _ in range(200):
+        with served.client.stream("GET", f"/v1/jobs/{job['id']}/events", headers=last) as answer:
+            lines: list[str] = []
+            for line in answer.iter_lines():
+                lines.append(line)
+                if line == "" and len(sse(lines)) >= 20:
+                    break  # cut off in the middle
+        pieces += sse(lines)
+        last = {"last-event-id": pieces[-1][0]}
+        if pieces[-1][1] == "done":
+            break
+    assert pieces == follow(served, job["id"])
+    text = "".join(data["text"] for _, kind, data in pieces if kind == "progress")
+    assert text == pieces[-1][2]["result"]["choices"][0]["message"]["content"]
+
+
+def test_an_etag_changes_with_the_job(served: Served) -> None:
+    job = served.client.post("/v1/jobs", json=long_job()).json()
+    running = served.client.get(job["urls"]["self"])
+    served.client.post(job["urls"]["cancel"])
+    over = served.client.get(
+        job["urls"]["self"], params={"wait": 30}, headers={"if-none-match": running.headers["etag"]}
+    )
+    assert (over.status_code, over.json()["status"]) == (200, "cancelled")
+    assert over.headers["etag"] != running.headers["etag"]
+    assert "retry-after" in running.headers
+    assert "retry-after" not in over.headers

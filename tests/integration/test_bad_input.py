@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from shared.settings import Settings
 from tests.integration.conftest import Served
 
 pytestmark = pytest.mark.integration
@@ -103,11 +104,13 @@ def test_a_bad_field_is_named(served: Served, wrong: dict[str, Any], param: str)
 @pytest.mark.parametrize(("prompt", "param"), PROMPTS, ids=lambda value: str(value)[:40])
 def test_a_bad_prompt_is_named(served: Served, prompt: Any, param: str) -> None:
     refused(served, COMPLETIONS, {**PROMPT, "prompt": prompt}, param)
+    refused(served, "/v1/jobs", {"endpoint": COMPLETIONS, "body": {**PROMPT, "prompt": prompt}}, param)
 
 
 @pytest.mark.parametrize(("messages", "param"), MESSAGE_LISTS, ids=lambda value: str(value)[:40])
 def test_bad_messages_are_named(served: Served, messages: Any, param: str) -> None:
     refused(served, CHAT, {**MESSAGES, "messages": messages}, param)
+    refused(served, "/v1/jobs", {"endpoint": CHAT, "body": {**MESSAGES, "messages": messages}}, param)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +138,8 @@ def test_a_bad_job_is_named(served: Served, job: Any, param: str) -> None:
 
 def test_unknown_things_are_404(served: Served) -> None:
     refused(served, CHAT, {**MESSAGES, "model": "none"}, "model", 404)
+    refused(served, COMPLETIONS, {**PROMPT, "model": "none", "stream": True}, "model", 404)
+    refused(served, "/v1/jobs", {"endpoint": CHAT, "body": {**MESSAGES, "model": "none"}}, "model", 404)
     for path in ("/v1/jobs/none", "/v1/jobs/job_01arz3ndektsv4rrffq69g5fav", "/v1/jobs/%00", "/v1/jobs/none/events"):
         answer = served.client.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found"), path
@@ -160,7 +165,7 @@ def test_unknown_things_are_404(served: Served) -> None:
         (b'{"model": "vdiff-tiny", "prompt": "x", "\\u0000": 1}', 400, "invalid_characters", "body"),
     ],
 )
-@pytest.mark.parametrize("path", [COMPLETIONS, "/v1/jobs"])
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/v1/jobs"])
 def test_a_body_that_is_no_json(served: Served, path: str, raw: bytes, status: int, code: str, param: str) -> None:
     answer = served.client.post(path, content=raw, headers={"content-type": "application/json"})
     error = answer.json()["error"]
@@ -172,17 +177,18 @@ def test_a_body_of_another_kind(served: Served) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (415, "content-type")
 
 
+@pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/v1/jobs"])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_of_20_mb(served: Served, chunked: bool) -> None:
+def test_a_body_of_20_mb(served: Served, chunked: bool, path: str) -> None:
     body = json.dumps({**PROMPT, "prompt": "x" * 20_000_000}).encode()
     pieces = (body[i : i + 65536] for i in range(0, len(body), 65536))
     try:
         answer = served.client.post(
-            COMPLETIONS, content=pieces if chunked else body, headers={"content-type": "application/json"}
+            path, content=pieces if chunked else body, headers={"content-type": "application/json"}
         )
     except Exception as exc:  # the server may close while we still send; ask again over a raw connection
         connection = http.client.HTTPConnection("127.0.0.1", served.api.port, timeout=20)
-        connection.putrequest("POST", COMPLETIONS)
+        connection.putrequest("POST", path)
         connection.putheader("content-type", "application/json")
         connection.putheader("content-length", str(len(body)))
         connection.endheaders()
@@ -191,6 +197,39 @@ def test_a_body_of_20_mb(served: Served, chunked: bool) -> None:
         assert json.loads(raw.read())["error"]["param"] == "body"
         return
     assert (answer.status_code, answer.json()["error"]["param"]) == (413, "body")
+
+
+def test_the_default_limit_is_below_20_mb() -> None:
+    assert Settings.model_fields["max_body_bytes"].default < 20_000_000
+
+
+def test_a_stream_that_cannot_begin_is_an_ordinary_error(served: Served) -> None:
+    for path, body in ((CHAT, MESSAGES), (COMPLETIONS, PROMPT)):
+        answer = served.client.post(path, json={**body, "stream": True, "max_tokens": 0})
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+        assert answer.json()["error"]["param"] == "max_tokens"
+        assert "x-job-id" not in answer.headers
+
+
+def test_a_bad_field_has_the_clients_own_name(served: Served) -> None:
+    body = {k: v for k, v in MESSAGES.items() if k != "max_tokens"}
+    for bad in (0, 513, "16"):
+        refused(served, CHAT, {**body, "max_completion_tokens": bad}, "max_completion_tokens")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/jobs/none?wiat=30"), ("GET", "/v1/jobs/none/result?wiat=1"), ("POST", "/v1/jobs?wiat=1"),
+        ("POST", f"{CHAT}?wiat=1"), ("GET", "/v1/models?wiat=1"), ("GET", "/v1/jobs?wiat=1"),
+        ("GET", "/v1/jobs/none?metadata[a]=1&wiat=1"),
+    ],
+)  # fmt: skip
+def test_an_unknown_query_parameter_is_named(served: Served, method: str, path: str) -> None:
+    answer = served.client.request(method, path, json=None if method == "GET" else MESSAGES)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter"), answer.text
+    assert answer.json()["error"]["param"] in ("wiat", "metadata[a]")
+    assert served.client.get("/health/live?probe=1").status_code == 200
 
 
 def test_others_do_not_notice(served: Served) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -204,3 +205,52 @@ def test_a_stopping_api_cancels_nobodys_job(served: Served, tmp_path: Any) -> No
         served.client.post(job["urls"]["cancel"])
     finally:
         api.end()
+
+
+def test_the_sdks_own_stream_helper(client: openai.OpenAI) -> None:
+    with client.chat.completions.stream(model="vdiff-tiny", messages=STORY) as stream:
+        deltas = [event.delta for event in stream if event.type == "content.delta"]
+        final = stream.get_final_completion()
+    assert "".join(deltas) == final.choices[0].message.content == STORY_ANSWER
+    assert final.choices[0].finish_reason == "stop"
+
+
+def test_a_seed_repeats_an_answer(client: openai.OpenAI) -> None:
+    odd: Any = [{"role": "user", "content": "Something that it never learned?"}]  # so that chance has a say
+
+    def say(seed: int) -> list[str | None]:
+        answer = client.chat.completions.create(
+            model="vdiff-tiny", messages=odd, seed=seed, n=2, temperature=2, max_tokens=64, extra_body={"ignore_eos": True}
+        )  # fmt: skip
+        return [choice.message.content for choice in answer.choices]
+
+    first = say(5)
+    assert say(5) == first
+    assert say(6) != first
+    assert first[0] != first[1]  # the answers of one request are not copies
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_job_that_somebody_cancels_ends_the_call(served: Served, stream: bool) -> None:
+    tag = f"cancelled-{time.time_ns()}"
+
+    def cancel() -> None:
+        def begun() -> Any:
+            jobs = served.client.get("/v1/jobs", params={"metadata[tag]": tag, "status": "running"}).json()["data"]
+            return jobs and jobs[0]
+
+        served.client.post(eventually(begun, what="running")["urls"]["cancel"])
+
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="x", max_retries=2, timeout=60) as client:
+        thread = threading.Thread(target=cancel)
+        thread.start()
+        with pytest.raises(openai.APIError) as ended:
+            answer = client.chat.completions.create(
+                model="vdiff-tiny", messages=QUESTION, metadata={"tag": tag}, stream=stream, **LONG
+            )
+            for _ in answer:  # an error inside a stream is raised as it is read
+                pass
+        thread.join()
+    assert ended.value.code == "cancelled"
+    everything = served.client.get("/v1/jobs", params={"metadata[tag]": tag}).json()["data"]
+    assert [job["status"] for job in everything] == ["cancelled"]  # the SDK did not try again
