@@ -37,8 +37,8 @@ test-unit: setup ## unit tests
 test-integration: setup ## tests against a real PostgreSQL, a real Redis and real processes
 	$(BIN)/pytest tests/integration $(ARGS)
 
-bench: setup ## the benchmarks; minutes
-	$(BIN)/python benchmarks/run_benchmark.py $(ARGS)
+bench: setup ## the benchmarks, minutes (one of them: ARGS="queue --repeats 3")
+	$(BIN)/python benchmarks/run_benchmark.py $(or $(ARGS),all)
 
 migrate: setup ## bring the database of VDIFF_DATABASE_URL up to date
 	$(BIN)/vdiff migrate

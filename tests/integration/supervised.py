@@ -81,11 +81,7 @@ class Up:
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 self.seen.setdefault(child.pid, child)
-        return self.left()
-
-    def children(self) -> list[psutil.Process]:
-        """The parts themselves; what they start in turn comes and goes."""
-        return psutil.Process(self.process.pid).children()
+        return [p for p in self.seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
     def left(self) -> list[psutil.Process]:
         """What still runs of all that was ever seen below it; psutil tells a pid that was given anew."""

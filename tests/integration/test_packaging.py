@@ -193,7 +193,7 @@ def test_up_from_the_installed_package(installed: Path, tmp_path: Path) -> None:
         up.wait_ready()
         job = up.done(chat_job())
         assert job["result"]["choices"][0]["message"]["content"] == "42"
-        lines = [" ".join(child.cmdline()) for child in up.children()]
+        lines = [" ".join(child.cmdline()) for child in up.below()]
         assert lines
         assert not [line for line in lines if str(ROOT) in line.replace(sysconfig.get_paths()["purelib"], "")]
         assert up.stop() == 0
