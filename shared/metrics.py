@@ -1,18 +1,98 @@
-"""Metrics of the API process; what the database knows (queues, jobs, workers) is read when `/metrics` is asked.
+"""Metrics, each declared once and set where the thing happens. Three kinds of place:
+
+    the API process        REQUESTS, LATENCY, ERRORS: what this process answered; shown by it alone
+    a worker               everything in WORKER: carried to PostgreSQL by its heartbeat (`snapshot`), added up over all
+                           workers that ever were, and shown by every API process alike (`merged`), with a label `model`
+    PostgreSQL             queues, jobs, workers: read when /metrics is asked (api/routes/metrics.py)
+
+So sums over API processes are right for the first kind only; the others want `max without (instance)`.
 
 Names from the original design: vdiff_requests_total, vdiff_request_latency_seconds, vdiff_errors_total,
-vdiff_tokens_generated_total (counted by the engines, carried here by the workers' heartbeats).
+vdiff_tokens_generated_total (counted by the engines).
 """
 
 from __future__ import annotations
 
-from prometheus_client import Counter, Histogram
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client.core import Metric
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 REQUESTS = Counter("vdiff_requests_total", "HTTP requests answered", ["method", "route", "status"])
 LATENCY = Histogram(
     "vdiff_request_latency_seconds",
     "Time from request to the end of the answer, seconds",
     ["route"],
-    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+    buckets=SECONDS,
 )
 ERRORS = Counter("vdiff_errors_total", "Error answers by code", ["code"])
+
+WORKER = CollectorRegistry()
+ATTEMPTS = Counter(
+    "vdiff_attempts_total", "Attempts that ended, by what became of the job", ["outcome"], registry=WORKER
+)
+TOKENS_COMMITTED = Counter(
+    "vdiff_tokens_committed_total", "Tokens committed by denoising steps, as they happen", registry=WORKER
+)
+QUEUE_SECONDS = Histogram(
+    "vdiff_job_queue_seconds",
+    "Time from queued to claimed, seconds",
+    ["priority"],
+    buckets=(*SECONDS, 900, 3600),
+    registry=WORKER,
+)
+RUN_SECONDS = Histogram(
+    "vdiff_job_run_seconds",
+    "Time of an attempt in its worker, seconds",
+    ["algorithm"],
+    buckets=SECONDS,
+    registry=WORKER,
+)
+TOKENS_PER_FORWARD = Histogram(
+    "vdiff_job_tokens_per_forward",
+    "Tokens of a finished job by its model calls",
+    ["algorithm"],
+    buckets=(0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32),
+    registry=WORKER,
+)
+
+_Sample = tuple[str, dict[str, str], float]
+
+
+def snapshot(registry: CollectorRegistry = WORKER) -> list[list[Any]]:
+    """Every sample of this process as JSON: [name, labels, value]."""
+    return [
+        [sample.name, sample.labels, sample.value]
+        for family in registry.collect()
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    ]
+
+
+def merged(snapshots: Iterable[tuple[str, Iterable[Any]]], registry: CollectorRegistry = WORKER) -> Iterator[Metric]:
+    """Families over the snapshots of (model, samples): the same series of several workers are added up.
+
+    What a worker of another version carries beyond the declarations here is left out.
+    """
+    totals: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
+    for model, samples in snapshots:
+        for name, labels, value in samples:
+            series = totals.setdefault(name, {})
+            key = (("model", model), *labels.items())
+            series[key] = series.get(key, 0.0) + value
+    for declared in registry.collect():
+        family = Metric(declared.name, declared.documentation, declared.type)
+        suffixes = ("_bucket", "_count", "_sum") if declared.type == "histogram" else ("_total",)
+        for suffix in suffixes:
+            for key, value in sorted(totals.get(declared.name + suffix, {}).items(), key=_series_order):
+                family.add_sample(declared.name + suffix, dict(key), value)
+        yield family
+
+
+def _series_order(item: tuple[tuple[tuple[str, str], ...], float]) -> tuple[Any, ...]:
+    labels = dict(item[0])
+    bound = float(labels.pop("le", "inf"))  # buckets in the order of their bounds, not of their names
+    return (*labels.items(), bound)

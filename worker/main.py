@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
-from shared import serving
+from shared import metrics, serving
 from shared.db.session import Database
 from shared.errors import ConfigurationError, VDiffError
 from shared.events import EventPublisher
@@ -39,6 +39,7 @@ from worker.engine import VDiffConfig, VDiffEngine
 from worker.heartbeat import HangDetector, Heartbeat, memory_bytes
 from worker.held import HeldAttempts
 from worker.lifecycle import EXIT_HUNG, EXIT_OK, Lifecycle, exit_now
+from worker.pace import Pace
 from worker.relay import Relay
 from worker.runner import Counters, Runner
 from worker.sweeper import Sweeper
@@ -96,6 +97,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     worker_id = new_id("worker")
     structlog.contextvars.bind_contextvars(worker_id=worker_id)
     slots = settings.max_num_seqs
+    pace = Pace()
     database = Database(database_url, pool_size=4, max_overflow=slots)
     client = redis.Redis.from_url(
         redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, health_check_interval=30
@@ -134,7 +136,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         heartbeat_seconds=settings.heartbeat_seconds,
         hang=HangDetector(engine, settings.hang_seconds),
         on_hang=lambda: exit_now(EXIT_HUNG),
-        stats=lambda: _stats(engine, counters, held),
+        stats=lambda: _stats(engine, counters, held, pace),
         state=lambda: "draining" if lifecycle.draining else "ready",
     )
     sweeper = Sweeper(
@@ -176,7 +178,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     finally:
         for part in (cancels, sweeper, heartbeat, relay):
             part.close()
-        _set_state(database, worker_id, "stopped", stats=_stats(engine, counters, held))
+        _set_state(database, worker_id, "stopped", stats=_stats(engine, counters, held, pace))
         database.dispose()
         with contextlib.suppress(RedisError, OSError):  # a connection to a Redis that is gone
             client.close()
@@ -202,9 +204,12 @@ def _consume(redis_url: str, model: str, runner: Runner, *, slots: int, worker_i
     controller.start()
 
 
-def _stats(engine: VDiffEngine, counters: Counters, held: HeldAttempts) -> dict[str, Any]:
+def _stats(engine: VDiffEngine, counters: Counters, held: HeldAttempts, pace: Pace) -> dict[str, Any]:
+    work = engine.get_stats()
     return {
-        "engine": engine.get_stats(),
+        "engine": work,
+        "metrics": metrics.snapshot(),
+        "recent": pace.since_last(work),
         **counters.snapshot(),
         "jobs_running": len(held),
         "memory_bytes": memory_bytes(),

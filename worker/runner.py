@@ -25,6 +25,7 @@ from shared.events import Event
 from shared.jobs import repository
 from shared.jobs.responses import build_result
 from shared.jobs.status import TERMINAL, JobStatus
+from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams, shown_diffusion
 from worker.engine.outputs import RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
@@ -128,6 +129,8 @@ class Runner:
 
     def _run(self, job: Row[Any], held: Held) -> None:
         log = _log.bind(job_id=job.id, attempt=job.attempt)
+        waited = (job.started_at - job.queued_at).total_seconds()
+        QUEUE_SECONDS.labels(priority=job.priority).observe(max(waited, 0.0))
         log.info("attempt_started", prompt_tokens=len(job.prompt_token_ids))
         began = time.monotonic()
         self._emit(Event(job.id, "started", {"attempt": job.attempt, "worker_id": self._worker_id}))
@@ -219,6 +222,10 @@ class Runner:
         if moved is None:
             return
         self._count(moved.status, output, elapsed_ms)
+        algorithm = job.params["diffusion"]["algorithm"]
+        RUN_SECONDS.labels(algorithm=algorithm).observe(elapsed_ms / 1000)
+        if output is not None and moved.status == JobStatus.SUCCEEDED:
+            TOKENS_PER_FORWARD.labels(algorithm=algorithm).observe(output.metrics.tokens_per_forward)
         log.info("attempt_ended", now=moved.status, elapsed_ms=round(elapsed_ms, 1))
         if JobStatus(moved.status) in TERMINAL:
             self._emit(Event(job.id, "done", {"status": moved.status}))
@@ -278,6 +285,7 @@ class Runner:
         characters: dict[int, int] = {}
 
         def listen(event: StepEvent) -> None:
+            TOKENS_COMMITTED.inc(len(event.positions))
             committed[event.index] = event.tokens_committed
             total[event.index] = event.tokens_total
             held.progress = {
@@ -322,6 +330,7 @@ class Runner:
             "expired": "jobs_expired",
         }
         self._counters.add(**{name.get(status, "jobs_requeued"): 1})
+        ATTEMPTS.labels(outcome=status if status in name else "requeued").inc()
         if status == JobStatus.SUCCEEDED:
             self._counters.add(job_ms=round(elapsed_ms))
         if output is not None:

@@ -12,6 +12,7 @@ from prometheus_client.registry import Collector
 
 from api.auth import requires
 from api.dependencies import ContextDep
+from shared import metrics as measured
 from shared import serving
 from shared.jobs import queries
 from shared.jobs.status import JobStatus
@@ -82,6 +83,7 @@ def database_metrics(by_status: Any, queues: Any, workers: Any, live: Any) -> It
             for model, total in sorted(totals.items()):
                 family.add_metric([model], total)
             yield family
+    yield from measured.merged((row.model, row.stats.get("metrics", ())) for row in workers)
 
 
 @router.get("/metrics", response_class=Response)

@@ -41,6 +41,11 @@ def test_a_job_moves_the_counters(served: Served) -> None:
         reader(served, "vdiff_engine_forwards_total", **MODEL),
         reader(served, "vdiff_engine_sequence_steps_total", **MODEL),
         reader(served, "vdiff_engine_step_seconds_total", **MODEL),
+        reader(served, "vdiff_tokens_committed_total", **MODEL),
+        reader(served, "vdiff_attempts_total", **MODEL, outcome="succeeded"),
+        reader(served, "vdiff_job_queue_seconds_count", **MODEL, priority="normal"),
+        reader(served, "vdiff_job_run_seconds_sum", **MODEL, algorithm="low_confidence"),
+        reader(served, "vdiff_job_tokens_per_forward_count", **MODEL, algorithm="low_confidence"),
     ]
     before = [read() for read in reads]
     served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"})
