@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup up check test test-unit test-integration bench migrate lock docs
+.PHONY: help setup up check test test-unit test-integration test-browser bench migrate lock docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ test-unit: setup ## unit tests
 
 test-integration: setup ## tests against a real PostgreSQL, a real Redis and real processes
 	$(BIN)/pytest tests/integration $(ARGS)
+
+test-browser: setup ## the dashboard in a real Chromium (CHROMIUM, or one on PATH), accessibility included
+	$(BIN)/pytest tests/browser $(ARGS)
 
 bench: setup ## the benchmarks, minutes (one of them: ARGS="queue --repeats 3")
 	$(BIN)/python benchmarks/run_benchmark.py $(or $(ARGS),all)

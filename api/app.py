@@ -11,13 +11,13 @@ from fastapi import Depends, FastAPI
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from api import errors
+from api import dashboard, errors
 from api.auth import Authenticator
 from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import routes as openai_routes
-from api.routes import health, jobs, metrics, models
+from api.routes import health, jobs, metrics, models, overview
 from shared.db.session import AsyncDatabase
 from shared.events import DoneWaiter, EventReader
 from shared.jobs.service import JobService
@@ -88,10 +88,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (jobs, openai_routes, models):
+    for module in (jobs, openai_routes, models, overview):
         app.include_router(module.router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)
+    dashboard.install(app)
     # The last added is the outermost.
     app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
     app.add_middleware(RateHeadersMiddleware)

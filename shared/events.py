@@ -3,7 +3,7 @@
     vdiff:events:{job_id}   stream; fields t (type) and d (JSON)
         started   {attempt, worker_id}
         progress  {attempt, index, step, tokens_committed, tokens_total, text, canvas?}   text is append-only
-        denoise   {attempt, index, step, positions, tokens, confidence}
+        denoise   {attempt, index, step, positions, tokens, texts, confidence}
         done      {status}                     only after the row is committed
     vdiff:done              channel; a job id, right after its `done`
     vdiff:cancel            channel; a job id whose worker should stop it

@@ -95,6 +95,18 @@ def live_workers(*, stale_seconds: float, model: str | None = None) -> Select[An
     return statement if model is None else statement.where(_W.model == model)
 
 
+def recent_workers(*, stale_seconds: float, limit: int = 200) -> Select[Any]:
+    """All columns and `live`, of workers that did not leave long ago: those that live first, then the latest seen."""
+    live = (_W.state != "stopped") & (_W.last_beat_at >= func.now() - _seconds(stale_seconds))
+    day = _seconds(24 * 3600)
+    return (
+        select(WORKERS, live.label("live"))
+        .where(_W.last_beat_at > func.now() - day)
+        .order_by(live.desc(), _W.last_beat_at.desc(), _W.id)
+        .limit(limit)
+    )
+
+
 def all_workers() -> Select[Any]:
     """(model, stats) of every worker that ever was."""
     return select(_W.model, _W.stats)

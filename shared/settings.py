@@ -85,7 +85,7 @@ class Settings(BaseSettings):
     )
     hang_seconds: float = Field(120.0, gt=0, description="an engine with work that makes no step for so long is hung")
     event_stream_seconds: int = Field(600, ge=1, description="how long a job's progress events stay in Redis")
-    event_stream_length: int = Field(2000, ge=10, description="events kept per job in Redis")
+    event_stream_length: int = Field(10_000, ge=10, description="events kept per job in Redis")
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")

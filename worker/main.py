@@ -127,6 +127,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         counters=counters,
         accepts=lambda: not lifecycle.draining,
         revision=engine.card.revision,
+        token_text=lambda token: engine.tokenizer.decode([token], skip_special_tokens=False),
     )
     heartbeat = Heartbeat(
         database,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Protocol
 
 import redis
@@ -33,6 +34,7 @@ from worker.sweeper import push_again
 
 _log = structlog.get_logger(__name__)
 
+TOKEN_TEXTS = 65_536  # texts of single tokens that are kept
 PRIORITY_RANKS = {"interactive": 0, "normal": 1, "bulk": 2}
 
 
@@ -91,6 +93,7 @@ class Runner:
         counters: Counters,
         accepts: Callable[[], bool] = lambda: True,
         revision: str | None = None,
+        token_text: Callable[[int], str] = str,
     ) -> None:
         self._database = database
         self._redis = client
@@ -102,6 +105,7 @@ class Runner:
         self._counters = counters
         self._accepts = accepts
         self._revision = revision
+        self._token_text = lru_cache(TOKEN_TEXTS)(token_text)
 
     def run_job(self, job_id: str) -> None:
         """Claim and run one job; returns when its attempt is over, however it ended."""
@@ -315,6 +319,7 @@ class Runner:
                         **common,
                         "positions": list(event.positions),
                         "tokens": list(event.token_ids),
+                        "texts": [self._token_text(token) for token in event.token_ids],
                         "confidence": [round(c, 5) for c in event.confidences],
                     },
                 )

@@ -1,0 +1,81 @@
+"""Words for the unmasking rules and their parameters, so that a form can explain itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.sampling_params import DIFFUSION_FIELDS, RULE_PARAMETERS
+
+RULES = {
+    "low_confidence": "The most confident tokens first, as many in each step as the number of steps demands.",
+    "random": "Positions at random, as many in each step as the number of steps demands.",
+    "threshold": "Every token whose confidence reaches the threshold, at least one a step.",
+    "factor": "As many tokens as their joint confidence allows; adapts from step to step.",
+    "maskgit_plus": "The likeliest tokens first, over a schedule of noise levels.",
+    "topk_margin": "First the positions where the best token is furthest ahead of the second best.",
+    "entropy": "First the positions whose distribution is the sharpest.",
+    "origin": "Positions at random, over a schedule of noise levels.",
+    "entropy_bound": "As many tokens as their joint entropy allows.",
+    "hierarchical": "Confident tokens first, spread out over the block, so that neighbours wait for each other.",
+    "credit": "Like threshold; a token that was right in earlier steps gets credit.",
+    "klass": "Tokens whose distribution has stopped moving between steps.",
+    "low_confidence_dynamic": "Within a block, every token above the threshold, at least one a step.",
+    "low_confidence_static": "Within a block, as many of the most confident tokens as denoising_steps demands.",
+    "joint_threshold": "Commits and corrects: a token may be replaced while the model is surer of another.",
+    "renoise": "Starts from noise instead of masks, and throws out again what does not hold.",
+    "apd": "Adaptive Parallel Decoding: a small autoregressive model checks how many tokens may be taken at once.",
+    "sequential": "Left to right, as many as the confidence allows.",
+}
+
+# name -> (kind, what it means); beside the rules' own, those that every rule reads
+PARAMETERS: dict[str, tuple[str, str]] = {
+    "steps": ("integer", "Denoising steps of the whole answer. Fewer is faster; one per token is the most careful."),
+    "block_length": ("integer", "Tokens decoded together before the next block opens. Must divide max_tokens."),
+    "threshold": ("number", "From 0 to 1. A token is committed once the model is this sure. Lower is faster."),
+    "factor": ("number", "Above 0. How much joint uncertainty a step may take on. Higher is faster."),
+    "cfg_scale": (
+        "number",
+        "Classifier-free guidance: how strongly the answer follows the prompt. Above 0 doubles the work.",
+    ),
+    "cache": ("choice", "What is kept between steps instead of being computed again."),
+    "suppress_end": ("choice", "Keeps the answer from ending early: never choose the end token, or choose it last."),
+    "suppress_token_ids": ("list", "Which tokens suppress_end means."),
+    "denoising_steps": ("integer", "Steps for each block."),
+    "tokens_per_step": ("integer", "Tokens committed in each step."),
+    "low_threshold": ("number", "Tokens below this confidence may be taken back."),
+    "credit_alpha": ("number", "How much earlier confidence counts."),
+    "gamma": ("number", "How fast the allowance shrinks."),
+    "eps": ("number", "The smallest noise level of the schedule."),
+    "alg_temp": ("number", "Randomness in the order of unmasking."),
+    "edit_threshold": ("number", "A committed token may be replaced when the model is this sure of another."),
+    "max_post_edit_steps": ("integer", "Steps that only correct, after everything is committed."),
+    "max_denoising_steps": ("integer", "At most this many steps for a block."),
+    "t_min": ("number", "The lowest noise level."),
+    "t_max": ("number", "The highest noise level."),
+    "entropy_bound": ("number", "A token is committed while the step's entropy stays below this."),
+    "stability_threshold": ("integer", "Steps for which a token must stay the same."),
+    "confidence_threshold": ("number", "How uncertain a token may be at most."),
+    "draft_token_ids": ("list", "An earlier answer to start from."),
+    "draft_noise": ("number", "The share of the draft that is masked again."),
+    "max_forwards": ("integer", "At most this many model calls; the rest is committed at once."),
+    "mixture_weight": ("number", "How much the verifier counts against the model itself."),
+    "kv_window": ("integer", "Positions that are computed anew each step."),
+    "max_lookahead": ("integer", "At most so many tokens are proposed at once."),
+}
+_FORM_LEAVES_OUT = ("algorithm", "visualize", "suppress_token_ids", "apd", "draft_token_ids", "draft_noise")
+_CHOICES = {"suppress_end": ["logits", "confidence"]}
+
+
+def rules() -> list[dict[str, Any]]:
+    """Every rule with the parameters that it reads."""
+    own = {name for names in RULE_PARAMETERS.values() for name in names}
+    common = [name for name in DIFFUSION_FIELDS if name not in own and name not in _FORM_LEAVES_OUT]
+
+    def described(name: str) -> dict[str, Any]:
+        kind, words = PARAMETERS.get(name, ("text", ""))
+        return {"name": name, "kind": kind, "choices": _CHOICES.get(name), "help": words}
+
+    return [
+        {"name": rule, "help": RULES.get(rule, ""), "parameters": [described(name) for name in (*names, *common)]}
+        for rule, names in RULE_PARAMETERS.items()
+    ]

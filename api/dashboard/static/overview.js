@@ -1,0 +1,143 @@
+// The first page: what waits, what runs, how fast.
+
+import { follow } from "./client.js";
+import { ago, bytes, changed, connection, duration, facts, html, nothing, number, sparkline, status, tile } from "./ui.js";
+
+const KEPT = 120;
+
+// One stream for the whole page: the overview, and "something changed" for the lists.
+export class Live {
+  constructor() {
+    this.data = null;
+    this.state = "";
+    this.rates = [];
+    this.listeners = new Set();
+  }
+
+  start() {
+    this.stop?.();
+    this.stop = follow(
+      "v1/overview/events",
+      (type, data) => {
+        if (type === "trouble") this.state = new Error("PostgreSQL does not answer. Jobs cannot be accepted until it does.");
+        if (type === "overview") {
+          this.state = "open";
+          this.data = data;
+          this.rates = [...this.rates, data.pace.tokens_per_second].slice(-KEPT);
+          for (const listener of this.listeners) listener(data);
+        }
+        changed();
+      },
+      (state) => {
+        if (state === "open" && this.state instanceof Error) return; // until the next overview
+        if (!(this.state instanceof Error && state === "lost")) this.state = state; // why is worth more than that
+        changed();
+      },
+    );
+  }
+}
+
+export function workersTable(workers) {
+  if (!workers.length)
+    return html`<p class="notice">No worker was seen in the last day. Start one: <code>vdiff worker</code>. Jobs are accepted and wait.</p>`;
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Workers"><table class="cards">
+    <thead><tr><th scope="col">Worker</th><th scope="col">State</th><th scope="col">Model</th><th scope="col">Device</th><th scope="col" class="n">Jobs</th><th scope="col" class="n">Tokens/s</th><th scope="col" class="n">Batch</th><th scope="col" class="n">Memory</th><th scope="col">Last heartbeat</th></tr></thead>
+    <tbody>${workers.map(
+      (w) => html`<tr>
+        <td data-name="Worker"><code>${w.id}</code>${w.hostname ? html`<br><small>${w.hostname}, pid ${w.pid}</small>` : nothing}</td>
+        <td data-name="State">${status(w.state)}</td>
+        <td data-name="Model">${w.model}</td>
+        <td data-name="Device">${w.device}</td>
+        <td data-name="Jobs" class="n">${w.jobs_running} of ${w.slots}</td>
+        <td data-name="Tokens/s" class="n">${number(w.recent?.tokens_per_second, 1)}</td>
+        <td data-name="Batch" class="n">${number(w.recent?.batch, 1)}</td>
+        <td data-name="Memory" class="n">${bytes(w.memory_bytes)}</td>
+        <td data-name="Last heartbeat">${ago(w.last_beat_at)}</td>
+      </tr>`,
+    )}</tbody></table></div>`;
+}
+
+export class Overview {
+  title = "Overview";
+
+  constructor(live) {
+    this.live = live;
+  }
+
+  start() {
+    this.timer = setInterval(changed, 1000); // ages grow
+  }
+
+  stop() {
+    clearInterval(this.timer);
+  }
+
+  render() {
+    const { data, state, rates } = this.live;
+    if (!data) return html`${connection(state)}${state instanceof Error ? nothing : html`<p role="status">Loading…</p>`}`;
+    const queued = data.queues.reduce((sum, q) => sum + q.jobs, 0);
+    const oldest = Math.max(0, ...data.queues.map((q) => q.oldest_seconds));
+    const alive = data.workers.filter((w) => w.state === "ready");
+    return html`${connection(state)}
+      ${alive.length ? nothing : html`<p class="notice">No worker is ready. Jobs are accepted and wait; <code>vdiff worker</code> starts one.</p>`}
+      <section aria-label="Now" class="tiles">
+        ${tile("Queued", number(queued))}
+        ${tile("Oldest waits", queued ? duration(oldest) : "–")}
+        ${tile("Running", number(data.jobs.running))}
+        ${tile("Tokens per second", number(data.pace.tokens_per_second, 1))}
+        ${tile("Tokens per forward", number(data.pace.tokens_per_forward, 2))}
+        ${tile("Batch", number(data.pace.batch, 1))}
+        ${tile("Step", number(data.pace.step_ms, 1), data.pace.step_ms == null ? "" : "ms")}
+        ${tile("Workers ready", number(alive.length))}
+      </section>
+      ${rates.length > 1 ? html`<figure class="chart">${sparkline(rates)}<figcaption>Tokens per second since this page was opened</figcaption></figure>` : nothing}
+      <section><h2>Jobs ${data.scope === "all" ? "of all keys" : "of this key"}</h2>
+        <ul class="states">${Object.entries(data.jobs).map(
+          ([name, count]) => html`<li><a href="#/jobs?status=${name}">${status(name)} <b>${number(count)}</b></a></li>`,
+        )}</ul></section>
+      <section><h2>Queues</h2>
+        ${data.queues.length
+          ? html`<div class="scroll" tabindex="0" role="region" aria-label="Queues"><table><thead><tr><th scope="col">Model</th><th scope="col">Priority</th><th scope="col" class="n">Jobs</th><th scope="col" class="n">Oldest</th></tr></thead>
+              <tbody>${data.queues.map((q) => html`<tr><td>${q.model}</td><td>${q.priority}</td><td class="n">${number(q.jobs)}</td><td class="n">${duration(q.oldest_seconds)}</td></tr>`)}</tbody></table></div>`
+          : html`<p>Nothing waits.</p>`}</section>
+      <section><h2>Workers</h2>${workersTable(data.workers.filter((w) => w.state !== "stopped"))}</section>`;
+  }
+}
+
+export class Workers {
+  title = "Workers and models";
+
+  constructor(live, models) {
+    this.live = live;
+    this.models = models;
+  }
+
+  async start() {
+    this.timer = setInterval(changed, 1000);
+    await this.models.load();
+  }
+
+  stop() {
+    clearInterval(this.timer);
+  }
+
+  render() {
+    const { data, state } = this.live;
+    return html`${connection(state)}
+      <section><h2>Workers of the last day</h2>${data ? workersTable(data.workers) : html`<p role="status">Loading…</p>`}</section>
+      <section><h2>Models</h2>
+        ${this.models.list.length ? nothing : html`<p>No worker has registered a model yet.</p>`}
+        ${this.models.list.map(
+          (m) => html`<article class="card"><h3>${m.id}</h3>${facts([
+            ["Family", m.family],
+            ["Workers alive", m.workers],
+            ["Device", `${m.device}, ${m.dtype}`],
+            ["Slots", m.slots],
+            ["Context", `${number(m.context_length)} tokens`],
+            ["Vocabulary", number(m.vocab_size)],
+            ["Rules", (m.capabilities.algorithms ?? []).join(", ")],
+            ["Revision", html`<code>${m.revision ?? "–"}</code>`],
+          ])}</article>`,
+        )}</section>`;
+  }
+}
