@@ -9,7 +9,6 @@ everything else is the anonymous tenant. A key's row is trusted for a second, so
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from typing import Annotated, Any
 
@@ -22,20 +21,12 @@ from shared.db.session import AsyncDatabase
 from shared.errors import Forbidden, NotAuthenticated
 from shared.keys import repository, tokens
 from shared.keys.principal import ANONYMOUS, DEFAULT_SCOPES, Limits, Principal, Scope
-from shared.settings import Settings
+from shared.settings import Settings, is_loopback
 
 TRUSTED_SECONDS = 1.0
 CACHE_MAX = 10_000
 
 _bearer = HTTPBearer(auto_error=False, description="an API key (`vdiff keys create`); not needed on loopback")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def key_required(settings: Settings) -> bool:

@@ -7,6 +7,7 @@ A bad or unknown value stops the process with a `ConfigurationError` that names 
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Mapping
 from functools import lru_cache
@@ -19,6 +20,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from shared.errors import ConfigurationError
 
 PREFIX = "VDIFF_"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class Settings(BaseSettings):
@@ -35,6 +44,9 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address the API listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
     flower_port: int = Field(5555, ge=0, le=65535, description="port of Flower")
+    flower_basic_auth: SecretStr | None = Field(
+        None, description="name:password that Flower asks for; needed beyond loopback"
+    )
     max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest accepted request body, bytes")
     max_wait_seconds: float = Field(60.0, gt=0, le=290, description="longest long-poll, seconds")
     sync_timeout_seconds: float = Field(290.0, gt=0, le=290, description="longest wait of a sync endpoint, seconds")
@@ -122,6 +134,13 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("flower_basic_auth")
+    @classmethod
+    def _name_and_password(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not all(value.get_secret_value().partition(":")):
+            raise ValueError("must be name:password")
         return value
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from migrations import run as migrations
 from shared.errors import ConfigurationError
-from shared.settings import Settings
+from shared.settings import Settings, is_loopback
 from vdiff import bundled, local
 from vdiff.embedded import EmbeddedPostgres, EmbeddedRedis
 from vdiff.embedded.process import die_with_parent, free_port, stop_process
@@ -77,7 +77,8 @@ class Supervisor:
     def __init__(self, settings: Settings, *, workers: int = 1, flower: bool = True) -> None:
         self._settings = settings
         self._workers = workers
-        self._flower = flower
+        self._flower = flower and (settings.flower_basic_auth is not None or is_loopback(settings.host))
+        self._flower_left_out = flower and not self._flower
         self._stop = threading.Event()
         self._signals = 0
         self._children: list[Child] = []
@@ -313,6 +314,8 @@ class Supervisor:
         self._say(f"vdiff is ready   API {url}   docs {url}/docs")
         if self._flower:
             self._say(f"Flower           {url.rpartition(':')[0]}:{self._flower_port}")
+        elif self._flower_left_out:
+            self._say("Flower           left out: beyond loopback it needs VDIFF_FLOWER_BASIC_AUTH=name:password")
         self._say(f"data and logs    {self._data_dir}")
         body = (
             f'{{"endpoint":"/v1/chat/completions","body":{{"model":"{served}",'

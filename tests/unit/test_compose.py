@@ -70,13 +70,27 @@ def test_compose_is_valid_by_its_schema() -> None:
 
 
 def test_all_parts_are_there() -> None:
-    assert set(SERVICES) == {"postgres", "redis", *OURS}
+    assert set(SERVICES) == {"postgres", "redis", *OURS, "worker-gpu", "prometheus", "grafana"}
+
+
+def test_the_gpu_worker_is_the_worker_with_a_gpu() -> None:
+    given = SERVICES["worker-gpu"]
+    assert given["extends"] == {"service": "worker"} and given["gpus"] == "all" and given["profiles"] == ["gpu"]
+    assert "/cu" in given["build"]["args"]["TORCH_INDEX_URL"]
+    assert given["image"] != SERVICES["worker"]["image"]  # else one build would replace the other
+
+
+def test_mounted_files_exist() -> None:
+    for name, given in SERVICES.items():
+        for volume in given.get("volumes", ()):
+            if volume.startswith("./"):
+                assert (ROOT / volume.split(":")[0]).is_dir() and volume.endswith(":ro"), name
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
 def test_service_is_pinned_and_unprivileged(service: str) -> None:
-    given = SERVICES[service]
-    assert re.search(r":\d+\.\d+(\.\d+)?(-\w+)?$", given["image"]), "an image needs a version for a tag"
+    given = {**SERVICES[SERVICES[service].get("extends", {}).get("service", service)], **SERVICES[service]}
+    assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", given["image"]), "an image needs a version for a tag"
     assert given["user"] not in ("root", "0") and given.get("privileged") is not True
     assert service == "migrate" or given["healthcheck"]["test"]
 
@@ -129,12 +143,12 @@ def test_probes_exist() -> None:
 
 def test_passwords_come_from_outside_and_must_be_given() -> None:
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    secrets = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "VDIFF_API_KEY"}
+    secrets = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "VDIFF_API_KEY", "FLOWER_PASSWORD", "GRAFANA_PASSWORD"}
     references = [(name, kind) for name, kind, _ in _REFERENCE.findall(text)]
     assert {name for name, _ in references} >= secrets
     assert all(kind == ":?" for name, kind in references if name in secrets)
     for value in re.findall(r"(?:PASSWORD|AUTH|KEY): (.+)", text):
-        assert value.startswith("${"), f"a secret in the file: {value}"
+        assert value.removeprefix("vdiff:").startswith("${"), f"a secret in the file: {value}"
 
 
 def test_nothing_starts_before_what_it_needs() -> None:
@@ -150,7 +164,7 @@ def test_nothing_starts_before_what_it_needs() -> None:
 
 
 def test_data_lives_in_named_volumes() -> None:
-    used = {volume.split(":")[0] for given in SERVICES.values() for volume in given.get("volumes", ())}
+    used = {v.split(":")[0] for given in SERVICES.values() for v in given.get("volumes", ()) if v[0] not in "./"}
     assert used == set(COMPOSE["volumes"])
     assert {"postgres-data", "redis-data"} <= used
 

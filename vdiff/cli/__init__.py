@@ -1,7 +1,8 @@
 """The command line. A command reads the settings (`VDIFF_*`), lets its options win, and does one thing.
 
 servers.py    run a part: up, api, worker, migrate, health, flower        offline.py    generate
-keys.py       keys create, list, revoke, rotate                           options.py    what they share
+keys.py       keys create, list, revoke, rotate                           config.py     config show, check
+options.py    what they share
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 import typer
 
 from shared.errors import VDiffError
-from vdiff.cli import keys, offline, servers
+from vdiff.cli import config, keys, offline, servers
 from vdiff.cli.offline import EXIT_INTERRUPTED
 
 EXIT_CONFIGURATION = 2
@@ -27,6 +28,7 @@ app = typer.Typer(
 app.add_typer(servers.app)
 app.add_typer(offline.app)
 app.add_typer(keys.app, name="keys")
+app.add_typer(config.app, name="config")
 
 
 @app.command()

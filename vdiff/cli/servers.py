@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from shared.errors import ConfigurationError
+from shared.settings import is_loopback
 from vdiff.cli.options import (
     ApiKey,
     BlockSize,
@@ -156,6 +158,12 @@ def flower(
 ) -> None:
     """Run Flower, the page that shows Celery's workers and tasks."""
     settings = settings_of(host=host, flower_port=port)
+    password = settings.flower_basic_auth
+    if password is None and not is_loopback(settings.host):
+        raise ConfigurationError(
+            f"Flower on {settings.host} needs a password: set VDIFF_FLOWER_BASIC_AUTH=name:password",
+            param="flower_basic_auth",
+        )
     try:
         import flower.command  # noqa: F401  # makes `flower` known to Celery
     except ModuleNotFoundError as exc:
@@ -163,4 +171,6 @@ def flower(
     from worker.app import celery_app
 
     celery = celery_app(settings.require_redis_url(), model=None)
+    if password is not None:
+        os.environ["FLOWER_BASIC_AUTH"] = password.get_secret_value()  # an argument could be read in `ps`
     celery.start(["flower", f"--address={settings.host}", f"--port={settings.flower_port}", "--logging=warning"])
