@@ -20,6 +20,7 @@ from api.openai import routes as openai_routes
 from api.routes import health, jobs, metrics, models, overview
 from shared.db.session import AsyncDatabase
 from shared.events import DoneWaiter, EventReader
+from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
@@ -52,6 +53,7 @@ def make_context(settings: Settings) -> Context:
         waiter=waiter,
         events=EventReader(client),
         jobs=JobService(database, client, models, waiter, settings),
+        forecasts=Forecasts(database),
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
     )

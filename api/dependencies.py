@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from shared.db.session import AsyncDatabase
 from shared.errors import InvalidBody, InvalidParameter, UnknownParameter, UnsupportedMediaType
 from shared.events import DoneWaiter, EventReader
+from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings
@@ -38,6 +39,7 @@ class Context:
     waiter: DoneWaiter
     events: EventReader
     jobs: JobService
+    forecasts: Forecasts
     auth: Authenticator
     limiter: RequestLimiter
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end

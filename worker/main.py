@@ -5,6 +5,7 @@ pool threads       `worker.runner`: claim -> engine -> record, one job each
 vdiff-engine       the step loop
 vdiff-heartbeat    leases, progress, statistics        vdiff-relay    events to Redis
 vdiff-cancels      cancels, the fast way               vdiff-sweeper  what others lost
+vdiff-dispatcher   Redis's window, filled from PostgreSQL in turns
 vdiff-drain        waits for SIGTERM
 """
 
@@ -35,6 +36,7 @@ from shared.settings import Settings
 from vdiff import bundled
 from worker.app import celery_app
 from worker.cancels import CancelListener
+from worker.dispatcher import Dispatcher
 from worker.engine import VDiffConfig, VDiffEngine
 from worker.heartbeat import HangDetector, Heartbeat, memory_bytes
 from worker.held import HeldAttempts
@@ -150,7 +152,11 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         forget_after_seconds=settings.forget_after_seconds,
         count=counters.add,
     )
-    cancels = CancelListener(client, held)
+    dispatcher = Dispatcher(
+        database, client, model=engine.card.name, slots=slots, stale_seconds=settings.worker_stale_seconds
+    )
+    runner.on_claim = dispatcher.claimed
+    cancels = CancelListener(client, held, dispatcher.told)
 
     with database.write() as session:
         session.execute(serving.register_model(engine.card, engine.tokenizer.files()))
@@ -166,7 +172,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             )
         )
     lifecycle.install_signals()
-    for thread in (relay, heartbeat, sweeper, cancels):
+    for thread in (relay, heartbeat, sweeper, cancels, dispatcher):
         thread.start()
     _log.info("worker_ready", model=engine.card.name, slots=slots, device=engine.card.device)
     try:
@@ -177,7 +183,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             return 1
         lifecycle.wait_drained(settings.drain_seconds + 10)
     finally:
-        for part in (cancels, sweeper, heartbeat, relay):
+        for part in (cancels, dispatcher, sweeper, heartbeat, relay):
             part.close()
         _set_state(database, worker_id, "stopped", stats=_stats(engine, counters, held, pace))
         database.dispose()

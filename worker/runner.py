@@ -106,6 +106,7 @@ class Runner:
         self._accepts = accepts
         self._revision = revision
         self._token_text = lru_cache(TOKEN_TEXTS)(token_text)
+        self.on_claim: Callable[[], None] = lambda: None
 
     def run_job(self, job_id: str) -> None:
         """Claim and run one job; returns when its attempt is over, however it ended."""
@@ -125,6 +126,7 @@ class Runner:
         if job is None:
             _log.debug("nothing_to_claim", job_id=job_id)
             return
+        self.on_claim()
         held = self._held.add(job.id, job.attempt)
         try:
             self._run(job, held)

@@ -1,8 +1,8 @@
 """The caretaker: a thread in every worker, of which one at a time works, behind an advisory lock.
 
     expired leases     back to the queue, or to their end (`repository.sweep_expired`), then pushed
-    missing messages   queued jobs that Redis no longer knows of are pushed again, bounded: only as many as the queue
-                       is short of the queued rows, so that a real backlog is not flooded
+    missing messages   jobs whose message Redis no longer has are pushed again, bounded: only as many as the queue is
+                       short of the rows that were pushed (jobs never pushed are the dispatcher's)
     deadlines          queued jobs that are too late expire; running ones too, should their worker not see to it
     retention          what `retain_for` has run out for is purged; very old ledger rows go, both in batches
     old keys           idempotency keys older than 24 h are freed
@@ -25,14 +25,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared import serving
 from shared.db.session import Database
 from shared.events import Event, EventPublisher
-from shared.jobs import repository
+from shared.jobs import caretaking, lanes, repository
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.queue.messages import push_sync
 from shared.queue.names import queue_name
 
 SWEEP_LOCK = 0x7653_7770  # any number that nothing else in the database uses ("vSwp")
 IDEMPOTENCY_SECONDS = 24 * 3600
-UNPUSHED_AFTER_SECONDS = 2.0  # what an API gets between COMMIT and its push
 REPUSH_BATCH = 1_000  # messages per queue and round
 SILENT_LEASES = 10  # a worker silent for so many leases is called stopped
 
@@ -94,7 +93,9 @@ class Sweeper:
     def _expired_leases(self) -> None:
         with self._database.write() as session:
             moved = session.execute(repository.sweep_expired()).all()
-            session.execute(repository.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS))
+            session.execute(caretaking.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS))
+            session.execute(lanes.roll_up())
+            session.execute(lanes.forget_idle_lanes())
             session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
         for row in moved:
             _log.warning("lease_ran_out", job_id=row.id, attempt=row.attempt, now=row.status)
@@ -106,7 +107,7 @@ class Sweeper:
 
     def _passed_deadlines(self) -> None:
         with self._database.write() as session:
-            moved = session.execute(repository.sweep_deadlines(grace_seconds=self._lease_seconds)).all()
+            moved = session.execute(caretaking.sweep_deadlines(grace_seconds=self._lease_seconds)).all()
         for row in moved:
             _log.info("deadline_passed", job_id=row.id, attempt=row.attempt)
         self._count(deadlines_passed=len(moved))
@@ -114,29 +115,28 @@ class Sweeper:
 
     def _retention(self) -> None:
         with self._database.write() as session:
-            purged = len(session.execute(repository.purge_due()).all())
+            purged = len(session.execute(caretaking.purge_due()).all())
         forgotten = 0
         if self._forget_after is not None:
             with self._database.write() as session:
-                forgotten = len(session.execute(repository.delete_old(older_than_seconds=self._forget_after)).all())
+                forgotten = len(session.execute(caretaking.delete_old(older_than_seconds=self._forget_after)).all())
         self._count(jobs_purged=purged)
         if purged or forgotten:
             _log.info("retention", purged=purged, forgotten=forgotten)
 
     def _missing_messages(self) -> None:
         with self._database.read() as session:
-            counts = session.execute(repository.queued_counts()).all()
-        for model, priority, queued in counts:
+            counts = session.execute(caretaking.pushed_counts()).all()
+        for model, priority, pushed in counts:
             waiting = int(self._redis.llen(queue_name(model, priority)))
-            missing = min(queued - waiting, REPUSH_BATCH)
+            missing = min(pushed - waiting, REPUSH_BATCH)
             if missing <= 0:
                 continue
             with self._database.read() as session:
                 candidates = session.execute(
-                    repository.repush_candidates(
+                    caretaking.repush_candidates(
                         model,
                         priority,
-                        unpushed_after_seconds=min(UNPUSHED_AFTER_SECONDS, self._repush_after),
                         repush_after_seconds=self._repush_after,
                         limit=missing,
                     )

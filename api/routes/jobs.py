@@ -119,10 +119,11 @@ async def show(context: Context, row: Row[Any]) -> dict[str, Any]:
     if not is_over(row):
         async with context.database.read() as session:
             if row.status == JobStatus.QUEUED:
-                position = (await session.execute(queries.queue_position(row._mapping))).scalar_one() + 1
+                position = await estimate.queue_position(session, row._mapping)
             eta = await estimate.eta_seconds(session, row._mapping, position, context.settings.worker_stale_seconds)
+    span = None if eta is None else (await context.forecasts.calibration(row.model)).range_of(eta)
     original = await context.jobs.original_result(row)
-    return job_object(row._mapping, queue_position=position, eta_seconds=eta, original=original)
+    return job_object(row._mapping, queue_position=position, eta_seconds=eta, eta_range_seconds=span, original=original)
 
 
 async def gone(context: Context, request: Request, row: Row[Any]) -> JSONResponse:
@@ -178,7 +179,10 @@ async def accept(request: Request, context: Context, prepared: Prepared, princip
         headers["Preference-Applied"] = f"wait={seconds:.0f}"
     if not over:
         headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    return JSONResponse(await show(context, row), 200 if over and seconds is not None else 202, headers)
+    shown = await show(context, row)
+    if accepted.created and not over:
+        context.spawn(context.forecasts.store(row.id, shown["eta_seconds"]))
+    return JSONResponse(shown, 200 if over and seconds is not None else 202, headers)
 
 
 def _cursor(last_id: str) -> str:

@@ -14,7 +14,7 @@ from api.auth import requires
 from api.dependencies import ContextDep
 from shared import metrics as measured
 from shared import serving
-from shared.jobs import queries
+from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Scope
 
@@ -46,7 +46,20 @@ class _Snapshot(Collector):
         yield from self._metrics
 
 
-def database_metrics(by_status: Any, queues: Any, workers: Any, live: Any) -> Iterator[Metric]:
+def queue_totals(depths: Any, ages: Any) -> dict[tuple[str, str], tuple[int, float]]:
+    """(model, priority) -> (jobs, age of the oldest in seconds), over all tenants."""
+    oldest = {(row.model, row.priority, row.tenant): float(row.seconds) for row in ages}
+    totals: dict[tuple[str, str], tuple[int, float]] = {}
+    for row in depths:
+        count, seconds = totals.get((row.model, row.priority), (0, 0.0))
+        age = oldest.get((row.model, row.priority, row.tenant), 0.0)
+        totals[row.model, row.priority] = (count + int(row.jobs), max(seconds, age))
+    return totals
+
+
+def database_metrics(
+    by_status: Any, queues: dict[tuple[str, str], tuple[int, float]], workers: Any, live: Any
+) -> Iterator[Metric]:
     """Rows of the database as metrics; pure."""
     jobs = GaugeMetricFamily("vdiff_jobs", "Jobs by state", labels=["status"])
     counts = {row.status: row.count for row in by_status}
@@ -55,9 +68,9 @@ def database_metrics(by_status: Any, queues: Any, workers: Any, live: Any) -> It
     yield jobs
     depth = GaugeMetricFamily("vdiff_queue_depth", "Queued jobs", labels=["model", "priority"])
     age = GaugeMetricFamily("vdiff_queue_oldest_seconds", "Age of the oldest queued job", labels=["model", "priority"])
-    for row in queues:
-        depth.add_metric([row.model, row.priority], row.count)
-        age.add_metric([row.model, row.priority], float(row.oldest_seconds))
+    for (model, priority), (count, seconds) in sorted(queues.items()):
+        depth.add_metric([model, priority], count)
+        age.add_metric([model, priority], seconds)
     yield depth
     yield age
     alive = GaugeMetricFamily("vdiff_workers", "Live workers", labels=["model"])
@@ -90,10 +103,15 @@ def database_metrics(by_status: Any, queues: Any, workers: Any, live: Any) -> It
 async def metrics(context: ContextDep) -> Response:
     async with context.database.read() as session:
         by_status = (await session.execute(queries.jobs_by_status())).all()
-        queues = (await session.execute(queries.queue_overview())).all()
+        depths = (await session.execute(lanes.depths())).all()
+        ages = (
+            (await session.execute(lanes.oldest([(d.model, d.priority, d.tenant) for d in depths]))).all()
+            if depths
+            else []
+        )
         workers = (await session.execute(serving.all_workers())).all()
         stale = context.settings.worker_stale_seconds
         live = (await session.execute(serving.live_workers(stale_seconds=stale))).all()
     registry = CollectorRegistry()
-    registry.register(_Snapshot(database_metrics(by_status, queues, workers, live)))
+    registry.register(_Snapshot(database_metrics(by_status, queue_totals(depths, ages), workers, live)))
     return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

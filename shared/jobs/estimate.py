@@ -1,16 +1,28 @@
-"""When a job may be done: an estimate from what the model's live workers measured. None where nothing was measured yet."""
+"""When a job may be done: its place among the lanes, and what the model's live workers measured. None where nothing was.
+
+Forecasts are kept honest: some are stored with their job, and `Calibration` compares them with what came; the range that
+clients see is made of that.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from statistics import quantiles
 from typing import Any
 
 from shared import serving
 from shared.db.session import AsyncDatabase, AsyncReadSession
-from shared.jobs import queries
-from shared.jobs.status import JobStatus
+from shared.jobs import lanes, queries
+from shared.jobs.status import JobStatus, Priority
 from shared.sampling_params import RULE_PARAMETERS, SamplingParams
+
+OUTCOMES_MIN = 20  # fewer say nothing about a range
+OUTCOMES_SECONDS = 3600.0  # how far back they count
+CALIBRATION_SECONDS = 5.0
+STORE_EVERY_SECONDS = 0.1
 
 
 def running_eta(progress: Mapping[str, Any] | None, elapsed_seconds: float) -> float | None:
@@ -36,6 +48,91 @@ def queued_eta(position: int, workers: Sequence[Mapping[Any, Any]]) -> float | N
     mean_seconds: float = sum(w["stats"].get("job_ms", 0) for w in workers) / finished / 1000
     seconds: float = mean_seconds * (1 + (position - 1) / slots)
     return round(seconds, 1)
+
+
+def place(row: Mapping[Any, Any], depths: Sequence[Mapping[Any, Any]], ahead: int) -> int:
+    """The place of a queued job, 1 being next: more urgent jobs, those of its own lane, and the other lanes' turns.
+
+    Args:
+        depths: {priority, tenant, jobs} of the model's lanes.
+        ahead: jobs of its own lane before it.
+    """
+    rank = Priority(row["priority"]).rank
+    before = ahead
+    for lane in depths:
+        theirs = Priority(lane["priority"]).rank
+        if theirs < rank:
+            before += lane["jobs"]
+        elif theirs == rank and lane["tenant"] != row["tenant"]:
+            before += min(lane["jobs"], ahead + 1)  # a turn each
+    return before + 1
+
+
+async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> int:
+    """Of a queued job. One deep in a long lane is placed by its age, instead of counting all that came before."""
+    depths = [r._mapping for r in await session.execute(lanes.depths(row["model"]))]
+    ahead: int = (await session.execute(lanes.ahead_in_lane(row))).scalar_one()
+    if ahead >= lanes.AHEAD_MAX:
+        own = next((d["jobs"] for d in depths if d["priority"] == row["priority"] and d["tenant"] == row["tenant"]), 0)
+        first = await session.execute(lanes.oldest([(row["model"], row["priority"], row["tenant"])]))
+        oldest = first.first()
+        age = (datetime.now(UTC) - row["queued_at"]).total_seconds()
+        share = 1 - age / float(oldest.seconds) if oldest is not None and oldest.seconds else 1.0
+        ahead = max(ahead, int(own * min(1.0, max(0.0, share))) - 1)
+    return place(row, depths, ahead)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How forecasts of a model's jobs turned out: quantiles of actual over forecast."""
+
+    count: int = 0
+    low: float = 1.0  # a tenth of the jobs were done sooner
+    middle: float = 1.0
+    high: float = 1.0  # a tenth took longer
+
+    @classmethod
+    def of(cls, outcomes: Sequence[tuple[float, float]]) -> Calibration:
+        """From (forecast, actual) seconds."""
+        ratios = sorted(actual / forecast for forecast, actual in outcomes if forecast > 0)
+        if len(ratios) < OUTCOMES_MIN:
+            return cls(len(ratios))
+        tenths = quantiles(ratios, n=10)
+        return cls(len(ratios), tenths[0], tenths[4], tenths[8])
+
+    def range_of(self, eta: float | None) -> list[float] | None:
+        """Where eight jobs of ten with this estimate end; None before enough were measured."""
+        if eta is None or self.count < OUTCOMES_MIN:
+            return None
+        return [round(eta * self.low, 1), round(eta * self.high, 1)]
+
+
+class Forecasts:
+    """The calibration of each model, read anew every few seconds; and which forecasts are stored."""
+
+    def __init__(self, database: AsyncDatabase) -> None:
+        self._database = database
+        self._known: dict[str, tuple[float, Calibration]] = {}
+        self._stored_at = float("-inf")
+
+    async def calibration(self, model: str) -> Calibration:
+        read_at, known = self._known.get(model, (float("-inf"), Calibration()))
+        if time.monotonic() - read_at < CALIBRATION_SECONDS:
+            return known
+        self._known[model] = (time.monotonic(), known)  # others need not ask at the same time
+        async with self._database.read() as session:
+            rows = (await session.execute(lanes.outcomes(model, within_seconds=OUTCOMES_SECONDS))).all()
+        known = Calibration.of([(float(r.forecast), float(r.actual)) for r in rows])
+        self._known[model] = (time.monotonic(), known)
+        return known
+
+    async def store(self, job_id: str, eta: float | None) -> None:
+        """Keep a forecast for comparison; a few a second are enough."""
+        if eta is None or time.monotonic() - self._stored_at < STORE_EVERY_SECONDS:
+            return
+        self._stored_at = time.monotonic()
+        async with self._database.write() as session:
+            await session.execute(queries.note_forecast(job_id, eta))
 
 
 async def eta_seconds(
@@ -75,9 +172,11 @@ async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], st
     """What a job that was prepared would take."""
     params = SamplingParams.from_json(values["params"])
     fewest, most = forwards_of(params)
-    now = {**values, "queued_at": datetime.now(UTC)}
+    moments = [m for m in (values["start_by"], values["complete_by"]) if m is not None]
+    deadline = min(moments, default=None)
+    now = {**values, "queued_at": datetime.now(UTC), "deadline": deadline}
     async with database.read() as session:
-        position = (await session.execute(queries.queue_position(now))).scalar_one() + 1
+        position = await queue_position(session, now)
         live = await session.execute(serving.live_workers(stale_seconds=stale_seconds, model=values["model"]))
         workers = [w._mapping for w in live]
     run = run_seconds(most, workers)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Executable, Interval, Select, Update, case, extract, func, literal, select, update
+from sqlalchemy import Executable, Interval, Select, Update, func, literal, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.jobs.repository import ATTEMPTS, JOBS
-from shared.jobs.status import JobStatus, Priority
+from shared.jobs.status import JobStatus
 
 _J = JOBS.c
 # A job without its prompt and body, which only its owner's replay needs.
@@ -18,7 +18,7 @@ PUBLIC = [
     _J.id, _J.tenant, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.created_at,
     _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage, _J.timing,
     _J.diffusion, _J.params, _J.cancel_requested, _J.life, _J.start_by, _J.complete_by, _J.max_run_seconds,
-    _J.retain_seconds, _J.purged_at, _J.replay_of, _J.revision, _J.tokens,
+    _J.retain_seconds, _J.purged_at, _J.replay_of, _J.revision, _J.tokens, _J.deadline,
 ]  # fmt: skip
 
 
@@ -51,11 +51,6 @@ def same_request(tenant: str, request_hash: str, within_seconds: float) -> Selec
         .order_by(_J.created_at.desc())
         .limit(1)
     )  # fmt: skip
-
-
-def mark_unpushed(job_id: str) -> Update:
-    """The push failed: let the next sweep do it."""
-    return update(JOBS).where(_J.id == job_id, _J.status == JobStatus.QUEUED.value).values(pushed_at=None)
 
 
 def get(job_id: str, tenant: str) -> Select[Any]:
@@ -100,38 +95,9 @@ def list_jobs(
     return query.order_by(_J.id.desc()).limit(limit + 1)
 
 
-def _rank() -> Any:
-    return case({p.value: p.rank for p in Priority}, value=_J.priority, else_=len(Priority))
-
-
-def queue_position(row: Mapping[Any, Any], limit: int = 10_000) -> Select[Any]:
-    """How many queued jobs of the model come before this one, counted to `limit` at most."""
-    rank = Priority(row["priority"]).rank
-    ahead = (
-        select(_J.id)
-        .where(_J.model == row["model"], _J.status == JobStatus.QUEUED.value)
-        .where((_rank() < rank) | ((_rank() == rank) & (_J.queued_at < row["queued_at"])))
-        .limit(limit)
-        .subquery()
-    )
-    return select(func.count()).select_from(ahead)
-
-
-def queued_of(tenant: str) -> Select[Any]:
-    """(jobs, tokens) that a tenant has queued."""
-    return select(func.count(), func.coalesce(func.sum(_J.tokens), 0)).where(
-        _J.tenant == tenant, _J.status == JobStatus.QUEUED.value
-    )
-
-
-def queue_overview() -> Select[Any]:
-    """(model, priority, count, oldest age in seconds) of what is queued."""
-    age = extract("epoch", func.now() - func.min(_J.queued_at))
-    return (
-        select(_J.model, _J.priority, func.count().label("count"), age.label("oldest_seconds"))
-        .where(_J.status == JobStatus.QUEUED.value)
-        .group_by(_J.model, _J.priority)
-    )
+def note_forecast(job_id: str, seconds: float) -> Update:
+    """What the client was told when it submitted, to be compared with what came."""
+    return update(JOBS).where(_J.id == job_id, _J.forecast_seconds.is_(None)).values(forecast_seconds=seconds)
 
 
 def jobs_by_status() -> Select[Any]:

@@ -10,10 +10,11 @@ row back, the other nothing. `attempt` is the fence: a worker that lost its leas
     fail_attempt     running -> queued or failed            worker, fenced, counts a failure
     drain            running -> queued, no failure          worker that shuts down, fenced
     sweep_expired    running -> queued or an end            sweeper, leases that ran out
-    sweep_deadlines  queued|running -> expired              sweeper, deadlines that passed
     request_cancel   queued -> cancelled, running: a flag   API
     retry            failed|cancelled|expired -> queued     API, another life of the job
-    purge            input and output go, the row stays     API, sweeper (`retain_for`)
+    purge            input and output go, the row stays     API
+
+What the sweeper alone asks (deadlines, retention, lost messages) is in `shared.jobs.caretaking`.
 
 Times are the database's (`now()`), so clocks of machines need not agree. Who may move what: `shared.jobs.status`.
 """
@@ -31,7 +32,6 @@ from sqlalchemy import (
     Table,
     Update,
     case,
-    delete,
     extract,
     func,
     insert,
@@ -41,12 +41,10 @@ from sqlalchemy import (
     or_,
     select,
     tuple_,
-    union_all,
     update,
     values,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.sql.dml import ReturningDelete
 
 from shared.db.tables import Attempt, Job
 from shared.jobs.status import RETRIABLE, AttemptOutcome, JobStatus, sources
@@ -86,20 +84,20 @@ MAX_RUN_ERROR = {
 }
 
 # A job that ended or went back has no holder; CHECK lease_while_running insists.
-_RELEASED: dict[str, Any] = {"lease_until": None, "worker_id": None}
+RELEASED: dict[str, Any] = {"lease_until": None, "worker_id": None}
 
 Pair = tuple[str, int]  # (job id, attempt): what a worker holds
 
 
-def _seconds(value: float) -> ColumnElement[Any]:
+def seconds(value: float) -> ColumnElement[Any]:
     return literal(timedelta(seconds=value), Interval)
 
 
-def _json(value: Mapping[str, Any]) -> ColumnElement[Any]:
+def json_value(value: Mapping[str, Any]) -> ColumnElement[Any]:
     return literal(dict(value), JSONB)
 
 
-def _move(moved: Update, **attempt: ColumnElement[Any]) -> Select[Any]:
+def move(moved: Update, **attempt: ColumnElement[Any]) -> Select[Any]:
     """Run `moved`, close the attempts of its rows, and SELECT id, attempt, model, priority, status as they are now."""
     rows = moved.returning(_J.id, _J.attempt, _J.model, _J.priority, _J.status, _J.error).cte("moved")
     outcome = attempt.get("outcome", rows.c.status)
@@ -132,16 +130,16 @@ def job_attempts(job_id: str) -> Select[Any]:
     return select(ATTEMPTS).where(_A.job_id == job_id).order_by(_A.attempt)
 
 
-def _start_by_passed() -> ColumnElement[bool]:
+def start_by_passed() -> ColumnElement[bool]:
     # A job that began in time and came back to the queue kept its promise.
     return func.coalesce(_J.start_by < func.now(), literal(False)) & _J.started_at.is_(None)
 
 
-def _complete_by_passed() -> ColumnElement[bool]:
+def complete_by_passed() -> ColumnElement[bool]:
     return func.coalesce(_J.complete_by < func.now(), literal(False))
 
 
-def _purge_after() -> ColumnElement[Any]:
+def purge_after() -> ColumnElement[Any]:
     """When a job that ends now is purged; NULL without retain_for."""
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _J.retain_seconds)
 
@@ -157,15 +155,15 @@ def claim(job_id: str, *, worker_id: str, lease_seconds: float, revision: str | 
             _J.id == job_id,
             _J.status.in_(sources(JobStatus.RUNNING)),
             ~_J.cancel_requested,
-            ~_start_by_passed(),
-            ~_complete_by_passed(),
+            ~start_by_passed(),
+            ~complete_by_passed(),
             or_(_J.pinned_revision.is_(None), _J.pinned_revision == revision),
         )
         .values(
             status=JobStatus.RUNNING.value,
             attempt=_J.attempt + 1,
             worker_id=worker_id,
-            lease_until=func.now() + _seconds(lease_seconds),
+            lease_until=func.now() + seconds(lease_seconds),
             started_at=func.now(),
             progress=null(),
             revision=revision,
@@ -215,7 +213,7 @@ def heartbeat(held: Mapping[Pair, Mapping[str, Any] | None], *, lease_seconds: f
         update(JOBS)
         .where(_J.id == beats.c.id, _J.attempt == beats.c.attempt, _J.status == JobStatus.RUNNING.value)
         .values(
-            lease_until=func.now() + _seconds(lease_seconds),
+            lease_until=func.now() + seconds(lease_seconds),
             # None arrives as JSON's null, so that the column has a type when all are None.
             progress=func.coalesce(func.nullif(beats.c.progress, literal_column("'null'::jsonb")), _J.progress),
         )
@@ -237,43 +235,43 @@ def finish(
 ) -> Select[Any]:
     """running -> an end, by the holder of the attempt; nothing for a stale one. A success after complete_by is expired."""
     columns = {"result": result, "error": error, "usage": usage, "timing": timing, "diffusion": diffusion}
-    values: dict[str, Any] = {name: null() if value is None else _json(value) for name, value in columns.items()}
+    values: dict[str, Any] = {name: null() if value is None else json_value(value) for name, value in columns.items()}
     values["status"] = status.value
     if status is JobStatus.SUCCEEDED:
-        late = _complete_by_passed()
+        late = complete_by_passed()
         values["status"] = case((late, JobStatus.EXPIRED.value), else_=status.value)
         values["result"] = case((late, null()), else_=values["result"])
-        values["error"] = case((late, _json(COMPLETE_BY_ERROR)), else_=null())
-    return _move(
+        values["error"] = case((late, json_value(COMPLETE_BY_ERROR)), else_=null())
+    return move(
         update(JOBS)
         .where(*_one_held(job_id, attempt, status))
         .values(
             finished_at=func.now(),
-            purge_after=_purge_after(),
-            **_RELEASED,
+            purge_after=purge_after(),
+            **RELEASED,
             **values,
-            **({} if progress is None else {"progress": _json(progress)}),
+            **({} if progress is None else {"progress": json_value(progress)}),
         )
     )
 
 
 def fail_attempt(job_id: str, attempt: int, *, error: Mapping[str, Any]) -> Select[Any]:
     """A retryable failure: back to queued, or failed when that was the last; cancelled if somebody asked for it."""
-    return _move(
+    return move(
         _give_back(
             update(JOBS).where(*_one_held(job_id, attempt, JobStatus.QUEUED)),
             exhausted=_J.failures + 1 >= _J.max_attempts,
             failures=_J.failures + 1,
-            error=_json(error),
+            error=json_value(error),
         ),
         outcome=literal(AttemptOutcome.FAILED.value),
-        error=_json(error),
+        error=json_value(error),
     )
 
 
 def drain(pairs: Sequence[Pair]) -> Select[Any]:
     """running -> queued for a worker that shuts down; no failure is counted. Push the returned ones after COMMIT."""
-    return _move(
+    return move(
         _give_back(update(JOBS).where(_J.status == JobStatus.RUNNING.value, _held(pairs))),
         outcome=literal(AttemptOutcome.DRAINED.value),
         error=null(),
@@ -290,15 +288,15 @@ def sweep_expired(*, limit: int = SWEEP_BATCH) -> Select[Any]:
         .with_for_update(skip_locked=True)
         .cte("expired_leases")
     )
-    return _move(
+    return move(
         _give_back(
             update(JOBS).where(_J.id == expired.c.id, _J.status == JobStatus.RUNNING.value),
             exhausted=_J.failures + 1 >= _J.max_attempts,
             failures=_J.failures + 1,
-            error=_json(WORKER_LOST_ERROR),
+            error=json_value(WORKER_LOST_ERROR),
         ),
         outcome=literal(AttemptOutcome.LOST.value),
-        error=_json(WORKER_LOST_ERROR),
+        error=json_value(WORKER_LOST_ERROR),
     )
 
 
@@ -311,8 +309,8 @@ def _give_back(
 ) -> Update:
     """What running -> queued writes, with its ways out: cancelled (asked for), expired (late), failed (no attempts left)."""
     ends: list[tuple[ColumnElement[bool], JobStatus, ColumnElement[Any]]] = [
-        (_J.cancel_requested, JobStatus.CANCELLED, _json(CANCELLED_ERROR)),
-        (_complete_by_passed(), JobStatus.EXPIRED, _json(COMPLETE_BY_ERROR)),
+        (_J.cancel_requested, JobStatus.CANCELLED, json_value(CANCELLED_ERROR)),
+        (complete_by_passed(), JobStatus.EXPIRED, json_value(COMPLETE_BY_ERROR)),
     ]
     if exhausted is not None and error is not None:
         ends.append((exhausted, JobStatus.FAILED, error))
@@ -321,12 +319,12 @@ def _give_back(
         status=case(*((when, status.value) for when, status, _ in ends), else_=JobStatus.QUEUED.value),
         error=case(*((when, why) for when, _, why in ends), else_=null()),
         finished_at=case((over, func.now()), else_=null()),
-        purge_after=case((over, _purge_after()), else_=null()),
+        purge_after=case((over, purge_after()), else_=null()),
         queued_at=case((over, _J.queued_at), else_=func.now()),
         pushed_at=null(),
         progress=null(),
         failures=_J.failures if failures is None else failures,
-        **_RELEASED,
+        **RELEASED,
     )
 
 
@@ -342,49 +340,11 @@ def request_cancel(job_id: str) -> Update:
         .values(
             status=case((queued, JobStatus.CANCELLED.value), else_=_J.status),
             finished_at=case((queued, func.now()), else_=_J.finished_at),
-            purge_after=case((queued, _purge_after()), else_=_J.purge_after),
-            error=case((queued, _json(CANCELLED_ERROR)), else_=_J.error),
+            purge_after=case((queued, purge_after()), else_=_J.purge_after),
+            error=case((queued, json_value(CANCELLED_ERROR)), else_=_J.error),
             cancel_requested=True,
         )
         .returning(_J.id, _J.status)
-    )
-
-
-def sweep_deadlines(*, grace_seconds: float, limit: int = SWEEP_BATCH) -> Select[Any]:
-    """queued -> expired for jobs that nobody began, or finished, in time; running -> expired should the worker not.
-
-    Args:
-        grace_seconds: what a worker gets beyond the deadline to end its job itself, with what it has measured.
-    """
-    queued, running = JobStatus.QUEUED.value, JobStatus.RUNNING.value
-    overdue = _J.complete_by < func.now() - _seconds(grace_seconds)
-    ran_out = _J.started_at + func.make_interval(0, 0, 0, 0, 0, 0, _J.max_run_seconds) < func.now() - _seconds(
-        grace_seconds
-    )
-    late = union_all(
-        select(_J.id).where(_J.status == queued, _J.start_by < func.now(), _J.started_at.is_(None)).limit(limit),
-        select(_J.id).where(_J.status == queued, _J.complete_by < func.now()).limit(limit),
-        select(_J.id).where(_J.status == running, or_(overdue, ran_out)).limit(limit),
-    ).subquery()
-    still = or_(
-        (_J.status == queued) & or_(_start_by_passed(), _complete_by_passed()),
-        (_J.status == running) & func.coalesce(or_(overdue, ran_out), literal(False)),
-    )
-    why = case(
-        ((_J.status == queued) & ~_complete_by_passed(), _json(START_BY_ERROR)),
-        (_complete_by_passed(), _json(COMPLETE_BY_ERROR)),
-        else_=_json(MAX_RUN_ERROR),
-    )
-    return _move(
-        update(JOBS)
-        .where(_J.id.in_(select(late.c.id)), _J.status.in_((queued, running)), still)
-        .values(
-            status=JobStatus.EXPIRED.value,
-            error=why,
-            finished_at=func.now(),
-            purge_after=_purge_after(),
-            **_RELEASED,
-        )
     )
 
 
@@ -423,7 +383,7 @@ def retry(job_id: str, tenant: str, *, deadlines: Mapping[str, Any] | None = Non
     )  # fmt: skip
 
 
-_PURGED: dict[str, Any] = {
+PURGED: dict[str, Any] = {
     "body": literal({}, JSONB),
     "params": literal({}, JSONB),
     "prompt_token_ids": literal_column("'{}'::integer[]"),
@@ -439,33 +399,9 @@ def purge(job_id: str, tenant: str) -> Update:
     return (
         update(JOBS)
         .where(_J.id == job_id, _J.tenant == tenant, _J.finished_at.is_not(None), _J.purged_at.is_(None))
-        .values(**_PURGED)
+        .values(**PURGED)
         .returning(_J.id)
     )
-
-
-def purge_due(*, limit: int = SWEEP_BATCH) -> Update:
-    """The same for jobs whose `retain_for` is over, a batch at a time."""
-    due = (
-        select(_J.id)
-        .where(_J.purge_after < func.now(), _J.purged_at.is_(None))
-        .order_by(_J.purge_after)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return update(JOBS).where(_J.id.in_(due)).values(**_PURGED).returning(_J.id)
-
-
-def delete_old(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> ReturningDelete[Any]:
-    """Forget even the ledger rows of jobs that ended long ago, a batch at a time; their attempts go with them."""
-    old = (
-        select(_J.id)
-        .where(_J.finished_at < func.now() - _seconds(older_than_seconds))
-        .order_by(_J.finished_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return delete(JOBS).where(_J.id.in_(old)).returning(_J.id)
 
 
 def mark_pushed(job_ids: Sequence[str]) -> Update:
@@ -473,46 +409,3 @@ def mark_pushed(job_ids: Sequence[str]) -> Update:
     return (
         update(JOBS).where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value).values(pushed_at=func.now())
     )
-
-
-def queued_counts() -> Select[Any]:
-    """(model, priority, count) of the queued jobs: what the queues' lengths are compared with."""
-    return (
-        select(_J.model, _J.priority, func.count().label("count"))
-        .where(_J.status == JobStatus.QUEUED.value)
-        .group_by(_J.model, _J.priority)
-    )
-
-
-def repush_candidates(
-    model: str, priority: str, *, unpushed_after_seconds: float, repush_after_seconds: float, limit: int
-) -> Select[Any]:
-    """(id, model, priority) of queued jobs whose message may be missing: never pushed, or pushed long ago.
-
-    The first bound leaves the API the moment between its COMMIT and its push.
-    """
-    return (
-        select(_J.id, _J.model, _J.priority)
-        .where(
-            _J.status == JobStatus.QUEUED.value,
-            _J.model == model,
-            _J.priority == priority,
-            or_(
-                _J.pushed_at.is_(None) & (_J.queued_at < func.now() - _seconds(unpushed_after_seconds)),
-                _J.pushed_at < func.now() - _seconds(repush_after_seconds),
-            ),
-        )
-        .order_by(_J.pushed_at.asc().nulls_first(), _J.queued_at)
-        .limit(limit)
-    )
-
-
-def forget_idempotency_keys(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> Update:
-    """Free the idempotency keys of old jobs, so that they may be used anew."""
-    old = (
-        select(_J.id)
-        .where(_J.idempotency_key.is_not(None), _J.created_at < func.now() - _seconds(older_than_seconds))
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    return update(JOBS).where(_J.id.in_(old)).values(idempotency_key=null()).returning(_J.id)

@@ -28,12 +28,12 @@ from shared.db.session import AsyncDatabase
 from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound, TooManyRequests
 from shared.events import DoneWaiter, publish_cancel, publish_done
 from shared.ids import is_id, new_id
-from shared.jobs import queries, repository
+from shared.jobs import lanes, queries, repository
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.requests import ParsedRequest, parse
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.keys.principal import Limits, Principal
-from shared.queue.messages import push
+from shared.queue.window import PushWindow
 from shared.served_models import ServedModels
 from shared.settings import Settings
 
@@ -94,6 +94,7 @@ class JobService:
         self._models = models
         self._waiter = waiter
         self._settings = settings
+        self._window = PushWindow(client)
         self._depths: dict[str, tuple[float, int, int]] = {}
 
     async def prepare(self, submission: Submission) -> Prepared:
@@ -131,8 +132,6 @@ class JobService:
             "tokens": len(ids) + params.max_tokens * params.n,
             "max_attempts": self._settings.max_attempts,
             **submission.deadlines.columns(),
-            # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
-            "pushed_at": datetime.now(UTC),
         }
         limits = submission.principal.limits
         return Prepared(values["id"], request, values, submission.automatic_retry, limits)
@@ -149,13 +148,31 @@ class JobService:
             if (found := await self._earlier(prepared)) is not None:
                 return Accepted(found, created=False)
             await self._check_depth(values["tenant"], values["tokens"], prepared.limits)
-            async with self._database.write() as session:
-                created = (await session.execute(queries.insert_job(values))).one_or_none()
-            if created is not None:
-                await self._push(prepared.id, values["model"], values["priority"])
+            if await self._insert(values):
                 return Accepted(prepared.id, created=True)
             # Lost a race for the key: the winner's row is there now (or its key was freed just then).
         raise Conflict("the Idempotency-Key is being used by another request; try again", param="Idempotency-Key")
+
+    async def _insert(self, values: dict[str, Any]) -> bool:
+        """Store the row and push its message, or leave that to the dispatcher; False when the key is taken."""
+        model, priority = values["model"], values["priority"]
+        push = await self._window.reserve(model, priority)
+        try:
+            # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
+            values = {**values, "pushed_at": datetime.now(UTC) if push else None}
+            async with self._database.write() as session:
+                created = (await session.execute(queries.insert_job(values))).one_or_none()
+            if created is None:
+                return False
+            if push and not await self._window.push(values["id"], model, priority):
+                async with self._database.write() as session:
+                    await session.execute(lanes.untake([values["id"]]))
+        finally:
+            if push:
+                self._window.release(model, priority)
+        if not push:
+            await self._window.leave(model, priority)
+        return True
 
     async def _earlier(self, prepared: Prepared) -> str | None:
         values = prepared.values
@@ -184,7 +201,7 @@ class JobService:
         read_at, jobs, waiting = self._depths.get(tenant, (float("-inf"), 0, 0))
         if time.monotonic() - read_at > DEPTH_SECONDS:
             async with self._database.read() as session:
-                jobs, waiting = (await session.execute(queries.queued_of(tenant))).one()
+                jobs, waiting = (int(n) for n in (await session.execute(lanes.queued_of(tenant))).one())
             read_at = time.monotonic()
         if limits.queued_jobs is not None and jobs + 1 > limits.queued_jobs:
             raise TooManyRequests(f"{jobs} jobs are queued and {limits.queued_jobs} may be; wait until some are done")
@@ -194,14 +211,6 @@ class JobService:
                 "wait until some are done"
             )
         self._depths[tenant] = (read_at, jobs + 1, waiting + tokens)
-
-    async def _push(self, job_id: str, model: str, priority: str) -> None:
-        try:
-            await push(self._redis, job_id, model=model, priority=priority)
-        except (RedisError, OSError) as exc:
-            _log.warning("push_failed", job_id=job_id, error=type(exc).__name__)  # the sweeper does it
-            async with self._database.write() as session:
-                await session.execute(queries.mark_unpushed(job_id))
 
     async def get(self, job_id: str, tenant: str) -> Row[Any]:
         """The job's row. Raises JobNotFound."""
@@ -243,7 +252,7 @@ class JobService:
             if row.status == JobStatus.SUCCEEDED:
                 raise Conflict("the job succeeded, which is final; replay makes a new job of it", code="job_succeeded")
             raise Conflict(f"the job is {row.status}; only a job that is over can be retried", code="job_not_done")
-        await self._push(job_id, moved.model, moved.priority)
+        await self._window.leave(moved.model, moved.priority)  # behind those that wait
         return await self.get(job_id, principal.tenant)
 
     async def prepare_replay(self, job_id: str, principal: Principal) -> Prepared:
@@ -274,7 +283,6 @@ class JobService:
             "request_hash": None,
             "pinned_revision": row.revision,
             "replay_of": row.id,
-            "pushed_at": datetime.now(UTC),
         }  # fmt: skip
         request = parse(row.endpoint, row.body, streaming=True)
         return Prepared(values["id"], request, values, automatic_retry=False, limits=principal.limits)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -74,6 +74,7 @@ def job_object(
     *,
     queue_position: int | None = None,
     eta_seconds: float | None = None,
+    eta_range_seconds: Sequence[float] | None = None,
     original: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The job object. Times are Unix seconds, durations milliseconds.
@@ -105,6 +106,7 @@ def job_object(
         "cancel_requested": row["cancel_requested"],
         "queue_position": queue_position if row["status"] == JobStatus.QUEUED else None,
         "eta_seconds": None if done else eta_seconds,
+        "eta_range_seconds": None if done else eta_range_seconds,
         "progress": row["progress"],
         "result": row["result"],
         "error": row["error"],

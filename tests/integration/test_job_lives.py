@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from shared import serving
-from shared.jobs import repository
+from shared.jobs import caretaking, repository
 from shared.jobs.status import JobStatus
 from shared.model_card import ModelCard
 from tests.integration.conftest import Jobs, Served, WorkerProcess, eventually
@@ -236,8 +236,8 @@ def test_old_ledger_rows_are_forgotten_in_batches(jobs: Jobs) -> None:
     keep = jobs.submit(push=0)
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET finished_at = now() - interval '2 days' WHERE finished_at IS NOT NULL"))
-    assert len(jobs.execute(repository.delete_old(older_than_seconds=86_400, limit=2))) == 2
-    assert len(jobs.execute(repository.delete_old(older_than_seconds=86_400, limit=2))) == 1
+    assert len(jobs.execute(caretaking.delete_old(older_than_seconds=86_400, limit=2))) == 2
+    assert len(jobs.execute(caretaking.delete_old(older_than_seconds=86_400, limit=2))) == 1
     assert jobs.row(keep).status == "queued"
 
 
@@ -257,8 +257,8 @@ def test_the_sweeper_ends_what_its_worker_does_not(jobs: Jobs) -> None:
     jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=3600))
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET max_run_seconds = 5, started_at = now() - interval '10 s'"))
-    assert jobs.execute(repository.sweep_deadlines(grace_seconds=30)) == []  # the worker's own turn first
-    assert [r.status for r in jobs.execute(repository.sweep_deadlines(grace_seconds=1))] == ["expired"]
+    assert jobs.execute(caretaking.sweep_deadlines(grace_seconds=30)) == []  # the worker's own turn first
+    assert [r.status for r in jobs.execute(caretaking.sweep_deadlines(grace_seconds=1))] == ["expired"]
     assert jobs.row(job_id).error["code"] == "max_run_seconds_exceeded"
     assert jobs.execute(repository.finish(job_id, 1, JobStatus.SUCCEEDED, result={"a": 1})) == []
 
@@ -269,7 +269,7 @@ def test_a_job_that_began_in_time_keeps_its_promise(jobs: Jobs) -> None:
     jobs.execute(repository.drain([(job_id, 1)]))
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET start_by = now() - interval '1 s'"))
-    assert jobs.execute(repository.sweep_deadlines(grace_seconds=0)) == []
+    assert jobs.execute(caretaking.sweep_deadlines(grace_seconds=0)) == []
     assert len(jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60))) == 1
 
 

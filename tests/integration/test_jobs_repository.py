@@ -12,7 +12,7 @@ from sqlalchemy import text
 
 from shared import serving
 from shared.db.session import AsyncDatabase
-from shared.jobs import repository
+from shared.jobs import caretaking, repository
 from shared.jobs.status import TERMINAL, TRANSITIONS, JobStatus
 from shared.model_card import ModelCard
 from tests.integration.conftest import Jobs
@@ -122,7 +122,7 @@ MOVES = {
     "cancel": repository.request_cancel,
     "sweep": lambda j: repository.sweep_expired(),
     "expire": lambda j: repository.finish(j, 1, JobStatus.EXPIRED, error=repository.MAX_RUN_ERROR),
-    "deadlines": lambda j: repository.sweep_deadlines(grace_seconds=0),
+    "deadlines": lambda j: caretaking.sweep_deadlines(grace_seconds=0),
     "retry": lambda j: repository.retry(j, "anonymous"),
     "purge": lambda j: repository.purge(j, "anonymous"),
 }
@@ -149,10 +149,11 @@ def test_repush_candidates(jobs: Jobs) -> None:
     jobs.execute(repository.mark_pushed([fresh, old]).returning(repository.JOBS.c.id))
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET pushed_at = now() - interval '60 s' WHERE id = :id"), {"id": old})
-    found = jobs.execute(
-        repository.repush_candidates(jobs.model, "normal", unpushed_after_seconds=2, repush_after_seconds=15, limit=10)
-    )
-    assert [row.id for row in found] == [never, old]
+    found = jobs.execute(caretaking.repush_candidates(jobs.model, "normal", repush_after_seconds=15, limit=10))
+    assert [row.id for row in found] == [old]  # what was never pushed is the dispatcher's
+    assert never not in [row.id for row in found]
+    counts = jobs.execute(caretaking.pushed_counts())
+    assert [(row.model, row.priority, row.count) for row in counts] == [(jobs.model, "normal", 2)]
 
 
 def test_idempotency_keys_are_freed_after_a_day(jobs: Jobs) -> None:
@@ -160,7 +161,7 @@ def test_idempotency_keys_are_freed_after_a_day(jobs: Jobs) -> None:
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET idempotency_key = id"))
         session.execute(text("UPDATE jobs SET created_at = now() - interval '25 h' WHERE id = :id"), {"id": old})
-    assert [r.id for r in jobs.execute(repository.forget_idempotency_keys(older_than_seconds=86_400))] == [old]
+    assert [r.id for r in jobs.execute(caretaking.forget_idempotency_keys(older_than_seconds=86_400))] == [old]
     assert jobs.row(new).idempotency_key == new
 
 
@@ -179,7 +180,7 @@ def test_the_same_statements_serve_asyncpg(jobs: Jobs) -> None:
             await session.execute(repository.mark_pushed([other]))
             assert (await session.execute(repository.sweep_expired())).all() == []
         async with database.read() as session:
-            assert (await session.execute(repository.queued_counts())).all() == []
+            assert (await session.execute(caretaking.pushed_counts())).all() == []
         await database.dispose()
 
     asyncio.run(main())

@@ -1,7 +1,8 @@
 """All tables; importing this module fills `Base.metadata`."""
 
+from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
 from shared.db.tables.serving import Model, Worker
 
-__all__ = ["ApiKey", "Attempt", "Job", "Model", "Worker"]
+__all__ = ["ApiKey", "Attempt", "Job", "Lane", "LaneDelta", "Model", "Queue", "Worker"]

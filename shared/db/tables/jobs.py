@@ -5,7 +5,20 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ARRAY, Boolean, CheckConstraint, DateTime, Double, ForeignKey, Index, Integer, Text, func, text
+from sqlalchemy import (
+    ARRAY,
+    Boolean,
+    CheckConstraint,
+    Computed,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -58,6 +71,11 @@ class Job(Base):
     life: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # an explicit retry begins another
     start_by: Mapped[datetime | None] = mapped_column(Timestamp)
     complete_by: Mapped[datetime | None] = mapped_column(Timestamp)
+    # The next that may pass: among its tenant's jobs of a queue, those with a deadline go first.
+    deadline: Mapped[datetime | None] = mapped_column(
+        Timestamp, Computed("LEAST(start_by, complete_by)", persisted=True)
+    )
+    forecast_seconds: Mapped[float | None] = mapped_column(Double)  # from submission to end, as told when it came
     max_run_seconds: Mapped[float | None] = mapped_column(Double)  # of one attempt
     retain_seconds: Mapped[float | None] = mapped_column(Double)  # from the end to the purge
     purge_after: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -92,7 +110,23 @@ class Job(Base):
             unique=True,
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
-        Index("ix_jobs_queued", "model", "queued_at", postgresql_where=text("status = 'queued'")),
+        Index(
+            "ix_jobs_lane",
+            "model",
+            "priority",
+            "tenant",
+            "deadline",
+            "queued_at",
+            "id",
+            postgresql_where=text("status = 'queued'"),
+        ),
+        Index(
+            "ix_jobs_pushed",
+            "model",
+            "priority",
+            "pushed_at",
+            postgresql_where=text("status = 'queued' AND pushed_at IS NOT NULL"),
+        ),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("status = 'running'")),
         Index("ix_jobs_start_by", "start_by", postgresql_where=text("status = 'queued' AND start_by IS NOT NULL")),
         Index(

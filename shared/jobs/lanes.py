@@ -1,0 +1,213 @@
+"""All SQL of the dispatcher: what is queued per lane, the candidates of a round, and what the round writes.
+
+Each costs the same whether a thousand jobs wait or a million: sums come from `lanes` and the few `lane_deltas` that nobody has
+summed up yet, candidates from the first entries of an index (`ix_jobs_lane`), a few per lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, cast
+
+from sqlalchemy import (
+    Delete,
+    Executable,
+    Interval,
+    Select,
+    Table,
+    Update,
+    case,
+    delete,
+    extract,
+    func,
+    lateral,
+    literal,
+    select,
+    true,
+    tuple_,
+    union_all,
+    update,
+    values,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from shared.db.tables import ApiKey, Lane, LaneDelta, Queue
+from shared.jobs.repository import JOBS
+from shared.jobs.status import JobStatus
+
+LANES = cast(Table, Lane.__table__)
+DELTAS = cast(Table, LaneDelta.__table__)
+QUEUES = cast(Table, Queue.__table__)
+KEYS = cast(Table, ApiKey.__table__)
+_J, _L, _D, _Q = JOBS.c, LANES.c, DELTAS.c, QUEUES.c
+ROLLUP_BATCH = 20_000
+AHEAD_MAX = 1_000  # jobs of one's own lane that are counted one by one
+
+
+def roll_up() -> Executable:
+    """Move what changed into `lanes`; two at once share the work."""
+    some = select(_D.id).order_by(_D.id).limit(ROLLUP_BATCH).with_for_update(skip_locked=True)
+    gone = delete(DELTAS).where(_D.id.in_(some)).returning(*DELTAS.c).cte("gone")
+    sums = (
+        select(gone.c.model, gone.c.priority, gone.c.tenant, func.sum(gone.c.jobs), func.sum(gone.c.tokens))
+        .group_by(gone.c.model, gone.c.priority, gone.c.tenant)
+        .order_by(gone.c.model, gone.c.priority, gone.c.tenant)  # always locked in one order: no deadlock
+    )
+    adding = insert(LANES).from_select(["model", "priority", "tenant", "jobs", "tokens"], sums)
+    return adding.on_conflict_do_update(
+        index_elements=[_L.model, _L.priority, _L.tenant],
+        set_={"jobs": _L.jobs + adding.excluded.jobs, "tokens": _L.tokens + adding.excluded.tokens},
+    )
+
+
+def forget_idle_lanes() -> Delete:
+    """Lanes that are empty and have no turn to wait for; they begin anew as if they had never been."""
+    behind = select(_Q.clock).where(_Q.model == _L.model, _Q.priority == _L.priority).scalar_subquery()
+    return delete(LANES).where(_L.jobs <= 0, _L.clock <= func.coalesce(behind, 0.0))
+
+
+def _now() -> Any:
+    """Lanes with what was not summed up yet."""
+    return union_all(
+        select(_L.model, _L.priority, _L.tenant, _L.jobs, _L.tokens),
+        select(_D.model, _D.priority, _D.tenant, _D.jobs, _D.tokens),
+    ).subquery("lanes_now")
+
+
+def queued_of(tenant: str) -> Select[Any]:
+    """(jobs, tokens) that a tenant has queued."""
+    now = _now()
+    return select(func.coalesce(func.sum(now.c.jobs), 0), func.coalesce(func.sum(now.c.tokens), 0)).where(
+        now.c.tenant == tenant
+    )
+
+
+def depths(model: str | None = None) -> Select[Any]:
+    """(model, priority, tenant, jobs, tokens) of every lane that has jobs; of one model or of all."""
+    now = _now()
+    jobs = func.sum(now.c.jobs)
+    return (
+        select(now.c.model, now.c.priority, now.c.tenant, jobs.label("jobs"), func.sum(now.c.tokens).label("tokens"))
+        .where(true() if model is None else now.c.model == model)
+        .group_by(now.c.model, now.c.priority, now.c.tenant)
+        .having(jobs > 0)
+    )
+
+
+def oldest(pairs: Sequence[tuple[str, str, str]]) -> Select[Any]:
+    """(model, priority, tenant, seconds) since the first job of each lane without a deadline came."""
+    wanted = values(_L.model, _L.priority, _L.tenant, name="wanted").data(list(pairs))
+    first = lateral(
+        select(_J.queued_at)
+        .where(
+            _J.model == wanted.c.model, _J.priority == wanted.c.priority, _J.tenant == wanted.c.tenant,
+            _J.status == JobStatus.QUEUED.value, _J.deadline.is_(None),
+        )
+        .order_by(_J.queued_at)
+        .limit(1)
+    )  # fmt: skip
+    return select(
+        wanted.c.model,
+        wanted.c.priority,
+        wanted.c.tenant,
+        extract("epoch", func.now() - first.c.queued_at).label("seconds"),
+    ).join_from(wanted, first, true())
+
+
+def ahead_in_lane(row: Mapping[Any, Any]) -> Select[Any]:
+    """How many jobs of the same lane come before this one, counted to `AHEAD_MAX`."""
+    lane = (
+        _J.model == row["model"], _J.priority == row["priority"], _J.tenant == row["tenant"],
+        _J.status == JobStatus.QUEUED.value,
+    )  # fmt: skip
+    mine = (row["queued_at"], row["id"])
+    if row["deadline"] is not None:
+        before = select(_J.id).where(*lane, tuple_(_J.deadline, _J.queued_at, _J.id) < tuple_(row["deadline"], *mine))
+        return select(func.count()).select_from(before.limit(AHEAD_MAX).subquery())
+    urgent = select(_J.id).where(*lane, _J.deadline.is_not(None)).limit(AHEAD_MAX)
+    earlier = select(_J.id).where(*lane, _J.deadline.is_(None), tuple_(_J.queued_at, _J.id) < tuple_(*mine))
+    return select(func.count()).select_from(union_all(urgent, earlier.limit(AHEAD_MAX)).subquery())
+
+
+def ensure_queue(model: str, priority: str) -> Executable:
+    return insert(QUEUES).values(model=model, priority=priority).on_conflict_do_nothing()
+
+
+def lock_queue(model: str, priority: str) -> Select[Any]:
+    """The queue's clock; nothing while another process dispatches from it."""
+    return select(_Q.clock).where(_Q.model == model, _Q.priority == priority).with_for_update(skip_locked=True)
+
+
+def candidates(model: str, priority: str, *, clock: float, lanes: int, per_lane: int) -> Select[Any]:
+    """(tenant, clock, weight, id): the first jobs that have no message yet, of the lanes whose turns come first."""
+    weights = (
+        select(KEYS.c.tenant, func.max(KEYS.c.weight).label("weight"))
+        .where(KEYS.c.revoked_at.is_(None))
+        .group_by(KEYS.c.tenant)
+        .subquery("weights")
+    )
+    first = (
+        select(_L.tenant, _L.clock, func.coalesce(weights.c.weight, 1).label("weight"))
+        .join_from(LANES, weights, weights.c.tenant == _L.tenant, isouter=True)
+        .where(_L.model == model, _L.priority == priority, _L.jobs > 0)
+        .order_by(func.greatest(_L.clock, clock), _L.tenant)
+        .limit(lanes)
+        .subquery("first")
+    )
+    jobs = lateral(
+        select(_J.id, _J.deadline, _J.queued_at)
+        .where(
+            _J.model == model, _J.priority == priority, _J.tenant == first.c.tenant,
+            _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None),
+        )
+        .order_by(_J.deadline, _J.queued_at, _J.id)
+        .limit(per_lane)
+    )  # fmt: skip
+    return (
+        select(first.c.tenant, first.c.clock, first.c.weight, jobs.c.id)
+        .join_from(first, jobs, true())
+        .order_by(first.c.tenant, jobs.c.deadline, jobs.c.queued_at, jobs.c.id)
+    )
+
+
+def take(job_ids: Sequence[str]) -> Update:
+    """Note that these jobs' messages are about to be pushed; returns the ids of those that still wait for one."""
+    return (
+        update(JOBS)
+        .where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None))
+        .values(pushed_at=func.now())
+        .returning(_J.id)
+    )
+
+
+def untake(job_ids: Sequence[str]) -> Update:
+    """Redis did not take them: another round may."""
+    return update(JOBS).where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value).values(pushed_at=None)
+
+
+def set_clocks(model: str, priority: str, lane_clocks: Mapping[str, float]) -> Update:
+    return (
+        update(LANES)
+        .where(_L.model == model, _L.priority == priority, _L.tenant.in_(list(lane_clocks)))
+        .values(clock=case(dict(lane_clocks), value=_L.tenant))
+    )
+
+
+def set_queue_clock(model: str, priority: str, clock: float) -> Update:
+    return update(QUEUES).where(_Q.model == model, _Q.priority == priority).values(clock=clock)
+
+
+def outcomes(model: str, *, within_seconds: float, limit: int = 200) -> Select[Any]:
+    """(forecast, actual) seconds of jobs that succeeded lately, newest first."""
+    actual = extract("epoch", _J.finished_at - _J.created_at)
+    return (
+        select(_J.forecast_seconds.label("forecast"), actual.label("actual"))
+        .where(
+            _J.finished_at > func.now() - literal(timedelta(seconds=within_seconds), Interval),
+            _J.status == JobStatus.SUCCEEDED.value, _J.model == model, _J.forecast_seconds.is_not(None),
+            _J.life == 1,
+        )
+        .order_by(_J.finished_at.desc())
+        .limit(limit)
+    )  # fmt: skip
