@@ -1,0 +1,210 @@
+"""deploy/kubernetes and deploy/helm: valid by Kubernetes' own schemas, and naming only what the program has.
+
+No cluster runs here, so each command, flag, port, path, probe and variable is looked up in the program; `tests/integration/
+test_deployment.py` runs the containers' commands as plain processes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from api.app import create_app
+from shared.settings import PREFIX, Settings, load_settings
+from tests.unit.test_compose import check_command, environment
+
+ROOT = Path(__file__).resolve().parents[2]
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+CHART = ROOT / "deploy" / "helm" / "vdiff"
+CRDS = json.loads((ROOT / "tests/data/crds/crds.json").read_text(encoding="utf-8"))
+VERSION = "1.34"
+_VALUE = re.compile(r"\{\{ \.Values\.([\w.]+) \}\}")
+
+
+def documents() -> list[tuple[str, dict[str, Any]]]:
+    files = sorted(f for f in KUBERNETES.rglob("*.yaml") if f.name != "kustomization.yaml")
+    return [
+        (f"{f.parent.name}/{f.name}:{d['kind']}:{d['metadata']['name']}", d)
+        for f in files
+        for d in yaml.safe_load_all(f.read_text(encoding="utf-8"))
+    ]
+
+
+DOCUMENTS = documents()
+NAMES = [name for name, _ in DOCUMENTS]
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, pod spec), of whatever makes pods."""
+    for name, d in DOCUMENTS:
+        if d["kind"] in ("Deployment", "Job"):
+            yield name, d["spec"]["template"]["spec"]
+        elif d["kind"] == "ServingRuntime":
+            yield name, {k: d["spec"][k] for k in ("containers", "volumes")}
+
+
+def containers() -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    return [(name, pod, c) for name, pod in pods() for c in pod["containers"]]
+
+
+CONTAINERS = containers()
+CONTAINER_NAMES = [name for name, _, _ in CONTAINERS]
+
+
+def words(container: dict[str, Any]) -> list[str]:
+    return [*container["command"], *container.get("args", ())]
+
+
+def variables(container: dict[str, Any]) -> dict[str, str]:
+    secrets = {"database-url": "postgresql://u:p@h/d", "redis-url": "redis://h/0", "api-key": "k"}
+    return {
+        e["name"]: e["value"] if "value" in e else secrets[e["valueFrom"]["secretKeyRef"]["key"]]
+        for e in container["env"]
+    }
+
+
+@pytest.mark.parametrize(("name", "document"), DOCUMENTS, ids=NAMES)
+def test_valid_by_its_schema(name: str, document: dict[str, Any]) -> None:
+    kind = f"{document['apiVersion']}/{document['kind']}"
+    if kind not in CRDS:
+        kubernetes_validate.validate(document, VERSION, strict=True)
+        return
+    jsonschema.Draft202012Validator(CRDS[kind]).validate(document["spec"])
+    for pod in (p for n, p in pods() if n == name):
+        as_pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}
+        kubernetes_validate.validate(as_pod, VERSION, strict=True)
+
+
+def test_the_schemas_refuse_what_does_not_exist() -> None:
+    deployment = next(d for _, d in DOCUMENTS if d["kind"] == "Deployment")
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(
+            {**deployment, "spec": {**deployment["spec"], "replicaz": 1}}, VERSION, strict=True
+        )
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"predictor": {"modle": {}}}, CRDS["serving.kserve.io/v1beta1/InferenceService"])
+
+
+@pytest.mark.parametrize(("name", "pod", "container"), CONTAINERS, ids=CONTAINER_NAMES)
+def test_command_and_settings_exist(name: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
+    check_command([word.partition("=")[0] for word in words(container)])
+    image = container["image"].partition(":")[0].removeprefix("vdiff-")
+    given = {**environment(ROOT / f"deploy/docker/Dockerfile.{image}"), **variables(container)}
+    settings = load_settings({k: v for k, v in given.items() if k.startswith(PREFIX)})
+    assert settings.database_url
+    flags = dict(word.split("=", 1) for word in words(container) if "=" in word)
+    port = int(flags.get("--port", settings.port))
+    host = flags.get("--host", settings.host)
+    for shown in container.get("ports", ()):
+        assert (shown["containerPort"], host) == (port, "0.0.0.0")
+        assert settings.api_key is not None
+
+
+@pytest.mark.parametrize(("name", "pod", "container"), CONTAINERS, ids=CONTAINER_NAMES)
+def test_container_is_unprivileged_and_writes_only_where_it_may(
+    name: str, pod: dict[str, Any], container: dict[str, Any]
+) -> None:
+    security = {**pod.get("securityContext", {}), **container["securityContext"]}
+    assert security["runAsNonRoot"] and security["readOnlyRootFilesystem"] and security["runAsUser"] == 10001
+    assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
+    mounted = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
+    assert set(mounted) == {v["name"] for v in pod["volumes"]} and "/tmp" in mounted.values()
+    if cache := variables(container).get("HF_HOME"):
+        assert cache in mounted.values()
+    assert container["resources"]["limits"]["memory"]
+
+
+@pytest.mark.parametrize(("name", "pod", "container"), CONTAINERS, ids=CONTAINER_NAMES)
+def test_probes_exist(name: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
+    app = create_app(load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0"))
+    paths = app.openapi()["paths"]
+    ports = {p.get("name", p["containerPort"]) for p in container.get("ports", ())} | {
+        p["containerPort"] for p in container.get("ports", ())
+    }
+    for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = container.get(kind)
+        if probe is None:
+            assert "migrate" in name or (kind == "livenessProbe" and "worker.yaml" in name), f"{name} has no {kind}"
+        elif "exec" in probe:
+            check_command(probe["exec"]["command"])
+        else:
+            assert probe["httpGet"]["path"] in paths and probe["httpGet"]["port"] in ports
+
+
+def test_a_pod_gets_the_time_that_draining_takes() -> None:
+    for name, pod in pods():
+        for container in pod["containers"]:
+            if words(container)[1] in ("worker", "up") and "terminationGracePeriodSeconds" in pod:
+                settings = variables(container)
+                drain = float(settings.get("VDIFF_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
+                assert pod["terminationGracePeriodSeconds"] > drain + 10, name
+
+
+def test_selectors_and_references_meet() -> None:
+    labels = [d["spec"]["template"]["metadata"]["labels"] for _, d in DOCUMENTS if d["kind"] in ("Deployment", "Job")]
+    deployments = {d["metadata"]["name"] for _, d in DOCUMENTS if d["kind"] == "Deployment"}
+    runtimes = {d["metadata"]["name"] for _, d in DOCUMENTS if d["kind"] == "ServingRuntime"}
+    for name, d in DOCUMENTS:
+        spec = d["spec"]
+        found = spec.get("selector") or spec.get("podSelector")
+        if found is not None:
+            wanted = found.get("matchLabels", found if d["kind"] == "Service" else {})
+            assert any(wanted.items() <= of.items() for of in labels), name
+        if d["kind"] == "ScaledObject":
+            assert spec["scaleTargetRef"]["name"] in deployments
+        if d["kind"] == "InferenceService":
+            assert spec["predictor"]["model"]["runtime"] in runtimes
+    listed = yaml.safe_load((KUBERNETES / "standalone/kustomization.yaml").read_text())["resources"]
+    assert set(listed) == {f.name for f in (KUBERNETES / "standalone").glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def rendered(text: str, values: dict[str, Any]) -> str:
+    """The chart uses `{{ .Values.a.b }}` and nothing else, so that this is what Helm makes of it."""
+
+    def look(match: re.Match[str]) -> str:
+        value: Any = values
+        for part in match.group(1).split("."):
+            value = value[part]
+        return str(value)
+
+    return _VALUE.sub(look, text)
+
+
+def test_the_chart_renders_to_the_standalone_files() -> None:
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    templates = sorted((CHART / "templates").iterdir())
+    assert [t.name for t in templates] == sorted(
+        f.name for f in (KUBERNETES / "standalone").glob("*.yaml") if f.name != "kustomization.yaml"
+    )
+    used = set()
+    for template in templates:
+        text = template.read_text(encoding="utf-8")
+        used |= set(_VALUE.findall(text))
+        assert "{{" not in _VALUE.sub("", text), f"{template.name} uses more than .Values"
+        assert rendered(text, values) == (KUBERNETES / "standalone" / template.name).read_text(encoding="utf-8")
+
+    def leaves(node: Any, path: str = "") -> Iterator[str]:
+        if not isinstance(node, dict):
+            yield path
+            return
+        for key, inner in node.items():
+            yield from leaves(inner, f"{path}.{key}" if path else key)
+
+    assert set(leaves(values)) == used, "every value is used"
+
+
+def test_the_chart_has_the_programs_version() -> None:
+    from vdiff.version import __version__
+
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert chart["appVersion"] == __version__ and chart["apiVersion"] == "v2"
+    for _, _, container in CONTAINERS:
+        assert container["image"].endswith(f":{__version__}")
