@@ -22,7 +22,7 @@ class ModelCard:
     family: str
     context_length: int  # tokens, prompt and answer together
     vocab_size: int
-    mask_token_id: int
+    mask_token_id: int  # -1 where the family has none
     end_token_ids: tuple[int, ...]
     suppress_token_ids: dict[str, tuple[int, ...]]  # "logits" -> ids, "confidence" -> ids
     capabilities: dict[str, Any]
@@ -31,6 +31,9 @@ class ModelCard:
     dtype: str = "float32"
     device: str = "cpu"
     max_num_seqs: int = 8  # slots of the engine
+    regime: str = "full"  # see `shared.algorithms`
+    block_length: int | None = 32  # the family's default, tokens; None: the whole answer
+    verifier: str | None = None  # the name of the verifier beside it, for APD
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -98,6 +98,11 @@ class TokenizerWrapper:
         found: int | None = self._tokenizer.token_to_id(token)
         return found
 
+    def vocabulary(self) -> dict[str, int]:
+        """Token text -> id, added tokens included."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
+        return vocabulary
+
     def special_id(self, name: str) -> int | None:
         """Id of `bos_token`, `eos_token`, `pad_token` or `mask_token`, or None."""
         text = self.special_tokens.get(name)

@@ -7,7 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared.algorithms import BLOCK, FULL
 from shared.errors import ConfigurationError, ModelLoadError
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+QUANTIZATIONS = ("int8",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,100 +26,164 @@ class VDiffConfig:
     tokenizer: str | None = None
     revision: str | None = None
     served_model_name: str | None = None
-    dtype: str = "auto"  # float32 on CPU, bfloat16 on accelerators
+    dtype: str = "auto"  # the checkpoint's on accelerators (bfloat16 for float32 ones), float32 on CPU
     device: str = "auto"
     max_num_seqs: int = 8  # sequences per step
     max_model_len: int | None = None  # tokens, prompt and answer
+    max_batched_tokens: int = 8192  # rows of one step; prompts of block-causal models are cut to fit
+    cache_tokens: int | None = (
+        None  # K/V capacity of all sequences together, tokens; None: from the memory that is free
+    )
+    gpu_memory_utilization: float = 0.9  # share of the device's memory for weights and K/V together
     num_threads: int | None = None
     diffusion_steps: int | None = None  # default steps of an answer
     block_size: int | None = None  # default block_length
-    quantization: str | None = None
+    quantization: str | None = None  # int8: weights only
     trust_remote_code: bool = False
     tensor_parallel_size: int = 1
+    verifier: str | None = None  # autoregressive model for APD: folder or hub id
     enable_apd: bool = False
+    watchdog_seconds: float = 120.0  # with work and no step for so long, the engine calls itself unhealthy
 
     def __post_init__(self) -> None:
         if self.tensor_parallel_size != 1:
             raise ConfigurationError("tensor_parallel_size other than 1 is not built yet", param="tensor_parallel_size")
-        if self.quantization is not None:
-            raise ConfigurationError("quantization is not built yet; leave it out", param="quantization")
-        if self.trust_remote_code:
-            raise ConfigurationError("no supported model needs remote code; leave it out", param="trust_remote_code")
-        if self.enable_apd:
-            raise ConfigurationError(
-                "APD needs a verifier, which cannot be served yet; leave it out", param="enable_apd"
-            )
-        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
-            raise ConfigurationError(f"dtype {self.dtype!r} is not auto, float32, bfloat16 or float16", param="dtype")
-        for name in ("max_num_seqs", "max_model_len", "num_threads", "diffusion_steps", "block_size"):
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            known = ", ".join(QUANTIZATIONS)
+            raise ConfigurationError(f"quantization {self.quantization!r} is not one of {known}", param="quantization")
+        if self.enable_apd and self.verifier is None:
+            raise ConfigurationError("APD needs a verifier: give one with --verifier", param="enable_apd")
+        if self.dtype not in DTYPES:
+            raise ConfigurationError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}", param="dtype")
+        for name in (
+            "max_num_seqs", "max_model_len", "max_batched_tokens", "cache_tokens", "num_threads", "diffusion_steps",
+            "block_size",
+        ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1", param=name)
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigurationError(
+                "gpu_memory_utilization must be above 0 and at most 1", param="gpu_memory_utilization"
+            )
+        if self.watchdog_seconds <= 0:
+            raise ConfigurationError("watchdog_seconds must be above 0", param="watchdog_seconds")
+
+
+@dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """A mixture of experts in place of the MLP."""
+
+    experts: int
+    top_k: int
+    width: int  # of one expert
+    shared_width: int = 0  # of the expert that every token passes; 0: none
+    score: str = "softmax"  # or "sigmoid"
+    normalize: bool = False  # the chosen experts' weights add up to one
+    scale: float = 1.0
+    groups: int = 1  # experts are chosen inside the best `top_groups` of so many groups
+    top_groups: int = 1
+    selection_bias: bool = False  # a learned bias that decides who is chosen, not how much they count
+    first_dense: int = 0  # leading layers with a plain MLP
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """Facts of a LLaDA-layout checkpoint, read from its config.json."""
+    """Facts of a checkpoint, as `worker.engine.models.<family>` reads them from its config.json."""
 
     architecture: str
+    family: str
     width: int
     layers: int
     heads: int
     kv_heads: int
+    head_dim: int
     mlp_width: int
     vocab_size: int  # rows of the embedding
     context_length: int
     rope_theta: float
     norm_eps: float
     tied: bool
-    mask_token_id: int | None
-    eos_token_id: int | None
+    regime: str = FULL  # FULL, BLOCK, UNIFORM of `shared.algorithms`, or "causal" (verifiers)
+    rotary_dim: int | None = None  # leading dimensions of a head that rotate; None: all
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    shift: bool = False  # row i-1 predicts position i (Dream)
+    block_length: int | None = 32  # default, tokens; None: the whole answer
+    moe: MoEConfig | None = None
+    mask_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    defaults: dict[str, Any] = field(default_factory=dict)  # diffusion parameters of the family
     generation: dict[str, Any] = field(default_factory=dict)  # generation_config.json
 
     @property
-    def head_dim(self) -> int:
-        return self.width // self.heads
+    def causal_blocks(self) -> bool:
+        return self.regime == BLOCK
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
-        """Raises ModelLoadError naming the file or key."""
+        """The facts of a folder's config.json. Raises ModelLoadError naming the file or key."""
+        from worker.engine.models import family_of
+
         path = Path(folder)
-        raw = _read_json(path / "config.json")
-        architectures = raw.get("architectures") or []
-        if architectures[:1] != ["LLaDAModelLM"]:
-            found = ", ".join(map(str, architectures)) or "none"
-            raise ModelLoadError(f"{path}: architecture {found} is not supported; supported: LLaDAModelLM")
-        for key, wanted in (
-            ("alibi", False), ("input_emb_norm", False), ("scale_logits", False), ("include_bias", False),
-            ("include_qkv_bias", False), ("attention_layer_norm", False), ("rope", True), ("layer_norm_type", "rms"),
-            ("activation_type", "silu"), ("block_type", "llama"),
-        ):  # fmt: skip
-            if raw.get(key, wanted) != wanted:
-                raise ModelLoadError(f"{path}: config.json has {key} = {raw[key]!r}; only {wanted!r} is supported")
-        generation = path / "generation_config.json"
-        try:
-            heads = int(raw["n_heads"])
-            return cls(
-                architecture=architectures[0],
-                width=int(raw["d_model"]),
-                layers=int(raw["n_layers"]),
-                heads=heads,
-                kv_heads=int(raw.get("n_kv_heads") or heads),
-                mlp_width=int(raw.get("mlp_hidden_size") or raw["d_model"] * raw["mlp_ratio"]),
-                vocab_size=int(raw.get("embedding_size") or raw["vocab_size"]),
-                context_length=int(raw["max_sequence_length"]),
-                rope_theta=float(raw.get("rope_theta", 10_000.0)),
-                norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
-                tied=bool(raw.get("weight_tying", False)),
-                mask_token_id=raw.get("mask_token_id"),
-                eos_token_id=raw.get("eos_token_id"),
-                generation=_read_json(generation) if generation.is_file() else {},
-            )
-        except KeyError as exc:
-            raise ModelLoadError(f"{path}: config.json lacks {exc.args[0]}") from exc
+        return family_of(path).config(path)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+class RawConfig:
+    """A config.json while a family reads it: every key that is missing or unsupported is an error with its name."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.values = read_json(path / "config.json")
+        self.generation = read_json(path / "generation_config.json", missing_ok=True)
+
+    @property
+    def architecture(self) -> str:
+        names = self.values.get("architectures") or []
+        return str(names[0]) if names else "none"
+
+    def __getitem__(self, key: str) -> Any:
+        if self.values.get(key) is None:
+            raise ModelLoadError(f"{self.path}: config.json lacks {key}")
+        return self.values[key]
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self[key] if default is None else self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+            raise ModelLoadError(f"{self.path}: config.json has {key} = {value!r}; an integer is wanted")
+        return int(value)
+
+    def only(self, **wanted: Any) -> None:
+        """Refuse keys whose value is not the one that is built; absent ones are taken to be it."""
+        for key, value in wanted.items():
+            given = self.values.get(key)
+            if given is not None and given != value:
+                raise ModelLoadError(f"{self.path}: config.json has {key} = {given!r}; only {value!r} is supported")
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        value = self.values.get("eos_token_id")
+        return () if value is None else tuple(value) if isinstance(value, list) else (int(value),)
+
+    @property
+    def rope_theta(self) -> float:
+        """From `rope_theta`, or transformers 5's `rope_parameters`. Scaled variants are refused."""
+        parameters = self.get("rope_parameters", {})
+        scaling = self.get("rope_scaling", {})
+        for kind in (parameters.get("rope_type", "default"), scaling.get("rope_type", scaling.get("type", "default"))):
+            if kind != "default":
+                raise ModelLoadError(f"{self.path}: config.json asks for {kind} RoPE scaling, which is not supported")
+        return float(self.get("rope_theta", parameters.get("rope_theta", 10_000.0)))
+
+
+def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
+    """A JSON object from a file. Raises ModelLoadError."""
+    if missing_ok and not path.is_file():
+        return {}
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:

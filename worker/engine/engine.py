@@ -1,8 +1,8 @@
 """VDiffEngine: one model, one step loop, any number of requests that join and leave between steps.
 
-A thread makes all steps: schedule (`Scheduler`), denoise (`DiffusionSampler.diffusion_step`), then finish what ended.
-`submit`, `abort` and the rest may be called from any thread. An error of one request ends that request alone; running out
-of memory halves the batch before anything is given up.
+A thread makes all steps: schedule (`Scheduler`), one forward of everybody's passes, decode (`DiffusionSampler`,
+`APDDecoder`, `RenoiseDecoder`), then finish what ended. `submit`, `abort` and the rest may be called from any thread. An error
+of one request ends that request alone; running out of memory halves the batch before anything is given up.
 """
 
 from __future__ import annotations
@@ -11,23 +11,30 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
+from shared.algorithms import BLOCK, FULL, UNIFORM
 from shared.errors import EngineError, EngineShutDown, InvalidParameter, MissingParameter, OutOfMemory, VDiffError
 from shared.ids import new_id
 from shared.sampling_params import SamplingParams
+from worker.engine import passes
+from worker.engine.apd import APDDecoder
 from worker.engine.config import VDiffConfig
-from worker.engine.loader import load
+from worker.engine.decoder import Commit, Plan, error_of, guided
+from worker.engine.loader import LoadedModel, load
+from worker.engine.memory import cache_capacity
 from worker.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput, StepEvent
+from worker.engine.renoise import RenoiseDecoder
 from worker.engine.request import Answer, EngineRequest, Listener, end_tokens
-from worker.engine.sampler import Commit, DiffusionSampler, DiffusionSamplerConfig
-from worker.engine.scheduler import Scheduler
+from worker.engine.sampler import DiffusionSampler, DiffusionSamplerConfig
+from worker.engine.scheduler import Decision, Scheduler
 from worker.engine.state import EngineState, EngineStats, HealthStatus
 from worker.engine.stopping import advance
 
@@ -72,21 +79,33 @@ class RequestHandle:
 class VDiffEngine:
     """Loads on construction; use as a context manager or call `shutdown`.
 
+    Args:
+        loaded: a model that is in memory already (tests, benchmarks); else `config` says what to load.
+
     Raises:
         ConfigurationError, ModelLoadError: from loading.
     """
 
-    def __init__(self, config: VDiffConfig) -> None:
+    def __init__(self, config: VDiffConfig, *, loaded: LoadedModel | None = None) -> None:
         self.config = config
         self._state = EngineState.LOADING
-        loaded = load(config)
+        loaded = loaded or load(config)
         self.card, self.tokenizer, self.model = loaded.card, loaded.tokenizer, loaded.model
-        self.sampler = DiffusionSampler(
-            self.model, self.tokenizer, DiffusionSamplerConfig(mask_id=self.card.mask_token_id)
-        )
+        self.facts = loaded.facts
+        settings = DiffusionSamplerConfig(mask_id=self.card.mask_token_id)
+        self.sampler = DiffusionSampler(self.model, self.tokenizer, settings, facts=self.facts, card=self.card)
+        self.apd = APDDecoder(self.model, loaded.verifier, self.tokenizer, facts=self.facts, card=self.card)
+        self.renoise = RenoiseDecoder(self.model, self.tokenizer, card=self.card)
         self.stats = EngineStats()
-        self.last_step_at = time.monotonic()
-        self._scheduler = Scheduler(config.max_num_seqs)
+        self.last_step_at = self._busy_since = time.monotonic()
+        self._scheduler = Scheduler(
+            config.max_num_seqs,
+            max_rows=config.max_batched_tokens,
+            max_memory=cache_capacity(config, self.model),
+            memory=lambda answer: passes.capacity(answer) * passes.twins(answer),
+            rows=passes.rows_needed,
+            divisible=lambda answer: answer.regime == BLOCK and answer.params.diffusion.cache == "exact",
+        )
         self._handles: dict[str, RequestHandle] = {}
         self._aborted: set[str] = set()
         self._changed = threading.Condition(threading.RLock())
@@ -112,22 +131,22 @@ class VDiffEngine:
         prompt: str | None = None,
         priority: int = 0,
         listener: Listener | None = None,
+        canvas: Sequence[int] | None = None,
     ) -> RequestHandle:
         """Queue a request; returns at once. Without a seed one is drawn, and reported in the output.
 
+        Args:
+            canvas: for infill: what stands after the prompt, the mask id in the holes; its length is the answer's.
+
         Raises:
             EngineShutDown: draining or shut down.
-            InvalidParameter: empty prompt, a token outside the vocabulary, prompt and answer beyond the context, or a
-                request_id that is already in the engine.
+            InvalidParameter: empty prompt, a token outside the vocabulary, prompt and answer beyond the context or the
+                memory, parameters that do not fit the model, or a request_id that is already in the engine.
         """
-        ids = list(prompt_token_ids)
-        if not ids:
-            raise InvalidParameter("the prompt is empty", param="prompt")
-        if min(ids) < 0 or max(ids) >= self.card.vocab_size:
-            raise InvalidParameter(f"token ids must be from 0 to {self.card.vocab_size - 1}", param="prompt")
-        if len(ids) + params.max_tokens > self.card.context_length:
-            message = f"{len(ids)} prompt tokens and max_tokens {params.max_tokens} exceed {self.card.context_length}"
-            raise InvalidParameter(message, param="max_tokens")
+        ids = self._checked_ids(prompt_token_ids, params, canvas)
+        if canvas is not None and params.max_tokens != len(canvas):
+            raise InvalidParameter("max_tokens must be the canvas's length", param="max_tokens")
+        params = params.completed(self.card)
         request = EngineRequest(
             request_id=request_id,
             prompt=prompt,
@@ -136,10 +155,15 @@ class VDiffEngine:
             seed=secrets.randbits(63) if params.seed is None else params.seed,
             priority=priority,
             arrival_time=time.time(),
-            end_token_ids=end_tokens(params, self.card.end_token_ids),
+            end_token_ids=frozenset() if canvas is not None else end_tokens(params, self.card.end_token_ids),
             listener=listener,
+            canvas=None if canvas is None else list(canvas),
         )
-        request.make_sequences(self.tokenizer, self.card.mask_token_id)
+        request.make_sequences(self.tokenizer, self.card)
+        needed = passes.capacity(request.sequences[0]) * passes.twins(request.sequences[0])
+        if needed > self._scheduler.max_memory:
+            message = f"the K/V cache of this request needs {needed} positions; there are {self._scheduler.max_memory}"
+            raise InvalidParameter(f"{message}: shorten it, or use cache none", param="diffusion.cache")
         handle = RequestHandle(self, request)
         with self._changed:
             if self._state not in (EngineState.READY, EngineState.BUSY):
@@ -150,6 +174,24 @@ class VDiffEngine:
             self._scheduler.add(request)
             self._changed.notify()
         return handle
+
+    def _checked_ids(
+        self, prompt_token_ids: Sequence[int], params: SamplingParams, canvas: Sequence[int] | None
+    ) -> list[int]:
+        ids = list(prompt_token_ids)
+        if not ids:
+            raise InvalidParameter("the prompt is empty", param="prompt")
+        for where, some in (("prompt", ids), ("canvas", canvas or ())):
+            if some and (min(some) < 0 or max(some) >= self.card.vocab_size):
+                raise InvalidParameter(f"token ids must be from 0 to {self.card.vocab_size - 1}", param=where)
+        if canvas is not None and self.card.regime != FULL:
+            raise InvalidParameter(f"{self.card.name} cannot see what follows a hole", param="canvas")
+        if canvas is not None and self.card.mask_token_id not in canvas:
+            raise InvalidParameter("nothing is masked", param="canvas")
+        if len(ids) + params.max_tokens > self.card.context_length:
+            message = f"{len(ids)} prompt tokens and max_tokens {params.max_tokens} exceed {self.card.context_length}"
+            raise InvalidParameter(message, param="max_tokens")
+        return ids
 
     def abort(self, request_id: str) -> bool:
         """Drop a request before the next step; False when the engine does not have it."""
@@ -223,15 +265,33 @@ class VDiffEngine:
         return self.config.max_num_seqs
 
     def get_stats(self) -> dict[str, Any]:
-        """The counters of `EngineStats`, with `running`, `waiting`, `mean_batch` and `state`."""
-        live = {"running": len(self._scheduler.running), "waiting": self._scheduler.waiting, "state": self.state.value}
-        return {**asdict(self.stats), "mean_batch": self.stats.mean_batch, **live}
+        """The counters of `EngineStats`, with what the scheduler holds and what APD accepted."""
+        scheduler = self._scheduler
+        live = {
+            "running": len(scheduler.running),
+            "waiting": scheduler.waiting,
+            "state": self.state.value,
+            "preemptions": scheduler.preemptions,
+            "cache_tokens_in_use": scheduler.memory_in_use,
+            "cache_tokens": scheduler.max_memory,
+        }
+        apd = {
+            "drafted": self.apd.drafted,
+            "accepted": self.apd.accepted,
+            "acceptance_rate": self.apd.acceptance_rate,
+            "apd_tokens_per_step": self.apd.tokens_per_step,
+            "verifier_seconds": self.apd.verifier_seconds,
+        }
+        return {**asdict(self.stats), "mean_batch": self.stats.mean_batch, **live, **apd}
 
     def get_health(self) -> HealthStatus:
-        """Healthy while the step loop lives."""
+        """Healthy while the step loop lives, and makes steps while there is work (`watchdog_seconds`)."""
         alive = self._thread.is_alive() and self._state is not EngineState.ERROR
-        since = time.monotonic() - self.last_step_at if self.has_work else None
-        return HealthStatus(alive, self.state, len(self._scheduler.running), self._scheduler.waiting, since)
+        since = time.monotonic() - max(self.last_step_at, self._busy_since) if self.has_work else None
+        hung = since is not None and since > self.config.watchdog_seconds
+        detail = f"no step for {since:.0f} s" if hung else "" if alive else "the step loop has ended"
+        running, waiting = len(self._scheduler.running), self._scheduler.waiting
+        return HealthStatus(alive and not hung, self.state, running, waiting, since, detail)
 
     def drain(self, timeout: float) -> bool:
         """Take nothing new and wait for what is there; whether all of it finished within `timeout` seconds."""
@@ -254,13 +314,15 @@ class VDiffEngine:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stop or self._handles)
+                    if not self._handles:
+                        self._changed.wait_for(lambda: self._stop or self._handles)
+                        self._busy_since = time.monotonic()
                     if self._stop:
                         break
                     self._drop_aborted()
-                    answers = self._scheduler.schedule()
-                if answers:
-                    self._step(answers)
+                    decision = self._scheduler.schedule()
+                if decision.run:
+                    self._step(decision)
         except BaseException as exc:
             self._state = EngineState.ERROR
             log.exception("the engine's loop ended")
@@ -269,58 +331,124 @@ class VDiffEngine:
         self._state = EngineState.SHUTDOWN
         self._fail_all(EngineShutDown("the engine was shut down"))
 
-    def _step(self, answers: list[Answer]) -> None:
+    def _step(self, decision: Decision) -> None:
         began = time.monotonic()
         now = time.time()
-        for answer in answers:
+        for answer, _ in decision.run:
             if answer.request.first_scheduled_time is None:
                 answer.request.first_scheduled_time = now
-        for commit in self._denoise(answers):
+        for commit in self._move(decision) + self._decode(decision.run):
             request = commit.answer.request
+            if request.request_id not in self._handles:
+                continue
             if commit.error is not None:
                 self._fail(request, commit.error)
-            elif request.request_id in self._handles:
+            else:
                 self._record(commit)
         self.last_step_at = time.monotonic()
         self.stats.steps += 1
-        self.stats.sequence_steps += len(answers)
+        self.stats.sequence_steps += len(decision.run)
         self.stats.step_seconds += self.last_step_at - began
 
-    def _denoise(self, answers: list[Answer]) -> list[Commit]:
-        """One step; on running out of memory, in halves, down to single answers."""
+    def _move(self, decision: Decision) -> list[Commit]:
+        """K/V to host memory and back, and new ones; what finds no memory even so fails."""
+        commits = []
+        for answer in decision.swap_out:
+            for cache in answer.caches:
+                cache.swap_out()
+        for answer in decision.swap_in:
+            try:
+                for cache in answer.caches:
+                    cache.swap_in()
+                while passes.capacity(answer) and len(answer.caches) < passes.twins(answer):
+                    answer.caches.append(self.model.new_cache(passes.capacity(answer)))
+            except (torch.OutOfMemoryError, MemoryError) as exc:
+                commits.append(Commit(answer, error=OutOfMemory(f"no memory for its K/V: {exc}")))
+        return commits
+
+    def _decode(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
+        """One step; on running out of memory, or whatever else, in halves, down to single answers."""
+        if not chosen:
+            return []
+        remembered = [dict(answer.memory) for answer, _ in chosen]
         try:
             self.stats.forwards += 1
-            return self.sampler.diffusion_step(answers)
-        except (torch.OutOfMemoryError, MemoryError) as exc:
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if len(answers) == 1:
-                return [Commit(answers[0], [], [], [], OutOfMemory(f"out of memory for one request alone: {exc}"))]
+            with torch.inference_mode():
+                return self._forward(chosen)
         except Exception as exc:
             # Whatever one request provoked must not end the others: find it by halving.
-            if len(answers) == 1:
-                log.exception("a step failed", extra={"request_id": answers[0].request.request_id})
-                error = exc if isinstance(exc, VDiffError) else EngineError(f"{type(exc).__name__}: {exc}")
-                return [Commit(answers[0], [], [], [], error)]
-        half = len(answers) // 2
-        return self._denoise(answers[:half]) + self._denoise(answers[half:])
+            for (answer, _), memory in zip(chosen, remembered, strict=True):
+                answer.memory = memory
+            if isinstance(exc, torch.OutOfMemoryError | MemoryError):
+                self._scheduler.shrink(len(chosen))
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+            if len(chosen) == 1:
+                log.exception("a step failed", extra={"request_id": chosen[0][0].request.request_id})
+                return [Commit(chosen[0][0], error=error_of(exc))]
+        half = len(chosen) // 2
+        return self._decode(chosen[:half]) + self._decode(chosen[half:])
+
+    def _forward(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
+        if self.card.regime == UNIFORM:
+            return self.renoise.renoise_step([answer for answer, _ in chosen])
+        plans = [self._decoder(answer).plan(answer, rows) for answer, rows in chosen]
+        parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
+        commits: list[Commit] = []
+        drafts: list[tuple[Plan, Any]] = []
+        choices: list[tuple[Plan, Any]] = []
+        for plan in plans:
+            if plan.prefill:
+                for _ in plan.passes:
+                    next(parts)
+                passes.after_prefill(plan.answer, plan.passes)
+                self.stats.prefill_forwards += 1
+                continue
+            plan.answer.request.prompt_done_time = plan.answer.request.prompt_done_time or time.time()
+            decoder = self._decoder(plan.answer)
+            read = self._read(decoder, plan, parts)
+            if isinstance(read, Commit):
+                commits.append(read)
+            else:
+                (drafts if decoder is self.apd else choices).append((plan, read))
+        if choices:
+            commits += self.sampler.finish([p for p, _ in choices], [c for _, c in choices])
+        if drafts:
+            commits += self.apd.finish([p for p, _ in drafts], [d for _, d in drafts])
+        return commits
+
+    def _decoder(self, answer: Answer) -> DiffusionSampler | APDDecoder:
+        return self.apd if answer.params.diffusion.algorithm == "apd" else self.sampler
+
+    @staticmethod
+    def _read(decoder: DiffusionSampler | APDDecoder, plan: Plan, parts: Iterator[Tensor]) -> Any:
+        """What the decoder makes of a plan's logits; its error is the answer's own, but for memory."""
+        logits = guided(parts, plan)
+        try:
+            return decoder.read(plan, logits)
+        except (torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as exc:
+            return Commit(plan.answer, error=error_of(exc))
 
     def _record(self, commit: Commit) -> None:
         answer, request = commit.answer, commit.answer.request
-        if request.first_token_time is None:
+        if request.first_token_time is None and commit.positions:
             request.first_token_time = time.time()
-        delta = advance(answer, commit.positions, self.card.mask_token_id)
+        refreshes = answer.cache_refreshes
+        delta = advance(answer, block_done=commit.block_done)
         if request.listener is not None:
             self._tell(request.listener, commit, delta)
         if answer.finish_reason is not None:
+            self.stats.cache_refreshes += refreshes
             self._scheduler.finish(answer)
             if request.finished:
                 self._finish(request)
 
     def _tell(self, listener: Listener, commit: Commit, delta: str) -> None:
         answer = commit.answer
-        shown = answer.end if answer.end is not None else len(answer.canvas)
-        canvas = self._canvas_text(answer) if answer.params.diffusion.visualize else None
+        shown = answer.end if answer.end is not None else answer.limit
+        canvas = self._canvas_text(answer, commit) if answer.params.diffusion.visualize else None
         event = StepEvent(
             request_id=answer.request.request_id,
             index=answer.index,
@@ -333,19 +461,25 @@ class VDiffEngine:
             tokens_committed=answer.end if answer.end is not None else answer.committed,
             tokens_total=shown,
             canvas=canvas,
+            provisional=commit.provisional,
+            logprobs=tuple(commit.logprobs),
         )
         try:
             listener(event)
         except Exception:
             log.exception("a listener failed", extra={"request_id": answer.request.request_id})
 
-    def _canvas_text(self, answer: Answer) -> str:
+    def _canvas_text(self, answer: Answer, commit: Commit) -> str:
         """The whole current text; masks are shown as U+2591, one each."""
         if answer.finish_reason is not None:
             return answer.text.text
+        shown = dict(enumerate(answer.canvas[: min(answer.window.stop, answer.limit)]))
+        if commit.provisional is not None and self.card.regime == UNIFORM:
+            ids = zip(commit.provisional["positions"], commit.provisional["token_ids"], strict=True)
+            shown.update({p: token for p, token in ids if p in shown})
         pieces, run = [], list[int]()
-        for token in [*answer.canvas[: answer.block_starts[answer.block + 1]], self.card.mask_token_id]:
-            if token == self.card.mask_token_id:
+        for token in [*shown.values(), answer.mask]:
+            if token == answer.mask:
                 pieces.append(self.tokenizer.decode(run))
                 pieces.append("\u2591")
                 run = []
@@ -354,15 +488,9 @@ class VDiffEngine:
         return "".join(pieces[:-1])
 
     def _output(self, request: EngineRequest) -> RequestOutput:
-        outputs = []
-        for answer in request.sequences:
-            if answer.finish_reason is None:  # aborted
-                answer.text.update(answer.canvas[: answer.prefix], final=True)
-            end = answer.prefix if answer.end is None else answer.end
-            reason = answer.finish_reason or "abort"
-            ids = answer.canvas[:end]
-            outputs.append(CompletionOutput(answer.index, answer.text.text, ids, reason, answer.forwards))
+        outputs = [self._completion(answer) for answer in request.sequences]
         tokens, forwards = sum(len(o.token_ids) for o in outputs), sum(o.forwards for o in outputs)
+        drafted, accepted = sum(a.drafted for a in request.sequences), sum(a.accepted for a in request.sequences)
         metrics = RequestMetrics(
             arrival_time=request.arrival_time,
             first_scheduled_time=request.first_scheduled_time,
@@ -372,18 +500,41 @@ class VDiffEngine:
             generated_tokens=tokens,
             forwards=forwards,
             tokens_per_forward=tokens / forwards if forwards else 0.0,
+            prompt_done_time=request.prompt_done_time,
+            acceptance_rate=accepted / drafted if drafted else None,
+            cache_refreshes=sum(o.cache_refreshes for o in outputs),
+            prefill_forwards=sum(o.prefill_forwards for o in outputs),
+            verifier_seconds=sum(o.verifier_seconds for o in outputs),
         )
+        ids = request.prompt_token_ids
         return RequestOutput(
-            request.request_id,
-            request.prompt,
-            request.prompt_token_ids,
-            outputs,
-            not request.aborted,
-            metrics,
-            request.seed,
+            request.request_id, request.prompt, ids, outputs, not request.aborted, metrics, request.seed
+        )
+
+    @staticmethod
+    def _completion(answer: Answer) -> CompletionOutput:
+        if answer.finish_reason is None:  # aborted
+            answer.text.update(answer.canvas[: answer.prefix], final=True)
+        end = answer.prefix if answer.end is None else answer.end
+        logprobs = None
+        if answer.params.logprobs is not None:
+            logprobs = [answer.logprobs[p] for p in range(end) if p in answer.logprobs]
+        return CompletionOutput(
+            answer.index,
+            answer.text.text,
+            answer.canvas[:end],
+            answer.finish_reason or "abort",
+            answer.forwards,
+            logprobs,
+            answer.accepted / answer.drafted if answer.drafted else None,
+            answer.cache_refreshes,
+            answer.prefill_forwards,
+            answer.verifier_seconds,
         )
 
     def _take(self, request: EngineRequest) -> RequestHandle | None:
+        for answer in request.sequences:
+            answer.release()
         with self._changed:
             self._scheduler.remove(request)
             self._aborted.discard(request.request_id)

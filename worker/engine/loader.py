@@ -1,39 +1,45 @@
-"""From a model folder or hub id to weights on the device, a tokenizer and a model card. Executes no repository's code."""
+"""From a model folder or hub id to weights on the device, a tokenizer and a model card.
+
+Native families execute no repository's code. Anything else that transformers knows runs only with trust_remote_code.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from shared.algorithms import CACHES, FULL, PARAMETERS, algorithms_of
 from shared.errors import ConfigurationError, ModelLoadError
 from shared.model_card import ModelCard
-from shared.sampling_params import CACHES, RULE_PARAMETERS
 from shared.tokenizer import TokenizerWrapper
-from worker.engine.config import ModelConfig, VDiffConfig
-from worker.engine.models import llada
+from worker.engine import models
+from worker.engine.config import ModelConfig, RawConfig, VDiffConfig
+from worker.engine.models import causal, diffusion_gemma, generic
+from worker.engine.models.family import Family
 from worker.engine.models.transformer import Transformer
+from worker.engine.verifier import Verifier, check_tokenizers
+from worker.engine.weights import fill, quantize
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_HUB_CODE = ["*.py"]
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    model: Transformer
+    model: Any  # Transformer, or an adapter around a transformers class
+    facts: ModelConfig
     tokenizer: TokenizerWrapper
     card: ModelCard
+    verifier: Verifier | None = None
 
 
-def resolve_folder(model: str, revision: str | None = None) -> Path:
+def resolve_folder(model: str, revision: str | None = None, *, code: bool = False, param: str = "model") -> Path:
     """A local folder as it is; anything else is a hub id and is fetched (weights, configs and tokenizer files only).
 
     Raises:
@@ -43,15 +49,16 @@ def resolve_folder(model: str, revision: str | None = None) -> Path:
     if path.is_dir():
         return path
     if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ConfigurationError(f"model {model!r}: no such folder", param="model")
+        raise ConfigurationError(f"{param} {model!r}: no such folder", param=param)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    patterns = _HUB_FILES + (_HUB_CODE if code else [])
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ConfigurationError(f"model {model!r}: no such folder, and the hub says: {reason}", param="model") from exc
+        raise ConfigurationError(f"{param} {model!r}: no such folder, and the hub says: {reason}", param=param) from exc
 
 
 def resolve_device(name: str) -> torch.device:
@@ -76,74 +83,6 @@ def default_threads() -> int:
     return max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) - 1)
 
 
-def _shards(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.is_file():
-        try:
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return {name: folder / file for name, file in weight_map.items()}
-        except (ValueError, KeyError) as exc:
-            raise ModelLoadError(f"{index} is malformed: {exc}") from exc
-    if not single.is_file():
-        raise ModelLoadError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
-    with _opened(single) as file:
-        return dict.fromkeys(file.keys(), single)
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as exc:
-        raise ModelLoadError(f"{path}: truncated or not a safetensors file: {exc}") from exc
-
-
-def load_weights(
-    model: Transformer, folder: Path, config: ModelConfig, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Put the checkpoint's tensors, one by one, into a model made on the meta device.
-
-    Raises:
-        ModelLoadError: naming the first missing or misshapen tensor, or the truncated file.
-    """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    names = llada.tensor_names(config)
-    shards = _shards(folder)
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    columns = (TextColumn("loading weights"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    by_file: dict[Path, list[tuple[str, str]]] = {}
-    for ours, theirs in names.items():
-        if theirs not in shards:
-            raise ModelLoadError(f"{folder}: tensor {theirs} is missing")
-        by_file.setdefault(shards[theirs], []).append((ours, theirs))
-    with contextlib.ExitStack() as stack:
-        from rich.console import Console
-
-        progress = stack.enter_context(
-            Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        )
-        task = progress.add_task("load", total=len(names))
-        for path, pairs in by_file.items():
-            with _opened(path) as file:
-                for ours, theirs in pairs:
-                    try:
-                        tensor = file.get_tensor(theirs)
-                    except SafetensorError as exc:
-                        raise ModelLoadError(f"{path}: tensor {theirs} cannot be read: {exc}") from exc
-                    if tuple(tensor.shape) != shapes[ours]:
-                        wanted = list(shapes[ours])
-                        raise ModelLoadError(f"{path}: tensor {theirs} has shape {list(tensor.shape)}, wanted {wanted}")
-                    owner, _, leaf = ours.rpartition(".")
-                    module = model.get_submodule(owner)
-                    parameter = torch.nn.Parameter(tensor.to(device=device, dtype=dtype), requires_grad=False)
-                    setattr(module, leaf, parameter)
-                    progress.advance(task)
-    if config.tied:
-        model.head.weight = model.embedding.weight
-
-
 def _revision(folder: Path) -> str:
     """Hash of the checkpoint's configs and of its weights' names and sizes: tells two checkpoints apart, cheaply."""
     digest = hashlib.sha256()
@@ -157,8 +96,9 @@ def _revision(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def _defaults(config: VDiffConfig, generation: dict[str, Any]) -> dict[str, Any]:
-    """The generation_config's keys that vdiff knows, under the server's own settings where those are given."""
+def _defaults(config: VDiffConfig, facts: ModelConfig) -> dict[str, Any]:
+    """The generation_config's keys that vdiff knows over the family's, under the server's own settings."""
+    generation = facts.generation
     defaults: dict[str, Any] = {
         k: generation[k] for k in ("temperature", "top_p", "top_k") if generation.get(k) is not None
     }
@@ -166,34 +106,65 @@ def _defaults(config: VDiffConfig, generation: dict[str, Any]) -> dict[str, Any]
         del defaults["top_k"]  # transformers writes 0 for "off"
     if generation.get("max_new_tokens"):
         defaults["max_tokens"] = int(generation["max_new_tokens"])
-    diffusion = {
-        k: generation[k] for k in ("algorithm", "block_length", "threshold", "steps") if generation.get(k) is not None
-    }
-    if config.block_size is not None and "block_length" not in diffusion:
+    diffusion = dict(facts.defaults)
+    names = ("algorithm", "block_length", "cfg_scale", *PARAMETERS)
+    diffusion.update({k: generation[k] for k in names if generation.get(k) is not None})
+    sampler = generation.get("sampler_config")
+    if isinstance(sampler, dict) and sampler.get("entropy_bound") is not None:
+        diffusion["entropy_bound"] = float(sampler["entropy_bound"])
+    if config.block_size is not None and "block_length" not in generation:
         diffusion["block_length"] = config.block_size
-    if config.diffusion_steps is not None and "steps" not in diffusion:
+    if config.diffusion_steps is not None and "steps" not in generation:
         diffusion["steps"] = config.diffusion_steps
     if diffusion:
         defaults["diffusion"] = diffusion
     return defaults
 
 
-def _card(
-    config: VDiffConfig, facts: ModelConfig, folder: Path, tokenizer: TokenizerWrapper, where: str, dtype: str
-) -> ModelCard:
+def _mask_token(facts: ModelConfig, family: Family, folder: Path, tokenizer: TokenizerWrapper) -> int:
     mask = facts.mask_token_id
-    for token in (tokenizer.special_tokens.get("mask_token"), *llada.MASK_TOKENS):
+    for token in (tokenizer.special_tokens.get("mask_token"), *family.mask_tokens):
         if mask is None and token is not None:
             mask = tokenizer.token_id(token)
     if mask is None:
-        mask = llada.MASK_TOKEN_ID
+        mask = family.mask_token_id
+    if mask is None:
+        raise ModelLoadError(f"{folder}: neither config.json nor the tokenizer names a mask token")
     if not 0 <= mask < facts.vocab_size:
         raise ModelLoadError(f"{folder}: mask token id {mask} is outside the vocabulary of {facts.vocab_size}")
-    eos = facts.eos_token_id if facts.eos_token_id is not None else tokenizer.special_id("eos_token")
-    eot = tokenizer.token_id(llada.END_OF_TURN_TOKEN)
-    ends = tuple(t for t in dict.fromkeys((eos, eot)) if t is not None)
-    if not ends:
-        raise ModelLoadError(f"{folder}: neither config.json nor the tokenizer names an end token")
+    return mask
+
+
+def _ends(facts: ModelConfig, family: Family, tokenizer: TokenizerWrapper) -> tuple[int, ...]:
+    eos = facts.eos_token_ids or (tokenizer.special_id("eos_token"),)
+    listed = facts.generation.get("eos_token_id")
+    more = listed if isinstance(listed, list) else [listed]
+    named = (tokenizer.token_id(token) for token in family.end_tokens)
+    return tuple(t for t in dict.fromkeys((*eos, *more, *named)) if t is not None)
+
+
+def _name(config: VDiffConfig, folder: Path) -> str:
+    if config.served_model_name:
+        return config.served_model_name
+    return folder.resolve().name if Path(config.model).expanduser().is_dir() else config.model
+
+
+def make_card(
+    config: VDiffConfig,
+    facts: ModelConfig,
+    family: Family,
+    folder: Path,
+    tokenizer: TokenizerWrapper,
+    *,
+    device: str,
+    dtype: str,
+    verifier: Verifier | None,
+    caches: tuple[str, ...] | None = None,
+) -> ModelCard:
+    """What a request may ask of this model. Raises ModelLoadError, ConfigurationError."""
+    uniform = facts.regime not in CACHES or facts.regime == "uniform"
+    mask = -1 if uniform else _mask_token(facts, family, folder, tokenizer)
+    ends = _ends(facts, family, tokenizer)
     context = facts.context_length
     if config.max_model_len is not None:
         if config.max_model_len > context:
@@ -201,27 +172,32 @@ def _card(
             raise ConfigurationError(message, param="max_model_len")
         context = config.max_model_len
     endpoints = ["/v1/completions"] + (["/v1/chat/completions"] if tokenizer.has_chat_template else [])
+    algorithms = [
+        name for name in algorithms_of(facts.regime, verifier=verifier is not None) if caches is None or name != "apd"
+    ]
     return ModelCard(
-        name=config.served_model_name or folder.resolve().name
-        if Path(config.model).is_dir()
-        else config.served_model_name or config.model,
-        family=llada.FAMILY,
+        name=_name(config, folder),
+        family=facts.family,
         context_length=context,
         vocab_size=facts.vocab_size,
         mask_token_id=mask,
         end_token_ids=ends,
         suppress_token_ids={"logits": ends[:1], "confidence": ends},
         capabilities={
-            "algorithms": list(RULE_PARAMETERS),
-            "caches": list(CACHES),
-            "logprobs": False,
+            "algorithms": algorithms,
+            "caches": list(caches or CACHES[facts.regime]),
+            "logprobs": not uniform,
+            "infill": facts.regime == FULL,
             "endpoints": endpoints,
         },
-        defaults=_defaults(config, facts.generation),
+        defaults=_defaults(config, facts),
         revision=config.revision or _revision(folder),
         dtype=dtype,
-        device=where,
+        device=device,
         max_num_seqs=config.max_num_seqs,
+        regime=facts.regime,
+        block_length=facts.block_length,
+        verifier=None if verifier is None else verifier.name,
     )
 
 
@@ -232,18 +208,87 @@ def load(config: VDiffConfig) -> LoadedModel:
         ConfigurationError: no such model or device.
         ModelLoadError: the checkpoint is wrong; names the file or tensor.
     """
-    folder = resolve_folder(config.model, config.revision)
-    facts = ModelConfig.from_folder(folder)
-    tokenizer = TokenizerWrapper.from_folder(resolve_folder(config.tokenizer) if config.tokenizer else folder)
-    if tokenizer.vocab_size > facts.vocab_size:
-        message = f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {facts.vocab_size}"
-        raise ModelLoadError(f"{folder}: {message}")
+    folder = resolve_folder(config.model, config.revision, code=config.trust_remote_code)
     device = resolve_device(config.device)
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or default_threads())
     dtype = _DTYPES.get(config.dtype) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    card = _card(config, facts, folder, tokenizer, str(device), str(dtype).removeprefix("torch."))
+    tokenizer = TokenizerWrapper.from_folder(
+        resolve_folder(config.tokenizer, param="tokenizer") if config.tokenizer else folder
+    )
+    raw = RawConfig(folder)
+    caches: tuple[str, ...] | None = None
+    if models.is_native(raw.architecture):
+        family = models.family_of(folder)
+        facts = family.config(folder)
+        model: Any = _native(folder, family, facts, config, dtype, device)
+    elif raw.architecture in diffusion_gemma.FAMILY.architectures:
+        family = diffusion_gemma.FAMILY
+        facts = family.config(folder)
+        _refuse_quantization(config, family.name)
+        model = diffusion_gemma.load(folder, facts, dtype=dtype, device=device)
+    elif config.trust_remote_code:
+        family, caches = generic.FAMILY, ("none",)
+        facts = family.config(folder)
+        _refuse_quantization(config, raw.architecture)
+        model = generic.load(folder, facts, dtype=dtype, device=device)
+    else:
+        native = ", ".join(a for f in (*models.FAMILIES, diffusion_gemma.FAMILY) for a in f.architectures)
+        message = (
+            f"{folder}: architecture {raw.architecture} is not one of {native}; "
+            "--trust-remote-code runs it through transformers, with the code that it brings"
+        )
+        raise ModelLoadError(message)
+    if tokenizer.vocab_size > facts.vocab_size:
+        message = f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {facts.vocab_size}"
+        raise ModelLoadError(f"{folder}: {message}")
+    verifier = _verifier(config, facts, tokenizer, dtype, device)
+    card = make_card(
+        config, facts, family, folder, tokenizer, device=str(device), dtype=str(dtype).removeprefix("torch."),
+        verifier=verifier, caches=caches,
+    )  # fmt: skip
+    return LoadedModel(model, facts, tokenizer, card, verifier)
+
+
+def _refuse_quantization(config: VDiffConfig, name: str) -> None:
+    if config.quantization is not None:
+        raise ConfigurationError(f"quantization is not built for {name}; leave it out", param="quantization")
+
+
+def _native(
+    folder: Path, family: Family, facts: ModelConfig, config: VDiffConfig, dtype: torch.dtype, device: torch.device
+) -> Transformer:
+    if config.quantization is not None and facts.moe is not None:
+        _refuse_quantization(config, f"mixtures of experts such as {family.name}")
     with torch.device("meta"):
         model = Transformer(facts)
-    load_weights(model, folder, facts, dtype, device)
-    return LoadedModel(model.eval(), tokenizer, card)
+    fill(model, folder, family.sources(facts), dtype=dtype, device=device)
+    if config.quantization is not None:
+        quantize(model, config.quantization)
+    return model.eval()
+
+
+def _verifier(
+    config: VDiffConfig, facts: ModelConfig, tokenizer: TokenizerWrapper, dtype: torch.dtype, device: torch.device
+) -> Verifier | None:
+    """The verifier of APD. Raises ConfigurationError when its tokenizer does not fit."""
+    if config.verifier is None:
+        return None
+    if facts.regime != FULL:
+        raise ConfigurationError(f"APD does not fit {facts.family} models; leave --verifier out", param="verifier")
+    folder = resolve_folder(config.verifier, param="verifier")
+    if (folder / "tokenizer.json").is_file():
+        check_tokenizers(tokenizer, TokenizerWrapper.from_folder(folder))
+    raw = RawConfig(folder)
+    if raw.architecture in causal.FAMILY.architectures:
+        own = causal.config(folder)
+        with torch.device("meta"):
+            model: Any = Transformer(own)
+        fill(model, folder, causal.tensors(own), dtype=dtype, device=device)
+        model, vocab_size = model.eval(), own.vocab_size
+    else:
+        model, vocab_size = generic.load_causal(folder, dtype=dtype, device=device, trust=config.trust_remote_code)
+    if not (folder / "tokenizer.json").is_file() and vocab_size < tokenizer.vocab_size:
+        message = f"the verifier's vocabulary of {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
+        raise ConfigurationError(message, param="verifier")
+    return Verifier(model, vocab_size, folder.resolve().name)

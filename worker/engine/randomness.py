@@ -34,11 +34,11 @@ def uniform(seed: int, step: int, stream: int, positions: Tensor, columns: int) 
     Args:
         seed: of the answer.
         step: step of the answer.
-        stream: tells uses apart (0: token noise, 1: order of positions).
+        stream: tells uses apart (0: token noise, 1: order of positions, 16 and up: steps of a schedule).
         positions: int64 [n], counted from the answer's start.
         columns: numbers per position.
     """
-    key = _signed(mix64(mix64(seed) ^ mix64((step << 8) | stream)))
+    key = _signed(mix64(mix64(seed) ^ mix64(mix64(step) ^ stream)))
     rows = _mix(positions ^ key)[:, None]
     bits = _mix(rows + torch.arange(columns, device=positions.device)[None, :])
     return (_shift(bits, 11).double() + 0.5) * (1.0 / (1 << 53))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from shared.sampling_params import SamplingParams
+from shared.algorithms import BLOCK, UNIFORM
+from shared.model_card import ModelCard
+from shared.sampling_params import DEFAULT_BLOCK_LENGTH, SamplingParams
 from shared.tokenizer import IncrementalText, TokenizerWrapper
-from worker.engine.outputs import StepEvent
+from worker.engine import schedule
+from worker.engine.outputs import StepEvent, TokenLogprob
 
 _MASK64 = (1 << 64) - 1
 Listener = Callable[[StepEvent], object]
@@ -21,11 +26,21 @@ def mix64(value: int) -> int:
     return value ^ (value >> 31)
 
 
-def quotas(masked: int, steps: int) -> list[int]:
-    """How many tokens each step of a block commits: masked // steps, the first steps take the remainder (LLaDA)."""
-    steps = min(steps, masked)  # surplus steps would commit nothing; they are not run
-    base, extra = divmod(masked, steps)
-    return [base + (i < extra) for i in range(steps)]
+def block_starts(params: SamplingParams, regime: str, prompt_tokens: int) -> list[int]:
+    """Where blocks begin, counted from the answer's start, and where the last one ends.
+
+    Full attention: blocks of block_length, the last may be shorter. Block-causal: aligned to position 0 of the sequence, the
+    first shares its block with the prompt's end, the last is decoded whole and cut. Uniform: whole canvases.
+    """
+    length = params.diffusion.block_length or min(DEFAULT_BLOCK_LENGTH, params.max_tokens)
+    starts = [0]
+    if regime == BLOCK:
+        starts.append(length - prompt_tokens % length)
+    while starts[-1] < params.max_tokens:
+        starts.append(starts[-1] + length)
+    if regime not in (BLOCK, UNIFORM):
+        starts[-1] = params.max_tokens
+    return starts
 
 
 @dataclass(eq=False)
@@ -35,35 +50,88 @@ class Answer:
     request: EngineRequest
     index: int
     seed: int
-    canvas: list[int]  # [max_tokens]; the mask id where nothing is committed
+    canvas: list[int]  # the mask id where nothing is committed; may reach beyond max_tokens
     block_starts: list[int]
     text: IncrementalText
+    regime: str
+    mask: int
     block: int = 0
     block_step: int = 0
     steps: int = 0
-    forwards: int = 0
+    forwards: int = 0  # denoising forwards
     prefix: int = 0  # committed tokens without a gap from the start
-    committed: int = 0
+    block_steps: int = 1  # of the open block's schedule
     quota: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     end: int | None = None  # tokens of the answer when finished
+    logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
+    memory: dict[str, Any] = field(default_factory=dict)  # of the rule or decoder, in the open block
+    # K/V
+    caches: list[Any] = field(default_factory=list)  # KVCache: the sequence's, and its unconditional twin's
+    cached: int = 0  # leading positions of the sequence whose K/V are final (block-causal)
+    fresh: bool = True  # the open block has had no forward yet
+    window_from: int | None = None  # first masked position of the sequence at the previous windowed forward
+    cache_refreshes: int = 0
+    prefill_forwards: int = 0
+    # APD
+    verifier_cache: Any = None  # the verifier's KVCache
+    verified: int = 0  # leading positions of the sequence that it holds
+    drafted: int = 0
+    accepted: int = 0
+    verifier_seconds: float = 0.0
 
     @property
     def params(self) -> SamplingParams:
         return self.request.params
 
     @property
+    def prompt(self) -> list[int]:
+        return self.request.prompt_token_ids
+
+    @property
+    def limit(self) -> int:
+        """Tokens that the answer may have."""
+        return self.params.max_tokens
+
+    @property
     def window(self) -> range:
         """The open block."""
         return range(self.block_starts[self.block], self.block_starts[self.block + 1])
 
+    @property
+    def edits(self) -> bool:
+        """Whether committed tokens of the open block may still change."""
+        return self.params.diffusion.algorithm == "joint_threshold"
+
+    @property
+    def committed(self) -> int:
+        """Tokens committed so far, up to the limit."""
+        return sum(token != self.mask for token in self.canvas[: self.limit])
+
+    def masked(self) -> list[int]:
+        """Masked positions of the open block."""
+        return [p for p in self.window if self.canvas[p] == self.mask]
+
     def open_block(self, block: int) -> None:
-        """Begin a block: its steps and quota."""
-        self.block, self.block_step = block, 0
-        length = len(self.window)
+        """Begin a block, or the next one in which something is masked."""
+        while True:
+            self.block, self.block_step, self.fresh, self.memory = block, 0, True, {}
+            masked = len(self.masked())
+            if masked or block + 2 >= len(self.block_starts):
+                break
+            block += 1
         blocks = len(self.block_starts) - 1
         steps = self.params.diffusion.steps
-        self.quota = quotas(length, length if steps is None else max(1, steps // blocks))
+        self.block_steps = max(masked if steps is None else steps // blocks, 1)
+        length = self.params.diffusion.block_length or len(self.window)
+        self.quota = schedule.quotas(self.params.diffusion, self.regime, masked, length, blocks)
+
+    def step_quota(self) -> int:
+        return self.quota[min(self.block_step, len(self.quota) - 1)] if self.quota else 1
+
+    def release(self) -> None:
+        """Let go of the K/V and of what decoders remember."""
+        self.caches, self.verifier_cache, self.memory = [], None, {}
 
 
 @dataclass(eq=False)
@@ -77,27 +145,43 @@ class EngineRequest:
     arrival_time: float
     end_token_ids: frozenset[int]
     listener: Listener | None = None
+    canvas: list[int] | None = None  # infill: given tokens, the mask id in the holes
     sequences: list[Answer] = field(default_factory=list)
     first_scheduled_time: float | None = None
+    prompt_done_time: float | None = None
     first_token_time: float | None = None
     aborted: bool = False
 
-    def make_sequences(self, tokenizer: TokenizerWrapper, mask_token_id: int) -> None:
+    def make_sequences(self, tokenizer: TokenizerWrapper, card: ModelCard) -> None:
         """Create the n answers; the first has the request's own seed, the others have seeds derived from it."""
-        starts = [0]
-        for length in self.params.blocks():
-            starts.append(starts[-1] + length)
+        starts = block_starts(self.params, card.regime, len(self.prompt_token_ids))
         for index in range(self.params.n):
-            sequence = Answer(
+            seed = self.seed & _MASK64 if index == 0 else mix64((self.seed & _MASK64) ^ mix64(index))
+            answer = Answer(
                 request=self,
                 index=index,
-                seed=self.seed & _MASK64 if index == 0 else mix64((self.seed & _MASK64) ^ mix64(index)),
-                canvas=[mask_token_id] * self.params.max_tokens,
+                seed=seed,
+                canvas=self._canvas(card.mask_token_id, starts[-1], seed),
                 block_starts=starts,
                 text=IncrementalText(tokenizer, self.params.stop),
+                regime=card.regime,
+                mask=card.mask_token_id,
             )
-            sequence.open_block(0)
-            self.sequences.append(sequence)
+            answer.open_block(0)
+            self.sequences.append(answer)
+
+    def _canvas(self, mask: int, length: int, seed: int) -> list[int]:
+        """Masks; or what infill was given; or a draft of which `draft_noise` is masked again, at least one token."""
+        if self.canvas is not None:
+            return list(self.canvas)
+        draft = list(self.params.diffusion.draft_token_ids or ())
+        canvas = draft + [mask] * (length - len(draft))
+        if draft:
+            rng = random.Random(mix64(seed ^ 0x6472616674))  # its own stream; any constant does
+            count = max(round(self.params.diffusion.draft_noise * len(draft)), 1 if len(draft) == length else 0)
+            for position in rng.sample(range(len(draft)), count):
+                canvas[position] = mask
+        return canvas
 
     @property
     def finished(self) -> bool:

@@ -1,27 +1,33 @@
 """DiffusionSampler: one denoising step of any mix of requests, each with its own parameters.
 
-`diffusion_step` = forward, `calculate_confidence`, then `unmask_tokens` for each answer. The engine's loop calls it for
-whatever the scheduler picked; `generate` loops over it for one request.
+`diffusion_step` = plan, forward, `calculate_confidence`, then `unmask_tokens` for each answer. The engine's loop calls the
+same parts for whatever the scheduler picked; `generate` loops over `diffusion_step` for one request.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shared.errors import NotFinite, VDiffError
+from shared.errors import NotFinite
+from shared.model_card import ModelCard
 from shared.sampling_params import DiffusionParams, SamplingParams
 from shared.tokenizer import TokenizerWrapper
-from worker.engine.batch import masked_positions
-from worker.engine.forward import block_logits
-from worker.engine.models.transformer import Transformer
+from worker.engine import passes
+from worker.engine.config import ModelConfig
+from worker.engine.decoder import Commit, Model, Plan, error_of, guided
+from worker.engine.outputs import TokenLogprob
 from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
-from worker.engine.rules import RULES, RuleInput
+from worker.engine.rules import RULES, Rule, RuleInput
+from worker.engine.rules.base import gumbel
 from worker.engine.stopping import advance
+
+TOKEN_STREAM, ORDER_STREAM = 0, 1  # uses of randomness
+TINY = 1e-10  # inside logarithms of entropies, as in Dream's program
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +46,47 @@ class DiffusionSamplerConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class Commit:
-    """What one step did to one answer. `error` set: the answer cannot go on."""
+class Choice:
+    """A token for each candidate and how sure the model is of it; all [n], on the model's device until `to_cpu`."""
 
-    answer: Answer
-    positions: list[int]
-    token_ids: list[int]
-    confidences: list[float]
-    error: VDiffError | None = None
+    tokens: Tensor
+    confidence: Tensor
+    margin: Tensor | None = None
+    entropy: Tensor | None = None
+    divergence: Tensor | None = None
+    logprob: Tensor | None = None
+    top_logprobs: Tensor | None = None  # [n, k]
+    top_tokens: Tensor | None = None  # [n, k]
+
+
+_COLUMNS = ("tokens", "confidence", "margin", "entropy", "divergence", "logprob")
+
+
+def to_cpu(choices: Sequence[Choice]) -> list[Choice]:
+    """All choices of a step in one transfer, so that the device is waited for once."""
+    if not choices:
+        return []
+    flat = [part.double().flatten() for choice in choices for part in _parts(choice)]
+    sizes = [len(part) for part in flat]
+    pieces = iter(torch.split(torch.cat(flat).cpu(), sizes))
+    out = []
+    for choice in choices:
+        n = len(choice.tokens)
+        made: dict[str, Tensor] = {name: next(pieces) for name in _COLUMNS if getattr(choice, name) is not None}
+        if choice.top_logprobs is not None:
+            made["top_logprobs"] = next(pieces).view(n, -1)
+            made["top_tokens"] = next(pieces).view(n, -1).long()
+        made["tokens"] = made["tokens"].long()
+        made["confidence"] = made["confidence"].float()
+        out.append(Choice(**made))
+    return out
+
+
+def _parts(choice: Choice) -> Iterator[Tensor]:
+    for name in (*_COLUMNS, "top_logprobs", "top_tokens"):
+        part = getattr(choice, name)
+        if part is not None:
+            yield part
 
 
 def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -60,87 +99,209 @@ def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         logits = logits.masked_fill(logits < floor, -torch.inf)
     if top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        probability = ordered.softmax(-1)
+        before = probability.cumsum(-1) - probability
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
         logits = logits.masked_fill(drop, -torch.inf)
     return logits
 
 
 class DiffusionSampler:
-    """Samples and commits tokens; holds no state of a request."""
+    """Samples and commits tokens of masked models; holds no state of a request."""
 
-    def __init__(self, model: Transformer, tokenizer: TokenizerWrapper, config: DiffusionSamplerConfig) -> None:
+    def __init__(
+        self,
+        model: Model,
+        tokenizer: TokenizerWrapper,
+        config: DiffusionSamplerConfig,
+        *,
+        facts: ModelConfig,
+        card: ModelCard,
+    ) -> None:
         self.model, self.tokenizer, self.config = model, tokenizer, config
+        self.facts, self.card = facts, card
 
-    def calculate_confidence(self, logits: Tensor, answer: Answer, positions: Sequence[int]) -> tuple[Tensor, Tensor]:
+    # A step's parts
+
+    def plan(self, answer: Answer, rows: int) -> Plan:
+        """What the answer's next forward computes; a part of its prompt when not all fits into `rows`."""
+        prompt = passes.prefill(answer, self.facts, rows)
+        if prompt:
+            return Plan(answer, prompt, [], prefill=True)
+        if passes.is_windowed(answer):
+            wanted = passes.lookahead(answer)
+            return Plan(answer, passes.window_passes(answer, self.facts, wanted), wanted)
+        wanted = answer.masked()
+        if RULES[_algorithm(answer)].sees_committed:
+            wanted = list(answer.window)
+        return Plan(answer, passes.block_passes(answer, self.facts, wanted), wanted)
+
+    def calculate_confidence(self, logits: Tensor, answer: Answer, positions: Sequence[int]) -> Choice:
         """Choose a token for each row and say how sure the model is.
 
-        Confidence is the softmax of the raw logits (no temperature, no noise) at the chosen token, as in LLaDA. Noise is
-        Gumbel's: argmax(logits / T + g), which samples the tempered, filtered distribution exactly.
+        LLaDA-type rules: the softmax of the raw logits (no temperature, no noise) at the chosen token. Dream's rules and
+        block-causal models: of the tempered, filtered distribution. Noise is Gumbel's: argmax(logits / T + g), which
+        samples the tempered, filtered distribution exactly.
 
         Args:
-            logits: [n, vocab] float32 of the answer's masked positions.
-
-        Returns:
-            tokens int64 [n] and confidence float32 [n].
+            logits: [n, vocab] float32 of the candidates; changed in place.
         """
-        params, diffusion = answer.params, answer.params.diffusion
-        suppressed = list(diffusion.suppress_token_ids or ())
+        params, diffusion, rule = answer.params, answer.params.diffusion, RULES[_algorithm(answer)]
+        suppressed = torch.tensor(list(diffusion.suppress_token_ids or ()), dtype=torch.int64, device=logits.device)
         if diffusion.suppress_end == "logits":
-            logits = logits.index_fill(-1, torch.tensor(suppressed, device=logits.device), -torch.inf)
-        allowed = logits.index_fill(-1, torch.tensor([self.config.mask_id], device=logits.device), -torch.inf)
+            logits.index_fill_(-1, suppressed, -torch.inf)
+        logits = rule.adjust(logits, list(positions), diffusion, answer.memory)
+        of_mask = logits[:, self.config.mask_id].clone()
+        logits[:, self.config.mask_id] = -torch.inf  # no step ever commits the mask
+        sampled: Tensor | None = None
+        filters = params.top_k > 0 or params.top_p < 1.0
         if params.temperature > 0:
-            tempered = filter_logits(allowed.double() / params.temperature, params.top_k, params.top_p)
+            sampled = filter_logits(logits.double() / params.temperature, params.top_k, params.top_p)
             rows = torch.tensor(positions, device=logits.device)
-            noise = uniform(answer.seed, answer.steps, 0, rows, logits.shape[-1])
-            tokens = (tempered - torch.log(-torch.log(noise))).argmax(-1)
+            noise = uniform(answer.seed, answer.steps, TOKEN_STREAM, rows, logits.shape[-1])
+            tokens = (sampled + gumbel(noise)).argmax(-1)
         else:
-            tokens = allowed.argmax(-1)
+            tokens = logits.argmax(-1)
+            if filters:
+                sampled = filter_logits(logits, params.top_k, params.top_p)
+        logits[:, self.config.mask_id] = of_mask
         if diffusion.suppress_end == "confidence":
-            logits = logits.index_fill(-1, torch.tensor(suppressed, device=logits.device), -torch.inf)
+            logits.index_fill_(-1, suppressed, -torch.inf)
+        judged = logits
+        if (rule.filtered or answer.regime == "block_causal") and sampled is not None:
+            judged = sampled
         # Not exp(logit - logsumexp): near 1 its rounding reorders positions that softmax tells apart.
-        return tokens, logits.softmax(-1).gather(-1, tokens[:, None])[:, 0]
-
-    def unmask_tokens(self, answer: Answer, positions: list[int], tokens: Tensor, confidence: Tensor) -> Commit:
-        """Let the answer's rule choose among its masked positions, and write the chosen tokens into its canvas."""
-        rows = torch.tensor(positions, device=confidence.device)
-        quota = answer.quota[min(answer.block_step, len(answer.quota) - 1)]
-        given = RuleInput(
-            confidence=confidence,
-            quota=min(quota, len(positions)),
-            params=answer.params.diffusion,
-            uniform=lambda: uniform(answer.seed, answer.steps, 1, rows, 1)[:, 0].float(),
+        probability = judged.softmax(-1)
+        return Choice(
+            tokens,
+            probability.gather(-1, tokens[:, None])[:, 0],
+            **self._scores(rule, probability, answer, positions),
+            **self._logprobs(logits, tokens, params.logprobs),
         )
-        picked = RULES[answer.params.diffusion.algorithm].select(given).sort().values
+
+    @staticmethod
+    def _scores(rule: Rule, probability: Tensor, answer: Answer, positions: Sequence[int]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
+        if "margin" in rule.needs:
+            two = probability.topk(2, dim=-1).values
+            made["margin"] = two[:, 0] - two[:, 1]
+        if "entropy" in rule.needs:
+            made["entropy"] = -(probability * torch.log(probability + TINY)).sum(-1)
+        if "divergence" in rule.needs:
+            before: dict[int, int] = answer.memory.get("rows", {})
+            made["divergence"] = torch.full_like(probability[:, 0], torch.inf)
+            if before:
+                prior = answer.memory["probability"][torch.tensor([before[p] for p in positions])]
+                ratio = torch.log((probability + TINY) / (prior + TINY))
+                made["divergence"] = (probability * ratio).sum(-1)
+            answer.memory["rows"] = {p: i for i, p in enumerate(positions)}
+            answer.memory["probability"] = probability
+        return made
+
+    @staticmethod
+    def _logprobs(logits: Tensor, tokens: Tensor, count: int | None) -> dict[str, Tensor]:
+        if count is None:
+            return {}
+        logprob = logits.log_softmax(-1)
+        made = {"logprob": logprob.gather(-1, tokens[:, None])[:, 0]}
+        if count:
+            top = logprob.topk(count, dim=-1)
+            made.update(top_logprobs=top.values, top_tokens=top.indices)
+        return made
+
+    def unmask_tokens(self, answer: Answer, positions: list[int], choice: Choice) -> Commit:
+        """Let the answer's rule choose among the candidates, and write the chosen tokens into its canvas.
+
+        Args:
+            choice: on the CPU.
+        """
+        if not bool(torch.isfinite(choice.confidence).all()):
+            return Commit(answer, error=NotFinite("the model produced NaN or infinite logits for this request"))
+        rule = RULES[_algorithm(answer)]
+        rows = torch.tensor(positions)
+        masked = torch.tensor([answer.canvas[p] == answer.mask for p in positions]) if rule.sees_committed else None
+        left = len(positions) if masked is None else int(masked.sum())
+        stands = torch.tensor([answer.canvas[p] for p in positions]) if rule.sees_committed else None
+        given = RuleInput(
+            positions=positions,
+            confidence=choice.confidence,
+            quota=min(answer.step_quota(), left),
+            block_steps=answer.block_steps,
+            params=answer.params.diffusion,
+            uniform=lambda stream: uniform(answer.seed, answer.steps, stream, rows, 1)[:, 0],
+            margin=choice.margin,
+            entropy=choice.entropy,
+            divergence=choice.divergence,
+            masked=masked,
+            changed=None if stands is None else choice.tokens != stands,
+            memory=answer.memory,
+        )
+        picked = rule.select(given).sort().values
+        block_done = rule.is_done(given, picked) if rule.sees_committed else None
         chosen = [positions[i] for i in picked.tolist()]
-        ids: list[int] = tokens[picked].tolist()
-        for position, token in zip(chosen, ids, strict=True):
+        ids: list[int] = choice.tokens[picked].tolist()
+        logprobs = logprobs_of(choice, picked)
+        for i, (position, token) in enumerate(zip(chosen, ids, strict=True)):
             answer.canvas[position] = token
-        return Commit(answer, chosen, ids, confidence[picked].tolist())
+            if logprobs:
+                answer.logprobs[position] = logprobs[i]
+        answer.steps += 1
+        answer.block_step += 1
+        return Commit(answer, chosen, ids, choice.confidence[picked].tolist(), logprobs, block_done=block_done)
+
+    def read(self, plan: Plan, logits: Tensor) -> Choice:
+        """The choice that a forward's logits give; still on the device."""
+        return self.calculate_confidence(logits, plan.answer, plan.wanted)
+
+    def finish(self, plans: Sequence[Plan], choices: Sequence[Choice]) -> list[Commit]:
+        """Commit what was chosen. An error of one answer is its own."""
+        commits = []
+        for plan, choice in zip(plans, to_cpu(choices), strict=True):
+            passes.after_forward(plan.answer)
+            try:
+                commits.append(self.unmask_tokens(plan.answer, plan.wanted, choice))
+            except Exception as exc:  # whatever it is, it is this request's end and nobody else's
+                commits.append(Commit(plan.answer, error=error_of(exc)))
+        return commits
+
+    # Whole steps
 
     @torch.inference_mode()
-    def diffusion_step(self, answers: list[Answer]) -> list[Commit]:
-        """One denoising step of all `answers` in shared forwards. A row with NaN or infinity fails its answer alone."""
-        commits = []
-        for answer, logits in zip(answers, block_logits(self.model, answers, self.config.mask_id), strict=True):
-            answer.forwards += 1
-            if not bool(torch.isfinite(logits).all()):
-                error = NotFinite("the model produced NaN or infinite logits for this request")
-                commits.append(Commit(answer, [], [], [], error))
-                continue
-            positions = masked_positions(answer, self.config.mask_id)
-            tokens, confidence = self.calculate_confidence(logits, answer, positions)
-            commits.append(self.unmask_tokens(answer, positions, tokens, confidence))
-            answer.steps += 1
-            answer.block_step += 1
-        return commits
+    def diffusion_step(self, answers: Sequence[Answer]) -> list[Commit]:
+        """One denoising step of all `answers` in one forward. A row with NaN or infinity fails its answer alone."""
+        plans = []
+        for answer in answers:
+            while len(answer.caches) < passes.twins(answer) and passes.capacity(answer):
+                answer.caches.append(self.model.new_cache(passes.capacity(answer)))
+            plans.append(self.plan(answer, 1 << 62))
+        parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
+        return self.finish(plans, [self.read(plan, guided(parts, plan)) for plan in plans])
 
     def generate(self, request: EngineRequest) -> None:
         """Denoise one request to its end, without an engine. Raises what a step reports (NotFinite)."""
         if not request.sequences:
-            request.make_sequences(self.tokenizer, self.config.mask_id)
+            request.make_sequences(self.tokenizer, self.card)
         while live := [a for a in request.sequences if a.finish_reason is None]:
             for commit in self.diffusion_step(live):
                 if commit.error is not None:
                     raise commit.error
-                advance(commit.answer, commit.positions, self.config.mask_id)
+                advance(commit.answer, block_done=commit.block_done)
+
+
+def _algorithm(answer: Answer) -> str:
+    name = answer.params.diffusion.algorithm
+    assert name is not None
+    return name
+
+
+def logprobs_of(choice: Choice, picked: Tensor) -> list[TokenLogprob]:
+    """The log-probabilities of the picked candidates, or nothing when they were not asked for."""
+    if choice.logprob is None:
+        return []
+    made = []
+    for i in picked.tolist():
+        top: tuple[tuple[int, float], ...] = ()
+        if choice.top_tokens is not None and choice.top_logprobs is not None:
+            top = tuple(zip(choice.top_tokens[i].tolist(), choice.top_logprobs[i].tolist(), strict=True))
+        made.append(TokenLogprob(int(choice.tokens[i]), float(choice.logprob[i]), top))
+    return made

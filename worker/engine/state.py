@@ -28,6 +28,8 @@ class EngineStats:
     steps: int = 0  # engine steps
     sequence_steps: int = 0  # sum over steps of the sequences in them
     step_seconds: float = 0.0
+    prefill_forwards: int = 0  # forwards of a sequence that only stored its prompt's K/V
+    cache_refreshes: int = 0  # of finished sequences: full forwards for an approximate cache
 
     @property
     def mean_batch(self) -> float:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from shared.algorithms import FULL
 from worker.engine.request import Answer
 
 
-def advance(answer: Answer, positions: list[int], mask: int) -> str:
-    """Take note of committed positions; returns the text that may now be shown in addition.
+def advance(answer: Answer, *, block_done: bool | None = None) -> str:
+    """Take note of what was committed; returns the text that may now be shown in addition.
 
     An answer ends at the first end token or stop string once everything before it is committed; what was committed after
-    it is dropped, and no later block is started.
+    it is dropped, and no later block is started. Where committed tokens may still be edited, only finished blocks count.
+
+    Args:
+        block_done: whether the open block is finished; None: when nothing in it is masked.
     """
-    answer.committed += len(positions)
+    if answer.regime == FULL:
+        _close_after_end(answer)
+    if block_done is None:
+        block_done = not answer.masked()
+    settled = answer.limit
+    if answer.edits:
+        settled = min(answer.window.stop if block_done else answer.window.start, answer.limit)
     canvas, ends = answer.canvas, answer.request.end_token_ids
     reason: str | None = None
     prefix = answer.prefix
-    while prefix < len(canvas) and canvas[prefix] != mask:
-        if canvas[prefix] in ends:
+    while prefix < settled and canvas[prefix] != answer.mask:
+        if canvas[prefix] in ends and not _is_given(answer, prefix):
             reason = "stop"
             break
         prefix += 1
     grown, answer.prefix = prefix > answer.prefix, prefix
-    if reason is None and prefix == len(canvas):
+    if reason is None and prefix >= answer.limit and (block_done or answer.regime == FULL):
+        reason = "length"  # the last block of the others is decoded whole, then cut
+    most = answer.params.diffusion.max_forwards
+    if reason is None and most is not None and answer.forwards >= most:
         reason = "length"
     shown = ""
     if grown or reason is not None:
@@ -31,9 +44,30 @@ def advance(answer: Answer, positions: list[int], mask: int) -> str:
             prefix = _tokens_of(answer, prefix)
     if reason is not None:
         answer.finish_reason, answer.end = reason, prefix
-    elif prefix >= answer.block_starts[answer.block + 1]:
+        answer.release()
+    elif block_done:
         answer.open_block(answer.block + 1)
     return shown
+
+
+def _close_after_end(answer: Answer) -> None:
+    """Fill what follows a committed end token with it, as the model's training padded answers (dInfer's early stop).
+
+    Nothing behind it is computed any more, and what is still masked before it sees an answer that ends there. Models with
+    block-causal attention decode a block whole, as their programs do.
+    """
+    if answer.request.canvas is not None or not answer.request.end_token_ids:
+        return
+    for position in answer.window:
+        if answer.canvas[position] in answer.request.end_token_ids:
+            end = answer.canvas[position]
+            answer.canvas[position:] = [end] * (len(answer.canvas) - position)
+            return
+
+
+def _is_given(answer: Answer, position: int) -> bool:
+    given = answer.request.canvas
+    return given is not None and given[position] != answer.mask
 
 
 def _tokens_of(answer: Answer, prefix: int) -> int:

@@ -1,33 +1,62 @@
-"""LLaDA's tensor names (LLaDA-8B, LLaDA-1.5), dense and grouped-query; https://arxiv.org/abs/2502.09992."""
+"""LLaDA-8B, LLaDA-1.5 and their grouped-query kin; https://arxiv.org/abs/2502.09992."""
 
 from __future__ import annotations
 
-from worker.engine.config import ModelConfig
+from collections.abc import Iterator
+from pathlib import Path
 
-FAMILY = "llada"
-MASK_TOKENS = ("<|mdm_mask|>", "<|mask|>")
-MASK_TOKEN_ID = 126336  # of the published checkpoints, when nothing else says
-END_OF_TURN_TOKEN = "<|eot_id|>"
+from worker.engine.config import ModelConfig, RawConfig
+from worker.engine.models.family import Family, LayerNames, Names, Source, sources
 
-_LAYER = {
-    "attn_norm": "attn_norm",
-    "q_proj": "q_proj",
-    "k_proj": "k_proj",
-    "v_proj": "v_proj",
-    "attn_out": "attn_out",
-    "ff_norm": "ff_norm",
-    "gate_proj": "ff_proj",
-    "up_proj": "up_proj",
-    "down_proj": "ff_out",
-}
+NAMES = Names(
+    embedding="model.transformer.wte",
+    norm="model.transformer.ln_f",
+    head="model.transformer.ff_out",
+    layer="model.transformer.blocks",
+    inside=LayerNames(
+        attn_norm="attn_norm", q="q_proj", k="k_proj", v="v_proj", attn_out="attn_out", ff_norm="ff_norm", gate="ff_proj",
+        up="up_proj", down="ff_out",
+    ),
+)  # fmt: skip
 
 
-def tensor_names(config: ModelConfig) -> dict[str, str]:
-    """Our parameter name -> the checkpoint's tensor name."""
-    names = {"embedding.weight": "model.transformer.wte.weight", "norm.weight": "model.transformer.ln_f.weight"}
-    if not config.tied:
-        names["head.weight"] = "model.transformer.ff_out.weight"
-    for layer in range(config.layers):
-        for ours, theirs in _LAYER.items():
-            names[f"layers.{layer}.{ours}.weight"] = f"model.transformer.blocks.{layer}.{theirs}.weight"
-    return names
+def config(path: Path) -> ModelConfig:
+    raw = RawConfig(path)
+    raw.only(
+        alibi=False, input_emb_norm=False, scale_logits=False, include_bias=False, include_qkv_bias=False,
+        attention_layer_norm=False, rope=True, layer_norm_type="rms", activation_type="silu", block_type="llama",
+    )  # fmt: skip
+    heads, width = raw.integer("n_heads"), raw.integer("d_model")
+    return ModelConfig(
+        architecture=raw.architecture,
+        family="llada",
+        width=width,
+        layers=raw.integer("n_layers"),
+        heads=heads,
+        kv_heads=raw.integer("n_kv_heads", heads),
+        head_dim=width // heads,
+        mlp_width=int(raw.get("mlp_hidden_size") or width * raw["mlp_ratio"]),
+        vocab_size=int(raw.get("embedding_size") or raw["vocab_size"]),
+        context_length=raw.integer("max_sequence_length"),
+        rope_theta=raw.rope_theta,
+        norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
+        tied=bool(raw.get("weight_tying", False)),
+        mask_token_id=raw.get("mask_token_id"),
+        eos_token_ids=raw.eos,
+        generation=raw.generation,
+    )
+
+
+def tensors(facts: ModelConfig) -> Iterator[Source]:
+    return sources(facts, NAMES)
+
+
+FAMILY = Family(
+    name="llada",
+    architectures=("LLaDAModelLM",),
+    config=config,
+    sources=tensors,
+    mask_tokens=("<|mdm_mask|>", "<|mask|>"),
+    mask_token_id=126336,
+    end_tokens=("<|eot_id|>",),
+)

@@ -1,17 +1,24 @@
-"""The bidirectional transformer: pre-norm attention with rotary positions, SwiGLU, RMSNorm, no biases.
+"""The transformer of all native families: pre-norm attention with rotary positions, SwiGLU or experts, RMSNorm.
 
 RMSNorm: Zhang and Sennrich 2019. SwiGLU: Shazeer 2020. Rotary positions ("rotate half", angles in float32): Su et al.
-2021. Grouped-query attention: Ainslie et al. 2023. The forward stops before the head, so that the caller sends only the
-rows it needs through `logits`.
+2021. Grouped-query attention: Ainslie et al. 2023. What differs between families stands in `ModelConfig`. Works on packed
+rows (`worker.engine.batch`), and sends only the rows that are asked for through the head.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.engine.batch import Layout, Pass, Unit, arrange
+from worker.engine.cache import KVCache
 from worker.engine.config import ModelConfig
+from worker.engine.models.moe import MLP, MoE
+
+HEAD_ROWS = 256  # rows of one chunk through the head: with 152,000 tokens 156 MB of logits
 
 
 class RMSNorm(nn.Module):
@@ -27,94 +34,167 @@ class RMSNorm(nn.Module):
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [batch, heads, length, head_dim]; cos and sin [length, head_dim] in float32."""
-    half = x.shape[-1] // 2
-    y = x.float()
+    """x [rows, heads, head_dim]; cos and sin [rows, 1, rotary_dim] in float32. Dimensions beyond rotary_dim stay."""
+    width = cos.shape[-1]
+    y = x[..., :width].float()
+    half = width // 2
     rotated = torch.cat((-y[..., half:], y[..., :half]), dim=-1)
-    return (y * cos + rotated * sin).to(x.dtype)
+    y = (y * cos + rotated * sin).to(x.dtype)
+    return y if width == x.shape[-1] else torch.cat((y, x[..., width:]), dim=-1)
+
+
+def attend(unit: Unit, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
+    """Attention of one unit: q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim], all packed; returns like q."""
+    here = slice(unit.begin, unit.end)
+    count, gqa = len(unit.passes), q.shape[1] != k.shape[1]
+    padded = q[here] if unit.gather is None else q[unit.gather]
+    queries = padded.view(count, unit.rows, q.shape[1], q.shape[2]).transpose(1, 2)
+    if unit.cached:
+        keys, values = _through_caches(unit, k[here], v[here], layer)
+    elif unit.gather is None:
+        keys = k[here].view(count, unit.rows, k.shape[1], k.shape[2]).transpose(1, 2)
+        values = v[here].view(count, unit.rows, v.shape[1], v.shape[2]).transpose(1, 2)
+    else:
+        keys = k[unit.gather].view(count, unit.rows, k.shape[1], k.shape[2]).transpose(1, 2)
+        values = v[unit.gather].view(count, unit.rows, v.shape[1], v.shape[2]).transpose(1, 2)
+    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=unit.mask, enable_gqa=gqa)
+    out = out.transpose(1, 2).reshape(count * unit.rows, q.shape[1], q.shape[2])
+    return out if unit.scatter is None else out[unit.scatter]
+
+
+def _through_caches(unit: Unit, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+    """Write the rows' keys and values into their caches, and read what is visible: [sequences, kv_heads, keys, head_dim]."""
+    read: list[tuple[Tensor, Tensor]] = []
+    at = 0
+    for p in unit.passes:
+        assert p.cache is not None
+        n = len(p.ids)
+        keys, values = p.cache.layer(layer)
+        keys[:, p.first : p.first + n] = k[at : at + n].transpose(0, 1)
+        values[:, p.first : p.first + n] = v[at : at + n].transpose(0, 1)
+        at += n
+        read.append((keys[:, : p.keys], values[:, : p.keys]))
+    if len(read) == 1:
+        return read[0][0][None], read[0][1][None]
+    if all(keys.shape[1] == unit.keys for keys, _ in read):
+        return torch.stack([keys for keys, _ in read]), torch.stack([values for _, values in read])
+    short = [unit.keys - keys.shape[1] for keys, _ in read]
+    return (
+        torch.stack([F.pad(keys, (0, 0, 0, s)) for (keys, _), s in zip(read, short, strict=True)]),
+        torch.stack([F.pad(values, (0, 0, 0, s)) for (_, values), s in zip(read, short, strict=True)]),
+    )
 
 
 class Layer(nn.Module):
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        width, kv_width = config.width, config.kv_heads * config.head_dim
+        self.index = index
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
-        self.attn_norm = RMSNorm(width, config.norm_eps)
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, kv_width, bias=False)
-        self.v_proj = nn.Linear(width, kv_width, bias=False)
-        self.attn_out = nn.Linear(width, width, bias=False)
-        self.ff_norm = RMSNorm(width, config.norm_eps)
-        self.gate_proj = nn.Linear(width, config.mlp_width, bias=False)
-        self.up_proj = nn.Linear(width, config.mlp_width, bias=False)
-        self.down_proj = nn.Linear(config.mlp_width, width, bias=False)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, keys: Tensor | None) -> Tensor:
-        batch, length, width = x.shape
-        h = self.attn_norm(x)
-        q = self.q_proj(h).view(batch, length, self.heads, self.head_dim).transpose(1, 2)
-        k = self.k_proj(h).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = self.v_proj(h).view(batch, length, self.kv_heads, self.head_dim).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(
-            apply_rotary(q, cos, sin),
-            apply_rotary(k, cos, sin),
-            v,
-            attn_mask=keys,
-            enable_gqa=self.heads != self.kv_heads,
+        self.attn_norm = RMSNorm(config.width, config.norm_eps)
+        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=config.qkv_bias)
+        self.attn_out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
+        self.ff_norm = RMSNorm(config.width, config.norm_eps)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
+        sparse = config.moe is not None and index >= config.moe.first_dense
+        self.mlp: nn.Module = (
+            MoE(config.width, config.moe) if sparse and config.moe else MLP(config.width, config.mlp_width)
         )
-        x = x + self.attn_out(attended.transpose(1, 2).reshape(batch, length, width))
-        h = self.ff_norm(x)
-        out: Tensor = x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
+        rows = x.shape[0]
+        heads = self.qkv(self.attn_norm(x)).view(rows, self.heads + 2 * self.kv_heads, self.head_dim)
+        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
+        parts = [attend(unit, q, k, v, self.index) for unit in layout.units]
+        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
+        x = x + self.attn_out(attended.reshape(rows, self.heads * self.head_dim))
+        out: Tensor = x + self.mlp(self.ff_norm(x))
         return out
 
 
 class Transformer(nn.Module):
-    """Token ids to hidden states to logits."""
+    """Token ids to logits."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocab_size, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
         self._angles: tuple[Tensor, Tensor] | None = None
+        self.pads: bool | None = None  # None: pad similar sequences on accelerators, not on CPU
 
-    def _rotary(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        if self._angles is None or self._angles[0].shape[0] < length or self._angles[0].device != device:
-            grown = 1 << (length - 1).bit_length()
-            half = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32, device=device) / self.config.head_dim
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        c = self.config
+        return 2 * c.layers * c.kv_heads * c.head_dim * self.dtype.itemsize
+
+    def new_cache(self, capacity: int) -> KVCache:
+        """Room for the keys and values of `capacity` positions of one sequence."""
+        c = self.config
+        return KVCache(c.layers, c.kv_heads, capacity, c.head_dim, dtype=self.dtype, device=self.device)
+
+    def _rotary(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+        if self._angles is None or self._angles[0].shape[0] < longest or self._angles[0].device != positions.device:
+            grown, width = 1 << (longest - 1).bit_length(), self.config.rotary_dim or self.config.head_dim
+            half = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
             frequency = 1.0 / self.config.rope_theta**half
-            angles = torch.outer(torch.arange(grown, dtype=torch.float32, device=device), frequency)
-            angles = torch.cat((angles, angles), dim=-1)  # [length, head_dim]
+            angles = torch.outer(torch.arange(grown, dtype=torch.float32, device=positions.device), frequency)
+            angles = torch.cat((angles, angles), dim=-1)  # [positions, rotary_dim]
             self._angles = angles.cos(), angles.sin()
         cos, sin = self._angles
-        return cos[:length], sin[:length]
+        return cos[positions][:, None], sin[positions][:, None]
 
-    def hidden(self, ids: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Hidden states before the last norm.
-
-        Args:
-            ids: [batch, length], right-padded.
-            lengths: [batch] real lengths, or None when no row is padded.
-
-        Returns:
-            [batch, length, width]; what stands at padding is meaningless.
-        """
-        length = ids.shape[1]
-        cos, sin = self._rotary(length, ids.device)
-        keys = None
-        if lengths is not None:
-            keys = (torch.arange(length, device=ids.device)[None, :] < lengths[:, None])[:, None, None, :]
-        x = self.embedding(ids)
+    def hidden(self, layout: Layout, longest: int) -> Tensor:
+        """Hidden states [rows, width] before the last norm. `longest`: one more than the highest position."""
+        cos, sin = self._rotary(layout.positions, longest)
+        x: Tensor = self.embedding(layout.ids)
         for layer in self.layers:
-            x = layer(x, cos, sin, keys)
-        out: Tensor = x
-        return out
+            x = layer(x, cos, sin, layout)
+        return x
 
     def logits(self, rows: Tensor) -> Tensor:
         """[rows, width] hidden states -> [rows, vocab] logits in float32."""
         out: Tensor = self.head(self.norm(rows))
         return out.float()
+
+    def compute(self, passes: Sequence[Pass]) -> Iterator[Tensor]:
+        """One forward of all passes; then, pass by pass, the logits of its wanted rows, [wanted, vocab] float32.
+
+        The head runs in chunks as the iterator is read, so that the logits of a whole batch never exist at once.
+        """
+        pads = self.device.type != "cpu" if self.pads is None else self.pads
+        layout = arrange(passes, self.device, pad=pads)
+        hidden = self.hidden(layout, max(p.first + len(p.ids) for p in passes))[layout.take]
+        for counts in chunks(layout.counts, HEAD_ROWS):
+            rows = sum(counts)
+            yield from torch.split(self.logits(hidden[:rows]), counts)
+            hidden = hidden[rows:]
+
+
+def chunks(counts: Sequence[int], largest: int) -> Iterator[list[int]]:
+    """Cut a list of row counts into runs of at most `largest` rows, or of one pass."""
+    run: list[int] = []
+    for count in counts:
+        if run and sum(run) + count > largest:
+            yield run
+            run = []
+        run.append(count)
+    if run:
+        yield run

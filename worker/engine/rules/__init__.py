@@ -1,9 +1,28 @@
-"""Unmasking rules: which of the open block's masked positions a step commits. Small, pure, one class each."""
+"""Unmasking rules: which of the open block's positions a step commits. Small, pure, one class each."""
 
+from worker.engine.rules import quota, threshold
 from worker.engine.rules.base import Rule, RuleInput
-from worker.engine.rules.quota import LowConfidence, Random
-from worker.engine.rules.threshold import Factor, Threshold
 
-RULES: dict[str, Rule] = {rule.name: rule for rule in (LowConfidence(), Random(), Threshold(), Factor())}
+RULES: dict[str, Rule] = {
+    rule.name: rule
+    for rule in (
+        quota.LowConfidence(),
+        quota.LowConfidenceStatic(),
+        quota.Random(),
+        quota.Sequential(),
+        quota.MaskgitPlus(),
+        quota.TopkMargin(),
+        quota.Entropy(),
+        quota.Origin(),
+        threshold.Threshold(),
+        threshold.Factor(),
+        threshold.EntropyBound(),
+        threshold.Hierarchical(),
+        threshold.Credit(),
+        threshold.Klass(),
+        threshold.LowConfidenceDynamic(),
+        threshold.JointThreshold(),
+    )
+}
 
-__all__ = ["RULES", "Factor", "LowConfidence", "Random", "Rule", "RuleInput", "Threshold"]
+__all__ = ["RULES", "Rule", "RuleInput"]

@@ -1,11 +1,12 @@
-"""The protocol of a rule."""
+"""The protocol of a rule, and what it sees."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from shared.sampling_params import DiffusionParams
@@ -13,23 +14,56 @@ from shared.sampling_params import DiffusionParams
 
 @dataclass(frozen=True, slots=True)
 class RuleInput:
-    """What a rule sees of one answer's open block; n masked positions, left to right."""
+    """What a rule sees of one answer's open block: n candidate positions, left to right. Tensors are on the CPU."""
 
-    confidence: Tensor  # [n] float32, probability of the chosen token
+    positions: list[int]  # [n], counted from the answer's start
+    confidence: Tensor  # [n] float, probability of the chosen token
     quota: int  # tokens this step should commit, at least 1, at most n
+    block_steps: int  # steps of the open block's schedule
     params: DiffusionParams
-    uniform: Callable[[], Tensor]  # [n] float32 in (0, 1), a function of (seed, step, position) alone
+    uniform: Callable[
+        [int], Tensor
+    ]  # stream -> [n] float in (0, 1), a function of (seed, step, position, stream) alone
+    margin: Tensor | None = None  # [n], first minus second probability
+    entropy: Tensor | None = None  # [n], nats
+    divergence: Tensor | None = None  # [n], KL from the distribution of the step before; inf where there was none
+    masked: Tensor | None = None  # [n] bool, for rules that also see committed tokens
+    changed: Tensor | None = None  # [n] bool: the chosen token differs from the one that stands there
+    memory: dict[str, Any] = field(default_factory=dict)  # the rule's own, for the open block
 
 
-class Rule(Protocol):
-    """Returns the indices [k] to commit, 1 <= k <= n."""
+class Rule:
+    """Which candidates a step commits: a pure function of its input and of `memory`."""
 
-    @property
-    def name(self) -> str: ...
+    name: ClassVar[str]
+    filtered: ClassVar[bool] = False  # probabilities of the tempered, filtered distribution instead of the raw logits'
+    needs: ClassVar[frozenset[str]] = frozenset()  # of "margin", "entropy", "divergence"
+    sees_committed: ClassVar[bool] = False  # candidates are all tokens of the block, not the masked ones alone
 
-    def select(self, given: RuleInput) -> Tensor: ...
+    def adjust(self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]) -> Tensor:
+        """Logits [n, vocab] before a token is chosen; may be changed in place."""
+        return logits
+
+    def select(self, given: RuleInput) -> Tensor:
+        """Indices [k] into the candidates, 1 <= k <= n where a masked one is left."""
+        raise NotImplementedError
+
+    def is_done(self, given: RuleInput, picked: Tensor) -> bool:
+        """For rules that edit: whether the block, in which nothing is masked any more, is finished."""
+        return True
 
 
 def best(score: Tensor, count: int) -> Tensor:
     """Indices of the `count` highest scores; of equals the leftmost, so that results do not depend on the device."""
     return score.sort(descending=True, stable=True).indices[:count]
+
+
+def at_least_best(passed: Tensor, confidence: Tensor) -> Tensor:
+    """Indices where `passed`, or of the highest confidence when none did."""
+    picked = passed.nonzero().flatten()
+    return picked if len(picked) else best(confidence, 1)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniform numbers."""
+    return -torch.log(-torch.log(uniform))

@@ -1,0 +1,70 @@
+"""What a way of decoding has to say in a step: what it asks of the model, and what it makes of the answer.
+
+`DiffusionSampler` (masked models, every rule), `APDDecoder` (left to right with a verifier) and `RenoiseDecoder`
+(DiffusionGemma) are decoders. The engine plans all answers of a step, makes one forward of the plans, and hands each
+decoder its part, so that requests of different rules share forwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from shared.errors import EngineError, OutOfMemory, VDiffError
+from worker.engine.batch import Pass
+from worker.engine.outputs import TokenLogprob
+from worker.engine.request import Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """What one step did to one answer. `error` set: the answer cannot go on."""
+
+    answer: Answer
+    positions: list[int] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    provisional: dict[str, Any] | None = None
+    block_done: bool | None = None  # None: when nothing in the block is masked
+    error: VDiffError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One answer's passes of a step and the positions (from the answer's start) whose logits they give."""
+
+    answer: Answer
+    passes: list[Pass]
+    wanted: list[int]
+    prefill: bool = False  # stores a part of the prompt's K/V, and gives no logits
+
+
+class Model(Protocol):
+    """A model that computes passes and makes the caches that they read."""
+
+    def compute(self, passes: Sequence[Pass]) -> Iterator[Tensor]: ...
+    def new_cache(self, capacity: int) -> Any: ...
+
+
+def error_of(exc: BaseException) -> VDiffError:
+    """Any failure of a step, as the error that its request ends with."""
+    if isinstance(exc, VDiffError):
+        return exc
+    if isinstance(exc, torch.OutOfMemoryError | MemoryError):
+        return OutOfMemory(f"out of memory for one request alone: {exc}")
+    return EngineError(f"{type(exc).__name__}: {exc}")
+
+
+def guided(parts: Iterator[Tensor], plan: Plan) -> Tensor:
+    """Logits [wanted, vocab] of a plan, combined with its unconditional twin: u + (s + 1)(c - u) (LLaDA)."""
+    conditional = next(parts)
+    if len(plan.passes) == 1:
+        return conditional
+    unconditional = next(parts)
+    scale = plan.answer.params.diffusion.cfg_scale
+    return unconditional + (scale + 1) * (conditional - unconditional)

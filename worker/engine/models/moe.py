@@ -1,0 +1,80 @@
+"""Mixture of experts: softmax or sigmoid routers, grouped choice, a shared expert.
+
+Softmax router without renormalisation: OLMoE (Muennighoff et al. 2024). Sigmoid scores, a bias for the selection only and
+the choice inside the best groups: DeepSeek-V3 (2024), as LLaDA2 has them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.engine.config import MoEConfig
+
+
+class MLP(nn.Module):
+    """SwiGLU with gate and up in one matrix."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(width, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        out: Tensor = self.down(F.silu(gate) * up)
+        return out
+
+
+class MoE(nn.Module):
+    """x [rows, width] -> [rows, width]."""
+
+    def __init__(self, width: int, config: MoEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.router = nn.Linear(width, config.experts, bias=False)
+        self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.width, width))
+        self.down = nn.Parameter(torch.empty(config.experts, width, config.width))
+        if config.selection_bias:
+            self.selection_bias = nn.Parameter(torch.empty(config.experts))
+        if config.shared_width:
+            self.shared = MLP(width, config.shared_width)
+
+    def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts and their weights, [rows, top_k] each; the router works in float32."""
+        c = self.config
+        logits = F.linear(x.float(), self.router.weight.float())
+        scores = logits.sigmoid() if c.score == "sigmoid" else logits.softmax(-1)
+        ranked = scores + self.selection_bias.float() if c.selection_bias else scores
+        if c.groups > 1:
+            grouped = ranked.view(-1, c.groups, c.experts // c.groups)
+            best = grouped.topk(2, dim=-1).values.sum(-1).topk(c.top_groups, dim=-1).indices
+            allowed = torch.zeros_like(grouped[..., 0]).scatter_(-1, best, 1.0).bool()
+            ranked = grouped.masked_fill(~allowed[..., None], -torch.inf).flatten(-2)
+        chosen = ranked.topk(c.top_k, dim=-1).indices
+        weights = scores.gather(-1, chosen)
+        if c.normalize:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return chosen, weights * c.scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        chosen, weights = self.choose(x)
+        flat = chosen.flatten()
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=self.config.experts).tolist()
+        rows = order // self.config.top_k
+        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
+        weight_of = weights.flatten()
+        begin = 0
+        for expert, count in enumerate(counts):
+            if not count:
+                continue
+            picked = order[begin : begin + count]
+            own = rows[begin : begin + count]
+            begin += count
+            gate, up = F.linear(x[own], self.gate_up[expert]).chunk(2, dim=-1)
+            y = F.linear(F.silu(gate) * up, self.down[expert])
+            out.index_add_(0, own, y.float() * weight_of[picked][:, None])
+        out = out.to(x.dtype)
+        return out + self.shared(x) if self.config.shared_width else out

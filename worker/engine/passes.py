@@ -1,0 +1,169 @@
+"""What a step of one answer asks of the model: which rows to compute, and which K/V they read.
+
+    full attention   none      everything, every time: the yardstick
+                     prefix    a block's first forward computes everything, later ones the block and what follows it
+                     dual      later ones compute the block alone, reading K/V on both sides (Fast-dLLM, arXiv 2505.22618)
+                     window    left to right: from kv_window positions before the previous forward's first mask (APD, arXiv
+                               2506.00413)
+    block-causal     exact     what is not cached yet and the open block. The forward that opens a block also stores the
+                               clean K/V of the block before it, so that storing costs no forward of its own
+                     none      everything up to the block's end
+
+With logits shifted by one (Dream) the row before a block is computed again together with the block: it predicts the block's
+first token, and a stale row would commit that token blindly. Guidance is a second pass whose given tokens are masked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from shared.algorithms import BLOCK
+from worker.engine.batch import Pass
+from worker.engine.config import ModelConfig
+from worker.engine.request import Answer
+
+
+def twins(answer: Answer) -> int:
+    """Sequences that one answer runs as: two with classifier-free guidance."""
+    return 2 if answer.params.diffusion.cfg_scale > 0 else 1
+
+
+def is_windowed(answer: Answer) -> bool:
+    d = answer.params.diffusion
+    return d.algorithm == "apd" or d.kv_window is not None or d.max_lookahead is not None
+
+
+def capacity(answer: Answer) -> int:
+    """K/V positions that each of the answer's sequences needs; 0 without a cache."""
+    return 0 if answer.params.diffusion.cache == "none" else len(answer.prompt) + len(answer.canvas)
+
+
+def rows_needed(answer: Answer) -> int:
+    """Rows of the answer's next forward, both twins, prompt included."""
+    begin, end = len(answer.prompt) + answer.window.start, len(answer.prompt) + answer.window.stop
+    cache, total = answer.params.diffusion.cache, len(answer.prompt) + len(answer.canvas)
+    if is_windowed(answer):
+        lookahead = answer.params.diffusion.max_lookahead
+        first = 0 if answer.window_from is None else answer.window_from
+        rows = (total if lookahead is None else min(total, len(answer.prompt) + answer.prefix + lookahead)) - first
+    elif answer.regime == BLOCK:
+        rows = end - (answer.cached if cache == "exact" else 0)
+    elif cache == "none" or answer.fresh:
+        rows = total
+    else:
+        rows = (end if cache == "dual" else total) - begin
+    return rows * twins(answer)
+
+
+def _tokens(answer: Answer, twin: int) -> list[int]:
+    if twin == 0:
+        return answer.prompt + answer.canvas
+    given = answer.request.canvas
+    canvas = answer.canvas
+    if given is not None:
+        canvas = [answer.mask if given[i] != answer.mask else token for i, token in enumerate(canvas)]
+    return [answer.mask] * len(answer.prompt) + canvas
+
+
+def _rows(answer: Answer, wanted: Sequence[int], first: int, shift: bool) -> list[int]:
+    """Row of each wanted position (counted from the answer's start) in a pass that begins at `first`."""
+    offset = len(answer.prompt) - first - shift
+    return [max(p + offset, 0) for p in wanted]
+
+
+def _block_begin(answer: Answer) -> int:
+    """First position of the sequence that shares the open block (block-causal): the prompt's end may be in it."""
+    length = answer.params.diffusion.block_length
+    assert length is not None
+    return (len(answer.prompt) + answer.window.start) // length * length
+
+
+def prefill(answer: Answer, facts: ModelConfig, rows: int) -> list[Pass]:
+    """Store K/V of as many whole prompt blocks as fit into `rows`, when not all fit beside the open block; else nothing."""
+    d = answer.params.diffusion
+    if answer.regime != BLOCK or d.cache != "exact":
+        return []
+    length = d.block_length
+    assert length is not None
+    begin = _block_begin(answer)
+    share = rows // twins(answer)
+    if begin - answer.cached + length <= share:
+        return []
+    stop = min(begin, answer.cached + max(share // length, 1) * length)
+    if stop <= answer.cached:
+        return []
+    return [
+        Pass(_tokens(answer, twin)[answer.cached : stop], [], answer.cached, "block", length, answer.caches[twin], stop)
+        for twin in range(twins(answer))
+    ]
+
+
+def block_passes(answer: Answer, facts: ModelConfig, wanted: Sequence[int]) -> list[Pass]:
+    """The forward of the open block.
+
+    Args:
+        wanted: positions whose logits are asked for, counted from the answer's start.
+    """
+    d = answer.params.diffusion
+    begin, end = len(answer.prompt) + answer.window.start, len(answer.prompt) + answer.window.stop
+    made = []
+    for twin in range(twins(answer)):
+        tokens = _tokens(answer, twin)
+        total, first, stop = len(tokens), 0, len(tokens)
+        attention, block, keys = "full", 0, total
+        if answer.regime == BLOCK:
+            assert d.block_length is not None
+            attention, block, stop, keys = "block", d.block_length, end, end
+            first = answer.cached if d.cache == "exact" else 0
+        elif d.cache in ("prefix", "dual") and not answer.fresh:
+            first = max(begin - facts.shift, 0)
+            stop = end if d.cache == "dual" else total
+        cache = None if d.cache == "none" else answer.caches[twin]
+        rows = _rows(answer, wanted, first, facts.shift)
+        made.append(Pass(tokens[first:stop], rows, first, attention, block, cache, 0 if cache is None else keys))
+    return made
+
+
+def window_passes(answer: Answer, facts: ModelConfig, wanted: Sequence[int]) -> list[Pass]:
+    """A forward of the left-to-right window: masks beyond max_lookahead are not in the input at all."""
+    d = answer.params.diffusion
+    made = []
+    for twin in range(twins(answer)):
+        tokens = _tokens(answer, twin)
+        stop = len(tokens)
+        if d.max_lookahead is not None:
+            stop = min(stop, len(answer.prompt) + answer.prefix + d.max_lookahead)
+        first, cache = 0, None
+        if d.kv_window is not None:
+            cache = answer.caches[twin]
+            if answer.window_from is not None:
+                first = max(0, answer.window_from - d.kv_window + 1)
+        rows = _rows(answer, wanted, first, facts.shift)
+        made.append(Pass(tokens[first:stop], rows, first, cache=cache, keys=0 if cache is None else stop))
+    return made
+
+
+def lookahead(answer: Answer) -> list[int]:
+    """Masked positions inside the window, from the first one on."""
+    d = answer.params.diffusion
+    stop = len(answer.canvas)
+    if d.max_lookahead is not None:
+        stop = min(stop, answer.prefix + d.max_lookahead)
+    return [p for p in range(answer.prefix, stop) if answer.canvas[p] == answer.mask]
+
+
+def after_forward(answer: Answer) -> None:
+    """Note what the answer's forward has left in its caches."""
+    if is_windowed(answer):
+        answer.window_from = len(answer.prompt) + answer.prefix
+    elif answer.regime == BLOCK:
+        answer.cached = _block_begin(answer)
+    if answer.fresh and answer.params.diffusion.cache in ("prefix", "dual"):
+        answer.cache_refreshes += 1
+    answer.fresh = False
+    answer.forwards += 1
+
+
+def after_prefill(answer: Answer, passes: Sequence[Pass]) -> None:
+    answer.cached = passes[0].first + len(passes[0].ids)
+    answer.prefill_forwards += 1
