@@ -69,16 +69,28 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(8, ge=1, le=4096, description="sequences per engine step; the engine's slots")
     max_model_len: int | None = Field(None, ge=1, description="context length, tokens; empty means the model's own")
     num_threads: int | None = Field(None, ge=1, description="torch threads on CPU; empty means one less than the cores")
-    trust_remote_code: bool = Field(False, description="reserved: no model needs remote code; true is refused")
-    tensor_parallel_size: int = Field(1, ge=1, description="only 1 is built")
-    gpu_memory_utilization: float | None = Field(
-        None, gt=0, le=1, description="share of the accelerator's memory that the engine may take; empty means no limit"
+    trust_remote_code: bool = Field(
+        False, description="run a model that is not built in through transformers, with the code its repository brings"
     )
-    quantization: str | None = Field(None, description="none is built yet; any value is refused")
+    tensor_parallel_size: int = Field(1, ge=1, description="only 1 is built")
+    gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of the accelerator's memory for weights and K/V together"
+    )
+    max_batched_tokens: int = Field(
+        8192, ge=1, description="rows of one engine step; longer prompts are stored in pieces"
+    )
+    cache_tokens: int | None = Field(
+        None, ge=1, description="K/V capacity of all running sequences together, tokens; empty means what memory allows"
+    )
+    quantization: Literal["int8"] | None = Field(None, description="int8 stores weights as 8-bit integers")
     diffusion_steps: int | None = Field(None, ge=1, description="default steps of the whole answer")
     block_size: int | None = Field(None, ge=1, description="default block_length, tokens")
-    enable_apd: bool = Field(False, description="Adaptive Parallel Decoding; refused until a verifier can be served")
-    verifier: str | None = Field(None, description="folder or hub id of the autoregressive model that APD asks")
+    enable_apd: bool | None = Field(
+        None, description="Adaptive Parallel Decoding; empty means where there is a verifier, false loads none"
+    )
+    verifier: str | None = Field(
+        None, description="folder or hub id of the autoregressive model that APD asks; the bundled model has one"
+    )
 
     # Jobs
     lease_seconds: float = Field(30.0, gt=0, description="how long a claim holds without a heartbeat")

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from migrations import run as migrations
 from shared import metrics, serving
 from shared.db.session import Database
-from shared.errors import ConfigurationError, VDiffError
+from shared.errors import VDiffError
 from shared.events import EventPublisher
 from shared.ids import new_id
 from shared.logging import setup_logging
@@ -70,11 +70,10 @@ def run(settings: Settings) -> int:
 
 
 def engine_config(settings: Settings) -> VDiffConfig:
-    """What the settings say of the engine. Raises ConfigurationError for what is not built yet."""
-    for name, what in (("gpu_memory_utilization", "a limit of the accelerator's memory"), ("verifier", "APD")):
-        if getattr(settings, name) is not None:
-            option = f"--{name.replace('_', '-')}"
-            raise ConfigurationError(f"{what} is not built yet; leave {option} out", param=name)
+    """What the settings say of the engine. The bundled model comes with the bundled verifier. Raises ConfigurationError."""
+    verifier = settings.verifier
+    if settings.model is None and verifier is None:
+        verifier = str(bundled.folder(bundled.DEFAULT_VERIFIER))
     return VDiffConfig(
         model=settings.model or str(bundled.folder(bundled.DEFAULT_MODEL)),
         tokenizer=settings.tokenizer,
@@ -91,6 +90,11 @@ def engine_config(settings: Settings) -> VDiffConfig:
         diffusion_steps=settings.diffusion_steps,
         block_size=settings.block_size,
         enable_apd=settings.enable_apd,
+        verifier=verifier,
+        gpu_memory_utilization=settings.gpu_memory_utilization,
+        max_batched_tokens=settings.max_batched_tokens,
+        cache_tokens=settings.cache_tokens,
+        watchdog_seconds=settings.hang_seconds,
     )
 
 

@@ -137,6 +137,11 @@ def answer_of(line: _Line, summary: Summary) -> dict[str, Any]:
                 tokens_per_forward=round(output.metrics.tokens_per_forward, 4),
                 seconds=round(output.metrics.denoise_ms / 1000, 6),
             )
+            if first.logprobs is not None:
+                answer["logprobs"] = [
+                    {"token_id": t.token_id, "logprob": round(t.logprob, 6), "top": [list(pair) for pair in t.top]}
+                    for t in first.logprobs
+                ]
             summary.tokens += len(first.token_ids)
             summary.forwards += first.forwards
         except VDiffError as exc:

@@ -28,7 +28,8 @@ from shared.jobs.responses import build_result
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams, shown_diffusion
-from worker.engine.outputs import RequestOutput, StepEvent
+from shared.tokenizer import TokenizerWrapper
+from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent, TokenLogprob
 from worker.held import Held, HeldAttempts, StopReason
 from worker.sweeper import push_again
 
@@ -45,6 +46,9 @@ class Handle(Protocol):
 
 class Engine(Protocol):
     """What the runner needs of `worker.engine.VDiffEngine`."""
+
+    @property
+    def tokenizer(self) -> TokenizerWrapper: ...
 
     def submit(
         self,
@@ -269,7 +273,13 @@ class Runner:
             model=job.model,
             created=int(job.created_at.timestamp()),
             choices=[
-                {"index": c.index, "text": c.text, "token_ids": list(c.token_ids), "finish_reason": c.finish_reason}
+                {
+                    "index": c.index,
+                    "text": c.text,
+                    "token_ids": list(c.token_ids),
+                    "finish_reason": c.finish_reason,
+                    "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, self._engine.tokenizer),
+                }
                 for c in output.outputs
             ],
             prompt_tokens=len(job.prompt_token_ids),
@@ -323,6 +333,7 @@ class Runner:
                         "tokens": list(event.token_ids),
                         "texts": [self._token_text(token) for token in event.token_ids],
                         "confidence": [round(c, 5) for c in event.confidences],
+                        **({} if event.provisional is None else {"provisional": event.provisional}),
                     },
                 )
             )
@@ -361,7 +372,8 @@ def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str,
         },
         "timing": {
             "queued_ms": round(queued_ms, 3),
-            "prompt_ms": round(metrics.queued_ms, 3),  # accepted by the engine to its first step
+            "admitted_ms": round(metrics.queued_ms, 3),  # accepted by the engine to its first step
+            "prompt_ms": round(metrics.prompt_ms, 3),
             "denoise_ms": round(metrics.denoise_ms, 3),
             "total_ms": round(before_ms + elapsed_ms, 3),
         },
@@ -370,8 +382,34 @@ def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str,
             "forwards": metrics.forwards,
             "tokens_per_forward": round(metrics.tokens_per_forward, 4),
             "seed": output.seed,
+            **_more(metrics),
         },
     }
+
+
+def _more(metrics: RequestMetrics) -> dict[str, Any]:
+    """What only some ways of decoding have to tell."""
+    made: dict[str, Any] = {}
+    if metrics.acceptance_rate is not None:
+        made["acceptance_rate"] = round(metrics.acceptance_rate, 4)
+        made["verifier_ms"] = round(1000 * metrics.verifier_seconds, 3)
+    if metrics.cache_refreshes:
+        made["cache_refreshes"] = metrics.cache_refreshes
+    if metrics.prefill_forwards:
+        made["prefill_forwards"] = metrics.prefill_forwards
+    return made
+
+
+def logprobs_of(tokens: Sequence[TokenLogprob], tokenizer: TokenizerWrapper) -> list[dict[str, Any]]:
+    """Log-probabilities with the tokens' text, as `shared.jobs.responses` takes them."""
+
+    def text(token_id: int) -> str:
+        return tokenizer.decode([token_id], skip_special_tokens=False)
+
+    return [
+        {"token": text(t.token_id), "logprob": t.logprob, "top": [[text(i), value] for i, value in t.top]}
+        for t in tokens
+    ]
 
 
 def storable(value: Any) -> Any:

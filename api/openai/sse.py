@@ -2,7 +2,8 @@
 
 Deltas are append-only. Events may repeat (a batch sent again, a second attempt of the job, which by its frozen seed says
 the same) or be missing (Redis lost some); `offset` tells, and what is missing comes with the finished job. Should a second
-attempt nevertheless differ from what was sent, the stream ends with an error rather than with a mixture.
+attempt nevertheless differ from what was sent, the stream ends with an error rather than with a mixture. Log-probabilities come
+whole, with the finish reason: tokens are not committed from left to right, deltas are.
 """
 
 from __future__ import annotations
@@ -45,12 +46,14 @@ class ChunkStream:
         usage = {"usage": None} if self._include_usage else {}
         return {**self._common, "choices": choices, **usage, **more}
 
-    def _choice(self, index: int, text: str | None, finish_reason: str | None = None, **delta: Any) -> dict[str, Any]:
+    def _choice(
+        self, index: int, text: str | None, finish_reason: str | None = None, logprobs: Any = None, **delta: Any
+    ) -> dict[str, Any]:
         if self._chat:
             content: dict[str, Any] = {"delta": delta if text is None else {**delta, "content": text}}
         else:
             content = {"text": text or ""}
-        return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
+        return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def start(self) -> list[dict[str, Any]]:
         """Chat streams begin with the role."""
@@ -94,7 +97,11 @@ class ChunkStream:
                 rest = text[len(self._sent[index]) :]
                 if rest:
                     chunks.append(self._chunk([self._choice(index, rest)]))
-            chunks.append(self._chunk([self._choice(index, None, choice["finish_reason"])], vdiff=result["vdiff"]))
+            chunks.append(
+                self._chunk(
+                    [self._choice(index, None, choice["finish_reason"], choice["logprobs"])], vdiff=result["vdiff"]
+                )
+            )
         if self._include_usage:
             chunks.append({**self._common, "choices": [], "usage": result["usage"], "vdiff": result["vdiff"]})
         return chunks

@@ -22,7 +22,7 @@ MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 # OpenAI's own fields and the values at which they change nothing; `user` and the like only label a request.
 _NO_OPS: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,), "echo": (False,),
-    "suffix": ("",), "store": (False,), "tools": ([],), "response_format": ({"type": "text"},), "logprobs": (False,),
+    "suffix": ("",), "store": (False,), "tools": ([],), "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True, False), "modalities": (["text"],),
 }  # fmt: skip
 _LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
@@ -159,7 +159,7 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
     for name, value in body.items():
         if name in _NO_OPS and any(value == v and type(value) in (type(v), int, float) for v in _NO_OPS[name]):
             continue
-        if name in _NO_OPS and name != "logprobs":
+        if name in _NO_OPS:
             raise UnknownParameter(f"{name} is not served; leave it out", param=name)
         if name not in allowed:
             raise UnknownParameter(f"{name[:80]} is not a field of {endpoint}", param=name[:80])

@@ -23,6 +23,33 @@ def response_id(endpoint: str, job_id: str) -> str:
     return f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{job_id.removeprefix('job_')}"
 
 
+def chat_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Chat's shape. `bytes` is null where a token is only a part of a character."""
+
+    def one(token: str, logprob: float) -> dict[str, Any]:
+        whole = "\ufffd" not in token
+        return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if whole else None}
+
+    content = [
+        {**one(t["token"], t["logprob"]), "top_logprobs": [one(*pair) for pair in t.get("top", ())]} for t in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Completions' shape; `text_offset` counts characters of the answer."""
+    offsets, at = [], 0
+    for token in tokens:
+        offsets.append(at)
+        at += len(token["token"])
+    return {
+        "tokens": [t["token"] for t in tokens],
+        "token_logprobs": [t["logprob"] for t in tokens],
+        "top_logprobs": [dict(t.get("top", ())) for t in tokens],
+        "text_offset": offsets,
+    }
+
+
 def build_result(
     *,
     endpoint: str,
@@ -38,8 +65,8 @@ def build_result(
     Args:
         endpoint: one of `ENDPOINTS`.
         created: Unix seconds.
-        choices: {index, text, token_ids, finish_reason} each; token_ids are counted for `usage` (real tokens, up to the
-            end token).
+        choices: {index, text, token_ids, finish_reason, logprobs?} each; token_ids are counted for `usage` (real tokens,
+            up to the end token). logprobs: {token, logprob, top: [[token, logprob], ...]} of each token, when asked for.
         extras: what stands under the key `vdiff`.
     """
     chat = endpoint == CHAT
@@ -50,7 +77,12 @@ def build_result(
             if chat
             else {"text": choice["text"]}
         )
-        made.append({"index": choice["index"], **content, "logprobs": None, "finish_reason": choice["finish_reason"]})
+        logprobs = None
+        if choice.get("logprobs") is not None:
+            logprobs = (chat_logprobs if chat else completion_logprobs)(choice["logprobs"])
+        made.append(
+            {"index": choice["index"], **content, "logprobs": logprobs, "finish_reason": choice["finish_reason"]}
+        )
     return {
         "id": response_id(endpoint, job_id),
         "object": "chat.completion" if chat else "text_completion",

@@ -16,3 +16,4 @@ def folder(name: str) -> Path:
 
 
 DEFAULT_MODEL = "vdiff-tiny"
+DEFAULT_VERIFIER = "vdiff-tiny-ar"

@@ -28,17 +28,17 @@ MaxNumSeqs = Annotated[
     typer.Option("--max-num-seqs", "--max-batch", help="sequences per step, the engine's slots [default: 8]"),
 ]
 TrustRemoteCode = Annotated[
-    bool | None, typer.Option("--trust-remote-code", help="run the code of a model's repository [default: never]")
+    bool | None, typer.Option("--trust-remote-code", help="run a model that is not built in, with its own code [default: never]")
 ]
 TensorParallelSize = Annotated[int | None, typer.Option(help="devices per model; only 1 is built [default: 1]")]
 GpuMemoryUtilization = Annotated[
-    float | None, typer.Option(help="share of the accelerator's memory that may be taken [default: no limit]")
+    float | None, typer.Option(help="share of the accelerator's memory for weights and K/V [default: 0.9]")
 ]
-Quantization = Annotated[str | None, typer.Option(help="how weights are stored [default: as --dtype says]")]
+Quantization = Annotated[str | None, typer.Option(help="int8: weights as 8-bit integers [default: as --dtype says]")]
 DiffusionSteps = Annotated[int | None, typer.Option(help="default steps of an answer [default: one per token]")]
 BlockSize = Annotated[int | None, typer.Option(help="default block_length, tokens [default: the model's own, else 32]")]
 EnableApd = Annotated[
-    bool | None, typer.Option("--enable-apd/--disable-apd", help="Adaptive Parallel Decoding [default: off]")
+    bool | None, typer.Option("--enable-apd/--disable-apd", help="Adaptive Parallel Decoding [default: where there is a verifier]")
 ]
 Verifier = Annotated[str | None, typer.Option(help="autoregressive model that APD asks, folder or hub id")]
 

@@ -27,7 +27,7 @@ from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
 from worker.engine.batch import Pass
 from worker.engine.config import ModelConfig
-from worker.engine.decoder import Commit, Model, Plan, error_of, guided
+from worker.engine.decoder import Commit, Model, Plan, error_of
 from worker.engine.outputs import TokenLogprob
 from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
@@ -100,9 +100,9 @@ class APDDecoder:
         wanted = passes.lookahead(answer)
         return Plan(answer, passes.window_passes(answer, self.facts, wanted), wanted)
 
-    def read(self, plan: Plan, logits: Tensor) -> Draft:
+    def read(self, plan: Plan, parts: Sequence[Tensor]) -> Draft:
         """The draft that a forward's logits give."""
-        answer = plan.answer
+        logits, answer = parts[0], plan.answer
         params, diffusion = answer.params, answer.params.diffusion
         if diffusion.suppress_end is not None and diffusion.suppress_token_ids:
             suppressed = torch.tensor(list(diffusion.suppress_token_ids), device=logits.device)
@@ -236,7 +236,7 @@ class APDDecoder:
                 answer.caches.append(self.model.new_cache(passes.capacity(answer)))
             plans.append(self.plan(answer, 1 << 62))
         parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
-        return self.finish(plans, [self.read(plan, guided(parts, plan)) for plan in plans])
+        return self.finish(plans, [self.read(plan, [next(parts) for _ in plan.passes]) for plan in plans])
 
     def generate(self, request: EngineRequest) -> None:
         """Decode one request to its end, without an engine. Raises what a step reports."""

@@ -42,7 +42,7 @@ class VDiffConfig:
     trust_remote_code: bool = False
     tensor_parallel_size: int = 1
     verifier: str | None = None  # autoregressive model for APD: folder or hub id
-    enable_apd: bool = False
+    enable_apd: bool | None = None  # None: where there is a verifier; False: none is loaded
     watchdog_seconds: float = 120.0  # with work and no step for so long, the engine calls itself unhealthy
 
     def __post_init__(self) -> None:

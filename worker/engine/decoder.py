@@ -51,6 +51,14 @@ class Model(Protocol):
     def new_cache(self, capacity: int) -> Any: ...
 
 
+class Decoder(Protocol):
+    """One way of decoding: plan an answer's next forward, read its logits, commit."""
+
+    def plan(self, answer: Answer, rows: int) -> Plan: ...
+    def read(self, plan: Plan, parts: Sequence[Tensor]) -> Any: ...
+    def finish(self, plans: Sequence[Plan], reads: Sequence[Any]) -> list[Commit]: ...
+
+
 def error_of(exc: BaseException) -> VDiffError:
     """Any failure of a step, as the error that its request ends with."""
     if isinstance(exc, VDiffError):
@@ -60,11 +68,10 @@ def error_of(exc: BaseException) -> VDiffError:
     return EngineError(f"{type(exc).__name__}: {exc}")
 
 
-def guided(parts: Iterator[Tensor], plan: Plan) -> Tensor:
-    """Logits [wanted, vocab] of a plan, combined with its unconditional twin: u + (s + 1)(c - u) (LLaDA)."""
-    conditional = next(parts)
-    if len(plan.passes) == 1:
+def guided(parts: Sequence[Tensor], scale: float) -> Tensor:
+    """Logits [wanted, vocab] of a pass, combined with those of its unconditional twin: u + (s + 1)(c - u) (LLaDA)."""
+    conditional = parts[0]
+    if len(parts) == 1:
         return conditional
-    unconditional = next(parts)
-    scale = plan.answer.params.diffusion.cfg_scale
+    unconditional = parts[1]
     return unconditional + (scale + 1) * (conditional - unconditional)

@@ -11,9 +11,9 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, overload
 
@@ -23,14 +23,15 @@ from torch import Tensor
 from shared.algorithms import BLOCK, FULL, UNIFORM
 from shared.errors import EngineError, EngineShutDown, InvalidParameter, MissingParameter, OutOfMemory, VDiffError
 from shared.ids import new_id
-from shared.sampling_params import SamplingParams
+from shared.sampling_params import DiffusionParams, SamplingParams
 from worker.engine import passes
 from worker.engine.apd import APDDecoder
 from worker.engine.config import VDiffConfig
-from worker.engine.decoder import Commit, Plan, error_of, guided
+from worker.engine.decoder import Commit, Decoder, Plan, error_of
+from worker.engine.likelihood import CHAIN_RULE, MONTE_CARLO, LikelihoodScorer, LogLikelihood, ScoreTask, task_of
 from worker.engine.loader import LoadedModel, load
 from worker.engine.memory import cache_capacity
-from worker.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput, StepEvent
+from worker.engine.outputs import CompletionOutput, InfillOutput, RequestMetrics, RequestOutput, StepEvent
 from worker.engine.renoise import RenoiseDecoder
 from worker.engine.request import Answer, EngineRequest, Listener, end_tokens
 from worker.engine.sampler import DiffusionSampler, DiffusionSamplerConfig
@@ -95,6 +96,7 @@ class VDiffEngine:
         settings = DiffusionSamplerConfig(mask_id=self.card.mask_token_id)
         self.sampler = DiffusionSampler(self.model, self.tokenizer, settings, facts=self.facts, card=self.card)
         self.apd = APDDecoder(self.model, loaded.verifier, self.tokenizer, facts=self.facts, card=self.card)
+        self.scorer = LikelihoodScorer(self.facts)
         self.renoise = RenoiseDecoder(self.model, self.tokenizer, card=self.card)
         self.stats = EngineStats()
         self.last_step_at = self._busy_since = time.monotonic()
@@ -105,6 +107,7 @@ class VDiffEngine:
             memory=lambda answer: passes.capacity(answer) * passes.twins(answer),
             rows=passes.rows_needed,
             divisible=lambda answer: answer.regime == BLOCK and answer.params.diffusion.cache == "exact",
+            greedy=lambda answer: answer.request.score is not None,
         )
         self._handles: dict[str, RequestHandle] = {}
         self._aborted: set[str] = set()
@@ -146,18 +149,38 @@ class VDiffEngine:
         ids = self._checked_ids(prompt_token_ids, params, canvas)
         if canvas is not None and params.max_tokens != len(canvas):
             raise InvalidParameter("max_tokens must be the canvas's length", param="max_tokens")
+        return self._enqueue(
+            request_id, ids, params, prompt=prompt, priority=priority, listener=listener, canvas=canvas
+        )
+
+    def _enqueue(
+        self,
+        request_id: str,
+        ids: list[int],
+        params: SamplingParams,
+        *,
+        priority: int,
+        prompt: str | None = None,
+        listener: Listener | None = None,
+        canvas: Sequence[int] | None = None,
+        seed: int | None = None,
+        score: ScoreTask | None = None,
+    ) -> RequestHandle:
         params = params.completed(self.card)
+        if seed is None:
+            seed = secrets.randbits(63) if params.seed is None else params.seed
         request = EngineRequest(
             request_id=request_id,
             prompt=prompt,
             prompt_token_ids=ids,
             params=params,
-            seed=secrets.randbits(63) if params.seed is None else params.seed,
+            seed=seed,
             priority=priority,
             arrival_time=time.time(),
             end_token_ids=frozenset() if canvas is not None else end_tokens(params, self.card.end_token_ids),
             listener=listener,
             canvas=None if canvas is None else list(canvas),
+            score=score,
         )
         request.make_sequences(self.tokenizer, self.card)
         needed = passes.capacity(request.sequences[0]) * passes.twins(request.sequences[0])
@@ -175,11 +198,81 @@ class VDiffEngine:
             self._changed.notify()
         return handle
 
+    def infill(self, parts: Sequence[str | int], params: SamplingParams | None = None) -> InfillOutput:
+        """Fill holes in a text and wait: strings are fixed text, integers are holes of so many tokens.
+
+        Raises:
+            InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows a hole.
+        """
+        ids: list[int] = []
+        holes: list[tuple[int, int]] = []
+        for i, part in enumerate(parts):
+            if isinstance(part, str):
+                ids += self.tokenizer.encode(part)
+                continue
+            if isinstance(part, bool) or part < 1:
+                raise InvalidParameter("a hole has at least one token", param=f"parts[{i}]")
+            holes.append((len(ids), len(ids) + part))
+            ids += [self.card.mask_token_id] * part
+        if not holes:
+            raise InvalidParameter("there is no hole to fill", param="parts")
+        begin = holes[0][0]
+        asked = replace(params or SamplingParams(temperature=0.0), max_tokens=len(ids) - begin)
+        output = self.submit(new_id("req"), ids[:begin], asked, canvas=ids[begin:]).result()
+        filled = ids[:begin] + output.outputs[0].token_ids
+        texts = [self.tokenizer.decode(self._until_end(filled[a:b])) for a, b in holes]
+        pieces = iter(texts)
+        text = "".join(part if isinstance(part, str) else next(pieces) for part in parts)
+        return InfillOutput(text, texts, output)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        """A hole's tokens up to an end token: a model says so that it wants less than the hole."""
+        stop = next((i for i, token in enumerate(ids) if token in self.card.end_token_ids), len(ids))
+        return ids[:stop]
+
+    def submit_score(
+        self,
+        request_id: str,
+        context: Sequence[int],
+        target: Sequence[int],
+        *,
+        method: str | None = None,
+        mc_num: int = 128,
+        seed: int = 0,
+        cfg_scale: float = 0.0,
+        priority: int = 0,
+        task: ScoreTask | None = None,
+    ) -> RequestHandle:
+        """Queue a score; the result is in `RequestOutput.likelihood`.
+
+        Args:
+            method: `monte_carlo` (LLaDA's estimate) or `chain_rule`; None: the first where attention is full.
+            task: given draws instead of random ones (tests).
+
+        Raises:
+            InvalidParameter: empty or too long, or a method that does not fit the model.
+        """
+        if self.card.regime == UNIFORM:
+            raise InvalidParameter(f"{self.card.name} gives no likelihoods", param="model")
+        diffusion = DiffusionParams(cache="none", cfg_scale=cfg_scale)
+        params = SamplingParams(max_tokens=max(len(target), 1), temperature=0.0, diffusion=diffusion)
+        ids = self._checked_ids(context, params, None)
+        self._checked_ids(target or [0], SamplingParams(max_tokens=1), None)
+        method = method or (MONTE_CARLO if self.card.regime == FULL else CHAIN_RULE)
+        task = task or task_of(target, method, mc_num, seed, self.card.regime)
+        return self._enqueue(request_id, ids, params, priority=priority, seed=seed, score=task)
+
+    def loglikelihood(self, context: Sequence[int], target: Sequence[int], **options: Any) -> LogLikelihood:
+        """How likely `target` is after `context` (token ids); waits. Options as `submit_score` has them."""
+        likelihood = self.submit_score(new_id("req"), context, target, **options).result().likelihood
+        assert likelihood is not None
+        return likelihood
+
     def _checked_ids(
         self, prompt_token_ids: Sequence[int], params: SamplingParams, canvas: Sequence[int] | None
     ) -> list[int]:
         ids = list(prompt_token_ids)
-        if not ids:
+        if not ids and canvas is None:
             raise InvalidParameter("the prompt is empty", param="prompt")
         for where, some in (("prompt", ids), ("canvas", canvas or ())):
             if some and (min(some) < 0 or max(some) >= self.card.vocab_size):
@@ -392,11 +485,10 @@ class VDiffEngine:
     def _forward(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
         if self.card.regime == UNIFORM:
             return self.renoise.renoise_step([answer for answer, _ in chosen])
-        plans = [self._decoder(answer).plan(answer, rows) for answer, rows in chosen]
+        plans = [self._decoder(answer)[1].plan(answer, rows) for answer, rows in chosen]
         parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
         commits: list[Commit] = []
-        drafts: list[tuple[Plan, Any]] = []
-        choices: list[tuple[Plan, Any]] = []
+        reads: dict[str, list[tuple[Plan, Any]]] = {}
         for plan in plans:
             if plan.prefill:
                 for _ in plan.passes:
@@ -405,27 +497,30 @@ class VDiffEngine:
                 self.stats.prefill_forwards += 1
                 continue
             plan.answer.request.prompt_done_time = plan.answer.request.prompt_done_time or time.time()
-            decoder = self._decoder(plan.answer)
-            read = self._read(decoder, plan, parts)
+            kind, decoder = self._decoder(plan.answer)
+            read = self._read(decoder, plan, [next(parts) for _ in plan.passes])
             if isinstance(read, Commit):
                 commits.append(read)
             else:
-                (drafts if decoder is self.apd else choices).append((plan, read))
-        if choices:
-            commits += self.sampler.finish([p for p, _ in choices], [c for _, c in choices])
-        if drafts:
-            commits += self.apd.finish([p for p, _ in drafts], [d for _, d in drafts])
+                reads.setdefault(kind, []).append((plan, read))
+        for some in reads.values():
+            decoder = self._decoder(some[0][0].answer)[1]
+            commits += decoder.finish([plan for plan, _ in some], [read for _, read in some])
         return commits
 
-    def _decoder(self, answer: Answer) -> DiffusionSampler | APDDecoder:
-        return self.apd if answer.params.diffusion.algorithm == "apd" else self.sampler
+    def _decoder(self, answer: Answer) -> tuple[str, Decoder]:
+        """Who decodes an answer, and under what name its reads are gathered."""
+        if answer.request.score is not None:
+            return "score", self.scorer
+        if answer.params.diffusion.algorithm == "apd":
+            return "apd", self.apd
+        return "rules", self.sampler
 
     @staticmethod
-    def _read(decoder: DiffusionSampler | APDDecoder, plan: Plan, parts: Iterator[Tensor]) -> Any:
+    def _read(decoder: Decoder, plan: Plan, parts: list[Tensor]) -> Any:
         """What the decoder makes of a plan's logits; its error is the answer's own, but for memory."""
-        logits = guided(parts, plan)
         try:
-            return decoder.read(plan, logits)
+            return decoder.read(plan, parts)
         except (torch.OutOfMemoryError, MemoryError):
             raise
         except Exception as exc:
@@ -436,7 +531,7 @@ class VDiffEngine:
         if request.first_token_time is None and commit.positions:
             request.first_token_time = time.time()
         refreshes = answer.cache_refreshes
-        delta = advance(answer, block_done=commit.block_done)
+        delta = "" if request.score is not None else advance(answer, block_done=commit.block_done)
         if request.listener is not None:
             self._tell(request.listener, commit, delta)
         if answer.finish_reason is not None:
@@ -508,8 +603,9 @@ class VDiffEngine:
         )
         ids = request.prompt_token_ids
         return RequestOutput(
-            request.request_id, request.prompt, ids, outputs, not request.aborted, metrics, request.seed
-        )
+            request.request_id, request.prompt, ids, outputs, not request.aborted, metrics, request.seed,
+            None if request.score is None or request.aborted else request.score.result(),
+        )  # fmt: skip
 
     @staticmethod
     def _completion(answer: Answer) -> CompletionOutput:

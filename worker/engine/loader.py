@@ -272,7 +272,7 @@ def _verifier(
     config: VDiffConfig, facts: ModelConfig, tokenizer: TokenizerWrapper, dtype: torch.dtype, device: torch.device
 ) -> Verifier | None:
     """The verifier of APD. Raises ConfigurationError when its tokenizer does not fit."""
-    if config.verifier is None:
+    if config.verifier is None or config.enable_apd is False:
         return None
     if facts.regime != FULL:
         raise ConfigurationError(f"APD does not fit {facts.family} models; leave --verifier out", param="verifier")

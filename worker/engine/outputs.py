@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.engine.likelihood import LogLikelihood
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,14 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     seed: int
+    likelihood: LogLikelihood | None = None  # of a score
+
+
+@dataclass(frozen=True, slots=True)
+class InfillOutput:
+    text: str  # with the holes filled
+    holes: list[str]
+    output: RequestOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,15 @@ def is_windowed(answer: Answer) -> bool:
 
 def capacity(answer: Answer) -> int:
     """K/V positions that each of the answer's sequences needs; 0 without a cache."""
-    return 0 if answer.params.diffusion.cache == "none" else len(answer.prompt) + len(answer.canvas)
+    if answer.params.diffusion.cache == "none" or answer.request.score is not None:
+        return 0
+    return len(answer.prompt) + len(answer.canvas)
 
 
 def rows_needed(answer: Answer) -> int:
     """Rows of the answer's next forward, both twins, prompt included."""
+    if answer.request.score is not None:
+        return (len(answer.prompt) + len(answer.request.score.target)) * twins(answer)
     begin, end = len(answer.prompt) + answer.window.start, len(answer.prompt) + answer.window.stop
     cache, total = answer.params.diffusion.cache, len(answer.prompt) + len(answer.canvas)
     if is_windowed(answer):

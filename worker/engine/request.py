@@ -146,6 +146,7 @@ class EngineRequest:
     end_token_ids: frozenset[int]
     listener: Listener | None = None
     canvas: list[int] | None = None  # infill: given tokens, the mask id in the holes
+    score: Any = None  # likelihood.ScoreTask: nothing is generated, the answer is scored
     sequences: list[Answer] = field(default_factory=list)
     first_scheduled_time: float | None = None
     prompt_done_time: float | None = None

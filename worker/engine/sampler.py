@@ -249,8 +249,9 @@ class DiffusionSampler:
         answer.block_step += 1
         return Commit(answer, chosen, ids, choice.confidence[picked].tolist(), logprobs, block_done=block_done)
 
-    def read(self, plan: Plan, logits: Tensor) -> Choice:
-        """The choice that a forward's logits give; still on the device."""
+    def read(self, plan: Plan, parts: Sequence[Tensor]) -> Choice:
+        """The choice that the logits of a plan's passes give; still on the device."""
+        logits = guided(parts, plan.answer.params.diffusion.cfg_scale)
         return self.calculate_confidence(logits, plan.answer, plan.wanted)
 
     def finish(self, plans: Sequence[Plan], choices: Sequence[Choice]) -> list[Commit]:
@@ -275,7 +276,7 @@ class DiffusionSampler:
                 answer.caches.append(self.model.new_cache(passes.capacity(answer)))
             plans.append(self.plan(answer, 1 << 62))
         parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
-        return self.finish(plans, [self.read(plan, guided(parts, plan)) for plan in plans])
+        return self.finish(plans, [self.read(plan, [next(parts) for _ in plan.passes]) for plan in plans])
 
     def generate(self, request: EngineRequest) -> None:
         """Denoise one request to its end, without an engine. Raises what a step reports (NotFinite)."""

@@ -53,6 +53,7 @@ class Scheduler:
         memory: K/V positions that an answer needs.
         rows: rows of an answer's next forward.
         divisible: whether a forward may be cut into pieces of its prompt.
+        greedy: whether an answer can use more rows than its next forward needs (scores: more draws at once).
     """
 
     def __init__(
@@ -64,9 +65,10 @@ class Scheduler:
         memory: Callable[[Answer], int],
         rows: Callable[[Answer], int],
         divisible: Callable[[Answer], bool],
+        greedy: Callable[[Answer], bool] = lambda answer: False,
     ) -> None:
         self.max_num_seqs, self.max_rows, self.max_memory = max_num_seqs, max_rows, max_memory
-        self._memory, self._rows, self._divisible = memory, rows, divisible
+        self._memory, self._rows, self._divisible, self._greedy = memory, rows, divisible, greedy
         self._waiting: list[Entry] = []  # a heap: new ones and those set aside
         self._running: list[Entry] = []
         self._arrivals = itertools.count()
@@ -153,6 +155,8 @@ class Scheduler:
             if rows > left and run and not (self._divisible(entry.answer) and left > 0):
                 continue
             given = rows if rows <= left or not self._divisible(entry.answer) else left
+            if self._greedy(entry.answer):
+                given = max(rows, left // max(len(self._running) - len(run), 1))
             run.append((entry.answer, max(given, 1)))
             left -= given
             entry.last_step = self._step

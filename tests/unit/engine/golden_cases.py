@@ -1,0 +1,159 @@
+"""The golden cases as requests: how a call of a reference program is asked for in vdiff's terms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+FAMILIES = ("llada", "llada_gqa", "dream", "llada_moe", "llada2_moe", "sdar")
+REFERENCES: dict[str, dict[str, Any]] = {f: json.loads((GOLDEN / f / "reference.json").read_text()) for f in FAMILIES}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One row of a case as one request, and what must come out."""
+
+    id: str
+    family: str
+    prompt: list[int]
+    fields: dict[str, Any]
+    wanted: list[int]
+    forwards: int | None  # None: the program runs surplus forwards
+    prefix_only: bool = False  # the program goes on in the block behind the end token
+    accepted: list[int] | None = None  # APD: tokens accepted in each step
+
+
+def _rule(args: dict[str, Any]) -> dict[str, Any]:
+    for rule in ("threshold", "factor"):
+        if args.get(rule) is not None:
+            return {"algorithm": rule, rule: args[rule]}
+    return {"algorithm": "low_confidence", "steps": args["steps"]}
+
+
+def _llada(group: str, case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    args = case["args"]
+    if group == "dinfer":
+        decoder, made = args["decoder_args"], args["generate_args"]
+        rule = {"T": "threshold", "H": "hierarchical", "C": "credit"}[args["decoder"][0]]
+        diffusion = {"algorithm": rule, "threshold": decoder["threshold"], "block_length": made["block_length"]}
+        if rule == "hierarchical":
+            diffusion["low_threshold"] = decoder["low_threshold"]
+        return {
+            "max_tokens": made["gen_length"], "stop_token_ids": [decoder["eos_id"]], "diffusion": diffusion,
+        }, None  # fmt: skip
+    diffusion = {**_rule(args), "block_length": args["block_length"]}
+    fields: dict[str, Any] = {"max_tokens": args["gen_length"], "diffusion": diffusion}
+    if group == "generate":
+        diffusion["cfg_scale"] = args["cfg_scale"]
+        replaced = [int(v) for v in case.get("reference_constants_replaced", {}).values()]
+        if args.get("logits_eos_inf"):
+            diffusion |= {"suppress_end": "logits", "suppress_token_ids": replaced[:1]}
+        if args.get("confidence_eos_eot_inf"):
+            diffusion |= {"suppress_end": "confidence", "suppress_token_ids": replaced}
+        fields["diffusion"] = diffusion
+        return fields, min(case["forward_calls"], args["gen_length"])  # surplus steps are not run
+    if group == "dinfer_fastdllm":
+        diffusion["cache"] = {"01": "none", "03": "dual"}.get(case["id"].rsplit("/", 1)[1][:2], "prefix")
+        fields["stop_token_ids"] = [args["eos_id"]]
+        return fields, None
+    diffusion["cache"] = {"plain": "none"}.get(group.split("/")[1], group.split("/")[1])
+    return fields, case["nfe"] if len(case["prompt_ids"]) == 1 else None
+
+
+def _dream(group: str, case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    args = case["args"]
+    fields: dict[str, Any] = {"max_tokens": args["max_new_tokens"]}
+    window = {k: args[k] for k in ("kv_window", "max_lookahead") if k in args}
+    if group == "generate":
+        fields["diffusion"] = {"algorithm": args["alg"], "steps": args["steps"]}
+        if "eps" in args:
+            fields["diffusion"]["eps"] = args["eps"]
+        if "top_k" in args:
+            fields["top_k"] = args["top_k"]
+        return fields, None  # steps that transfer nothing are not run
+    if group == "apd":
+        apd = {"mixture_weight": args["apd_mixture_weight"], **window}
+        fields["diffusion"] = {"algorithm": "apd", "apd": apd}
+        if "eos_token_id" in args:
+            fields["stop_token_ids"] = [args["eos_token_id"]]
+    else:
+        fields["diffusion"] = {"algorithm": "sequential", "tokens_per_step": args["tokens_per_step"], **window}
+    return fields, case["num_forward_evals"]
+
+
+def _llada2(group: str, case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    args = case["args"]
+    if group == "dinfer_bd":
+        decoder, made = args["decoder_args"], args["generate_args"]
+        diffusion = {"algorithm": "threshold", "threshold": decoder["threshold"], "block_length": made["block_length"]}
+        return {
+            "max_tokens": made["gen_length"], "stop_token_ids": [decoder["eos_id"]], "diffusion": diffusion,
+        }, None  # fmt: skip
+    diffusion = {"algorithm": "low_confidence_dynamic", "threshold": args["threshold"]}
+    fields = {"stop_token_ids": [args["eos_id"]], "diffusion": diffusion}
+    if group == "dllm_sampler":
+        diffusion |= {"block_length": args["block_size"], "denoising_steps": args["steps_per_block"]}
+        return fields | {"max_tokens": args["max_new_tokens"], "diffusion": diffusion}, None
+    diffusion["block_length"] = args["block_length"]
+    fields["max_tokens"] = args["gen_length"]
+    if group == "llada21":
+        diffusion |= {
+            "algorithm": "joint_threshold", "edit_threshold": args["editing_threshold"],
+            "max_post_edit_steps": args["max_post_steps"], "tokens_per_step": args.get("num_to_transfer", 1),
+        }  # fmt: skip
+    else:
+        diffusion["denoising_steps"] = min(args["steps"], args["gen_length"] // args.get("minimal_topk", 1))
+    fields["diffusion"] = diffusion
+    return fields, case["forward_calls"]
+
+
+def _sdar(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    args = case["args"]
+    diffusion = {
+        "algorithm": args["remasking_strategy"], "denoising_steps": args["denoising_steps"],
+        "block_length": args["block_length"],
+    }  # fmt: skip
+    if args["remasking_strategy"] == "low_confidence_dynamic":
+        diffusion["threshold"] = args["confidence_threshold"]
+    fields: dict[str, Any] = {"max_tokens": args["gen_length"], "diffusion": diffusion}
+    if args["top_k"]:
+        fields["top_k"] = args["top_k"]
+    if args["stopping_criteria_idx"]:
+        fields["stop_token_ids"] = args["stopping_criteria_idx"]
+        return fields, None
+    # The program stores a finished block's K/V by a forward of its own, and the whole prompt blocks by another.
+    prompt, length = len(case["prompt_ids"][0]), args["block_length"]
+    blocks = -(-(prompt + args["gen_length"]) // length) - prompt // length
+    return fields, case["forward_calls"] - blocks - (prompt >= length)
+
+
+def asked(family: str) -> Iterator[Asked]:
+    """Every row of every generation case of a family."""
+    for case in REFERENCES[family]["cases"]:
+        group = case["id"].split("/", 1)[1].rsplit("/", 1)[0]
+        if group == "loglik":
+            continue
+        by_family = {"dream": _dream, "llada2_moe": _llada2}
+        made = _sdar(case) if family == "sdar" else by_family.get(family, _llada)(group, case)
+        fields, forwards = made
+        stops = fields.get("stop_token_ids", [])
+        masks = case.get("attention_mask") or [[1] * len(row) for row in case["prompt_ids"]]
+        for i, (row, mask) in enumerate(zip(case["prompt_ids"], masks, strict=True)):
+            prompt = [t for t, m in zip(row, mask, strict=True) if m]
+            if "generated" in case:
+                wanted = case["generated"][i]
+                end = next((k for k, t in enumerate(wanted) if t in stops), len(wanted))
+                wanted = wanted[:end]
+            else:  # what dInfer returns: prompt and text without any end token
+                wanted = case["returned"][i][len([t for t in prompt if t not in stops]) :]
+            yield Asked(
+                f"{case['id']}#{i}", family, prompt, {"temperature": 0, "ignore_eos": True, **fields},
+                wanted[: fields["max_tokens"]], forwards, group == "dinfer_bd", case.get("acceptance_counts"),
+            )  # fmt: skip
+
+
+ALL = [one for family in FAMILIES for one in asked(family)]
