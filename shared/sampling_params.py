@@ -128,6 +128,7 @@ class SamplingParams:
         """
         if self.max_tokens < 1:
             raise InvalidParameter("max_tokens must be at least 1", param="max_tokens")
+        _no_mask(self.stop_token_ids, card)
         diffusion = _diffusion(self.diffusion.fields(), card, self.max_tokens, defaults={}, lenient=True)
         return replace(self, diffusion=diffusion)
 
@@ -428,6 +429,12 @@ def _logprobs(given: Mapping[str, Any], chat: bool) -> int | None:
     return _integer(given.get("top_logprobs", 0), "top_logprobs", 0, MAX_LOGPROBS) if wanted else None
 
 
+def _no_mask(stop_token_ids: tuple[int, ...], card: ModelCard) -> None:
+    if card.mask_token_id in stop_token_ids:
+        message = f"stop_token_ids must not hold the mask token, {card.mask_token_id}: no answer ever does"
+        raise InvalidParameter(message, param="stop_token_ids")
+
+
 def _own_defaults(given: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
     """The model's diffusion defaults; its rule's parameters count only while its rule is used."""
     defaults = dict(card.defaults.get("diffusion", {}))
@@ -469,6 +476,7 @@ def resolve_params(
         values["ignore_eos"] = _flag(given["ignore_eos"], "ignore_eos")
     if "stop_token_ids" in given:
         values["stop_token_ids"] = _token_ids(given["stop_token_ids"], "stop_token_ids", card.vocab_size)
+        _no_mask(values["stop_token_ids"], card)
     diffusion = given.get("diffusion", {})
     if not isinstance(diffusion, Mapping):
         raise InvalidParameter("diffusion must be an object", param="diffusion")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.sampling_params import DIFFUSION_FIELDS, RULE_PARAMETERS
+from shared.algorithms import ALGORITHMS, own_parameters
+from shared.algorithms import PARAMETERS as OWN
+from shared.sampling_params import DIFFUSION_FIELDS
 
 RULES = {
     "low_confidence": "The most confident tokens first, as many in each step as the number of steps demands.",
@@ -24,7 +26,7 @@ RULES = {
     "joint_threshold": "Commits and corrects: a token may be replaced while the model is surer of another.",
     "renoise": "Starts from noise instead of masks, and throws out again what does not hold.",
     "apd": "Adaptive Parallel Decoding: a small autoregressive model checks how many tokens may be taken at once.",
-    "sequential": "Left to right, as many as the confidence allows.",
+    "sequential": "Left to right, a fixed number in each step.",
 }
 
 # name -> (kind, what it means); beside the rules' own, those that every rule reads
@@ -42,23 +44,23 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "suppress_token_ids": ("list", "Which tokens suppress_end means."),
     "denoising_steps": ("integer", "Steps for each block."),
     "tokens_per_step": ("integer", "Tokens committed in each step."),
-    "low_threshold": ("number", "Tokens below this confidence may be taken back."),
-    "credit_alpha": ("number", "How much earlier confidence counts."),
-    "gamma": ("number", "How fast the allowance shrinks."),
+    "low_threshold": ("number", "Of each run of neighbouring masks the best is taken above this confidence."),
+    "credit_alpha": ("number", "How much a token gains by having been on top before."),
+    "gamma": ("number", "How much entropy, in nats, a step may take on. Higher is faster."),
     "eps": ("number", "The smallest noise level of the schedule."),
     "alg_temp": ("number", "Randomness in the order of unmasking."),
     "edit_threshold": ("number", "A committed token may be replaced when the model is this sure of another."),
     "max_post_edit_steps": ("integer", "Steps that only correct, after everything is committed."),
-    "max_denoising_steps": ("integer", "At most this many steps for a block."),
-    "t_min": ("number", "The lowest noise level."),
-    "t_max": ("number", "The highest noise level."),
+    "max_denoising_steps": ("integer", "At most this many steps for a canvas."),
+    "t_min": ("number", "The temperature of the last steps."),
+    "t_max": ("number", "The temperature of the first steps."),
     "entropy_bound": ("number", "A token is committed while the step's entropy stays below this."),
-    "stability_threshold": ("integer", "Steps for which a token must stay the same."),
-    "confidence_threshold": ("number", "How uncertain a token may be at most."),
+    "stability_threshold": ("integer", "Steps for which the canvas must stay the same before it is committed."),
+    "confidence_threshold": ("number", "Mean entropy, in nats, below which a canvas that stands still is committed."),
     "draft_token_ids": ("list", "An earlier answer to start from."),
     "draft_noise": ("number", "The share of the draft that is masked again."),
-    "max_forwards": ("integer", "At most this many model calls; the rest is committed at once."),
-    "mixture_weight": ("number", "How much the verifier counts against the model itself."),
+    "max_forwards": ("integer", "The answer ends after so many model calls, with what is committed by then."),
+    "mixture_weight": ("number", "From 0 to 1: the share of the diffusion model against the verifier. Higher is faster."),
     "kv_window": ("integer", "Positions that are computed anew each step."),
     "max_lookahead": ("integer", "At most so many tokens are proposed at once."),
 }
@@ -68,14 +70,15 @@ _CHOICES = {"suppress_end": ["logits", "confidence"]}
 
 def rules() -> list[dict[str, Any]]:
     """Every rule with the parameters that it reads."""
-    own = {name for names in RULE_PARAMETERS.values() for name in names}
-    common = [name for name in DIFFUSION_FIELDS if name not in own and name not in _FORM_LEAVES_OUT]
+    common = [name for name in DIFFUSION_FIELDS if name not in OWN and name not in _FORM_LEAVES_OUT]
 
     def described(name: str) -> dict[str, Any]:
         kind, words = PARAMETERS.get(name, ("text", ""))
         return {"name": name, "kind": kind, "choices": _CHOICES.get(name), "help": words}
 
-    return [
-        {"name": rule, "help": RULES.get(rule, ""), "parameters": [described(name) for name in (*names, *common)]}
-        for rule, names in RULE_PARAMETERS.items()
-    ]
+    made = []
+    for rule, algorithm in ALGORITHMS.items():
+        names = dict.fromkeys(name for regime in algorithm.regimes for name in own_parameters(rule, regime))
+        parameters = [described(name) for name in (*names, *common)]
+        made.append({"name": rule, "help": RULES.get(rule, ""), "parameters": parameters})
+    return made

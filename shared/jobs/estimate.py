@@ -17,7 +17,7 @@ from shared import serving
 from shared.db.session import AsyncDatabase, AsyncReadSession
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus, Priority
-from shared.sampling_params import RULE_PARAMETERS, SamplingParams
+from shared.sampling_params import SamplingParams
 
 OUTCOMES_MIN = 20  # fewer say nothing about a range
 OUTCOMES_SECONDS = 3600.0  # how far back they count
@@ -148,13 +148,21 @@ async def eta_seconds(
 
 
 def forwards_of(params: SamplingParams) -> tuple[int, int]:
-    """The fewest and the most model calls that a request may take."""
-    blocks = len(params.blocks())
-    diffusion = params.diffusion
-    if "steps" in RULE_PARAMETERS.get(diffusion.algorithm, ()):
-        steps = diffusion.steps or params.max_tokens
-        return blocks * params.n, steps * params.n  # an end token may end it early
-    return blocks * params.n, params.max_tokens * params.n
+    """The fewest and the most model calls that a request may take; an end token may end it before."""
+    d, tokens = params.diffusion, params.max_tokens
+    blocks = -(-tokens // (d.block_length or tokens))
+    most = tokens
+    if d.max_denoising_steps is not None:
+        most = blocks * d.max_denoising_steps
+    elif d.denoising_steps is not None:
+        most = (blocks + 1) * d.denoising_steps  # the prompt's end may share a block with the answer
+    elif d.steps is not None:
+        most = min(d.steps, tokens)
+    if d.max_post_edit_steps is not None:
+        most += (blocks + 1) * d.max_post_edit_steps
+    if d.max_forwards is not None:
+        most = min(most, d.max_forwards)
+    return min(blocks, most) * params.n, most * params.n
 
 
 def run_seconds(forwards: int, workers: Sequence[Mapping[Any, Any]]) -> float | None:

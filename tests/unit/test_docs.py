@@ -141,12 +141,14 @@ def test_every_error_code_has_words() -> None:
     assert [kind.code for kind in below(errors.VDiffError) if f"`{kind.code}`" not in page] == []
 
 
-@pytest.mark.parametrize("where", ["GENERATION_FIELDS", "DIFFUSION_FIELDS", "RULE_PARAMETERS"])
+@pytest.mark.parametrize("where", ["GENERATION_FIELDS", "DIFFUSION_FIELDS", "ALGORITHMS"])
 def test_every_request_field_has_words(where: str) -> None:
     from shared import sampling_params
 
     page = text("docs/api.md")
     names = getattr(sampling_params, where)
+    if where == "ALGORITHMS":
+        assert [name for name in names if f"`{name}`" not in text("docs/decoding.md")] == []
     assert names and [name for name in names if f"`{name}`" not in page] == []
 
 

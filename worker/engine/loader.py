@@ -213,10 +213,10 @@ def load(config: VDiffConfig) -> LoadedModel:
     if device.type == "cpu":
         torch.set_num_threads(config.num_threads or default_threads())
     dtype = _DTYPES.get(config.dtype) or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    raw = RawConfig(folder)
     tokenizer = TokenizerWrapper.from_folder(
         resolve_folder(config.tokenizer, param="tokenizer") if config.tokenizer else folder
     )
-    raw = RawConfig(folder)
     caches: tuple[str, ...] | None = None
     if models.is_native(raw.architecture):
         family = models.family_of(folder)

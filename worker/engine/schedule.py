@@ -20,12 +20,15 @@ def even(length: int, steps: int) -> list[int]:
 
 
 def times(steps: int, eps: float) -> list[np.float32]:
-    """Dream's times from 1 down to eps, `steps` + 1 of them, in float32 as torch.linspace computes them."""
+    """Dream's times from 1 down to eps, `steps` + 1 of them, in float32 as torch.linspace computes them: from both ends,
+    each with one rounding."""
     start, end = np.float32(1.0), np.float32(eps)
-    step = np.float32((end - start) / np.float32(steps))
+    step = float(np.float32((end - start) / np.float32(steps)))
     half = (steps + 1) // 2
-    return [np.float32(start + step * np.float32(i)) if i < half else np.float32(end - step * np.float32(steps - i))
-            for i in range(steps + 1)]  # fmt: skip
+    return [
+        np.float32(float(start) + step * i) if i < half else np.float32(float(end) - step * (steps - i))
+        for i in range(steps + 1)
+    ]
 
 
 def dream(masked: int, steps: int, eps: float) -> list[int]:

@@ -6,6 +6,7 @@ is executed only with trust_remote_code.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,8 @@ class TransformersCausal:
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        # transformers 5.24 renamed the argument, earlier ones know only the old name.
+        self._argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     def new_cache(self, capacity: int) -> _HeldCache:
         return _HeldCache()
@@ -119,7 +122,7 @@ class TransformersCausal:
             if cache.get_seq_length() > p.first:
                 cache.crop(p.first)
             ids = torch.tensor([p.ids], device=self.model.device)
-            logits = self.model(input_ids=ids, past_key_values=cache, use_cache=True).logits
+            logits = self.model(input_ids=ids, use_cache=True, **{self._argument: cache}).logits
             yield logits[0, p.wanted].float()
 
 

@@ -61,7 +61,7 @@ def test_openais_fields_are_taken_where_they_change_nothing(name: str, value: An
     [
         ("presence_penalty", 0.5), ("frequency_penalty", False), ("logit_bias", {"1": 1}), ("best_of", 2), ("echo", True),
         ("suffix", "x"), ("store", True), ("tools", [{}]), ("response_format", {"type": "json_object"}),
-        ("modalities", ["audio"]), ("tool_choice", "auto"), ("top_logprobs", 2), ("functions", []), ("reasoning_effort", "low"),
+        ("modalities", ["audio"]), ("tool_choice", "auto"), ("functions", []), ("reasoning_effort", "low"),
         ("min_p", 0.1), ("repetition_penalty", 1.0), ("colour", 1),
     ],
 )  # fmt: skip

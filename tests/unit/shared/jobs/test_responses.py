@@ -13,7 +13,7 @@ from shared.jobs.estimate import queued_eta, running_eta
 from shared.jobs.responses import CHAT, COMPLETIONS, build_result, response_id
 from shared.jobs.status import JobStatus
 from shared.jobs.views import attempt_object, first_difference, job_object
-from shared.sampling_params import SamplingParams
+from shared.sampling_params import DiffusionParams, SamplingParams
 
 CHOICES = [
     {"index": 1, "text": "b", "token_ids": [5], "finish_reason": "length"},
@@ -49,6 +49,10 @@ def test_ids() -> None:
     assert response_id(COMPLETIONS, "job_abc") == "cmpl-abc"
 
 
+def resolved() -> SamplingParams:
+    return SamplingParams(diffusion=DiffusionParams(algorithm="low_confidence", block_length=16, cache="none"))
+
+
 def row(status: str, **more: Any) -> dict[str, Any]:
     at = datetime(2026, 1, 1, tzinfo=UTC)
     nothing = dict.fromkeys(
@@ -72,7 +76,7 @@ def row(status: str, **more: Any) -> dict[str, Any]:
     )
     return {
         "id": "job_1", "endpoint": CHAT, "model": "m", "priority": "normal", "metadata": {}, "created_at": at, "queued_at": at,
-        "attempt": 0, "life": 1, "cancel_requested": False, "params": SamplingParams().to_json(), **nothing,
+        "attempt": 0, "life": 1, "cancel_requested": False, "params": resolved().to_json(), **nothing,
         "status": status, **more,
     }  # fmt: skip
 
@@ -129,3 +133,22 @@ def test_where_two_texts_part() -> None:
     assert first_difference(before, after) == {"choice": 1, "position": 1, "before": "", "after": "X"}
     after["choices"].pop()
     assert first_difference(before, after) == {"choice": 1, "position": 0, "before": "b", "after": ""}
+
+
+LOGPROBS = [
+    {"token": "a", "logprob": -0.5, "top": [["a", -0.5], ["b", -1.0]]},
+    {"token": "\ufffd", "logprob": -0.25, "top": []},
+]
+
+
+def test_logprobs_are_openais() -> None:
+    choices = [{"index": 0, "text": "a", "token_ids": [5, 6], "finish_reason": "stop", "logprobs": LOGPROBS}]
+    common = {"job_id": "job_1", "model": "m", "created": 7, "prompt_tokens": 1, "extras": {}, "choices": choices}
+    chat = ChatCompletion.model_validate(build_result(endpoint=CHAT, **common), strict=True).choices[0].logprobs
+    assert chat is not None and chat.content is not None
+    assert [(t.token, t.logprob, t.bytes) for t in chat.content] == [("a", -0.5, [97]), ("\ufffd", -0.25, None)]
+    assert [(t.token, t.logprob) for t in chat.content[0].top_logprobs] == [("a", -0.5), ("b", -1.0)]
+    plain = Completion.model_validate(build_result(endpoint=COMPLETIONS, **common), strict=True).choices[0].logprobs
+    assert plain is not None
+    assert (plain.tokens, plain.token_logprobs, plain.text_offset) == (["a", "\ufffd"], [-0.5, -0.25], [0, 1])
+    assert plain.top_logprobs == [{"a": -0.5, "b": -1.0}, {}]
