@@ -28,7 +28,8 @@ MaxNumSeqs = Annotated[
     typer.Option("--max-num-seqs", "--max-batch", help="sequences per step, the engine's slots [default: 8]"),
 ]
 TrustRemoteCode = Annotated[
-    bool | None, typer.Option("--trust-remote-code", help="run a model that is not built in, with its own code [default: never]")
+    bool | None,
+    typer.Option("--trust-remote-code", help="run a model that is not built in, with its own code [default: never]"),
 ]
 TensorParallelSize = Annotated[int | None, typer.Option(help="devices per model; only 1 is built [default: 1]")]
 GpuMemoryUtilization = Annotated[
@@ -38,7 +39,8 @@ Quantization = Annotated[str | None, typer.Option(help="int8: weights as 8-bit i
 DiffusionSteps = Annotated[int | None, typer.Option(help="default steps of an answer [default: one per token]")]
 BlockSize = Annotated[int | None, typer.Option(help="default block_length, tokens [default: the model's own, else 32]")]
 EnableApd = Annotated[
-    bool | None, typer.Option("--enable-apd/--disable-apd", help="Adaptive Parallel Decoding [default: where there is a verifier]")
+    bool | None,
+    typer.Option("--enable-apd/--disable-apd", help="Adaptive Parallel Decoding [default: where there is a verifier]"),
 ]
 Verifier = Annotated[str | None, typer.Option(help="autoregressive model that APD asks, folder or hub id")]
 
