@@ -60,7 +60,10 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "draft_token_ids": ("list", "An earlier answer to start from."),
     "draft_noise": ("number", "The share of the draft that is masked again."),
     "max_forwards": ("integer", "The answer ends after so many model calls, with what is committed by then."),
-    "mixture_weight": ("number", "From 0 to 1: the share of the diffusion model against the verifier. Higher is faster."),
+    "mixture_weight": (
+        "number",
+        "From 0 to 1: the share of the diffusion model against the verifier. Higher is faster.",
+    ),
     "kv_window": ("integer", "Positions that are computed anew each step."),
     "max_lookahead": ("integer", "At most so many tokens are proposed at once."),
 }

@@ -88,7 +88,7 @@ def test_a_file_is_decoded_the_same_at_any_batch_size(tmp_path: Path) -> None:
     [
         (["--model", "./nowhere"], "no such folder"),
         (["--device", "cuda:99"], "not available"),
-        (["--verifier", "x"], "APD"),
+        (["--verifier", "./nowhere"], "verifier"),
         (["--tensor-parallel-size", "2"], "tensor_parallel_size"),
         (["--dtype", "int3"], "VDIFF_DTYPE"),
         (["--max-batch", "0"], "VDIFF_MAX_NUM_SEQS"),
