@@ -315,7 +315,11 @@ def served(
     with ExitStack() as stack:
         jobs = jobs_with_database(postgres_url, redis_url, migrated_template, stack)
         worker = WorkerProcess(
-            jobs, folder / "worker.log", model=bundled.folder(bundled.DEFAULT_MODEL), served_model_name="vdiff-tiny"
+            jobs,
+            folder / "worker.log",
+            model=bundled.folder(bundled.DEFAULT_MODEL),
+            served_model_name="vdiff-tiny",
+            verifier=bundled.folder(bundled.DEFAULT_VERIFIER),
         )
         stack.callback(worker.end)
         jobs.model = "vdiff-tiny"

@@ -254,3 +254,28 @@ def test_a_job_that_somebody_cancels_ends_the_call(served: Served, stream: bool)
     assert ended.value.code == "cancelled"
     everything = served.client.get("/v1/jobs", params={"metadata[tag]": tag}).json()["data"]
     assert [job["status"] for job in everything] == ["cancelled"]  # the SDK did not try again
+
+
+def test_logprobs_of_both_endpoints(served: Served, client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(model=served.model, messages=QUESTION, logprobs=True, top_logprobs=2)
+    found = chat.choices[0].logprobs
+    assert found is not None and found.content is not None
+    assert "".join(t.token for t in found.content) == chat.choices[0].message.content == "42"
+    assert all(t.logprob <= 0 and len(t.top_logprobs) == 2 for t in found.content)
+    stream = client.chat.completions.create(model=served.model, messages=QUESTION, logprobs=True, stream=True)
+    last = [c.choices[0] for c in stream if c.choices and c.choices[0].finish_reason][-1]
+    assert last.logprobs is not None and last.logprobs.content is not None
+    assert [t.token for t in last.logprobs.content] == [t.token for t in found.content]
+    prompt = "<|user|>What is 17 + 25?<|eot_id|><|assistant|>"
+    plain = client.completions.create(model=served.model, prompt=prompt, logprobs=1).choices[0].logprobs
+    assert plain is not None and plain.tokens is not None
+    assert "".join(plain.tokens) == "42"
+
+
+def test_apd_with_the_bundled_verifier(served: Served, client: openai.OpenAI) -> None:
+    diffusion = {"algorithm": "apd", "apd": {"mixture_weight": 0.5, "max_lookahead": 8}}
+    chat = client.chat.completions.create(model=served.model, messages=STORY, extra_body={"diffusion": diffusion})
+    assert chat.choices[0].message.content == STORY_ANSWER
+    job = served.client.get(f"/v1/jobs/{chat.model_extra['vdiff']['job_id']}").json()  # type: ignore[index]
+    assert 0 < job["diffusion"]["acceptance_rate"] <= 1
+    assert job["diffusion"]["mixture_weight"] == 0.5
