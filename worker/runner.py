@@ -293,6 +293,15 @@ class Runner:
             },
         )
 
+    def _shown(self, provisional: Mapping[str, Any]) -> dict[str, Any]:
+        """Tokens that a step proposes and has not committed, with their texts, named as the committed ones are."""
+        ids = list(provisional["token_ids"])
+        return {
+            "positions": list(provisional["positions"]),
+            "tokens": ids,
+            "texts": [self._token_text(token) for token in ids],
+        }
+
     def _listener(self, held: Held, params: SamplingParams) -> Callable[[StepEvent], None]:
         """Runs in the engine's thread, once per step and answer: it only notes and passes on."""
         job_id, attempt = held.pair
@@ -333,7 +342,7 @@ class Runner:
                         "tokens": list(event.token_ids),
                         "texts": [self._token_text(token) for token in event.token_ids],
                         "confidence": [round(c, 5) for c in event.confidences],
-                        **({} if event.provisional is None else {"provisional": event.provisional}),
+                        **({} if event.provisional is None else {"provisional": self._shown(event.provisional)}),
                     },
                 )
             )

@@ -33,6 +33,10 @@ _ENGINE_COUNTERS = {
     "forwards": ("vdiff_engine_forwards_total", "Model calls of the engines"),
     "sequence_steps": ("vdiff_engine_sequence_steps_total", "Sequences times steps; by steps: the mean batch size"),
     "step_seconds": ("vdiff_engine_step_seconds_total", "Seconds spent in steps"),
+    "drafted": ("vdiff_apd_drafted_total", "Tokens that APD proposed to its verifier"),
+    "accepted": ("vdiff_apd_accepted_total", "Tokens that it accepted; by drafted: the acceptance rate"),
+    "verifier_seconds": ("vdiff_apd_verifier_seconds_total", "Seconds spent in APD's verifiers"),
+    "cache_refreshes": ("vdiff_engine_cache_refreshes_total", "Full forwards that renewed an approximate cache"),
 }
 
 
@@ -81,7 +85,11 @@ def database_metrics(
         alive.add_metric([name], len(mine))
         slots.add_metric([name], sum(row.slots for row in mine))
         running.add_metric([name], sum(row.stats.get("jobs_running", 0) for row in mine))
-    yield from (alive, slots, running)
+    cached = GaugeMetricFamily("vdiff_engine_cache_tokens", "Tokens whose caches live engines hold", labels=["model"])
+    for name in sorted({row.model for row in workers}):
+        mine = [row.stats.get("engine", {}) for row in live if row.model == name]
+        cached.add_metric([name], sum(stats.get("cache_tokens_in_use") or 0 for stats in mine))
+    yield from (alive, slots, running, cached)
     swept = CounterMetricFamily("vdiff_sweeper_actions_total", "What sweepers did", labels=["action"])
     for action in _SWEEPER_ACTIONS:
         swept.add_metric([action], sum(row.stats.get(action, 0) for row in workers))

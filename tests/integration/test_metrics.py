@@ -53,6 +53,30 @@ def test_a_job_moves_the_counters(served: Served) -> None:
     eventually(lambda: all_rise(reads, before), what="the counters")
 
 
+def test_apd_and_caches_move_theirs(served: Served) -> None:
+    reads = [
+        reader(served, "vdiff_apd_drafted_total", **MODEL),
+        reader(served, "vdiff_apd_accepted_total", **MODEL),
+        reader(served, "vdiff_apd_verifier_seconds_total", **MODEL),
+        reader(served, "vdiff_engine_cache_refreshes_total", **MODEL),
+    ]
+    before = [read() for read in reads]
+    for diffusion in ({"algorithm": "apd"}, {"cache": "prefix"}):
+        job = chat_job(body={"max_tokens": 32, "diffusion": diffusion})
+        assert served.client.post("/v1/jobs", json=job, headers={"prefer": "wait=30"}).status_code == 200
+    eventually(lambda: all_rise(reads, before), what="the counters")
+
+
+def test_the_memory_of_caches_is_shown(served: Served) -> None:
+    held = reader(served, "vdiff_engine_cache_tokens", **MODEL)
+    job = long_job()
+    job["body"]["diffusion"] = {"block_length": 32, "cache": "dual"}
+    made = served.client.post("/v1/jobs", json=job).json()
+    eventually(lambda: held() > 0, what="tokens in caches")
+    served.client.post(made["urls"]["cancel"])
+    eventually(lambda: held() == 0, what="none left")
+
+
 def test_tokens_are_counted_exactly(served: Served) -> None:
     generated = reader(served, "vdiff_tokens_generated_total", **MODEL)
     eventually(lambda: metric(served, "vdiff_jobs_running", **MODEL) == 0, what="rest")
