@@ -137,8 +137,15 @@ def test_ends_that_come_too_late_are_counted(served: Served) -> None:
 
 
 def test_lost_messages_are_counted(served: Served) -> None:
+    """Redis forgets messages of jobs that wait: the worker's slots are taken, so that these stay in their list."""
     pushed = reader(served, "vdiff_sweeper_actions_total", action="messages_pushed_again")
-    until(pushed, lambda: served.jobs.wait_done(served.jobs.submit(push=0)) and None)
+    before = pushed()
+    jobs = [served.client.post("/v1/jobs", json=long_job(priority="bulk")).json() for _ in range(6)]
+    eventually(lambda: served.jobs.redis.llen("vdiff.vdiff-tiny.bulk") > 0, what="a message that waits")
+    served.jobs.redis.delete("vdiff.vdiff-tiny.bulk")
+    eventually(lambda: pushed() > before, seconds=40, what="pushed again")
+    for job in reversed(jobs):
+        served.client.post(job["urls"]["cancel"])
 
 
 def test_attempts_that_go_back_are_counted(served: Served) -> None:
