@@ -16,6 +16,7 @@ from vdiff import bundled
 from worker.engine import VDiffConfig, VDiffEngine
 from worker.engine.config import ModelConfig
 from worker.engine.models import llada
+from worker.engine.models.transformer import Transformer
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -49,15 +50,13 @@ def make(folder: Path, shape: Shape, seed: int = 0) -> Path:
     def weight(rows: int, columns: int) -> torch.Tensor:
         return torch.randn(rows, columns, generator=generator) / math.sqrt(columns)
 
-    sizes = {
-        "embedding": (shape.vocab, shape.width), "head": (shape.vocab, shape.width), "q_proj": (shape.width, shape.width),
-        "k_proj": (shape.width, shape.width), "v_proj": (shape.width, shape.width), "attn_out": (shape.width, shape.width),
-        "gate_proj": (shape.mlp, shape.width), "up_proj": (shape.mlp, shape.width), "down_proj": (shape.width, shape.mlp),
-    }  # fmt: skip
+    facts = ModelConfig.from_folder(folder)
+    with torch.device("meta"):
+        ours = dict(Transformer(facts).named_parameters())
     tensors = {}
-    for ours, theirs in llada.tensor_names(ModelConfig.from_folder(folder)).items():
-        part = ours.split(".")[-2]
-        tensors[theirs] = weight(*sizes[part]) if part in sizes else torch.ones(shape.width)
+    for source in llada.tensors(facts):
+        size = ours[source.target][source.at].shape if source.at else ours[source.target].shape
+        tensors[source.name] = torch.ones(size) if len(size) == 1 else weight(*size)
     save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
     return folder
 

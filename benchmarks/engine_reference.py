@@ -18,7 +18,15 @@ from servers import public_folder
 
 from shared.sampling_params import DiffusionParams, SamplingParams
 from worker.engine import VDiffConfig, VDiffEngine
+from worker.engine.batch import Pass, arrange
 from worker.engine.models.transformer import Transformer
+
+
+def full_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
+    """The head over every position of every row: ids [batch, length] -> [batch, length, vocab]."""
+    whole = [Pass(row, list(range(len(row)))) for row in ids.tolist()]
+    layout = arrange(whole, ids.device, pad=False)
+    return model.logits(model.hidden(layout, ids.shape[1])).view(*ids.shape, -1)
 
 
 @torch.inference_mode()
@@ -28,7 +36,7 @@ def plain_loop(model: Transformer, prompts: list[list[int]], mask: int, max_toke
     ids = torch.tensor([prompt + [mask] * max_tokens for prompt in prompts])  # [batch, length]
     for _ in range(max_tokens):
         masked = ids == mask
-        logits = model.logits(model.hidden(ids))  # [batch, length, vocab]
+        logits = full_logits(model, ids)
         logits[:, :, mask] = -torch.inf
         chosen = logits.argmax(-1)
         probability = F.softmax(logits.to(torch.float64), dim=-1)

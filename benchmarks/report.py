@@ -93,7 +93,7 @@ def publish(name: str, rows: Sequence[Mapping[str, Any]], runs: Any, facts: Mapp
     print(f"\n{name}\n{table(rows)}", flush=True)
     output.mkdir(parents=True, exist_ok=True)
     file = output / f"{name}.json"
-    command = "python " + " ".join(["benchmarks/run_benchmark.py", *sys.argv[1:]])
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     data = {"name": name, "command": command, "machine": facts, "rows": rows, "runs": runs}
     file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     say(f"wrote {file}")

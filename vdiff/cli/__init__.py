@@ -2,7 +2,7 @@
 
 servers.py    run a part: up, api, worker, migrate, health, flower        offline.py    generate
 keys.py       keys create, list, revoke, rotate                           config.py     config show, check
-options.py    what they share
+bench.py      bench decoders                            options.py    what they share
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import typer
 
 from shared.errors import VDiffError
-from vdiff.cli import config, keys, offline, servers
+from vdiff.cli import bench, config, keys, offline, servers
 from vdiff.cli.offline import EXIT_INTERRUPTED
 
 EXIT_CONFIGURATION = 2
@@ -29,6 +29,7 @@ app.add_typer(servers.app)
 app.add_typer(offline.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
+app.add_typer(bench.app, name="bench")
 
 
 @app.command()

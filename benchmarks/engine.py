@@ -1,0 +1,240 @@
+"""Benchmarks of the engine alone: each a ratio, or a curve, in one run on one machine.
+
+    python benchmarks/engine.py loop      against a loop as published programs have it, with a 126,464-token vocabulary
+    python benchmarks/engine.py caches    none, prefix and dual at equal steps, with a long prompt
+    python benchmarks/engine.py apd       APD against one token per step, on vdiff-tiny and its verifier
+    python benchmarks/engine.py batch     tokens per second at 1, 4, 16 and 64 concurrent requests
+    python benchmarks/engine.py cost      a step's time and memory as prompts and batches grow
+    python benchmarks/engine.py flips     how often a token differs between batch shapes, float32 and bfloat16
+    python benchmarks/engine.py floor     a step of LLaDA-8B's shape against the memory's bandwidth (GPU only)
+
+--device cuda runs them on a GPU. Tables go to stdout, progress to stderr, JSON into --output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout wins over an installed vdiff
+
+import checkpoints
+import engine_reference
+import torch
+from report import machine, progress, publish, say
+from servers import public_folder
+
+from shared.sampling_params import DiffusionParams, SamplingParams
+from vdiff import bundled
+from worker.engine import VDiffConfig, VDiffEngine
+from worker.engine.config import ModelConfig
+from worker.engine.loader import LoadedModel, load
+from worker.engine.models.transformer import Transformer
+
+Rows = list[dict[str, Any]]
+QUESTION = [{"role": "user", "content": "Tom has 5 apples, gets 3 more and loses 2. How many apples are left?"}]
+
+
+def greedy(max_tokens: int, **diffusion: Any) -> SamplingParams:
+    return SamplingParams(
+        max_tokens=max_tokens, temperature=0.0, ignore_eos=True, diffusion=DiffusionParams(**diffusion)
+    )
+
+
+def prompts_of(count: int, length: int) -> list[list[int]]:
+    return [[(7 * i + j) % 256 for j in range(length)] for i in range(count)]
+
+
+def timed(engine: VDiffEngine, prompts: list[list[int]], params: SamplingParams) -> tuple[float, list[Any]]:
+    """Seconds until all are done, and their answers."""
+    began = time.perf_counter()
+    handles = [engine.submit(f"r{i}", prompt, params) for i, prompt in enumerate(prompts)]
+    outputs = [handle.result().outputs[0] for handle in handles]
+    return time.perf_counter() - began, outputs
+
+
+def engine_of(model: Path, args: argparse.Namespace, **options: Any) -> VDiffEngine:
+    return VDiffEngine(VDiffConfig(model=str(model), device=args.device, **options))
+
+
+def loop(args: argparse.Namespace) -> Rows:
+    return engine_reference.run(
+        width=64, layers=4, vocab=126_464, prompt_tokens=args.prompt_tokens or 128, max_tokens=args.max_tokens or 64,
+        batches=[1, 16],
+    )  # fmt: skip
+
+
+def caches(args: argparse.Namespace) -> Rows:
+    length, tokens = args.prompt_tokens or 768, args.max_tokens or 64
+    shape = checkpoints.Shape(width=256, layers=6, vocab=8_192, context=length + tokens)
+    rows: Rows = []
+    with public_folder() as folder, engine_of(checkpoints.make(folder / "model", shape), args) as engine:
+        timed(engine, prompts_of(1, length), greedy(4, block_length=4))
+        for count in (1, 4):
+            base = 0.0
+            for cache in progress(("none", "prefix", "dual"), 3, f"{count} at once"):
+                seconds, _ = timed(engine, prompts_of(count, length), greedy(tokens, block_length=32, cache=cache))
+                base = base or seconds
+                speed = count * tokens / seconds
+                rows.append({"concurrent": count, "prompt": length, "cache": cache, "tokens_per_s": speed,
+                             "ratio_to_none": base / seconds})  # fmt: skip
+    return rows
+
+
+def apd(args: argparse.Namespace) -> Rows:
+    tiny, verifier = (bundled.folder(name) for name in (bundled.DEFAULT_MODEL, bundled.DEFAULT_VERIFIER))
+    settings: list[tuple[str, dict[str, Any]]] = [("one token per step", {"algorithm": "sequential"})]
+    settings += [(f"apd R={r} M={m}", {"algorithm": "apd", "mixture_weight": r, "max_lookahead": m})
+                 for r, m in ((0.3, 32), (0.7, 32), (0.7, 8), (0.9, 32))]  # fmt: skip
+    rows: Rows = []
+    with engine_of(tiny, args, verifier=str(verifier)) as engine:
+        ids = engine.tokenizer.encode_chat(QUESTION)
+        timed(engine, [ids] * 4, greedy(32, algorithm="sequential"))
+        base = 0.0
+        for name, diffusion in progress(settings, len(settings), "apd"):
+            params = SamplingParams(max_tokens=32, temperature=0.0, diffusion=DiffusionParams(**diffusion))
+            seconds, outputs = timed(engine, [ids] * 32, params)
+            base = base or seconds
+            tokens, forwards = sum(len(o.token_ids) for o in outputs), sum(o.forwards for o in outputs)
+            rate = outputs[0].acceptance_rate
+            rows.append({"decoder": name, "tokens_per_s": tokens / seconds, "ratio": base / seconds,
+                         "tokens_per_forward": tokens / forwards, "acceptance_rate": "" if rate is None else rate})  # fmt: skip
+    return rows
+
+
+def batch(args: argparse.Namespace) -> Rows:
+    length, tokens = args.prompt_tokens or 64, args.max_tokens or 32
+    shape = checkpoints.Shape(width=256, layers=4, vocab=8_192, context=length + tokens)
+    rows: Rows = []
+    with public_folder() as folder:
+        model = checkpoints.make(folder / "model", shape)
+        with engine_of(model, args, max_num_seqs=64) as engine:
+            timed(engine, prompts_of(2, length), greedy(4))
+            for count in progress((1, 4, 16, 64), 4, "batch"):
+                seconds, _ = timed(engine, prompts_of(count, length), greedy(tokens))
+                speed = count * tokens / seconds
+                rows.append({"concurrent": count, "tokens_per_s": speed,
+                             "ratio_to_1": speed / rows[0]["tokens_per_s"] if rows else 1.0})  # fmt: skip
+    return rows
+
+
+def cost(args: argparse.Namespace) -> Rows:
+    shape = checkpoints.Shape(width=256, layers=4, vocab=8_192, context=1_100)
+    rows: Rows = []
+    cells = [(n, length) for n in (1, 8) for length in (32, 256, 1_024)]
+    with public_folder() as folder:
+        model = checkpoints.make(folder / "model", shape)
+        with engine_of(model, args) as engine:
+            timed(engine, prompts_of(1, 32), greedy(4))
+            for count, length in progress(cells, len(cells), "cost"):
+                for cache in ("none", "dual"):
+                    before = engine.stats.steps
+                    seconds, _ = timed(engine, prompts_of(count, length), greedy(32, block_length=32, cache=cache))
+                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+                    if engine.model.device.type == "cuda":
+                        peak = torch.cuda.max_memory_allocated() / 2**20
+                    kv = engine.model.cache_bytes_per_token * (length + 32) / 2**20 if cache != "none" else 0.0
+                    rows.append({"concurrent": count, "prompt": length, "cache": cache,
+                                 "step_ms": 1000 * seconds / (engine.stats.steps - before), "kv_mib_per_slot": kv,
+                                 "peak_mib_of_process": peak})  # fmt: skip
+    return rows
+
+
+def flips(args: argparse.Namespace) -> Rows:
+    """The same requests alone and all together: positions whose token differs."""
+    tokens, count = args.max_tokens or 32, 24
+    shape = checkpoints.Shape(width=256, layers=4, vocab=8_192, context=300)
+    rows: Rows = []
+    with public_folder() as folder:
+        model = checkpoints.make(folder / "model", shape)
+        for dtype in ("float32", "bfloat16"):
+            with engine_of(model, args, dtype=dtype, max_num_seqs=count) as engine:
+                prompts = [p[: 20 + 9 * i] for i, p in enumerate(prompts_of(count, 256))]
+                say(f"{dtype}: alone, then together")
+                alone = [timed(engine, [p], greedy(tokens, block_length=8))[1][0].token_ids for p in prompts]
+                _, together = timed(engine, prompts, greedy(tokens, block_length=8))
+                pairs = [(a, b) for x, y in zip(alone, together, strict=True)
+                         for a, b in zip(x, y.token_ids, strict=True)]  # fmt: skip
+                firsts = sum(x != y.token_ids for x, y in zip(alone, together, strict=True))
+                rows.append({"dtype": dtype, "tokens": len(pairs), "differ": sum(a != b for a, b in pairs),
+                             "answers": count, "answers_that_differ": firsts})  # fmt: skip
+    return rows
+
+
+LLADA_8B = ModelConfig(
+    architecture="LLaDAModelLM", family="llada", width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp_width=12288,
+    vocab_size=126464, context_length=4096, rope_theta=5e5, norm_eps=1e-5, tied=False, mask_token_id=126336,
+    eos_token_ids=(126081,),
+)  # fmt: skip
+
+
+def floor(args: argparse.Namespace) -> Rows:
+    """Random weights in LLaDA-8B's shape, bfloat16: a step of one request against reading all weights once."""
+    if args.device != "cuda" or not torch.cuda.is_available():
+        raise SystemExit("floor needs a GPU: --device cuda")
+    tiny = load(VDiffConfig(model=str(bundled.folder(bundled.DEFAULT_MODEL)), device="cpu"))
+    with torch.device("cuda"):
+        model = Transformer(LLADA_8B).to(torch.bfloat16).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    big = torch.empty(1 << 30, dtype=torch.bfloat16, device="cuda")
+    copied: list[float] = []
+    for _ in range(5):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        big.clone()
+        torch.cuda.synchronize()
+        copied.append(2 * big.nbytes / (time.perf_counter() - began))
+    del big
+    weights = sum(p.nbytes for p in model.parameters())
+    facts = {"mask_token_id": LLADA_8B.mask_token_id, "end_token_ids": (126081,), "vocab_size": LLADA_8B.vocab_size,
+             "context_length": 4096, "device": "cuda", "dtype": "bfloat16"}  # fmt: skip
+    card = type(tiny.card)(**{**{n: getattr(tiny.card, n) for n in tiny.card.__dataclass_fields__}, **facts})
+    loaded = LoadedModel(model, LLADA_8B, tiny.tokenizer, card)
+    rows: Rows = []
+    with VDiffEngine(VDiffConfig(model="llada-8b-shape", device="cuda", max_num_seqs=64), loaded=loaded) as engine:
+        for count in (1, 4, 16, 64):
+            for cache in ("none", "dual"):
+                params = greedy(32, block_length=32, cache=cache)
+                timed(engine, prompts_of(count, 128), params)
+                before = engine.stats.steps
+                seconds, _ = timed(engine, prompts_of(count, 128), params)
+                step = seconds / (engine.stats.steps - before)
+                ideal = weights / max(copied)
+                rows.append({"concurrent": count, "cache": cache, "step_ms": 1000 * step, "floor_ms": 1000 * ideal,
+                             "ratio_to_floor": step / ideal, "tokens_per_s": count * 32 / seconds})  # fmt: skip
+    return rows
+
+
+BENCHMARKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "loop": loop, "caches": caches, "apd": apd, "batch": batch, "cost": cost, "flips": flips, "floor": floor,
+}  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=[*BENCHMARKS, "all"])
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--prompt-tokens", type=int, help="instead of the benchmark's own")
+    parser.add_argument("--max-tokens", type=int, help="instead of the benchmark's own")
+    parser.add_argument("--output", type=Path, default=Path("bench-results"), help="folder of the JSON [bench-results]")
+    args = parser.parse_args()
+    names = [n for n in BENCHMARKS if n != "floor" or args.device == "cuda"] if args.which == "all" else [args.which]
+    try:
+        for name in names:
+            facts = machine()
+            rows = BENCHMARKS[name](args)
+            publish(f"engine-{name}", rows, [rows], facts, args.output)
+    except KeyboardInterrupt:
+        say("stopped")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
