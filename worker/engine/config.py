@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,9 +134,18 @@ class RawConfig:
     """A config.json while a family reads it: every key that is missing or unsupported is an error with its name."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path, self.where = path, "config.json"
         self.values = read_json(path / "config.json")
         self.generation = read_json(path / "generation_config.json", missing_ok=True)
+
+    def section(self, key: str) -> RawConfig:
+        """An object inside the object, read in the same way."""
+        values = self[key]
+        if not isinstance(values, dict):
+            raise ModelLoadError(f"{self.path}: {self.where} has a {key} that is no object")
+        inner = copy.copy(self)
+        inner.values, inner.where = values, f"{self.where}, {key},"
+        return inner
 
     @property
     def architecture(self) -> str:
@@ -144,7 +154,7 @@ class RawConfig:
 
     def __getitem__(self, key: str) -> Any:
         if self.values.get(key) is None:
-            raise ModelLoadError(f"{self.path}: config.json lacks {key}")
+            raise ModelLoadError(f"{self.path}: {self.where} lacks {key}")
         return self.values[key]
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -154,7 +164,7 @@ class RawConfig:
     def integer(self, key: str, default: int | None = None) -> int:
         value = self[key] if default is None else self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise ModelLoadError(f"{self.path}: config.json has {key} = {value!r}; an integer is wanted")
+            raise ModelLoadError(f"{self.path}: {self.where} has {key} = {value!r}; an integer is wanted")
         return int(value)
 
     def only(self, **wanted: Any) -> None:
@@ -162,7 +172,7 @@ class RawConfig:
         for key, value in wanted.items():
             given = self.values.get(key)
             if given is not None and given != value:
-                raise ModelLoadError(f"{self.path}: config.json has {key} = {given!r}; only {value!r} is supported")
+                raise ModelLoadError(f"{self.path}: {self.where} has {key} = {given!r}; only {value!r} is supported")
 
     @property
     def eos(self) -> tuple[int, ...]:
@@ -176,7 +186,7 @@ class RawConfig:
         scaling = self.get("rope_scaling", {})
         for kind in (parameters.get("rope_type", "default"), scaling.get("rope_type", scaling.get("type", "default"))):
             if kind != "default":
-                raise ModelLoadError(f"{self.path}: config.json asks for {kind} RoPE scaling, which is not supported")
+                raise ModelLoadError(f"{self.path}: {self.where} asks for {kind} RoPE scaling, which is not supported")
         return float(self.get("rope_theta", parameters.get("rope_theta", 10_000.0)))
 
 

@@ -20,7 +20,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from shared.algorithms import BLOCK, FULL, UNIFORM
+from shared.algorithms import FULL, UNIFORM
 from shared.errors import EngineError, EngineShutDown, InvalidParameter, MissingParameter, OutOfMemory, VDiffError
 from shared.ids import new_id
 from shared.sampling_params import DiffusionParams, SamplingParams
@@ -106,7 +106,7 @@ class VDiffEngine:
             max_memory=cache_capacity(config, self.model),
             memory=lambda answer: passes.capacity(answer) * passes.twins(answer),
             rows=passes.rows_needed,
-            divisible=lambda answer: answer.regime == BLOCK and answer.params.diffusion.cache == "exact",
+            divisible=passes.is_divisible,
             greedy=lambda answer: answer.request.score is not None,
         )
         self._handles: dict[str, RequestHandle] = {}
@@ -484,7 +484,7 @@ class VDiffEngine:
 
     def _forward(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
         if self.card.regime == UNIFORM:
-            return self.renoise.renoise_step([answer for answer, _ in chosen])
+            return self._renoise(chosen)
         plans = [self._decoder(answer)[1].plan(answer, rows) for answer, rows in chosen]
         parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
         commits: list[Commit] = []
@@ -507,6 +507,14 @@ class VDiffEngine:
             decoder = self._decoder(some[0][0].answer)[1]
             commits += decoder.finish([plan for plan, _ in some], [read for _, read in some])
         return commits
+
+    def _renoise(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
+        answers = [answer for answer, _ in chosen]
+        before = sum(answer.prefill_forwards for answer in answers)
+        try:
+            return self.renoise.renoise_step(answers, [rows for _, rows in chosen])
+        finally:
+            self.stats.prefill_forwards += sum(answer.prefill_forwards for answer in answers) - before
 
     def _decoder(self, answer: Answer) -> tuple[str, Decoder]:
         """Who decodes an answer, and under what name its reads are gathered."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shared.algorithms import BLOCK
+from shared.algorithms import BLOCK, UNIFORM
 from worker.engine.batch import Pass
 from worker.engine.config import ModelConfig
 from worker.engine.request import Answer
@@ -50,13 +50,20 @@ def rows_needed(answer: Answer) -> int:
         lookahead = answer.params.diffusion.max_lookahead
         first = 0 if answer.window_from is None else answer.window_from
         rows = (total if lookahead is None else min(total, len(answer.prompt) + answer.prefix + lookahead)) - first
-    elif answer.regime == BLOCK:
+    elif answer.regime in (BLOCK, UNIFORM):
         rows = end - (answer.cached if cache == "exact" else 0)
     elif cache == "none" or answer.fresh:
         rows = total
     else:
         rows = (end if cache == "dual" else total) - begin
     return rows * twins(answer)
+
+
+def is_divisible(answer: Answer) -> bool:
+    """Whether the answer's next step may be a part of its prompt only."""
+    if answer.regime == UNIFORM:
+        return len(answer.prompt) > answer.cached
+    return answer.regime == BLOCK and answer.params.diffusion.cache == "exact"
 
 
 def _tokens(answer: Answer, twin: int) -> list[int]:

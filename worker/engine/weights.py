@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from shared.errors import ConfigurationError, ModelLoadError
 from worker.engine.models.family import Source
@@ -98,6 +98,47 @@ def fill(
             raise ModelLoadError(f"{folder}: nothing fills parameter {name}")
 
 
+def copy_tensors(
+    module: nn.Module,
+    folder: Path,
+    wanted: Mapping[str, Tensor],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    skip: Callable[[str], bool],
+) -> None:
+    """Fill a module of another library, made on the meta device, from a checkpoint that has its names.
+
+    Args:
+        wanted: parameters and buffers by name; every one must be there.
+        skip: whether a tensor of the checkpoint that is not wanted is left out on purpose.
+
+    Raises:
+        ModelLoadError: naming the first missing, misshapen or unknown tensor, or the truncated file.
+    """
+    files = shards(folder)
+    for name in files:
+        if name not in wanted and not skip(name):
+            raise ModelLoadError(f"{folder}: tensor {name} does not belong to this architecture")
+    for name in wanted:
+        if name not in files:
+            raise ModelLoadError(f"{folder}: tensor {name} is missing")
+    with progress(len(wanted), "loading weights") as advance:
+        for path in sorted({files[name] for name in wanted}):
+            with opened(path) as file:
+                for name in (n for n in wanted if files[n] == path):
+                    tensor = _read(file, path, name, wanted[name].shape)
+                    _place(module, name, tensor.to(device, dtype))
+                    advance()
+
+
+def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
+    owner_name, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(owner_name)
+    is_parameter = leaf in owner._parameters
+    setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
+
+
 def _materialised(module: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
     owner_name, _, leaf = name.rpartition(".")
     owner = module.get_submodule(owner_name)
@@ -108,15 +149,18 @@ def _materialised(module: nn.Module, name: str, dtype: torch.dtype, device: torc
 
 
 def _copy(file: Any, path: Path, source: Source, parameter: nn.Parameter) -> None:
-    try:
-        tensor = file.get_tensor(source.name)
-    except SafetensorError as exc:
-        raise ModelLoadError(f"{path}: tensor {source.name} cannot be read: {exc}") from exc
     part = parameter.data[source.at] if source.at else parameter.data
-    if tensor.shape != part.shape:
-        shapes = f"has shape {list(tensor.shape)}, wanted {list(part.shape)}"
-        raise ModelLoadError(f"{path}: tensor {source.name} {shapes}")
-    part.copy_(tensor)
+    part.copy_(_read(file, path, source.name, part.shape))
+
+
+def _read(file: Any, path: Path, name: str, shape: torch.Size) -> Tensor:
+    try:
+        tensor: Tensor = file.get_tensor(name)
+    except SafetensorError as exc:
+        raise ModelLoadError(f"{path}: tensor {name} cannot be read: {exc}") from exc
+    if tensor.shape != shape:
+        raise ModelLoadError(f"{path}: tensor {name} has shape {list(tensor.shape)}, wanted {list(shape)}")
+    return tensor
 
 
 def quantize(module: nn.Module, scheme: str) -> None:
