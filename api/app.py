@@ -17,7 +17,7 @@ from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import routes as openai_routes
-from api.routes import health, jobs, metrics, models, overview
+from api.routes import health, jobs, metrics, models, overview, webhooks
 from shared.db.session import AsyncDatabase
 from shared.events import DoneWaiter, EventReader
 from shared.jobs.estimate import Forecasts
@@ -90,7 +90,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (jobs, openai_routes, models, overview):
+    for module in (jobs, openai_routes, models, overview, webhooks):
         app.include_router(module.router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)

@@ -39,6 +39,8 @@ def _sections() -> dict[str, str]:
 def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return "numbers, comma-separated"
     parts = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
     names = {"int": "integer", "float": "number", "str": "text", "bool": "true or false", "Path": "path"}
     return " or ".join(names.get(part.__name__, part.__name__) for part in parts)

@@ -12,10 +12,10 @@ import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import ConfigurationError
 
@@ -58,6 +58,19 @@ class Settings(BaseSettings):
     max_queued_jobs: int = Field(100_000, ge=1, description="queued jobs per tenant before 429")
     max_queued_tokens: int | None = Field(None, ge=1, description="queued tokens per tenant before 429")
     worker_stale_seconds: float = Field(30.0, gt=0, description="a worker unheard of for so long counts as away")
+
+    # Webhooks
+    webhook_allow_private: bool = Field(
+        False, description="let webhooks reach loopback and private addresses, and plain http"
+    )
+    webhook_retry_seconds: Annotated[tuple[float, ...], NoDecode] = Field(
+        (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
+        description="waits between the attempts of a webhook, comma-separated",
+    )
+    webhook_timeout_seconds: float = Field(15.0, gt=0, le=120, description="longest wait for a receiver's answer")
+    webhook_concurrency: int = Field(32, ge=1, le=512, description="webhooks that one process sends at once")
+    webhook_per_receiver: int = Field(4, ge=1, description="of these, to one receiver")
+    webhook_forget_seconds: float = Field(30 * 86_400.0, gt=0, description="events and their attempts are kept so long")
 
     # Worker and engine
     model: str | None = Field(None, description="model folder or hub id; empty means the bundled vdiff-tiny")
@@ -133,6 +146,16 @@ class Settings(BaseSettings):
         if value == "":
             return cls.model_fields[info.field_name].get_default()
         return value
+
+    @field_validator("webhook_retry_seconds", mode="before")
+    @classmethod
+    def _waits(cls, value: Any) -> Any:
+        if not isinstance(value, str) or not value:
+            return value
+        waits = tuple(float(part) for part in value.split(","))
+        if not all(0 <= wait <= 30 * 86_400 for wait in waits):
+            raise ValueError("each wait is from 0 to 2592000 seconds")
+        return waits
 
     @field_validator("database_url")
     @classmethod

@@ -207,7 +207,7 @@ class Supervisor:
 
     def _start_children(self) -> None:
         names = [f"worker-{i + 1}" for i in range(self._workers)] if self._workers > 1 else ["worker"]
-        commands = [(name, "worker") for name in names] + [("api", "api")]
+        commands = [(name, "worker") for name in names] + [("api", "api"), ("deliver", "deliver")]
         if self._flower:
             commands.append(("flower", "flower"))
         (self._data_dir / "logs").mkdir(exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 from celery import Celery
@@ -22,8 +23,8 @@ def broker_url(redis_url: str) -> str:
     return f"redis+socket://{parts.path}?{urlencode(options)}"
 
 
-def celery_app(redis_url: str, *, model: str | None) -> Celery:
-    """An app that consumes the queues of one model, interactive first; without a model one that only looks (Flower)."""
+def celery_app(redis_url: str, *, model: str | None, queues: Sequence[str] = ()) -> Celery:
+    """An app that consumes the queues of one model, interactive first; without a model the given ones."""
     app = Celery("vdiff", broker=broker_url(redis_url), set_as_current=False)
     app.conf.update(
         # The lease makes early acks safe; with late acks a 3 s Redis outage killed the worker in 6 of 6 runs.
@@ -48,7 +49,7 @@ def celery_app(redis_url: str, *, model: str | None) -> Celery:
         worker_cancel_long_running_tasks_on_connection_loss=False,
         task_serializer="json",
         accept_content=["json"],
-        task_queues=[Queue(name, exchange="", routing_key=name) for name in (queue_names(model) if model else [])],
+        task_queues=[Queue(name, exchange="", routing_key=name) for name in (queue_names(model) if model else queues)],
         task_create_missing_queues=False,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

@@ -29,13 +29,15 @@ from shared.jobs.service import Prepared, Submission, is_over, refuse_purged
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import attempt_object, job_object, urls
 from shared.keys.principal import Principal, Scope
+from shared.settings import Settings
+from shared.webhooks.requests import JOB_FIELDS, job_webhook
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[requires(Scope.JOBS)])
 
 MAX_CUSTOM_ID = 256
 MAX_PAGE, DEFAULT_PAGE = 100, 20
 RETRY_AFTER_SECONDS = 1
-FIELDS = ("endpoint", "body", "priority", "metadata", "custom_id", "deadlines")
+FIELDS = ("endpoint", "body", "priority", "metadata", "custom_id", "deadlines", "webhook")
 _PREFER_WAIT = re.compile(r"(?:^|[,\s])wait=(\d{1,9})(?:$|[,;\s])")
 
 _CREATE_SCHEMA = {
@@ -53,6 +55,7 @@ _CREATE_SCHEMA = {
                         "priority": {"type": "string", "enum": [p.value for p in Priority], "default": "normal"},
                         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
                         "custom_id": {"type": "string", "maxLength": MAX_CUSTOM_ID},
+                        "webhook": {"type": "object", "properties": {name: {} for name in JOB_FIELDS}},
                         "deadlines": {"type": "object", "properties": {name: {} for name in deadlines.FIELDS}},
                     },
                 }
@@ -78,9 +81,7 @@ _RETRY_SCHEMA = {
 }
 
 
-def submission_of(
-    request: Request, body: Any, principal: Principal, default_retain_seconds: float | None
-) -> Submission:
+def submission_of(request: Request, body: Any, principal: Principal, settings: Settings) -> Submission:
     """A native job's body, checked but for the inner one."""
     if not isinstance(body, dict):
         raise InvalidParameter("the body must be an object", param="body")
@@ -106,8 +107,9 @@ def submission_of(
         custom_id=custom_id,
         metadata=metadata_of(given.get("metadata", {}), "metadata"),
         deadlines=deadlines.deadlines_of(
-            given.get("deadlines", {}), now=datetime.now(UTC), default_retain_seconds=default_retain_seconds
+            given.get("deadlines", {}), now=datetime.now(UTC), default_retain_seconds=settings.retain_seconds
         ),
+        webhook=job_webhook(given.get("webhook"), allow_private=settings.webhook_allow_private),
         idempotency_key=idempotency_key(request),
         automatic_retry=is_automatic_retry(request),
     )
@@ -160,7 +162,7 @@ async def create(request: Request, body: JsonBody, context: ContextDep, principa
 
     With an `Idempotency-Key` the same request gives the same job for 24 hours; another body under the key is 422.
     """
-    prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings.retain_seconds))
+    prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings))
     return await accept(request, context, prepared, principal)
 
 
@@ -334,7 +336,7 @@ async def estimate_job(
     request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep
 ) -> dict[str, Any]:
     """What a job would take: tokens, model calls, seconds. Checks it as `POST /v1/jobs` does and accepts nothing."""
-    prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings.retain_seconds))
+    prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings))
     return await estimate.estimate_object(context.database, prepared.values, context.settings.worker_stale_seconds)
 
 

@@ -36,6 +36,8 @@ from shared.keys.principal import Limits, Principal
 from shared.queue.window import PushWindow
 from shared.served_models import ServedModels
 from shared.settings import Settings
+from shared.webhooks import repository as webhooks
+from shared.webhooks.secrets import new_secret
 
 _log = structlog.get_logger(__name__)
 
@@ -56,6 +58,7 @@ class Submission:
     custom_id: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     deadlines: Deadlines = field(default_factory=Deadlines)
+    webhook: dict[str, Any] | None = None
     idempotency_key: str | None = None
     automatic_retry: bool = False  # an SDK sent the same request before
     streaming: bool = False  # whether the body may ask for a stream
@@ -95,6 +98,7 @@ class JobService:
         self._waiter = waiter
         self._settings = settings
         self._window = PushWindow(client)
+        self._with_secret: set[str] = set()  # tenants without keys whose signing secret exists
         self._depths: dict[str, tuple[float, int, int]] = {}
 
     async def prepare(self, submission: Submission) -> Prepared:
@@ -132,9 +136,26 @@ class JobService:
             "tokens": len(ids) + params.max_tokens * params.n,
             "max_attempts": self._settings.max_attempts,
             **submission.deadlines.columns(),
+            "webhook": await self._webhook(submission),
         }
         limits = submission.principal.limits
         return Prepared(values["id"], request, values, submission.automatic_retry, limits)
+
+    async def _webhook(self, submission: Submission) -> dict[str, Any] | None:
+        """The job's webhook, with whose secret signs it. Raises InvalidParameter: no such endpoint."""
+        webhook, who = submission.webhook, submission.principal
+        if webhook is None:
+            return None
+        if "endpoint_id" in webhook:
+            async with self._database.read() as session:
+                statement = webhooks.get_endpoint(webhook["endpoint_id"], who.tenant)
+                if (await session.execute(statement)).one_or_none() is None:
+                    raise InvalidParameter("webhook.endpoint_id: no such endpoint", param="webhook.endpoint_id")
+        elif who.key_id is None and who.tenant not in self._with_secret:
+            async with self._database.write() as session:
+                await session.execute(webhooks.ensure_secret(who.tenant, new_secret()))
+            self._with_secret.add(who.tenant)
+        return webhook if who.key_id is None else {**webhook, "key_id": who.key_id}
 
     async def enqueue(self, prepared: Prepared) -> Accepted:
         """Store the job and push its message; or attach to the one that this request made before.
@@ -334,6 +355,6 @@ def _hash(submission: Submission) -> str:
     """Of everything that makes two requests the same one."""
     whole = [
         submission.endpoint, submission.body, submission.priority.value, submission.custom_id, dict(submission.metadata),
-        {k: str(v) for k, v in submission.deadlines.columns().items() if v is not None},
+        {k: str(v) for k, v in submission.deadlines.columns().items() if v is not None}, submission.webhook,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -117,8 +117,12 @@ def job_object(
         "replay": replay_object(row, original),
         "purged_at": _seconds(row["purged_at"]),
         "urls": urls(row["id"]),
-        "webhook": None,
+        "webhook": webhook_object(row["webhook"]),
     }
+
+
+def webhook_object(webhook: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    return None if webhook is None else {k: v for k, v in webhook.items() if k != "key_id"}
 
 
 def attempt_object(row: Mapping[Any, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from celery.app.amqp import AMQP
 from kombu.serialization import dumps
 from kombu.transport.virtual.base import Base64
 
-from shared.queue.names import GENERATE_TASK, queue_name
+from shared.queue.names import DELIVER_TASK, GENERATE_TASK, WEBHOOK_QUEUE, queue_name
 
 PAYLOAD_VERSION = 1
 _ORIGIN = "vdiff"
@@ -40,18 +40,32 @@ def payload(job_id: str) -> dict[str, Any]:
 
 
 def job_message(job_id: str, queue: str) -> tuple[str, bytes]:
-    """The Redis list to LPUSH to, and the message, for one queued job.
+    """The Redis list to LPUSH to, and the message, for one queued job."""
+    return queue, task_message(GENERATE_TASK, payload(job_id), job_id, queue)
+
+
+def push_deliveries(client: redis.Redis, delivery_ids: Iterable[int]) -> None:
+    """Push the messages of webhook deliveries in one round trip."""
+    pipe = client.pipeline(transaction=False)
+    for delivery_id in delivery_ids:
+        content = {"v": PAYLOAD_VERSION, "delivery_id": delivery_id}
+        pipe.lpush(WEBHOOK_QUEUE, task_message(DELIVER_TASK, content, str(delivery_id), WEBHOOK_QUEUE))
+    pipe.execute()
+
+
+def task_message(task: str, content: dict[str, Any], shown: str, queue: str) -> bytes:
+    """Celery's message for a task with one argument.
 
     The task id is fresh each time: the same job may be pushed twice, and Celery must not take that for one task.
     """
     task_id = str(uuid.uuid4())
     message = _amqp().as_task_v2(
         task_id,
-        GENERATE_TASK,
-        args=(payload(job_id),),
+        task,
+        args=(content,),
         ignore_result=True,
         origin=_ORIGIN,
-        argsrepr=repr((job_id,)),
+        argsrepr=repr((shown,)),
         kwargsrepr="{}",
     )
     content_type, content_encoding, body = dumps(message.body, serializer="json")
@@ -69,7 +83,7 @@ def job_message(job_id: str, queue: str) -> tuple[str, bytes]:
             "delivery_tag": str(uuid.uuid4()),
         },
     }
-    return queue, json.dumps(envelope).encode()
+    return json.dumps(envelope).encode()
 
 
 async def push(client: redis.asyncio.Redis, job_id: str, *, model: str, priority: str) -> None:

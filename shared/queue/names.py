@@ -10,6 +10,8 @@ from urllib.parse import quote
 from shared.jobs.status import Priority
 
 GENERATE_TASK = "vdiff.generate"
+DELIVER_TASK = "vdiff.deliver"
+WEBHOOK_QUEUE = "vdiff.webhooks"  # no model is called so: theirs have a priority behind
 
 
 def queue_name(model: str, priority: str) -> str:

@@ -109,6 +109,17 @@ def worker(
 
 
 @app.command()
+def deliver() -> None:
+    """Send webhooks. `vdiff up` starts one; without any, events wait in the database."""
+    settings = settings_of()
+    try:
+        from worker.delivery import run
+    except ModuleNotFoundError as exc:
+        raise ConfigurationError(f"this needs `pip install 'vdiff[api]'` ({exc.name} is missing)") from exc
+    raise typer.Exit(run(settings))
+
+
+@app.command()
 def migrate() -> None:
     """Bring the database of VDIFF_DATABASE_URL up to date."""
     from sqlalchemy.exc import OperationalError

@@ -4,5 +4,26 @@ from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
 from shared.db.tables.serving import Model, Worker
+from shared.db.tables.webhooks import (
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEvent,
+    WebhookSecret,
+)
 
-__all__ = ["ApiKey", "Attempt", "Job", "Lane", "LaneDelta", "Model", "Queue", "Worker"]
+__all__ = [
+    "ApiKey",
+    "Attempt",
+    "Job",
+    "Lane",
+    "LaneDelta",
+    "Model",
+    "Queue",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
+    "WebhookSecret",
+    "Worker",
+]

@@ -75,6 +75,10 @@ class Job(Base):
     deadline: Mapped[datetime | None] = mapped_column(
         Timestamp, Computed("LEAST(start_by, complete_by)", persisted=True)
     )
+    sequence: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # moves so far, counted by a trigger
+    webhook: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB
+    )  # {url | endpoint_id, events, inline_result?, key_id?}
     forecast_seconds: Mapped[float | None] = mapped_column(Double)  # from submission to end, as told when it came
     max_run_seconds: Mapped[float | None] = mapped_column(Double)  # of one attempt
     retain_seconds: Mapped[float | None] = mapped_column(Double)  # from the end to the purge

@@ -72,6 +72,7 @@ def row(status: str, **more: Any) -> dict[str, Any]:
             "retain_seconds",
             "purged_at",
             "replay_of",
+            "webhook",
         )
     )
     return {

@@ -1,0 +1,236 @@
+"""Webhook endpoints, their secrets, and what became of each delivery."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+from sqlalchemy import Row
+
+from api.auth import PrincipalDep, requires
+from api.dependencies import Context, ContextDep, JsonBody, json_body
+from shared.db.tables.webhooks import DELIVERY_STATES
+from shared.errors import Conflict, InvalidParameter, MissingParameter, NotFound, UnknownParameter
+from shared.ids import is_id, new_id
+from shared.jobs.deadlines import moment_of
+from shared.keys.principal import Principal, Scope
+from shared.webhooks import repository
+from shared.webhooks.events import DEFAULT_TYPES, TEST_TYPE, TYPES
+from shared.webhooks.requests import ENDPOINT_FIELDS, delivery_object, endpoint_object, endpoint_values
+from shared.webhooks.secrets import new_secret
+
+router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[requires(Scope.WEBHOOKS)])
+
+ENDPOINTS_MAX = 100  # per tenant
+DEFAULT_GRACE_SECONDS = 24 * 3600
+GRACE_SECONDS_MAX = 30 * 86_400
+DEFAULT_PAGE, MAX_PAGE = 20, 100
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+_BODY = {"requestBody": {"content": {"application/json": {"schema": {
+    "type": "object", "additionalProperties": False, "properties": {name: {} for name in ENDPOINT_FIELDS}}}}}}  # fmt: skip
+
+
+async def _endpoint(context: Context, endpoint_id: str, principal: Principal) -> Row[Any]:
+    if is_id(endpoint_id, "we"):
+        async with context.database.read() as session:
+            statement = repository.get_endpoint(endpoint_id, principal.tenant)
+            row: Row[Any] | None = (await session.execute(statement)).one_or_none()
+        if row is not None:
+            return row
+    raise NotFound(f"no webhook endpoint {endpoint_id[:80]!r}", param="endpoint_id")
+
+
+@router.get("/webhook_event_types")
+async def event_types() -> dict[str, Any]:
+    """What an endpoint can subscribe to; without `events` it gets those that are marked."""
+    data = [{"type": name, "description": text, "default": name in DEFAULT_TYPES} for name, text in TYPES.items()]
+    return {"object": "list", "data": data}
+
+
+@router.get("/webhook_secret")
+async def own_secret(context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """What signs the webhooks that single jobs name: the key's own secret, or the tenant's where no key is used."""
+    async with context.database.write() as session:
+        if principal.key_id is not None:
+            found = await session.execute(repository.secret_of_key(principal.key_id))
+        else:
+            await session.execute(repository.ensure_secret(principal.tenant, new_secret()))
+            found = await session.execute(repository.secret_of_tenant(principal.tenant))
+        return {"object": "webhook_secret", "secret": found.scalar_one()}
+
+
+@router.post("/webhook_endpoints", status_code=201, openapi_extra=_BODY)
+async def create(body: JsonBody, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
+    """Register an endpoint; the answer holds its secret, which is not shown again."""
+    values = endpoint_values(body, allow_private=context.settings.webhook_allow_private, partial=False)
+    endpoint_id = new_id("we")
+    async with context.database.write() as session:
+        count = (await session.execute(repository.count_endpoints(principal.tenant))).scalar_one()
+        if count >= ENDPOINTS_MAX:
+            raise Conflict(f"a tenant has at most {ENDPOINTS_MAX} webhook endpoints")
+        await session.execute(
+            repository.create_endpoint(
+                {**values, "id": endpoint_id, "tenant": principal.tenant, "secret": new_secret()}
+            )
+        )
+    row = await _endpoint(context, endpoint_id, principal)
+    shown = endpoint_object(row._mapping, secret=True)
+    return JSONResponse(shown, 201, {"Location": f"/v1/webhook_endpoints/{endpoint_id}"})
+
+
+@router.get("/webhook_endpoints")
+async def list_endpoints(
+    context: ContextDep, principal: PrincipalDep, limit: Limit = DEFAULT_PAGE, cursor: str | None = None
+) -> dict[str, Any]:
+    if cursor is not None and not is_id(cursor, "we"):
+        raise InvalidParameter("cursor must be one that a list gave", param="cursor")
+    async with context.database.read() as session:
+        statement = repository.list_endpoints(principal.tenant, after=cursor, limit=limit)
+        rows = (await session.execute(statement)).all()
+    page, more = rows[:limit], len(rows) > limit
+    return {
+        "object": "list", "data": [endpoint_object(row._mapping) for row in page], "has_more": more,
+        "next_cursor": page[-1].id if more else None,
+    }  # fmt: skip
+
+
+@router.get("/webhook_endpoints/{endpoint_id}")
+async def get(endpoint_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    return endpoint_object((await _endpoint(context, endpoint_id, principal))._mapping)
+
+
+@router.post("/webhook_endpoints/{endpoint_id}", openapi_extra=_BODY)
+async def change(endpoint_id: str, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Change what is given; `enabled: true` brings a disabled endpoint back."""
+    await _endpoint(context, endpoint_id, principal)
+    values = endpoint_values(body, allow_private=context.settings.webhook_allow_private, partial=True)
+    if values:
+        async with context.database.write() as session:
+            await session.execute(repository.update_endpoint(endpoint_id, principal.tenant, values))
+    return endpoint_object((await _endpoint(context, endpoint_id, principal))._mapping)
+
+
+@router.delete("/webhook_endpoints/{endpoint_id}")
+async def delete(endpoint_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Remove the endpoint with its deliveries; what is on its way may still arrive."""
+    await _endpoint(context, endpoint_id, principal)
+    async with context.database.write() as session:
+        await session.execute(repository.delete_endpoint(endpoint_id, principal.tenant))
+    return {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
+
+
+async def _optional_body(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
+    given = await json_body(request) if await request.body() else {}
+    if not isinstance(given, dict):
+        raise InvalidParameter("the body must be an object", param="body")
+    for name in given:
+        if name not in known:
+            raise UnknownParameter(f"{name[:80]} is not known here; known: {', '.join(known)}", param=name[:80])
+    return {k: v for k, v in given.items() if v is not None}
+
+
+@router.post("/webhook_endpoints/{endpoint_id}/rotate_secret")
+async def rotate(request: Request, endpoint_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Another secret; for `grace_seconds` (a day) both sign, so that no event is lost while the receiver changes over."""
+    await _endpoint(context, endpoint_id, principal)
+    grace = (await _optional_body(request, ("grace_seconds",))).get("grace_seconds", DEFAULT_GRACE_SECONDS)
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace <= GRACE_SECONDS_MAX:
+        raise InvalidParameter(f"grace_seconds must be from 0 to {GRACE_SECONDS_MAX}", param="grace_seconds")
+    async with context.database.write() as session:
+        statement = repository.rotate_secret(endpoint_id, principal.tenant, new_secret(), grace_seconds=grace)
+        await session.execute(statement)
+    return endpoint_object((await _endpoint(context, endpoint_id, principal))._mapping, secret=True)
+
+
+@router.post("/webhook_endpoints/{endpoint_id}/test", status_code=202)
+async def test(endpoint_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Send a `webhook.test` event, which concerns no job; ask for its delivery to see what came of it."""
+    row = await _endpoint(context, endpoint_id, principal)
+    if not row.enabled:
+        raise Conflict("the endpoint is disabled; enable it first")
+    event_id = new_id("evt")
+    async with context.database.write() as session:
+        event, delivery = repository.add_test(event_id, endpoint_id, principal.tenant, TEST_TYPE)
+        await session.execute(event)
+        delivery_id = (await session.execute(delivery)).scalar_one()
+    return {"object": "webhook_test", "event_id": event_id, "delivery_id": str(delivery_id)}
+
+
+async def _deliveries(context: Context, principal: Principal, limit: int, cursor: str | None, **only: Any) -> Any:
+    if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
+        raise InvalidParameter("cursor must be one that a list gave", param="cursor")
+    if only.get("status") is not None and only["status"] not in DELIVERY_STATES:
+        raise InvalidParameter(f"status must be one of {', '.join(DELIVERY_STATES)}", param="status")
+    before = None if cursor is None else int(cursor)
+    async with context.database.read() as session:
+        statement = repository.list_deliveries(principal.tenant, before=before, limit=limit, **only)
+        rows = (await session.execute(statement)).all()
+        page = rows[:limit]
+        attempts: dict[int, list[Any]] = {row.id: [] for row in page}
+        for attempt in await session.execute(repository.attempts_of(list(attempts))):
+            attempts[attempt.delivery_id].append(attempt._mapping)
+    more = len(rows) > limit
+    return {
+        "object": "list", "data": [delivery_object(row._mapping, attempts[row.id]) for row in page], "has_more": more,
+        "next_cursor": str(page[-1].id) if more else None,
+    }  # fmt: skip
+
+
+@router.get("/webhook_endpoints/{endpoint_id}/deliveries")
+async def deliveries_of_endpoint(
+    endpoint_id: str, context: ContextDep, principal: PrincipalDep, status: str | None = None,
+    limit: Limit = DEFAULT_PAGE, cursor: str | None = None,
+) -> Any:  # fmt: skip
+    """What was sent, or will be, with every attempt; newest first."""
+    await _endpoint(context, endpoint_id, principal)
+    return await _deliveries(context, principal, limit, cursor, endpoint_id=endpoint_id, job_id=None, status=status)
+
+
+@router.get("/deliveries")
+async def deliveries(
+    context: ContextDep, principal: PrincipalDep, job_id: str | None = None, status: str | None = None,
+    limit: Limit = DEFAULT_PAGE, cursor: str | None = None,
+) -> Any:  # fmt: skip
+    """Deliveries to all receivers, those that single jobs named too; `job_id` filters."""
+    if job_id is not None and not is_id(job_id, "job"):
+        raise InvalidParameter("job_id must be the id of a job", param="job_id")
+    return await _deliveries(context, principal, limit, cursor, endpoint_id=None, job_id=job_id, status=status)
+
+
+@router.post("/deliveries/{delivery_id}/redeliver", status_code=202)
+async def redeliver(delivery_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Send it again, whatever became of it, under the same event id and with the whole schedule."""
+    number = int(delivery_id) if delivery_id.isascii() and delivery_id.isdigit() and len(delivery_id) < 19 else -1
+    async with context.database.write() as session:
+        found = (await session.execute(repository.redeliver(number, principal.tenant))).one_or_none()
+    if found is None:
+        raise NotFound(f"no delivery {delivery_id[:80]!r}", param="delivery_id")
+    return {"object": "webhook_redelivery", "count": 1}
+
+
+@router.post("/webhook_endpoints/{endpoint_id}/redeliver", status_code=202)
+async def redeliver_range(
+    request: Request, endpoint_id: str, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
+    """Send again what this endpoint should have got from `since` (to `until`): what failed or was discarded, or `statuses`."""
+    row = await _endpoint(context, endpoint_id, principal)
+    given = await _optional_body(request, ("since", "until", "statuses"))
+    if "since" not in given:
+        raise MissingParameter("since is required", param="since")
+    since = moment_of(given["since"], "since")
+    until: datetime | None = moment_of(given["until"], "until") if "until" in given else None
+    statuses = given.get("statuses", ["failed", "discarded"])
+    known = [s for s in DELIVERY_STATES if s != "pending"]
+    if not isinstance(statuses, list) or not statuses or any(s not in known for s in statuses):
+        raise InvalidParameter(f"statuses must be a list of some of {', '.join(known)}", param="statuses")
+    if not row.enabled:
+        raise Conflict("the endpoint is disabled; enable it first")
+    async with context.database.write() as session:
+        statement = repository.redeliver_range(
+            endpoint_id, principal.tenant, since=since, until=until, statuses=statuses
+        )
+        moved = (await session.execute(statement)).all()
+    return {"object": "webhook_redelivery", "count": len(moved)}

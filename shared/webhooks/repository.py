@@ -1,0 +1,322 @@
+"""All SQL of webhooks: endpoints for the API, outbox and attempts for `worker.delivery`. For both kinds of session.
+
+The event rows themselves are written by a trigger on `jobs` (migration 0005).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Executable,
+    Insert,
+    Interval,
+    Select,
+    Table,
+    Update,
+    case,
+    delete,
+    exists,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.sql.dml import ReturningDelete
+
+from shared.db.tables import (
+    ApiKey,
+    Job,
+    WebhookAttempt,
+    WebhookDelivery,
+    WebhookEndpoint,
+    WebhookEvent,
+    WebhookSecret,
+)
+
+ENDPOINTS = cast(Table, WebhookEndpoint.__table__)
+EVENTS = cast(Table, WebhookEvent.__table__)
+DELIVERIES = cast(Table, WebhookDelivery.__table__)
+ATTEMPTS = cast(Table, WebhookAttempt.__table__)
+SECRETS = cast(Table, WebhookSecret.__table__)
+_E, _V, _D, _A, _S = ENDPOINTS.c, EVENTS.c, DELIVERIES.c, ATTEMPTS.c, SECRETS.c
+_J, _K = cast(Table, Job.__table__).c, cast(Table, ApiKey.__table__).c
+
+
+def _seconds(value: float) -> ColumnElement[Any]:
+    return literal(timedelta(seconds=value), Interval)
+
+
+# Endpoints
+
+
+def create_endpoint(values: Mapping[str, Any]) -> Insert:
+    return insert(ENDPOINTS).values(**values)
+
+
+def get_endpoint(endpoint_id: str, tenant: str) -> Select[Any]:
+    return select(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant)
+
+
+def list_endpoints(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
+    found = select(ENDPOINTS).where(_E.tenant == tenant)
+    if after is not None:
+        found = found.where(_E.id > after)
+    return found.order_by(_E.id).limit(limit + 1)
+
+
+def count_endpoints(tenant: str) -> Select[Any]:
+    return select(func.count()).select_from(ENDPOINTS).where(_E.tenant == tenant)
+
+
+def update_endpoint(endpoint_id: str, tenant: str, values: Mapping[str, Any]) -> Update:
+    return update(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant).values(**values).returning(_E.id)
+
+
+def delete_endpoint(endpoint_id: str, tenant: str) -> ReturningDelete[Any]:
+    """Its deliveries go with it."""
+    return delete(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant).returning(_E.id)
+
+
+def rotate_secret(endpoint_id: str, tenant: str, secret: str, *, grace_seconds: float) -> Update:
+    """Another secret; for a while both sign."""
+    keeps = grace_seconds > 0
+    return (
+        update(ENDPOINTS)
+        .where(_E.id == endpoint_id, _E.tenant == tenant)
+        .values(
+            previous_secret=_E.secret if keeps else null(),
+            previous_until=func.now() + _seconds(grace_seconds) if keeps else null(),
+            secret=secret,
+        )
+        .returning(_E.id)
+    )
+
+
+def secret_of_key(key_id: str) -> Select[Any]:
+    return select(_K.webhook_secret).where(_K.id == key_id)
+
+
+def secret_of_tenant(tenant: str) -> Select[Any]:
+    return select(_S.secret).where(_S.tenant == tenant)
+
+
+def ensure_secret(tenant: str, secret: str) -> Executable:
+    return insert(SECRETS).values(tenant=tenant, secret=secret).on_conflict_do_nothing()
+
+
+# Deliveries, as their owner sees them
+
+
+def add_test(event_id: str, endpoint_id: str, tenant: str, kind: str) -> list[Insert]:
+    """An event about nothing, to one endpoint."""
+    return [
+        insert(EVENTS).values(id=event_id, tenant=tenant, type=kind, sequence=1),
+        insert(DELIVERIES).values(event_id=event_id, tenant=tenant, endpoint_id=endpoint_id).returning(_D.id),
+    ]
+
+
+def list_deliveries(
+    tenant: str, *, endpoint_id: str | None, job_id: str | None, status: str | None, before: int | None, limit: int
+) -> Select[Any]:
+    """Newest first, with their events; one more than asked."""
+    found = (
+        select(
+            _D.id, _D.event_id, _D.endpoint_id, _D.url, _D.status, _D.attempts, _D.next_attempt_at, _D.created_at,
+            _D.delivered_at, _V.type, _V.job_id, _V.sequence,
+        )
+        .join_from(DELIVERIES, EVENTS, _V.id == _D.event_id)
+        .where(_D.tenant == tenant)
+    )  # fmt: skip
+    if endpoint_id is not None:
+        found = found.where(_D.endpoint_id == endpoint_id)
+    if job_id is not None:
+        found = found.where(_V.job_id == job_id)
+    if status is not None:
+        found = found.where(_D.status == status)
+    if before is not None:
+        found = found.where(_D.id < before)
+    return found.order_by(_D.id.desc()).limit(limit + 1)
+
+
+def attempts_of(delivery_ids: Sequence[int]) -> Select[Any]:
+    return select(ATTEMPTS).where(_A.delivery_id.in_(list(delivery_ids))).order_by(_A.delivery_id, _A.id)
+
+
+_AGAIN: dict[str, Any] = {
+    "status": "pending", "attempts": 0, "next_attempt_at": func.now(), "lease_until": null(), "delivered_at": null(),
+}  # fmt: skip
+
+
+def redeliver(delivery_id: int, tenant: str) -> Update:
+    """Send it again, whatever became of it: the same event with the same id, the whole schedule anew."""
+    return update(DELIVERIES).where(_D.id == delivery_id, _D.tenant == tenant).values(**_AGAIN).returning(_D.id)
+
+
+def redeliver_range(
+    endpoint_id: str, tenant: str, *, since: datetime, until: datetime | None, statuses: Sequence[str]
+) -> Update:
+    """The same for what an endpoint should have got in a span of time."""
+    found = [_D.endpoint_id == endpoint_id, _D.tenant == tenant, _D.created_at >= since, _D.status.in_(list(statuses))]
+    if until is not None:
+        found.append(_D.created_at < until)
+    return update(DELIVERIES).where(*found).values(**_AGAIN).returning(_D.id)
+
+
+# The outbox
+
+
+def lease_due(*, lease_seconds: float, limit: int, per_receiver: int) -> Select[Any]:
+    """Take deliveries that are due: at most `per_receiver` on their way to one receiver, so that a slow one holds up nobody.
+
+    Returns (id,). A lease that runs out (the process died) makes the delivery due again.
+    """
+    receiver = func.coalesce(_D.endpoint_id, _D.url)
+    busy = (
+        select(receiver.label("receiver"), func.count().label("n"))
+        .where(_D.status == "pending", _D.lease_until > func.now())
+        .group_by(receiver)
+        .subquery("busy")
+    )
+    due = (
+        select(_D.id, receiver.label("receiver"), _D.next_attempt_at)
+        .where(
+            _D.status == "pending", _D.next_attempt_at <= func.now(),
+            or_(_D.lease_until.is_(None), _D.lease_until <= func.now()),
+        )
+        .order_by(_D.next_attempt_at)
+        .limit(50 * limit)
+        .subquery("due")
+    )  # fmt: skip
+    ranked = (
+        select(
+            due.c.id,
+            due.c.next_attempt_at,
+            func.row_number()
+            .over(partition_by=due.c.receiver, order_by=(due.c.next_attempt_at, due.c.id))
+            .label("rank"),
+            func.coalesce(busy.c.n, 0).label("n"),
+        )
+        .join_from(due, busy, busy.c.receiver == due.c.receiver, isouter=True)
+        .subquery("ranked")
+    )
+    chosen = (
+        select(ranked.c.id)
+        .where(ranked.c.rank + ranked.c.n <= per_receiver)
+        .order_by(ranked.c.rank, ranked.c.next_attempt_at)
+        .limit(limit)
+    )
+    taken = (
+        update(DELIVERIES)
+        .where(
+            _D.id.in_(chosen), _D.status == "pending",
+            or_(_D.lease_until.is_(None), _D.lease_until <= func.now()),
+        )
+        .values(lease_until=func.now() + _seconds(lease_seconds))
+        .returning(_D.id)
+        .cte("taken")
+    )  # fmt: skip
+    return select(taken.c.id)
+
+
+def unlease(delivery_ids: Sequence[int]) -> Update:
+    return update(DELIVERIES).where(_D.id.in_(list(delivery_ids)), _D.status == "pending").values(lease_until=null())
+
+
+def to_send(delivery_id: int) -> Select[Any]:
+    """Everything that one attempt needs, if it still is to be made."""
+    return (
+        select(
+            _D.id, _D.attempts, _D.url, _D.endpoint_id, _D.inline_result, _D.tenant,
+            _E.url.label("endpoint_url"), _E.enabled, _E.secret,
+            case((_E.previous_until > func.now(), _E.previous_secret)).label("previous_secret"),
+            _K.webhook_secret.label("key_secret"), _S.secret.label("tenant_secret"),
+            _V.id.label("event_id"), _V.type, _V.job_id, _V.status, _V.sequence, _V.created_at,
+            case((_D.inline_result & (_V.status == _J.status), _J.result)).label("result"),
+        )
+        .join_from(DELIVERIES, EVENTS, _V.id == _D.event_id)
+        .join(ENDPOINTS, _E.id == _D.endpoint_id, isouter=True)
+        .join(ApiKey.__table__, _K.id == _D.key_id, isouter=True)
+        .join(SECRETS, _S.tenant == _D.tenant, isouter=True)
+        .join(Job.__table__, _J.id == _V.job_id, isouter=True)
+        .where(_D.id == delivery_id, _D.status == "pending")
+    )  # fmt: skip
+
+
+def note_attempt(
+    delivery_id: int, attempt: int, *, status_code: int | None, error: str | None, duration_ms: float
+) -> Insert:
+    return insert(ATTEMPTS).values(
+        delivery_id=delivery_id, attempt=attempt, status_code=status_code, error=error, duration_ms=duration_ms
+    )
+
+
+def close(delivery_id: int, attempts: int, status: str) -> Update:
+    """delivered, failed or discarded; whoever sent the newest attempt decides."""
+    return (
+        update(DELIVERIES)
+        .where(_D.id == delivery_id, _D.status == "pending")
+        .values(
+            status=status,
+            attempts=attempts,
+            lease_until=null(),
+            delivered_at=func.now() if status == "delivered" else null(),
+        )
+    )
+
+
+def try_later(delivery_id: int, attempts: int, *, seconds: float) -> Update:
+    return (
+        update(DELIVERIES)
+        .where(_D.id == delivery_id, _D.status == "pending")
+        .values(attempts=attempts, lease_until=null(), next_attempt_at=func.now() + _seconds(seconds))
+    )
+
+
+def note_success(endpoint_id: str) -> Update:
+    """At most once a second: a busy endpoint's row is not a place to queue at."""
+    return (
+        update(ENDPOINTS)
+        .where(_E.id == endpoint_id, or_(_E.last_success_at.is_(None), _E.last_success_at < func.now() - _seconds(1)))
+        .values(last_success_at=func.now())
+    )
+
+
+def disable(endpoint_id: str, reason: str) -> Update:
+    return update(ENDPOINTS).where(_E.id == endpoint_id, _E.enabled).values(enabled=False, disabled_reason=reason)
+
+
+def disable_dead(endpoint_id: str, delivery_id: int) -> Update:
+    """After a whole schedule of attempts without one success anywhere since the event came."""
+    came = select(_D.created_at).where(_D.id == delivery_id).scalar_subquery()
+    return (
+        update(ENDPOINTS)
+        .where(_E.id == endpoint_id, _E.enabled, or_(_E.last_success_at.is_(None), _E.last_success_at < came))
+        .values(enabled=False, disabled_reason="dead")
+        .returning(_E.id)
+    )
+
+
+def discard_of_disabled() -> Update:
+    """What waits for an endpoint that was disabled; redelivery brings it back."""
+    off = exists().where(_E.id == _D.endpoint_id, ~_E.enabled)
+    return update(DELIVERIES).where(_D.status == "pending", off).values(status="discarded", lease_until=null())
+
+
+def forget_events(*, older_than_seconds: float, limit: int = 500) -> Delete:
+    """Old events with their deliveries and attempts, a batch at a time; never one that is still to be sent."""
+    pending = exists().where(_D.event_id == _V.id, _D.status == "pending")
+    old = (
+        select(_V.id)
+        .where(_V.created_at < func.now() - _seconds(older_than_seconds), ~pending)
+        .order_by(_V.created_at)
+        .limit(limit)
+    )
+    return delete(EVENTS).where(_V.id.in_(old))

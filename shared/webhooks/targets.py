@@ -1,0 +1,133 @@
+"""Where a webhook may go: the URL's form, and the addresses that its name stands for. The guard against SSRF.
+
+A name is resolved once per attempt, every address must be public, and the connection goes to the address that was checked:
+a name that answers differently a moment later (DNS rebinding) gains nothing. `allow_private` opens loopback and private
+ranges, and plain http.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from shared.errors import InvalidParameter
+
+MAX_URL = 2048
+_NAME = re.compile(
+    r"(?=.{1,253}$)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.?", re.I
+)
+_NUMBERLIKE = re.compile(r"(?:0x[0-9a-f]*|\d+)(?:\.(?:0x[0-9a-f]*|\d+))*\.?", re.I)
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_COMPATIBLE = ipaddress.ip_network("::/96")
+
+Resolver = Callable[[str, int], Sequence[str]]
+
+
+class ForbiddenTarget(Exception):
+    """The address may not be reached; the message names the reason, never what is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    scheme: str
+    host: str
+    port: int
+    path: str  # with the query
+
+    @property
+    def authority(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == {"https": 443, "http": 80}[self.scheme] else f"{host}:{self.port}"
+
+
+def parse_target(url: object, *, allow_private: bool, param: str = "url") -> Target:
+    """The parts of a URL that may be called. Raises InvalidParameter."""
+
+    def bad(why: str) -> InvalidParameter:
+        return InvalidParameter(f"{param} {why}", param=param)
+
+    if not isinstance(url, str) or not 1 <= len(url) <= MAX_URL:
+        raise bad(f"must be a URL of at most {MAX_URL} characters")
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise bad("must consist of printable ASCII characters, percent-encoded where needed")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise bad("is not a URL") from exc
+    if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
+        raise bad("must start with https://" + (" or http://" if allow_private else ""))
+    if "@" in parts.netloc:
+        raise bad("must not hold credentials")
+    if "#" in url:
+        raise bad("must not have a fragment")
+    host = parts.hostname or ""
+    _check_host(host, bad)
+    if port is None:
+        port = 443 if parts.scheme == "https" else 80
+    if not allow_private and port != 443 and port < 1024:
+        raise bad("must use port 443 or one from 1024")
+    if port == 0:
+        raise bad("must use a port above 0")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Target(parts.scheme, host, port, path)
+
+
+def _check_host(host: str, bad: Callable[[str], InvalidParameter]) -> None:
+    if ":" in host:
+        if "%" in host:
+            raise bad("must not name a zone")
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError as exc:
+            raise bad("has no valid host") from exc
+        return
+    if _NUMBERLIKE.fullmatch(host):
+        # Decimal, octal and hexadecimal spellings of an address: resolvers disagree about them.
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError as exc:
+            raise bad("spells an address in an unusual way; write it as four numbers") from exc
+        return
+    if not _NAME.fullmatch(host):
+        raise bad("has no valid host")
+
+
+def is_public(address: str) -> bool:
+    """Whether an address, and whatever IPv4 address is inside it, is one of the public internet."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        if ip in _NAT64 or ip in _COMPATIBLE:
+            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        if any(one is not None and not is_public(str(one)) for one in inner):
+            return False
+        if ip.ipv4_mapped is not None:
+            return True
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+def resolve(host: str, port: int) -> Sequence[str]:
+    """All addresses of a name. Raises OSError."""
+    return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+
+
+def checked_addresses(target: Target, *, allow_private: bool, resolver: Resolver = resolve) -> list[str]:
+    """The addresses to connect to, in order.
+
+    Raises:
+        ForbiddenTarget: one of them is not public, or there are none.
+    """
+    try:
+        addresses = list(dict.fromkeys(resolver(target.host, target.port)))
+    except (OSError, UnicodeError) as exc:
+        raise ForbiddenTarget(f"the host name does not resolve ({type(exc).__name__})") from exc
+    if not addresses:
+        raise ForbiddenTarget("the host name does not resolve")
+    if not allow_private and not all(is_public(one) for one in addresses):
+        raise ForbiddenTarget("the host name stands for an address that is not public")
+    return addresses

@@ -1,0 +1,388 @@
+"""Webhooks for real: API, worker, `vdiff deliver` and a receiver that behaves as badly as receivers do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import text
+from standardwebhooks import Webhook
+
+from shared.jobs import repository
+from shared.settings import load_settings
+from tests.integration.conftest import ROOT, ApiProcess, Jobs, Served, eventually
+from tests.integration.test_api_jobs import chat_job, long_job
+from tests.integration.test_api_keys import auth, make_key
+from worker.delivery import Sender
+
+pytestmark = pytest.mark.integration
+
+DELIVERY = {"webhook_allow_private": "true", "webhook_retry_seconds": "0.2,0.2,0.2", "webhook_timeout_seconds": "1",
+            "webhook_concurrency": "8", "webhook_per_receiver": "2"}  # fmt: skip
+
+
+@dataclass
+class Receiver:
+    """Remembers requests by path; `answers[path]` says what to do: a status, or a function of the request's number."""
+
+    url: str
+    requests: dict[str, list[tuple[dict[str, str], bytes]]] = field(default_factory=lambda: defaultdict(list))
+    answers: dict[str, Any] = field(default_factory=dict)
+
+    def got(self, path: str, count: int = 1) -> list[tuple[dict[str, str], bytes]]:
+        eventually(lambda: len(self.requests[path]) >= count, what=f"{count} at {path}")
+        return list(self.requests[path])
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    found = Receiver("")
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            found.requests[self.path].append(({k.lower(): v for k, v in self.headers.items()}, body))
+            answer = found.answers.get(self.path, 200)
+            if callable(answer):
+                answer = answer(len(found.requests[self.path]))
+            status, headers = answer if isinstance(answer, tuple) else (answer, {})
+            try:
+                self.send_response(status)
+                for name, value in {"content-length": "0", **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+            except OSError:
+                pass  # it did not wait
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    found.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield found
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def start_deliver(jobs: Jobs, log: Path, **settings: str) -> subprocess.Popen[bytes]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
+    values = {"database_url": jobs.database_url, "redis_url": jobs.redis_url, "log_format": "json", **DELIVERY,
+              **settings}  # fmt: skip
+    env.update({f"VDIFF_{name.upper()}": value for name, value in values.items()})
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "vdiff", "deliver"], cwd=ROOT, env=env, stdout=output, stderr=output
+        )
+
+
+@pytest.fixture(scope="module")
+def hooks(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    folder = tmp_path_factory.mktemp("hooks")
+    with ExitStack() as stack:
+        api = ApiProcess(served.jobs, folder / "api.log", webhook_allow_private="true")
+        stack.callback(api.end)
+        process = start_deliver(served.jobs, folder / "deliver.log")
+        stack.callback(lambda: (process.kill(), process.wait()))
+        api.wait_ready()
+        yield stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
+
+
+@pytest.fixture
+def mine(served: Served) -> dict[str, str]:
+    return auth(make_key(served))
+
+
+def register(hooks: httpx.Client, receiver: Receiver, path: str, mine: dict[str, str], **more: Any) -> dict[str, Any]:
+    answer = hooks.post("/v1/webhook_endpoints", json={"url": receiver.url + path, **more}, headers=mine)
+    assert answer.status_code == 201, answer.text
+    made: dict[str, Any] = answer.json()
+    return made
+
+
+def run(hooks: httpx.Client, mine: dict[str, str], job: dict[str, Any] | None = None) -> dict[str, Any]:
+    done: dict[str, Any] = hooks.post("/v1/jobs", json=job or chat_job(), headers={**mine, "prefer": "wait=30"}).json()
+    assert done["status"] == "succeeded", done
+    return done
+
+
+def deliveries(hooks: httpx.Client, endpoint: dict[str, Any], mine: dict[str, str], **params: Any) -> list[Any]:
+    found = hooks.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries", params=params, headers=mine).json()
+    data: list[Any] = found["data"]
+    return data
+
+
+def test_a_registered_endpoint_is_told_and_can_verify(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
+    every = ["job.queued", "job.started", "job.succeeded"]
+    endpoint = register(hooks, receiver, "/all", mine, events=every)
+    job = run(hooks, mine)
+    bodies = [Webhook(endpoint["secret"]).verify(body, headers) for headers, body in receiver.got("/all", 3)]
+    bodies.sort(key=lambda b: b["data"]["sequence"])
+    assert [(b["type"], b["data"]["sequence"]) for b in bodies] == [(t, i + 1) for i, t in enumerate(every)]
+    assert all(b["data"]["id"] == job["id"] and b["object"] == "event" for b in bodies)
+    assert hooks.get(bodies[-1]["data"]["result_url"], headers=mine).json() == job["result"]
+    eventually(lambda: [d["status"] for d in deliveries(hooks, endpoint, mine)] == ["delivered"] * 3)
+    assert [d["attempts"][0]["status_code"] for d in deliveries(hooks, endpoint, mine)] == [200] * 3
+    assert receiver.got("/all")[0][0]["host"] == receiver.url.removeprefix("http://")
+
+
+def test_a_jobs_own_url_with_the_result_inline(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    webhook = {"url": f"{receiver.url}/own", "inline_result": True}
+    job = run(hooks, mine, chat_job(webhook=webhook))
+    assert job["webhook"]["url"] == webhook["url"]
+    secret = hooks.get("/v1/webhook_secret", headers=mine).json()["secret"]
+    headers, body = receiver.got("/own")[0]
+    assert Webhook(secret).verify(body, headers)["data"]["result"] == job["result"]
+    found = hooks.get("/v1/deliveries", params={"job_id": job["id"]}, headers=mine).json()["data"]
+    assert [d["url"] for d in found] == [webhook["url"]]
+
+
+def test_without_a_key_the_tenants_secret_signs(hooks: httpx.Client, receiver: Receiver) -> None:
+    run(hooks, {}, chat_job(webhook={"url": f"{receiver.url}/anonymous"}))
+    headers, body = receiver.got("/anonymous")[0]
+    Webhook(hooks.get("/v1/webhook_secret").json()["secret"]).verify(body, headers)
+
+
+def test_a_job_that_names_an_endpoint_and_filters(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
+    endpoint = register(hooks, receiver, "/named", mine, events=["job.failed"])
+    register(hooks, receiver, "/filtered", mine, metadata_filter={"team": "a"})
+    run(hooks, mine, chat_job(webhook={"endpoint_id": endpoint["id"], "events": ["job.started"]}))
+    run(hooks, mine, chat_job(metadata={"team": "a"}))
+    assert len(receiver.got("/named")) == len(receiver.got("/filtered")) == 1
+    unknown = hooks.post("/v1/jobs", json=chat_job(webhook={"endpoint_id": "we_" + "0" * 26}), headers=mine)
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "webhook.endpoint_id")
+
+
+def test_retries_keep_the_id_and_every_attempt_is_listed(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
+    receiver.answers["/flaky"] = lambda n: [500, (302, {"location": f"{receiver.url}/elsewhere"}), 204][n - 1]
+    endpoint = register(hooks, receiver, "/flaky", mine)
+    run(hooks, mine)
+    got = receiver.got("/flaky", 3)
+    assert len({headers["webhook-id"] for headers, _ in got}) == 1
+    assert len({body for _, body in got}) == 1
+    eventually(lambda: deliveries(hooks, endpoint, mine)[0]["status"] == "delivered")
+    attempts = deliveries(hooks, endpoint, mine)[0]["attempts"]
+    assert [(a["attempt"], a["status_code"]) for a in attempts] == [(1, 500), (2, 302), (3, 204)]
+    assert receiver.requests["/elsewhere"] == []  # no redirect is followed
+
+
+def test_410_disables_and_a_dead_endpoint_too(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    receiver.answers.update({"/gone": 410, "/dead": 500})
+    gone, dead = register(hooks, receiver, "/gone", mine), register(hooks, receiver, "/dead", mine)
+    run(hooks, mine)
+
+    def state(endpoint: dict[str, Any]) -> Any:
+        shown = hooks.get(f"/v1/webhook_endpoints/{endpoint['id']}", headers=mine).json()
+        return shown["enabled"], shown["disabled_reason"]
+
+    eventually(lambda: state(gone) == (False, "gone") and state(dead) == (False, "dead"))
+    assert (len(receiver.requests["/gone"]), len(receiver.requests["/dead"])) == (1, 4)  # the schedule has 3 waits
+    run(hooks, mine)
+    assert len(deliveries(hooks, gone, mine)) == 1  # nothing more is meant for it
+    receiver.answers["/dead"] = 200
+    again = f"/v1/webhook_endpoints/{dead['id']}"
+    refused = hooks.post(f"{again}/redeliver", json={"since": 0}, headers=mine)
+    assert refused.status_code == 409
+    hooks.post(again, json={"enabled": True}, headers=mine)
+    assert hooks.post(f"{again}/redeliver", json={"since": 0}, headers=mine).json()["count"] == 1
+    eventually(lambda: deliveries(hooks, dead, mine)[0]["status"] == "delivered")
+
+
+def test_redelivery_of_one_and_the_test_event(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    endpoint = register(hooks, receiver, "/again", mine)
+    tested = hooks.post(f"/v1/webhook_endpoints/{endpoint['id']}/test", headers=mine).json()
+    headers, body = receiver.got("/again")[0]
+    assert Webhook(endpoint["secret"]).verify(body, headers)["type"] == "webhook.test"
+    eventually(lambda: deliveries(hooks, endpoint, mine, status="delivered"))
+    assert hooks.post(f"/v1/deliveries/{tested['delivery_id']}/redeliver", headers=mine).status_code == 202
+    assert len({h["webhook-id"] for h, _ in receiver.got("/again", 2)}) == 1
+    other = auth("vdk_nobody")
+    assert hooks.post(f"/v1/deliveries/{tested['delivery_id']}/redeliver", headers=other).status_code == 404
+    assert hooks.get(f"/v1/webhook_endpoints/{endpoint['id']}", headers=other).status_code == 404
+    assert endpoint["id"] not in hooks.get("/v1/webhook_endpoints", headers=other).text
+
+
+def test_while_a_secret_rotates_both_sign(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    endpoint = register(hooks, receiver, "/rotate", mine)
+    path = f"/v1/webhook_endpoints/{endpoint['id']}"
+    fresh = hooks.post(f"{path}/rotate_secret", headers=mine).json()["secret"]
+    hooks.post(f"{path}/test", headers=mine)
+    headers, body = receiver.got("/rotate")[0]
+    for secret in (endpoint["secret"], fresh):
+        Webhook(secret).verify(body, headers)
+    hooks.post(f"{path}/rotate_secret", json={"grace_seconds": 0}, headers=mine)
+    hooks.post(f"{path}/test", headers=mine)
+    assert " " not in receiver.got("/rotate", 2)[1][0]["webhook-signature"]
+    assert "secret" not in hooks.get(path, headers=mine).json()
+
+
+def test_a_receiver_that_hangs_holds_up_nobody(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    receiver.answers["/hangs"] = lambda n: (time.sleep(3), 200)[1]
+    slow = register(hooks, receiver, "/hangs", mine)
+    for _ in range(12):  # more than the process sends at once
+        hooks.post(f"/v1/webhook_endpoints/{slow['id']}/test", headers=mine)
+    quick = register(hooks, receiver, "/quick", mine)
+    for _ in range(6):
+        hooks.post(f"/v1/webhook_endpoints/{quick['id']}/test", headers=mine)
+    eventually(lambda: len(deliveries(hooks, quick, mine, status="delivered")) == 6)
+    assert deliveries(hooks, slow, mine, status="delivered") == []
+    assert "no answer within" in eventually(
+        lambda: next((d["attempts"][0]["error"] for d in deliveries(hooks, slow, mine) if d["attempts"]), None)
+    )
+    hooks.delete(f"/v1/webhook_endpoints/{slow['id']}", headers=mine)
+
+
+def test_retry_after_is_honoured(jobs: Jobs, receiver: Receiver) -> None:
+    receiver.answers["/later"] = (503, {"retry-after": "3600"})
+    delivery_id = pending(jobs, f"{receiver.url}/later")
+    sender = Sender(jobs.database, load_settings({}, webhook_allow_private=True, webhook_retry_seconds=(1.0,)))
+    sender.deliver(delivery_id)
+    sender.close()
+    row = jobs.execute(text("SELECT status, next_attempt_at - now() AS wait FROM webhook_deliveries"))[0]
+    assert row.status == "pending"
+    assert 3500 < row.wait.total_seconds() <= 3600
+
+
+def pending(jobs: Jobs, url: str) -> int:
+    """A delivery to that URL; the job is cancelled by hand, in one transaction with its event."""
+    from shared.webhooks import repository as webhooks
+    from shared.webhooks.secrets import new_secret
+
+    job_id = jobs.submit(push=0)
+    with jobs.database.write() as session:
+        session.execute(webhooks.ensure_secret("anonymous", new_secret()))
+        webhook = json.dumps({"events": ["job.cancelled"], "url": url})
+        session.execute(
+            text("UPDATE jobs SET webhook = CAST(:w AS jsonb) WHERE id = :id"), {"w": webhook, "id": job_id}
+        )
+    jobs.execute(repository.request_cancel(job_id))
+    found = jobs.execute(text("SELECT id FROM webhook_deliveries"))
+    assert len(found) == 1
+    return int(found[0].id)
+
+
+def test_the_event_comes_and_goes_with_the_move(jobs: Jobs) -> None:
+    job_id = jobs.submit(push=0)
+    with jobs.database.write() as session:
+        webhook = '{"events": ["job.cancelled"], "url": "https://x.example"}'
+        session.execute(
+            text("UPDATE jobs SET webhook = CAST(:w AS jsonb) WHERE id = :id"), {"w": webhook, "id": job_id}
+        )
+    with pytest.raises(RuntimeError), jobs.database.write() as session:
+        session.execute(repository.request_cancel(job_id))
+        raise RuntimeError
+    assert jobs.execute(text("SELECT id FROM webhook_events")) == []
+    jobs.execute(repository.request_cancel(job_id))
+    assert len(jobs.execute(text("SELECT id FROM webhook_events"))) == 1
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.169.254", "::ffff:10.0.0.1"])
+def test_a_name_that_turns_private_is_refused_at_each_attempt(jobs: Jobs, address: str) -> None:
+    """DNS rebinding: accepted when it was registered, private when it is called. Nothing is sent."""
+    asked: list[str] = []
+
+    def resolver(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return [address]
+
+    sender = Sender(jobs.database, load_settings({}, webhook_retry_seconds=(0.0, 0.0)), resolver=resolver)
+    delivery_id = pending(jobs, "https://rebind.example/hook")
+    for _ in range(3):
+        sender.deliver(delivery_id)
+    sender.close()
+    assert asked == ["rebind.example"] * 3
+    errors = [row.error for row in jobs.execute(text("SELECT error FROM webhook_attempts"))]
+    assert len(errors) == 3
+    assert all(e.startswith("refused: ") and address not in e for e in errors)
+    assert jobs.execute(text("SELECT status FROM webhook_deliveries"))[0].status == "failed"
+
+
+def test_it_connects_to_the_address_that_was_checked(jobs: Jobs, receiver: Receiver) -> None:
+    port = receiver.url.rpartition(":")[2]
+    sender = Sender(jobs.database, load_settings({}, webhook_allow_private=True), resolver=lambda h, p: ["127.0.0.1"])
+    sender.deliver(pending(jobs, f"http://no-such-name.example:{port}/pinned"))
+    sender.close()
+    assert receiver.got("/pinned")[0][0]["host"] == f"no-such-name.example:{port}"
+
+
+def test_the_second_address_is_tried_when_the_first_refuses(jobs: Jobs, receiver: Receiver) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.2", 0))
+    port = receiver.url.rpartition(":")[2]
+    sender = Sender(
+        jobs.database, load_settings({}, webhook_allow_private=True), resolver=lambda h, p: ["127.0.0.2", "127.0.0.1"]
+    )
+    sender.deliver(pending(jobs, f"http://two.example:{port}/second"))
+    sender.close()
+    assert len(receiver.got("/second")) == 1
+
+
+def test_a_sender_that_is_killed_loses_nothing(jobs: Jobs, receiver: Receiver, tmp_path: Path) -> None:
+    """Killed with a delivery on its way: when the lease is over another process sends it, under the same id."""
+    receiver.answers["/killed"] = lambda n: (time.sleep(0.9 if n == 1 else 0), 200)[1]
+    delivery_id = pending(jobs, f"{receiver.url}/killed")
+    alone = jobs.redis_url.rpartition("/")[0] + "/9"  # apart from the process of the other tests
+    first = start_deliver(jobs, tmp_path / "first.log", redis_url=alone)
+    try:
+        receiver.got("/killed")
+    finally:
+        first.kill()
+        first.wait(10)
+    with jobs.database.write() as session:  # instead of waiting for a minute
+        session.execute(text("UPDATE webhook_deliveries SET lease_until = now() WHERE status = 'pending'"))
+    second = start_deliver(jobs, tmp_path / "second.log", redis_url=alone)
+    try:
+        eventually(
+            lambda: (
+                jobs.execute(text(f"SELECT status FROM webhook_deliveries WHERE id = {delivery_id}"))[0].status
+                == "delivered"
+            )
+        )
+        assert len({h["webhook-id"] for h, _ in receiver.got("/killed", 2)}) == 1
+        second.send_signal(signal.SIGTERM)
+        assert second.wait(20) == 0
+    finally:
+        second.kill()
+        second.wait()
+
+
+def test_an_event_of_each_end(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    register(hooks, receiver, "/ends", mine)
+    job = hooks.post("/v1/jobs", json=long_job(), headers=mine).json()
+    hooks.post(f"/v1/jobs/{job['id']}/cancel", headers=mine)
+    expired = hooks.post("/v1/jobs", json=long_job(deadlines={"max_run_seconds": 0.2}), headers=mine).json()
+    bodies = [json.loads(body) for _, body in receiver.got("/ends", 2)]
+    assert {(b["data"]["id"], b["type"]) for b in bodies} == {
+        (job["id"], "job.cancelled"),
+        (expired["id"], "job.expired"),
+    }
+
+
+def test_private_targets_are_refused_by_default(served: Served) -> None:
+    for url in ("http://127.0.0.1:9/x", "https://localhost:22/"):
+        answer = served.client.post("/v1/webhook_endpoints", json={"url": url})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "url")

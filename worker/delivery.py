@@ -1,0 +1,281 @@
+"""Sends webhooks: `vdiff deliver`, a process of its own that needs neither torch nor a model.
+
+    pump           leases deliveries that are due (PostgreSQL) and puts their ids on the Celery queue `vdiff.webhooks`;
+                   at most a few per receiver, so that one that hangs holds up nobody
+    pool threads   one attempt each: sign, resolve, check, connect to what was checked, POST, record
+
+A delivery whose process dies keeps its lease for a minute and is then sent again: at least once, under the same `webhook-id`.
+Any number of these processes work side by side.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any
+
+import httpx
+import redis
+import structlog
+from celery.worker import WorkController
+from celery.worker import state as celery_state
+from redis.exceptions import RedisError
+from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
+
+from migrations import run as migrations
+from shared.db.session import Database
+from shared.errors import VDiffError
+from shared.logging import setup_logging
+from shared.queue.messages import PAYLOAD_VERSION, push_deliveries
+from shared.queue.names import DELIVER_TASK, WEBHOOK_QUEUE
+from shared.settings import Settings
+from shared.webhooks import repository, targets
+from shared.webhooks.events import event_body, signed_headers
+from worker.app import celery_app
+
+LEASE_MARGIN_SECONDS = 45.0  # beyond the timeout of the request itself
+IDLE_SECONDS = 0.25
+CLEAN_EVERY_SECONDS = 60.0
+JITTER = 0.1
+RETRY_AFTER_MAX_SECONDS = 86_400.0
+ANSWER_MAX_BYTES = 65_536  # of a receiver's answer that are read at all
+GONE = 410
+
+_log = structlog.get_logger(__name__)
+
+
+class Sender:
+    """One attempt of one delivery."""
+
+    def __init__(self, database: Database, settings: Settings, *, resolver: targets.Resolver = targets.resolve) -> None:
+        self._database = database
+        self._settings = settings
+        self._resolver = resolver
+        # The system's proxies are not asked: they would connect to an address that nobody checked.
+        self._client = httpx.Client(
+            timeout=settings.webhook_timeout_seconds, follow_redirects=False, trust_env=False,
+            limits=httpx.Limits(max_keepalive_connections=settings.webhook_concurrency, keepalive_expiry=5),
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._client.close()
+
+    def deliver(self, delivery_id: int) -> None:
+        """Make the next attempt and record it; nothing when there is none to be made."""
+        with self._database.read() as session:
+            row = session.execute(repository.to_send(delivery_id)).one_or_none()
+        if row is None:
+            return  # a duplicate message, or the endpoint was deleted
+        if row.endpoint_id is not None and not row.enabled:
+            self._write([repository.close(row.id, row.attempts, "discarded")])
+            return
+        began = time.monotonic()
+        answer, error = self._post(row)
+        self._record(row, answer, error, duration_ms=1000 * (time.monotonic() - began))
+
+    def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, str | None]:
+        url = row.endpoint_url or row.url
+        secrets = [row.secret, row.previous_secret] if row.endpoint_id else [row.key_secret or row.tenant_secret]
+        body = event_body(row._mapping, row.result)
+        headers = signed_headers(row.event_id, body, [s for s in secrets if s], now=datetime.now(UTC))
+        try:
+            target = targets.parse_target(url, allow_private=self._settings.webhook_allow_private)
+            addresses = targets.checked_addresses(
+                target, allow_private=self._settings.webhook_allow_private, resolver=self._resolver
+            )
+            return self._send(target, addresses, body, headers), None
+        except (VDiffError, targets.ForbiddenTarget) as exc:
+            return None, f"refused: {exc}"
+        except httpx.TimeoutException:
+            return None, f"no answer within {self._settings.webhook_timeout_seconds:g} s"
+        except httpx.HTTPError as exc:
+            return None, type(exc).__name__  # its text may hold what the receiver sent
+
+    def _send(
+        self, target: targets.Target, addresses: Sequence[str], body: bytes, headers: dict[str, str]
+    ) -> httpx.Response:
+        """To the first address that takes the connection; name, SNI and certificate remain those of the URL."""
+        deadline = time.monotonic() + self._settings.webhook_timeout_seconds
+        for last, address in ((one == addresses[-1], one) for one in addresses):
+            url = httpx.URL(scheme=target.scheme, host=address, port=target.port, raw_path=target.path.encode())
+            request = self._client.build_request(
+                "POST", url, content=body, headers={**headers, "host": target.authority},
+                extensions={"sni_hostname": target.host},
+            )  # fmt: skip
+            try:
+                answer = self._client.send(request, stream=True)
+            except httpx.ConnectError:
+                if last:
+                    raise
+                continue
+            try:
+                seen = 0
+                for chunk in answer.iter_raw():
+                    seen += len(chunk)
+                    if seen > ANSWER_MAX_BYTES or time.monotonic() > deadline:
+                        break  # its status was enough
+            except httpx.HTTPError:
+                pass  # likewise
+            finally:
+                answer.close()
+            return answer
+        raise AssertionError("there is always an address")
+
+    def _record(self, row: Row[Any], answer: httpx.Response | None, error: str | None, *, duration_ms: float) -> None:
+        attempt = row.attempts + 1
+        code = None if answer is None else answer.status_code
+        if answer is not None and not answer.is_success:
+            error = "redirects are not followed" if answer.is_redirect else f"status {code}"
+        statements: list[Any] = [
+            repository.note_attempt(row.id, attempt, status_code=code, error=error, duration_ms=round(duration_ms, 1))
+        ]
+        waits = self._settings.webhook_retry_seconds
+        if error is None:
+            statements.append(repository.close(row.id, attempt, "delivered"))
+            if row.endpoint_id:
+                statements.append(repository.note_success(row.endpoint_id))
+        elif code == GONE:
+            statements.append(repository.close(row.id, attempt, "failed"))
+            if row.endpoint_id:
+                statements.append(repository.disable(row.endpoint_id, "gone"))
+        elif attempt > len(waits):
+            statements.append(repository.close(row.id, attempt, "failed"))
+            if row.endpoint_id:
+                statements.append(repository.disable_dead(row.endpoint_id, row.id))
+        else:
+            seconds = waits[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
+            statements.append(repository.try_later(row.id, attempt, seconds=max(seconds, retry_after(answer))))
+        self._write(statements)
+        _log.info("webhook_attempt", event_id=row.event_id, delivery=row.id, attempt=attempt, status=code, error=error)
+
+    def _write(self, statements: list[Any]) -> None:
+        with self._database.write() as session:
+            for statement in statements:
+                session.execute(statement)
+
+
+def retry_after(answer: httpx.Response | None) -> float:
+    """Seconds that the receiver asks for, as a number or a date; 0 when it does not."""
+    from email.utils import parsedate_to_datetime
+
+    text = "" if answer is None else answer.headers.get("retry-after", "").strip()
+    if text.isascii() and text.isdigit():
+        seconds = float(text[:9])
+    else:
+        try:
+            seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
+        except (ValueError, TypeError):
+            return 0.0
+    return min(max(0.0, seconds), RETRY_AFTER_MAX_SECONDS)
+
+
+class Pump:
+    """Keeps the Celery queue filled with what is due, and the tables tidy; a thread."""
+
+    def __init__(self, database: Database, client: redis.Redis, settings: Settings) -> None:
+        self._database = database
+        self._redis = client
+        self._settings = settings
+        self._cleaned_at = float("-inf")
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="vdiff-pump", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join(2.0)
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            moved = 0
+            try:
+                moved = self.pump()
+            except (SQLAlchemyError, RedisError, OSError) as exc:
+                _log.warning("pump_failed", error=type(exc).__name__)
+                self._stop.wait(1.0)
+            if not moved:
+                self._stop.wait(IDLE_SECONDS)
+
+    def pump(self) -> int:
+        """One round; how many deliveries went out."""
+        self._clean()
+        room = 2 * self._settings.webhook_concurrency - int(self._redis.llen(WEBHOOK_QUEUE))
+        if room <= 0:
+            return 0
+        with self._database.write() as session:
+            statement = repository.lease_due(
+                lease_seconds=self._settings.webhook_timeout_seconds + LEASE_MARGIN_SECONDS,
+                limit=room,
+                per_receiver=self._settings.webhook_per_receiver,
+            )
+            ids = [row.id for row in session.execute(statement)]
+        if ids:
+            try:
+                push_deliveries(self._redis, ids)
+            except (RedisError, OSError):
+                with self._database.write() as session:
+                    session.execute(repository.unlease(ids))
+                raise
+        return len(ids)
+
+    def _clean(self) -> None:
+        if time.monotonic() - self._cleaned_at < CLEAN_EVERY_SECONDS:
+            return
+        self._cleaned_at = time.monotonic()
+        with self._database.write() as session:
+            session.execute(repository.discard_of_disabled())
+            session.execute(repository.forget_events(older_than_seconds=self._settings.webhook_forget_seconds))
+
+
+def run(settings: Settings) -> int:
+    """Send webhooks until SIGTERM; the exit code.
+
+    Raises:
+        ConfigurationError: PostgreSQL is away or not migrated, a URL is missing.
+    """
+    setup_logging(settings.log_level, settings.log_format)
+    database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
+    migrations.require_current(database_url)
+    database = Database(database_url, pool_size=4, max_overflow=settings.webhook_concurrency)
+    client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+    sender, pump = Sender(database, settings), Pump(database, client, settings)
+    app = celery_app(redis_url, model=None, queues=[WEBHOOK_QUEUE])
+
+    @app.task(name=DELIVER_TASK, ignore_result=True)
+    def deliver(payload: dict[str, Any]) -> None:
+        if payload.get("v") != PAYLOAD_VERSION:
+            _log.error("payload_version_unknown", version=payload.get("v"), known=PAYLOAD_VERSION)
+            return  # its lease runs out, and a process that can read it takes it
+        try:
+            sender.deliver(int(payload["delivery_id"]))
+        except SQLAlchemyError as exc:
+            _log.warning("delivery_not_recorded", error=type(exc).__name__)  # sent again when its lease runs out
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        celery_state.should_stop = 0  # type: ignore[assignment]
+
+    controller = WorkController(
+        app=app, hostname=f"deliver-{time.time_ns()}@{socket.gethostname()}", pool_cls="threads",
+        concurrency=settings.webhook_concurrency, loglevel="WARNING", without_gossip=True, without_mingle=True,
+        task_events=True,
+    )  # fmt: skip
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    pump.start()
+    _log.info("delivery_ready", concurrency=settings.webhook_concurrency)
+    try:
+        controller.start()
+    finally:
+        pump.close()
+        sender.close()
+        database.dispose()
+    return 0
