@@ -1,8 +1,11 @@
 """All tables; importing this module fills `Base.metadata`."""
 
+from shared.db.tables.batches import Batch, File, FileChunk
 from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
 from shared.db.tables.serving import Model, Worker
 
-__all__ = ["ApiKey", "Attempt", "Job", "Lane", "LaneDelta", "Model", "Queue", "Worker"]
+__all__ = [
+    "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "Worker",
+]  # fmt: skip
