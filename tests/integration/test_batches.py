@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -56,10 +57,13 @@ def start(client: OpenAI, lines: list[Any], **more: Any) -> Any:
     return client.batches.create(input_file_id=upload(client, lines).id, **options)
 
 
-def over(client: OpenAI, batch_id: str, seconds: float = 90) -> Any:
-    return eventually(
-        lambda: (b := client.batches.retrieve(batch_id)).status in OVER and b, seconds=seconds, what="the batch's end"
-    )
+def over(client: OpenAI, batch_id: str, seconds: float = 150) -> Any:
+    def ended() -> Any:
+        time.sleep(0.2)  # whoever asks all the time slows down what it waits for
+        batch = client.batches.retrieve(batch_id)
+        return batch if batch.status in OVER else None
+
+    return eventually(ended, seconds=seconds, what="the batch's end")
 
 
 def lines_of(client: OpenAI, file_id: str) -> list[dict[str, Any]]:
@@ -234,8 +238,9 @@ def long_line(custom_id: str, tokens: int = 480) -> dict[str, Any]:
     return line(custom_id, max_tokens=tokens, ignore_eos=True, diffusion={"block_length": tokens})
 
 
+@pytest.mark.timeout(400)
 def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, served: Served) -> None:
-    batch = start(client, [*sums(3), *[long_line(f"long-{i}", 200) for i in range(16)]])
+    batch = start(client, [*sums(3), *[long_line(f"long-{i}", 120) for i in range(8)]])
     first = eventually(
         lambda: served.client.get(f"/v1/batches/{batch.id}/items?status=succeeded&limit=2").json()["data"], seconds=60
     )
@@ -243,20 +248,20 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
     assert first[0]["custom_id"] == f"sum-{number}"  # a partial result, while it runs
     assert first[0]["response"]["body"]["choices"][0]["message"]["content"] == str(number + 5)
     running = client.batches.retrieve(batch.id)
-    assert running.status == "in_progress" and running.request_counts.total == 19
+    assert running.status == "in_progress" and running.request_counts.total == 11
     assert client.batches.cancel(batch.id).status == "cancelling"
     ended = over(client, batch.id)
     assert (ended.status, ended.outcome) == ("cancelled", "some_failed")
-    assert ended.request_counts.completed + ended.request_counts.failed == 19
+    assert ended.request_counts.completed + ended.request_counts.failed == 11
     errors = lines_of(client, ended.error_file_id)
     assert {e["error"]["code"] for e in errors} == {"batch_cancelled"}
     done = {m["custom_id"] for m in lines_of(client, ended.output_file_id)}
-    assert done | {e["custom_id"] for e in errors} == {f"sum-{i}" for i in (1, 2, 3)} | {f"long-{i}" for i in range(16)}
+    assert done | {e["custom_id"] for e in errors} == {f"sum-{i}" for i in (1, 2, 3)} | {f"long-{i}" for i in range(8)}
     assert client.batches.cancel(batch.id).status == "cancelled"  # once more changes nothing
     # Items, paged.
     seen, cursor = [], None
     while True:
-        query = {"limit": 5, "status": "cancelled", **({"cursor": cursor} if cursor else {})}
+        query = {"limit": 3, "status": "cancelled", **({"cursor": cursor} if cursor else {})}
         page = served.client.get(f"/v1/batches/{batch.id}/items", params=query).json()
         seen += [item["custom_id"] for item in page["data"]]
         if not page["has_more"]:
@@ -266,9 +271,9 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
     # Another life for them.
     retried = served.client.post(f"/v1/batches/{batch.id}/retry_failed").json()
     assert (retried["status"], retried["retried"], retried["cancelled_at"]) == ("in_progress", len(errors), None)
-    ended = over(client, batch.id, seconds=170)
-    assert (ended.status, ended.request_counts.completed) == ("completed", 19)
-    assert len(lines_of(client, ended.output_file_id)) == 19
+    ended = over(client, batch.id, seconds=240)
+    assert (ended.status, ended.request_counts.completed) == ("completed", 11)
+    assert len(lines_of(client, ended.output_file_id)) == 11
     again = served.client.post(f"/v1/batches/{batch.id}/retry_failed")
     assert (again.status_code, again.json()["error"]["code"]) == (409, "nothing_to_retry")
 
@@ -313,14 +318,15 @@ def whole(jobs: Jobs, tmp_path: Path) -> Iterator[Callable[..., ApiProcess]]:
             process.end()
 
 
+@pytest.mark.timeout(400)
 def test_a_restart_in_the_middle_loses_and_repeats_nothing(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
-    count = 3000
+    count = 1500
     lines = [line(f"r-{i}", max_tokens=1) for i in range(count)]
     api = whole()
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
     batch = start(client, lines)
     kills = 0
-    for at_least in (1, 1000):  # in the middle of storing, twice
+    for at_least in (1, 500):  # in the middle of storing, twice
 
         def stored(least: int = at_least) -> bool:
             with jobs.database.read() as session:
@@ -357,18 +363,12 @@ def test_a_file_in_use_stays_and_the_window_ends_a_batch(whole: Callable[..., Ap
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
     file = upload(client, [long_line(f"l-{i}") for i in range(40)])
     with jobs.database.write() as session:  # hold every caretaker back
-        session.execute(text("LOCK TABLE batches IN SHARE MODE"))
-        answer = httpx.get(f"{api.url}/v1/batches")
-        assert answer.status_code == 200
-    batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="60s")
-    refused = []
-    while client.batches.retrieve(batch.id).status == "validating":
+        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="60s")
+        session.execute(text("SELECT id FROM batches FOR UPDATE"))
         answer = httpx.delete(f"{api.url}/v1/files/{file.id}")
-        if answer.status_code == 200:
-            break
-        refused.append(answer.json()["error"]["code"])
-    assert set(refused) <= {"file_in_use"}
-    eventually(lambda: client.batches.retrieve(batch.id).request_counts.total == 40)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (409, "file_in_use")
+    eventually(lambda: client.batches.retrieve(batch.id).vdiff["stored"] == 40)
+    assert client.files.delete(file.id).deleted  # its lines are jobs now
     with jobs.database.write() as session:  # a minute passes
         session.execute(text("UPDATE batches SET expires_at = now()"))
         session.execute(text("UPDATE jobs SET complete_by = now() WHERE status IN ('queued', 'running')"))
