@@ -16,15 +16,21 @@ from api.auth import Authenticator
 from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
+from api.openai import batches, files
 from api.openai import routes as openai_routes
 from api.routes import health, jobs, metrics, models, overview, webhooks
+from shared.batches.caretaker import BatchCaretaker
+from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
 from shared.events import DoneWaiter, EventReader
+from shared.files.objects import open_store
+from shared.files.service import FileService
 from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
 
+FORM_BYTES = 64 * 1024  # what a form may add to its file
 REDIS_TIMEOUT_S = 5.0
 REDIS_CONNECT_TIMEOUT_S = 1.0  # an API without Redis answers slower, not never
 
@@ -45,6 +51,10 @@ def make_context(settings: Settings) -> Context:
     client = redis_client(settings.require_redis_url())
     models = ServedModels(database)
     waiter = DoneWaiter(client)
+    service = JobService(database, client, models, waiter, settings)
+    objects = None if settings.file_store is None else open_store(settings.file_store)
+    file_service = FileService(database, objects, max_bytes=settings.max_file_bytes)
+    wake = asyncio.Event()
     return Context(
         settings=settings,
         database=database,
@@ -52,7 +62,10 @@ def make_context(settings: Settings) -> Context:
         models=models,
         waiter=waiter,
         events=EventReader(client),
-        jobs=JobService(database, client, models, waiter, settings),
+        jobs=service,
+        files=file_service,
+        batches=BatchService(database, wake),
+        caretaker=BatchCaretaker(database, client, service, file_service, settings, wake),
         forecasts=Forecasts(database),
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
@@ -73,10 +86,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = app.state.context = make_context(settings)
         context.waiter.start()
+        context.caretaker.start()
         try:
             yield
         finally:
             context.stopping.set()
+            await context.caretaker.stop()
             await asyncio.gather(*context.background, return_exceptions=True)
             await context.waiter.stop()
             await context.redis.aclose()
@@ -90,13 +105,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (jobs, openai_routes, models, overview, webhooks):
+    for module in (jobs, openai_routes, files, batches, models, overview, webhooks):
         app.include_router(module.router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)
     dashboard.install(app)
     # The last added is the outermost.
-    app.add_middleware(BodyLimitMiddleware, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_bytes=settings.max_body_bytes,
+        larger={"/v1/files": settings.max_file_bytes + FORM_BYTES},
+    )
     app.add_middleware(RateHeadersMiddleware)
     app.add_middleware(LoggingMiddleware)
     app.add_middleware(RequestIDMiddleware)

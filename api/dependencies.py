@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,13 +10,17 @@ import redis.asyncio
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 
+from shared.batches.caretaker import BatchCaretaker
+from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
 from shared.errors import InvalidBody, InvalidParameter, UnknownParameter, UnsupportedMediaType
 from shared.events import DoneWaiter, EventReader
+from shared.files.service import FileService
 from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings
+from shared.strict_json import parse_json
 
 if TYPE_CHECKING:
     from api.auth import Authenticator
@@ -40,6 +42,9 @@ class Context:
     events: EventReader
     jobs: JobService
     forecasts: Forecasts
+    files: FileService
+    batches: BatchService
+    caretaker: BatchCaretaker
     auth: Authenticator
     limiter: RequestLimiter
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
@@ -58,54 +63,6 @@ def context_of(request: Request) -> Context:
 
 
 ContextDep = Annotated[Context, Depends(context_of)]
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is too large")
-    return value
-
-
-def parse_json(raw: bytes) -> Any:
-    """Strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, bounded nesting.
-
-    Raises:
-        InvalidBody: says what and where; `param` is `body` or the field's name.
-    """
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise InvalidBody(f"the body is not UTF-8 at byte {exc.start}", param="body", code="invalid_utf8") from exc
-    try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except RecursionError as exc:
-        raise InvalidBody("the body is nested too deeply", param="body") from exc
-    except ValueError as exc:
-        raise InvalidBody(f"the body is not JSON: {exc}", param="body") from exc
-    if "\\u" in text:  # only escapes can smuggle these in
-        _check_characters(value)
-    return value
-
-
-def _check_characters(value: Any) -> None:
-    stack = [("", value)]
-    while stack:
-        where, item = stack.pop()
-        if isinstance(item, str):
-            if "\x00" in item or any(0xD800 <= ord(c) <= 0xDFFF for c in item):
-                message = f"{where or 'body'} has a NUL character or half of a surrogate pair"
-                raise InvalidBody(message, param=where or "body", code="invalid_characters")
-        elif isinstance(item, dict):
-            for key, inner in item.items():
-                stack.append((where or "body", key))
-                stack.append((f"{where}.{key}" if where else key, inner))
-        elif isinstance(item, list):
-            stack.extend((f"{where}[{i}]", inner) for i, inner in enumerate(item))
 
 
 async def json_body(request: Request) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,18 +23,20 @@ class TooLarge(Exception):
 
 
 class BodyLimitMiddleware:
-    """413 for bodies beyond the limit, with and without Content-Length."""
+    """413 for bodies beyond the limit, with and without Content-Length. `larger` are limits of paths that stream theirs."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, larger: Mapping[str, int] | None = None) -> None:
         self.app, self.max_bytes = app, max_bytes
+        self.larger = dict(larger or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        most = self.larger.get(scope["path"], self.max_bytes)
         length = Headers(scope=scope).get("content-length", "0")
-        if length.isdigit() and int(length) > self.max_bytes:
-            await self._refusal(scope)(scope, receive, send)
+        if length.isdigit() and int(length) > most:
+            await self._refusal(scope, most)(scope, receive, send)
             return
         seen = 0
         started = False
@@ -42,7 +45,7 @@ class BodyLimitMiddleware:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
+            if seen > most:
                 raise TooLarge
             return message
 
@@ -56,10 +59,10 @@ class BodyLimitMiddleware:
         except TooLarge:
             if started:
                 raise
-            await self._refusal(scope)(scope, receive, send)
+            await self._refusal(scope, most)(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> JSONResponse:
-        message = f"the body is larger than {self.max_bytes} bytes"
+    def _refusal(self, scope: Scope, most: int) -> JSONResponse:
+        message = f"the body is larger than {most} bytes"
         return problem(413, message, code="body_too_large", param="body", instance=scope["path"])
 
 

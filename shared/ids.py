@@ -26,3 +26,8 @@ def is_id(text: str, prefix: str) -> bool:
     """Whether `text` has the form that `new_id(prefix)` gives."""
     head, _, tail = text.partition("_")
     return head == prefix and len(tail) == 26 and all(c in _ALPHABET for c in tail)
+
+
+def may_be_an_id(text: str) -> bool:
+    """Whether it is worth asking the database for it."""
+    return 1 <= len(text) <= 100 and text.isascii() and text.isprintable()

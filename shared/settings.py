@@ -57,6 +57,11 @@ class Settings(BaseSettings):
     requests_per_minute: int | None = Field(None, ge=1, description="per key, unless the key says otherwise")
     max_queued_jobs: int = Field(100_000, ge=1, description="queued jobs per tenant before 429")
     max_queued_tokens: int | None = Field(None, ge=1, description="queued tokens per tenant before 429")
+    file_store: str | None = Field(
+        None, description="where files are: file:///folder, s3://bucket/prefix or the like; empty means PostgreSQL"
+    )
+    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file that may be uploaded, bytes")
+    max_batch_lines: int = Field(50_000, ge=1, description="lines that a batch may have")
     worker_stale_seconds: float = Field(30.0, gt=0, description="a worker unheard of for so long counts as away")
 
     # Webhooks

@@ -226,6 +226,7 @@ async def list_jobs(
     principal: PrincipalDep,
     status: str | None = None,
     model: str | None = None,
+    batch_id: str | None = None,
     created_after: str | None = None,
     limit: str | None = None,
     cursor: str | None = None,
@@ -237,7 +238,7 @@ async def list_jobs(
     for name, value in given:
         if name.startswith("metadata[") and name.endswith("]"):
             metadata[name[9:-1]] = value
-        elif name not in ("status", "model", "created_after", "limit", "cursor"):
+        elif name not in ("status", "model", "batch_id", "created_after", "limit", "cursor"):
             raise UnknownParameter(f"{name[:80]} is not a parameter of this list", param=name[:80])
     if status is not None and status not in list(JobStatus):
         raise InvalidParameter(f"status must be one of {', '.join(JobStatus)}", param="status")
@@ -250,6 +251,7 @@ async def list_jobs(
         principal.tenant,
         status=status,
         model=model,
+        batch_id=batch_id,
         metadata=metadata,
         created_after=None if created_after is None else _moment(created_after),
         before_id=None if cursor is None else _cursor_id(cursor),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,9 +15,9 @@ from shared.jobs.status import JobStatus
 _J = JOBS.c
 # A job without its prompt and body, which only its owner's replay needs.
 PUBLIC = [
-    _J.id, _J.tenant, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.created_at,
-    _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage, _J.timing,
-    _J.diffusion, _J.params, _J.cancel_requested, _J.life, _J.start_by, _J.complete_by, _J.max_run_seconds,
+    _J.id, _J.tenant, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.batch_id,
+    _J.created_at, _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage,
+    _J.timing, _J.diffusion, _J.params, _J.cancel_requested, _J.life, _J.start_by, _J.complete_by, _J.max_run_seconds,
     _J.retain_seconds, _J.purged_at, _J.replay_of, _J.revision, _J.tokens, _J.deadline, _J.webhook,
 ]  # fmt: skip
 
@@ -31,6 +31,15 @@ def insert_job(values: Mapping[str, Any]) -> Executable:
             index_elements=[_J.tenant, _J.idempotency_key], index_where=_J.idempotency_key.is_not(None)
         )
         .returning(_J.id)
+    )
+
+
+def insert_lines(rows: Sequence[Mapping[str, Any]]) -> Executable:
+    """Add the queued jobs of a batch's lines; a line that is there already stays as it is. The dispatcher pushes them."""
+    return (
+        insert(JOBS)
+        .values(list(rows))
+        .on_conflict_do_nothing(index_elements=[_J.batch_id, _J.batch_line], index_where=_J.batch_id.is_not(None))
     )
 
 
@@ -75,6 +84,7 @@ def list_jobs(
     *,
     status: str | None,
     model: str | None,
+    batch_id: str | None,
     metadata: Mapping[str, str],
     created_after: datetime | None,
     before_id: str | None,
@@ -86,6 +96,8 @@ def list_jobs(
         query = query.where(_J.status == status)
     if model is not None:
         query = query.where(_J.model == model)
+    if batch_id is not None:
+        query = query.where(_J.batch_id == batch_id)
     if metadata:
         query = query.where(_J.metadata.contains(dict(metadata)))
     if created_after is not None:

@@ -333,10 +333,15 @@ def request_cancel(job_id: str) -> Update:
 
     Returns (id, status). Status `running` means: publish on `shared.events.CANCEL_CHANNEL` too, it is faster.
     """
+    return cancel_where(_J.id == job_id)
+
+
+def cancel_where(*which: ColumnElement[bool]) -> Update:
+    """`request_cancel` of many."""
     queued = _J.status == JobStatus.QUEUED.value
     return (
         update(JOBS)
-        .where(_J.id == job_id, _J.status.in_(sources(JobStatus.CANCELLED)))
+        .where(*which, _J.status.in_(sources(JobStatus.CANCELLED)))
         .values(
             status=case((queued, JobStatus.CANCELLED.value), else_=_J.status),
             finished_at=case((queued, func.now()), else_=_J.finished_at),
@@ -354,6 +359,11 @@ def retry(job_id: str, tenant: str, *, deadlines: Mapping[str, Any] | None = Non
     Args:
         deadlines: columns that replace the former ones; without them, moments that have passed are dropped.
     """
+    return retry_where(_J.id == job_id, _J.tenant == tenant, deadlines=deadlines)
+
+
+def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None = None) -> Update:
+    """`retry` of many."""
     if deadlines is None:
         deadlines = {
             name: case((_J[name] > func.now(), _J[name]), else_=null()) for name in ("start_by", "complete_by")
@@ -361,8 +371,7 @@ def retry(job_id: str, tenant: str, *, deadlines: Mapping[str, Any] | None = Non
     return (
         update(JOBS)
         .where(
-            _J.id == job_id,
-            _J.tenant == tenant,
+            *which,
             _J.status.in_([s.value for s in RETRIABLE]),
             _J.purged_at.is_(None),
         )

@@ -34,8 +34,9 @@ from shared.jobs.requests import ParsedRequest, parse
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.keys.principal import Limits, Principal
 from shared.queue.window import PushWindow
-from shared.served_models import ServedModels
+from shared.served_models import ServedModel, ServedModels
 from shared.settings import Settings
+from shared.tokenizer import TokenizerWrapper
 from shared.webhooks import repository as webhooks
 from shared.webhooks.secrets import new_secret
 
@@ -45,6 +46,8 @@ RETRY_WINDOW_SECONDS = 600  # in which an SDK's automatic retry attaches to the 
 THREAD_CHARACTERS = 20_000  # longer prompts are tokenised in a thread
 DEPTH_SECONDS = 1.0  # how old the count of a tenant's queued jobs may be
 _SEED_BITS = 53  # every JSON reader holds such integers exactly
+
+Served = tuple[ServedModel, TokenizerWrapper]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +111,26 @@ class JobService:
             InvalidRequest (its kinds), ModelNotFound: with the field's full name in `param`.
         """
         request = parse(submission.endpoint, submission.body, streaming=submission.streaming)
-        model = await self._models.get(request.model)
-        served = model.card.capabilities.get("endpoints", ())
-        if request.endpoint not in served:
-            raise InvalidParameter(f"{model.name} serves {', '.join(served)} only", param="endpoint")
-        tokenizer = await self._models.tokenizer(model)
+        served = await self.served(request.model, request.endpoint)
         if request.characters > THREAD_CHARACTERS:
-            ids = await asyncio.to_thread(request.tokens, tokenizer, model.card.vocab_size)
+            prepared = await asyncio.to_thread(self.complete, submission, request, served)
         else:
-            ids = request.tokens(tokenizer, model.card.vocab_size)
+            prepared = self.complete(submission, request, served)
+        prepared.values["webhook"] = await self._webhook(submission)
+        return prepared
+
+    async def served(self, model_name: str, endpoint: str) -> Served:
+        """The model with its tokenizer. Raises ModelNotFound, InvalidParameter (it does not serve the endpoint)."""
+        model = await self._models.get(model_name)
+        endpoints = model.card.capabilities.get("endpoints", ())
+        if endpoint not in endpoints:
+            raise InvalidParameter(f"{model.name} serves {', '.join(endpoints)} only", param="endpoint")
+        return model, await self._models.tokenizer(model)
+
+    def complete(self, submission: Submission, request: ParsedRequest, served: Served) -> Prepared:
+        """What `prepare` does once the model is known; for any thread."""
+        model, tokenizer = served
+        ids = request.tokens(tokenizer, model.card.vocab_size)
         params = request.params(model.card, len(ids))
         if params.seed is None:
             params = params.with_seed(secrets.randbits(_SEED_BITS))  # a second attempt must give the same answer
@@ -136,7 +150,7 @@ class JobService:
             "tokens": len(ids) + params.max_tokens * params.n,
             "max_attempts": self._settings.max_attempts,
             **submission.deadlines.columns(),
-            "webhook": await self._webhook(submission),
+            "webhook": None,
         }
         limits = submission.principal.limits
         return Prepared(values["id"], request, values, submission.automatic_retry, limits)

@@ -97,6 +97,7 @@ def job_object(
         "done": done,
         "priority": row["priority"],
         "custom_id": row["custom_id"],
+        "batch_id": row["batch_id"],
         "metadata": row["metadata"],
         "created_at": _seconds(row["created_at"]),
         "started_at": _seconds(row["started_at"]),

@@ -1,5 +1,6 @@
 """All tables; importing this module fills `Base.metadata`."""
 
+from shared.db.tables.batches import Batch, File, FileChunk
 from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
@@ -13,17 +14,6 @@ from shared.db.tables.webhooks import (
 )
 
 __all__ = [
-    "ApiKey",
-    "Attempt",
-    "Job",
-    "Lane",
-    "LaneDelta",
-    "Model",
-    "Queue",
-    "WebhookAttempt",
-    "WebhookDelivery",
-    "WebhookEndpoint",
-    "WebhookEvent",
-    "WebhookSecret",
-    "Worker",
-]
+    "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "WebhookAttempt",
+    "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker",
+]  # fmt: skip

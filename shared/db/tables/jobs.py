@@ -44,6 +44,8 @@ class Job(Base):
     model: Mapped[str] = mapped_column(Text)
     priority: Mapped[str] = mapped_column(Text, server_default=Priority.NORMAL.value)
     custom_id: Mapped[str | None] = mapped_column(Text)
+    batch_id: Mapped[str | None] = mapped_column(Text)
+    batch_line: Mapped[int | None] = mapped_column(Integer)  # of the batch's input file, from 1
     job_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'::jsonb"))
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     request_hash: Mapped[str | None] = mapped_column(Text)
@@ -144,6 +146,13 @@ class Job(Base):
             postgresql_where=text("purge_after IS NOT NULL AND purged_at IS NULL"),
         ),
         Index("ix_jobs_finished_at", "finished_at", postgresql_where=text("finished_at IS NOT NULL")),
+        CheckConstraint("(batch_id IS NULL) = (batch_line IS NULL)", "line_of_a_batch"),
+        Index(
+            "uq_jobs_batch_line", "batch_id", "batch_line", unique=True, postgresql_where=text("batch_id IS NOT NULL")
+        ),
+        Index(
+            "ix_jobs_batch_status", "batch_id", "status", "batch_line", postgresql_where=text("batch_id IS NOT NULL")
+        ),
         Index("ix_jobs_request", "tenant", "request_hash", "created_at"),
         Index("ix_jobs_tenant_id", "tenant", "id"),
         Index("ix_jobs_tenant_status_id", "tenant", "status", "id"),

@@ -16,11 +16,12 @@ from pydantic import BaseModel
 from sqlalchemy.exc import OperationalError
 
 from api import errors
-from api.dependencies import JsonBody, idempotency_key, is_automatic_retry, parse_json
+from api.dependencies import JsonBody, idempotency_key, is_automatic_retry
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RequestIDMiddleware
 from api.routes.jobs import preferred_wait, wait_seconds
 from shared.errors import InvalidBody, InvalidParameter, TooManyRequests
 from shared.metrics import ERRORS, REQUESTS
+from shared.strict_json import parse_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)

@@ -58,6 +58,7 @@ def row(status: str, **more: Any) -> dict[str, Any]:
     nothing = dict.fromkeys(
         (
             "custom_id",
+            "batch_id",
             "started_at",
             "finished_at",
             "progress",

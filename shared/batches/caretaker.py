@@ -1,0 +1,464 @@
+"""What a batch needs between its requests, in every API process; each batch is held by one at a time, under a lease.
+
+    validating    read the file, check every line; all good: in_progress, else failed with the lines' numbers
+    in_progress   make a job of every line, a chunk a transaction; wait until none is open
+    cancelling    cancel the lines that are open
+    finalizing    write the output and the error file; they appear with the batch's end, in one transaction
+
+A process that dies leaves the row as it is: another takes it over when the lease runs out, and goes on after the last chunk
+that was committed. Files that it had begun are never seen and go later (`FileService.clean`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Row, func
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.batches import repository
+from shared.batches.lines import InputLine, LineSplitter, output_line, parse_line
+from shared.batches.status import BatchStatus
+from shared.batches.views import summary_of
+from shared.db.session import AsyncDatabase
+from shared.errors import VDiffError
+from shared.events import publish_cancel
+from shared.files.service import OUTPUT_PURPOSE, FileNotFound, FileService, Upload, publish_statement
+from shared.files.store import ContentMissing, StoreUnavailable
+from shared.ids import new_id
+from shared.jobs import lanes, queries
+from shared.jobs.deadlines import Deadlines
+from shared.jobs.requests import ParsedRequest, parse
+from shared.jobs.service import JobService, Prepared, Served, Submission
+from shared.jobs.status import JobStatus, Priority
+from shared.keys.principal import Principal
+from shared.settings import Settings
+
+LINES_CHUNK = 250  # checked in one go in a thread, stored in one transaction
+MAX_ERRORS = 100  # of validation; then it stops looking
+TOGETHER = 2  # batches that one process works on
+LOOK_SECONDS = 1.0
+CLEAN_SECONDS = 60.0
+CANCEL_LOOK_SECONDS = 0.5
+DAY_SECONDS = 86_400.0
+MAX_OUTPUT_BYTES = 1 << 40
+
+_log = structlog.get_logger(__name__)
+
+
+class Lost(Exception):
+    """The batch is not ours any more, or somebody moved it."""
+
+
+@dataclass(slots=True)
+class Checked:
+    """A chunk of lines, checked."""
+
+    prepared: list[tuple[InputLine, Prepared]] = field(default_factory=list)
+    errors: list[dict[str, Any]] = field(default_factory=list)
+
+
+class LineChecker:
+    """Checks a file's lines as `JobService.prepare` checks a job, and against each other."""
+
+    def __init__(self, jobs: JobService, row: Row[Any], deadlines: Deadlines, max_lines: int) -> None:
+        self._jobs = jobs
+        self._row = row
+        self._deadlines = deadlines
+        self._max_lines = max_lines
+        self._principal = Principal(row.tenant, frozenset())
+        self._served: Served | None = None
+        self._seen: dict[str, int] = {}  # custom_id -> line
+        self.count = 0
+        self.tokens = 0
+
+    @property
+    def model(self) -> str | None:
+        return None if self._served is None else self._served[0].name
+
+    async def check(self, lines: Sequence[tuple[int, bytes | None]]) -> Checked:
+        checked = Checked()
+        parsed = await asyncio.to_thread(self._parse, lines, checked)
+        if parsed and self._served is None:
+            line, request = parsed[0]
+            try:
+                self._served = await self._jobs.served(request.model, request.endpoint)
+            except VDiffError as exc:
+                checked.errors.append(line_error(exc, line.number, inner=True))
+                return checked
+        await asyncio.to_thread(self._complete, parsed, checked)
+        return checked
+
+    def _parse(
+        self, lines: Sequence[tuple[int, bytes | None]], checked: Checked
+    ) -> list[tuple[InputLine, ParsedRequest]]:
+        parsed = []
+        for number, raw in lines:
+            try:
+                line = parse_line(number, raw, self._row.endpoint)
+            except VDiffError as exc:
+                checked.errors.append(line_error(exc, number, inner=False))
+                continue
+            if line is None:
+                continue
+            self.count += 1
+            if self.count > self._max_lines:
+                if self.count == self._max_lines + 1:
+                    message = f"a batch takes at most {self._max_lines} lines"
+                    checked.errors.append(error_object("too_many_lines", message, None, number))
+                continue
+            first = self._seen.setdefault(line.custom_id, number)
+            if first != number:
+                message = f"custom_id {line.custom_id!r} is that of line {first} too"
+                checked.errors.append(error_object("duplicate_custom_id", message, "custom_id", number))
+                continue
+            try:
+                parsed.append((line, parse(self._row.endpoint, line.body, streaming=False)))
+            except VDiffError as exc:
+                checked.errors.append(line_error(exc, number, inner=True))
+        return parsed
+
+    def _complete(self, parsed: Sequence[tuple[InputLine, ParsedRequest]], checked: Checked) -> None:
+        if self._served is None:
+            return
+        for line, request in parsed:
+            if request.model != self._served[0].name:
+                message = f"the line asks for {request.model!r}, the first one for {self._served[0].name!r}"
+                checked.errors.append(error_object("mismatched_model", message, "body.model", line.number))
+                continue
+            submission = Submission(
+                endpoint=self._row.endpoint,
+                body=line.body,
+                principal=self._principal,
+                priority=Priority.BULK,
+                custom_id=line.custom_id,
+                deadlines=self._deadlines,
+            )
+            try:
+                prepared = self._jobs.complete(submission, request, self._served)
+            except VDiffError as exc:
+                checked.errors.append(line_error(exc, line.number, inner=True))
+                continue
+            self.tokens += prepared.values["tokens"]
+            checked.prepared.append((line, prepared))
+
+
+def error_object(code: str, message: str, param: str | None, line: int | None) -> dict[str, Any]:
+    """OpenAI's error of a batch."""
+    return {"code": code, "message": message, "param": param, "line": line}
+
+
+def line_error(exc: VDiffError, line: int, *, inner: bool) -> dict[str, Any]:
+    """Args: inner: whether the error is one of the line's `body`."""
+    param = exc.param
+    if inner and param != "body":
+        param = "body" if param is None else f"body.{param}"
+    return error_object(exc.code, exc.message, param, line)
+
+
+class BatchCaretaker:
+    def __init__(
+        self,
+        database: AsyncDatabase,
+        client: redis.asyncio.Redis,
+        jobs: JobService,
+        files: FileService,
+        settings: Settings,
+        wake: asyncio.Event,
+    ) -> None:
+        self._database = database
+        self._redis = client
+        self._jobs = jobs
+        self._files = files
+        self._settings = settings
+        self._lease = settings.lease_seconds
+        self._wake = wake
+        self._task: asyncio.Task[None] | None = None
+        self._working: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="batch-caretaker")
+
+    async def stop(self) -> None:
+        """Let go of everything; another process goes on at once."""
+        tasks = [t for t in (self._task, *self._working) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        next_clean = 0.0
+        clock = asyncio.get_running_loop().time
+        while True:
+            self._wake.clear()
+            try:
+                while len(self._working) < TOGETHER and await self._take():
+                    pass
+                if clock() >= next_clean:
+                    next_clean = clock() + CLEAN_SECONDS
+                    await self._files.clean()
+            except (SQLAlchemyError, OSError) as exc:
+                _log.warning("batches_not_seen_to", error=type(exc).__name__)
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _take(self) -> bool:
+        holder = new_id("holder")
+        async with self._database.write() as session:
+            row = (await session.execute(repository.claim(holder, self._lease))).one_or_none()
+        if row is None:
+            return False
+        task = asyncio.create_task(self._work(row, holder), name=f"batch {row.id}")
+        self._working.add(task)
+        task.add_done_callback(self._done)
+        return True
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        self._wake.set()
+
+    async def _work(self, row: Row[Any], holder: str) -> None:
+        work = _Work(self, row, holder)
+        log = _log.bind(batch_id=row.id)
+        pause = 0.0
+        try:
+            pause = await work.run()
+        except Lost:
+            log.info("batch_let_go")
+        except (SQLAlchemyError, OSError, RedisError, StoreUnavailable) as exc:
+            log.warning("batch_interrupted", error=type(exc).__name__)
+            pause = LOOK_SECONDS
+        except Exception:
+            log.exception("batch_failed_unexpectedly")  # it is tried again, and the log says why
+            pause = self._lease
+        finally:
+            try:
+                async with self._database.write() as session:
+                    await session.execute(repository.release(row.id, holder, for_seconds=pause))
+            except (SQLAlchemyError, OSError) as exc:
+                log.warning("batch_not_released", error=type(exc).__name__)  # the lease runs out
+
+
+class _Work:
+    """One hold of one batch."""
+
+    def __init__(self, caretaker: BatchCaretaker, row: Row[Any], holder: str) -> None:
+        self._database = caretaker._database
+        self._redis = caretaker._redis
+        self._jobs = caretaker._jobs
+        self._files = caretaker._files
+        self._settings = caretaker._settings
+        self._lease = caretaker._lease
+        self._row = row
+        self._holder = holder
+
+    async def run(self) -> float:
+        """Do what the batch's state asks for; the seconds until it needs somebody again."""
+        if self._row.status == BatchStatus.VALIDATING:
+            await self._validate()
+        if self._row.status == BatchStatus.CANCELLING and not await self._cancelled():
+            return CANCEL_LOOK_SECONDS
+        if self._row.status == BatchStatus.IN_PROGRESS and self._row.stored < self._row.total:
+            await self._store()
+        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and await self._has_open_jobs():
+            return 0.0  # `claim` looks for the end of the last one
+        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING, BatchStatus.FINALIZING):
+            await self._finalize()
+        return 0.0
+
+    async def _move(self, *sources: BatchStatus, **values: Any) -> None:
+        async with self._database.write() as session:
+            await self._move_in(session, *sources, **values)
+
+    async def _move_in(self, session: Any, *sources: BatchStatus, **values: Any) -> None:
+        statement = repository.move(self._row.id, self._holder, *sources, lease_seconds=self._lease, **values)
+        row = (await session.execute(statement)).one_or_none()
+        if row is None:
+            raise Lost
+        self._row = row
+
+    async def _chunks(self) -> AsyncIterator[list[tuple[int, bytes | None]]]:
+        """The input's lines, some at a time."""
+        file = await self._files.get(self._row.input_file_id, self._row.tenant)
+        splitter = LineSplitter()
+        async for data in self._files.read(file):
+            lines = splitter.feed(data)
+            for start in range(0, len(lines), LINES_CHUNK):
+                yield lines[start : start + LINES_CHUNK]
+        yield splitter.finish()
+
+    def _checker(self) -> LineChecker:
+        retain = self._settings.retain_seconds
+        if retain is not None:
+            # No line is purged before the batch's files are written.
+            retain += self._row.window_seconds + DAY_SECONDS
+        deadlines = Deadlines(complete_by=self._row.expires_at, retain_for=retain)
+        return LineChecker(self._jobs, self._row, deadlines, self._settings.max_batch_lines)
+
+    # validating
+
+    async def _validate(self) -> None:
+        checker = self._checker()
+        errors: list[dict[str, Any]] = []
+        try:
+            async for lines in self._chunks():
+                errors += (await checker.check(lines)).errors
+                await self._move(BatchStatus.VALIDATING)
+                if len(errors) >= MAX_ERRORS:
+                    break
+        except (FileNotFound, ContentMissing) as exc:
+            errors = [error_object("input_file_unreadable", exc.message, "input_file_id", None)]
+        if not errors and not checker.count:
+            errors = [error_object("empty_file", "the file has no lines", "input_file_id", None)]
+        if not errors:
+            errors = await self._over_limits(checker.count, checker.tokens)
+        if errors:
+            await self._fail(sorted(errors, key=lambda e: e["line"] or 0)[:MAX_ERRORS])
+            raise Lost
+        async with self._database.write() as session:
+            await self._move_in(
+                session, BatchStatus.VALIDATING, status=BatchStatus.IN_PROGRESS.value, total=checker.count,
+                model=checker.model, in_progress_at=func.now(),
+            )  # fmt: skip
+        _log.info("batch_accepted", batch_id=self._row.id, lines=checker.count)
+
+    async def _over_limits(self, count: int, tokens: int) -> list[dict[str, Any]]:
+        """The tenant's limits of what may be queued, this batch included."""
+        async with self._database.read() as session:
+            jobs, waiting = (await session.execute(lanes.queued_of(self._row.tenant))).one()
+        for name, now, more in (("queued_jobs", int(jobs), count), ("queued_tokens", int(waiting), tokens)):
+            limit = self._row.limits.get(name)
+            if limit is not None and now + more > limit:
+                what = name.removeprefix("queued_")
+                message = f"{now} {what} are queued, the batch would add {more}, and {limit} may be queued"
+                return [error_object("rate_limit_exceeded", message, None, None)]
+        return []
+
+    async def _fail(self, errors: list[dict[str, Any]]) -> None:
+        statement = repository.finish(
+            self._row.id, self._holder, BatchStatus.FAILED, now_column="failed_at", errors=errors
+        )
+        async with self._database.write() as session:
+            await session.execute(statement)
+        _log.info("batch_failed", batch_id=self._row.id, errors=len(errors), first=errors[0]["code"])
+
+    # in_progress
+
+    async def _store(self) -> None:
+        """Make jobs of the lines that are none yet; a chunk and the count of what is stored are one transaction."""
+        checker = self._checker()
+        passed = 0
+        try:
+            async for lines in self._chunks():
+                checked = await checker.check(lines)
+                if checked.errors:  # good before, bad now: the file or the model is another
+                    await self._abandon(checked.errors)
+                rows = []
+                for line, prepared in checked.prepared:
+                    passed += 1
+                    if passed > self._row.stored:
+                        rows.append(self._job_row(line, prepared))
+                if not rows:
+                    continue
+                async with self._database.write() as session:
+                    await self._move_in(session, BatchStatus.IN_PROGRESS, stored=passed)
+                    await session.execute(queries.insert_lines(rows))
+        except (FileNotFound, ContentMissing) as exc:
+            await self._abandon([error_object("input_file_unreadable", exc.message, "input_file_id", None)])
+
+    def _job_row(self, line: InputLine, prepared: Prepared) -> Mapping[str, Any]:
+        return {**prepared.values, "batch_id": self._row.id, "batch_line": line.number, "pushed_at": None}
+
+    async def _abandon(self, errors: list[dict[str, Any]]) -> None:
+        """The rest of the lines cannot be had: stop those that run, and say why."""
+        await self._cancel_open()
+        await self._fail(errors)
+        raise Lost
+
+    # cancelling
+
+    async def _cancel_open(self) -> None:
+        while True:
+            async with self._database.write() as session:
+                moved = (await session.execute(repository.cancel_lines(self._row.id))).all()
+            if not moved:
+                return
+            await self._move(BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
+            for job in moved:
+                if job.status == JobStatus.RUNNING:
+                    try:
+                        await publish_cancel(self._redis, job.id)
+                    except (RedisError, OSError) as exc:
+                        _log.warning("publish_failed", job_id=job.id, error=type(exc).__name__)  # heartbeat brings it
+
+    async def _cancelled(self) -> bool:
+        await self._cancel_open()
+        return not await self._has_open_jobs()
+
+    async def _has_open_jobs(self) -> bool:
+        async with self._database.read() as session:
+            return bool((await session.execute(repository.open_jobs(self._row.id))).scalar_one())
+
+    # finalizing
+
+    async def _finalize(self) -> None:
+        sources = (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING, BatchStatus.FINALIZING)
+        await self._move(*sources, status=BatchStatus.FINALIZING.value, finalizing_at=func.now())
+        async with self._database.read() as session:
+            by_status = {s: n for s, n in (await session.execute(repository.counts(self._row.id))).all()}
+            prompt, completion = (await session.execute(repository.usage(self._row.id))).one()
+            errors = [dict(e._mapping) for e in (await session.execute(repository.top_errors(self._row.id))).all()]
+        summary = summary_of(by_status, int(prompt), int(completion), errors)
+        written: dict[str, Upload] = {}
+        for name, succeeded in (("output", True), ("error", False)):
+            if summary["completed" if succeeded else "failed"]:
+                written[name] = await self._write_file(name, succeeded=succeeded)
+        status, column = self._end(by_status)
+        async with self._database.write() as session:
+            for upload in written.values():
+                await session.execute(publish_statement(upload))
+            ended = repository.finish(
+                self._row.id, self._holder, status, now_column=column, summary=summary,
+                output_file_id=written["output"].id if "output" in written else None,
+                error_file_id=written["error"].id if "error" in written else None,
+            )  # fmt: skip
+            if (await session.execute(ended)).one_or_none() is None:
+                raise Lost
+        _log.info("batch_ended", batch_id=self._row.id, now=status.value, completed=summary["completed"],
+                  failed=summary["failed"])  # fmt: skip
+
+    def _end(self, by_status: Mapping[str, int]) -> tuple[BatchStatus, str]:
+        if self._row.cancelling_at is not None:
+            return BatchStatus.CANCELLED, "cancelled_at"
+        if by_status.get(JobStatus.EXPIRED.value) and self._row.expires_at <= self._row.finalizing_at:
+            return BatchStatus.EXPIRED, "expired_at"
+        return BatchStatus.COMPLETED, "completed_at"
+
+    async def _write_file(self, name: str, *, succeeded: bool) -> Upload:
+        """The file, whole but not yet visible."""
+        async with self._files.upload(self._row.tenant, purpose=OUTPUT_PURPOSE, max_bytes=MAX_OUTPUT_BYTES) as upload:
+            upload.filename = f"{self._row.id}_{name}.jsonl"
+            upload.expires_seconds = self._row.output_expires_seconds
+            after = 0
+            while True:
+                async with self._database.read() as session:
+                    statement = repository.results(self._row.id, succeeded=succeeded, after_line=after)
+                    page = (await session.execute(statement)).all()
+                if not page:
+                    return upload
+                after = page[-1].batch_line
+                await upload.write(b"".join(await asyncio.to_thread(_lines_of, page)))
+                await self._move(BatchStatus.FINALIZING)
+
+
+def _lines_of(rows: Sequence[Row[Any]]) -> list[bytes]:
+    return [output_line(row._mapping) for row in rows]

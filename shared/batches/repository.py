@@ -1,0 +1,248 @@
+"""All SQL about batches. Whatever the caretaker writes carries its `holder`: one that lost its lease changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any, cast
+
+from sqlalchemy import (
+    BigInteger,
+    Executable,
+    Interval,
+    Select,
+    Table,
+    Update,
+    case,
+    func,
+    literal,
+    null,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.dialects.postgresql import insert
+
+from shared.batches.status import OVER, BatchStatus
+from shared.db.tables import Batch
+from shared.jobs import repository as jobs
+from shared.jobs.repository import JOBS
+from shared.jobs.status import JobStatus
+
+BATCHES = cast(Table, Batch.__table__)
+_B, _J = BATCHES.c, JOBS.c
+_OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+_LOST = (JobStatus.FAILED.value, JobStatus.CANCELLED.value, JobStatus.EXPIRED.value)
+PAGE = 200
+CANCEL_CHUNK = 2_000
+
+
+def _seconds(value: float) -> Any:
+    return literal(timedelta(seconds=value), Interval)
+
+
+def create(values: Mapping[str, Any], window_seconds: float) -> Executable:
+    """Returns the row, or nothing when the tenant used the idempotency key before."""
+    return (
+        insert(BATCHES)
+        .values(**values, window_seconds=window_seconds, expires_at=func.now() + _seconds(window_seconds))
+        .on_conflict_do_nothing(
+            index_elements=[_B.tenant, _B.idempotency_key], index_where=_B.idempotency_key.is_not(None)
+        )
+        .returning(*_B)
+    )
+
+
+def by_idempotency_key(tenant: str, key: str) -> Select[Any]:
+    return select(BATCHES).where(_B.tenant == tenant, _B.idempotency_key == key)
+
+
+def same_request(tenant: str, request_hash: str, within_seconds: float) -> Select[Any]:
+    return (
+        select(BATCHES)
+        .where(_B.tenant == tenant, _B.request_hash == request_hash)
+        .where(_B.created_at > func.now() - _seconds(within_seconds))
+        .order_by(_B.id.desc())
+        .limit(1)
+    )
+
+
+def get(batch_id: str, tenant: str) -> Select[Any]:
+    return select(BATCHES).where(_B.id == batch_id, _B.tenant == tenant)
+
+
+def list_batches(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
+    """Newest first, one row more than asked."""
+    query = select(BATCHES).where(_B.tenant == tenant)
+    if after is not None:
+        query = query.where(_B.id < after)
+    return query.order_by(_B.id.desc()).limit(limit + 1)
+
+
+def counts(batch_id: str) -> Select[Any]:
+    """(status, count) of its jobs."""
+    return select(_J.status, func.count().label("count")).where(_J.batch_id == batch_id).group_by(_J.status)
+
+
+def items(batch_id: str, *, status: str | None, after_line: int, limit: int) -> Select[Any]:
+    """Its jobs in the order of the lines, one row more than asked."""
+    query = select(
+        _J.id,
+        _J.custom_id,
+        _J.batch_line,
+        _J.status,
+        _J.result,
+        _J.error,
+        _J.usage,
+        _J.timing,
+        _J.attempt,
+        _J.purged_at,
+    ).where(_J.batch_id == batch_id, _J.batch_line > after_line)
+    if status is not None:
+        query = query.where(_J.status == status)
+    return query.order_by(_J.batch_line).limit(limit + 1)
+
+
+def results(batch_id: str, *, succeeded: bool, after_line: int) -> Select[Any]:
+    """A page of what goes into the output file, or into the error file."""
+    wanted = _J.status == JobStatus.SUCCEEDED.value
+    return (
+        select(_J.id, _J.custom_id, _J.batch_line, _J.status, _J.result, _J.error)
+        .where(_J.batch_id == batch_id, _J.batch_line > after_line, wanted if succeeded else ~wanted)
+        .order_by(_J.batch_line)
+        .limit(PAGE)
+    )
+
+
+def usage(batch_id: str) -> Select[Any]:
+    """(prompt, completion) tokens of all lines."""
+
+    def total(name: str) -> Any:
+        return func.coalesce(func.sum(_J.usage[name].astext.cast(BigInteger)), 0).label(name)
+
+    return select(total("prompt_tokens"), total("completion_tokens")).where(_J.batch_id == batch_id)
+
+
+def top_errors(batch_id: str, limit: int = 5) -> Select[Any]:
+    """(code, count, message) of what went wrong, the most frequent first."""
+    code = _J.error["code"].astext
+    return (
+        select(code.label("code"), func.count().label("count"), func.min(_J.error["message"].astext).label("message"))
+        .where(_J.batch_id == batch_id, _J.status.in_(_LOST))
+        .group_by(code)
+        .order_by(func.count().desc(), code)
+        .limit(limit)
+    )
+
+
+# What a request asks for; the caretaker does it
+
+
+def request_cancel(batch_id: str) -> Update:
+    """validating, in_progress -> cancelling; finalizing stays what it is, and what is over stays over."""
+    sources = (BatchStatus.VALIDATING.value, BatchStatus.IN_PROGRESS.value)
+    return (
+        update(BATCHES)
+        .where(_B.id == batch_id, _B.status.in_(sources))
+        .values(status=BatchStatus.CANCELLING.value, cancelling_at=func.now(), holder=None, lease_until=None)
+        .returning(_B.id)
+    )
+
+
+def reopen(batch_id: str) -> Update:
+    """completed, expired, cancelled -> in_progress with a new window, for `retry_lines` in the same transaction."""
+    sources = (BatchStatus.COMPLETED.value, BatchStatus.EXPIRED.value, BatchStatus.CANCELLED.value)
+    ends = ("finalizing_at", "completed_at", "expired_at", "cancelling_at", "cancelled_at", "summary")
+    return (
+        update(BATCHES)
+        .where(_B.id == batch_id, or_(_B.status == BatchStatus.IN_PROGRESS.value, _B.status.in_(sources)))
+        .where(_B.stored == _B.total)
+        .values(
+            status=BatchStatus.IN_PROGRESS.value,
+            expires_at=case(
+                (_B.status == BatchStatus.IN_PROGRESS.value, _B.expires_at),
+                else_=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _B.window_seconds),
+            ),
+            **dict.fromkeys(ends, null()),
+        )
+        .returning(_B.expires_at)
+    )
+
+
+def retry_lines(batch_id: str, expires_at: datetime) -> Update:
+    """Another life for every line that did not succeed; returns their ids."""
+    return jobs.retry_where(_J.batch_id == batch_id, deadlines={"start_by": null(), "complete_by": expires_at})
+
+
+# The caretaker's
+
+
+def _has_open_jobs() -> Any:
+    return select(_J.id).where(_J.batch_id == _B.id, _J.status.in_(_OPEN_JOBS)).exists()
+
+
+def claim(holder: str, lease_seconds: float) -> Update:
+    """A batch that needs somebody and that nobody holds; returns its row."""
+    storing = _B.stored < func.coalesce(_B.total, 0)
+    in_progress = (_B.status == BatchStatus.IN_PROGRESS.value) & or_(storing, ~_has_open_jobs())
+    others = (BatchStatus.VALIDATING.value, BatchStatus.CANCELLING.value, BatchStatus.FINALIZING.value)
+    free = (
+        select(_B.id)
+        .where(or_(_B.status.in_(others), in_progress))
+        .where(or_(_B.lease_until.is_(None), _B.lease_until < func.now()))
+        .order_by(_B.lease_until.asc().nulls_first(), _B.created_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    return (
+        update(BATCHES)
+        .where(_B.id == free)
+        .values(holder=holder, lease_until=func.now() + _seconds(lease_seconds))
+        .returning(*_B)
+    )
+
+
+def move(batch_id: str, holder: str, *statuses: BatchStatus, lease_seconds: float, **values: Any) -> Update:
+    """Write, and renew the lease; returns nothing when the batch is not ours or not in one of the states any more."""
+    return (
+        update(BATCHES)
+        .where(_B.id == batch_id, _B.holder == holder, _B.status.in_([s.value for s in statuses]))
+        .values(**values, lease_until=func.now() + _seconds(lease_seconds))
+        .returning(*_B)
+    )
+
+
+def finish(batch_id: str, holder: str, status: BatchStatus, *, now_column: str, **values: Any) -> Update:
+    """To an end."""
+    assert status in OVER
+    return (
+        update(BATCHES)
+        .where(_B.id == batch_id, _B.holder == holder, _B.status.not_in([s.value for s in OVER]))
+        .values(status=status.value, holder=None, lease_until=None, **values, **{now_column: func.now()})
+        .returning(_B.id)
+    )
+
+
+def release(batch_id: str, holder: str, *, for_seconds: float) -> Update:
+    """Let go; nobody looks at it again before that."""
+    return (
+        update(BATCHES)
+        .where(_B.id == batch_id, _B.holder == holder)
+        .values(holder=None, lease_until=func.now() + _seconds(for_seconds))
+    )
+
+
+def open_jobs(batch_id: str) -> Select[Any]:
+    """Whether a line is queued or running."""
+    return select(select(_J.id).where(_J.batch_id == batch_id, _J.status.in_(_OPEN_JOBS)).exists())
+
+
+def cancel_lines(batch_id: str) -> Update:
+    """The next lines that nobody cancelled yet; returns (id, status) as `shared.jobs.repository.request_cancel`."""
+    some = (
+        select(_J.id)
+        .where(_J.batch_id == batch_id, _J.status.in_(_OPEN_JOBS), ~_J.cancel_requested)
+        .limit(CANCEL_CHUNK)
+    )
+    return jobs.cancel_where(_J.id.in_(some))

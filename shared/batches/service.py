@@ -1,0 +1,159 @@
+"""Batches as requests see them: created, looked at, cancelled, retried. What takes long is the caretaker's."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
+
+from shared.batches import repository
+from shared.batches.views import batch_object
+from shared.db.session import AsyncDatabase
+from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFound
+from shared.files import repository as files
+from shared.files.service import FileNotFound
+from shared.ids import may_be_an_id, new_id
+from shared.jobs.service import RETRY_WINDOW_SECONDS
+from shared.keys.principal import Principal
+
+
+class BatchNotFound(NotFound):
+    code = "batch_not_found"
+
+
+@dataclass(frozen=True, slots=True)
+class NewBatch:
+    """A request for a batch, its fields checked."""
+
+    principal: Principal
+    input_file_id: str
+    endpoint: str
+    completion_window: str
+    window_seconds: float
+    metadata: Mapping[str, str] | None
+    output_expires_seconds: float | None
+    idempotency_key: str | None = None
+    automatic_retry: bool = False
+
+    def hash(self) -> str:
+        whole = [self.input_file_id, self.endpoint, self.completion_window, self.metadata, self.output_expires_seconds]
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+
+class BatchService:
+    """One per API process. `wake` is set when the caretaker has something to do."""
+
+    def __init__(self, database: AsyncDatabase, wake: asyncio.Event) -> None:
+        self._database = database
+        self._wake = wake
+
+    async def create(self, new: NewBatch) -> Row[Any]:
+        """Raises FileNotFound, InvalidParameter (not a file of requests), IdempotencyMismatch."""
+        tenant = new.principal.tenant
+        if (found := await self._earlier(new)) is not None:
+            return found
+        limits = new.principal.limits
+        values = {
+            "id": new_id("batch"),
+            "tenant": tenant,
+            "endpoint": new.endpoint,
+            "input_file_id": new.input_file_id,
+            "completion_window": new.completion_window,
+            "metadata": None if new.metadata is None else dict(new.metadata),
+            "output_expires_seconds": new.output_expires_seconds,
+            "limits": {"queued_jobs": limits.queued_jobs, "queued_tokens": limits.queued_tokens},
+            "idempotency_key": new.idempotency_key,
+            "request_hash": new.hash(),
+        }
+        async with self._database.write() as session:
+            file = None
+            if may_be_an_id(new.input_file_id):
+                file = (await session.execute(files.get_locked(new.input_file_id, tenant))).one_or_none()
+            if file is None:
+                raise FileNotFound(f"no file {new.input_file_id[:80]!r}", param="input_file_id")
+            if file.purpose != "batch":
+                message = f"{file.id} was uploaded for {file.purpose}; a batch reads a file of purpose batch"
+                raise InvalidParameter(message, param="input_file_id")
+            row = (await session.execute(repository.create(values, new.window_seconds))).one_or_none()
+        if row is None:
+            found = await self._earlier(new)
+            if found is None:
+                raise Conflict("the Idempotency-Key is being used by another request; try again")
+            return found
+        self._wake.set()
+        return row
+
+    async def _earlier(self, new: NewBatch) -> Row[Any] | None:
+        tenant = new.principal.tenant
+        if new.idempotency_key is not None:
+            statement = repository.by_idempotency_key(tenant, new.idempotency_key)
+        elif new.automatic_retry:
+            statement = repository.same_request(tenant, new.hash(), RETRY_WINDOW_SECONDS)
+        else:
+            return None
+        async with self._database.read() as session:
+            row: Row[Any] | None = (await session.execute(statement)).one_or_none()
+        if row is not None and row.request_hash != new.hash():
+            message = f"this Idempotency-Key was used with another body, for batch {row.id}"
+            raise IdempotencyMismatch(message, param="Idempotency-Key")
+        return row
+
+    async def get(self, batch_id: str, tenant: str) -> Row[Any]:
+        """Raises BatchNotFound."""
+        if may_be_an_id(batch_id):
+            async with self._database.read() as session:
+                row: Row[Any] | None = (await session.execute(repository.get(batch_id, tenant))).one_or_none()
+            if row is not None:
+                return row
+        raise BatchNotFound(f"no batch {batch_id[:80]!r}", param="batch_id")
+
+    async def show(self, row: Row[Any]) -> dict[str, Any]:
+        """The batch object with live counts."""
+        if row.summary is not None or row.total is None:
+            return batch_object(row, {})
+        async with self._database.read() as session:
+            found = (await session.execute(repository.counts(row.id))).all()
+        return batch_object(row, {status: count for status, count in found})
+
+    async def page(self, tenant: str, *, after: str | None, limit: int) -> list[Row[Any]]:
+        async with self._database.read() as session:
+            statement = repository.list_batches(tenant, after=after, limit=limit)
+            return list((await session.execute(statement)).all())
+
+    async def items(self, batch_id: str, tenant: str, **query: Any) -> list[Row[Any]]:
+        """Raises BatchNotFound."""
+        await self.get(batch_id, tenant)
+        async with self._database.read() as session:
+            return list((await session.execute(repository.items(batch_id, **query))).all())
+
+    async def cancel(self, batch_id: str, tenant: str) -> Row[Any]:
+        """Ask for an end; what is over stays as it is. Raises BatchNotFound."""
+        await self.get(batch_id, tenant)
+        async with self._database.write() as session:
+            await session.execute(repository.request_cancel(batch_id))
+        self._wake.set()
+        return await self.get(batch_id, tenant)
+
+    async def retry_failed(self, batch_id: str, tenant: str) -> tuple[Row[Any], int]:
+        """Another life for every line that did not succeed; how many.
+
+        Raises:
+            BatchNotFound.
+            Conflict: no line ever became a job, or the batch is just being closed.
+        """
+        row = await self.get(batch_id, tenant)
+        async with self._database.write() as session:
+            expires_at = (await session.execute(repository.reopen(batch_id))).scalar_one_or_none()
+            if expires_at is None:
+                message = f"the batch is {row.status}; lines are retried while it is in progress or once it is over"
+                raise Conflict(message, code="batch_not_retriable")
+            retried = len((await session.execute(repository.retry_lines(batch_id, expires_at))).all())
+            if not retried:
+                raise Conflict("no line of the batch failed", code="nothing_to_retry")
+        self._wake.set()
+        return await self.get(batch_id, tenant), retried

@@ -1,0 +1,159 @@
+"""Files as requests see them: written in a stream, whole or not at all; read in a stream; deleted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import structlog
+from sqlalchemy import Row
+
+from shared.db.session import AsyncDatabase
+from shared.errors import BodyTooLarge, Conflict, NotFound
+from shared.files import repository
+from shared.files.store import ContentStore, DatabaseStore, StoreUnavailable, Writer
+from shared.ids import may_be_an_id, new_id
+
+PURPOSES = ("batch", "evals")  # what a client may upload; `batch_output` is ours
+OUTPUT_PURPOSE = "batch_output"
+UPLOAD_SECONDS = 24 * 3600.0  # an upload older than that is nobody's
+
+_log = structlog.get_logger(__name__)
+
+
+class FileNotFound(NotFound):
+    code = "file_not_found"
+
+
+def new_file_id() -> str:
+    """OpenAI's form, with a hyphen."""
+    return new_id("file").replace("_", "-", 1)
+
+
+class Upload:
+    """A file being written. `bytes` counts; what it is called may become known at the end only."""
+
+    def __init__(self, file_id: str, writer: Writer, max_bytes: int) -> None:
+        self.id = file_id
+        self.bytes = 0
+        self.filename = ""
+        self.purpose = ""
+        self.expires_seconds: float | None = None
+        self._writer = writer
+        self._max = max_bytes
+
+    async def write(self, data: bytes) -> None:
+        """Raises BodyTooLarge."""
+        self.bytes += len(data)
+        if self.bytes > self._max:
+            raise BodyTooLarge(f"the file is larger than {self._max} bytes", param="file")
+        await self._writer.write(data)
+
+
+class FileService:
+    def __init__(self, database: AsyncDatabase, objects: ContentStore | None, *, max_bytes: int) -> None:
+        self._database = database
+        self._max_bytes = max_bytes
+        stores: list[ContentStore] = [DatabaseStore(database), *([objects] if objects is not None else [])]
+        self._stores: Mapping[str, ContentStore] = {store.name: store for store in stores}
+        self._store = stores[-1]  # of new files
+
+    def _store_of(self, name: str) -> ContentStore:
+        if name not in self._stores:
+            raise StoreUnavailable(f"the file is in the store {name!r}, which is not set up now")
+        return self._stores[name]
+
+    @asynccontextmanager
+    async def upload(self, tenant: str, *, purpose: str, max_bytes: int | None = None) -> AsyncIterator[Upload]:
+        """Visible when `publish` was called, gone when the block raises before."""
+        file_id = new_file_id()
+        async with self._database.write() as session:
+            statement = repository.begin(file_id, tenant=tenant, filename="", purpose=purpose, store=self._store.name)
+            await session.execute(statement)
+        try:
+            async with self._store.writer(file_id) as writer:
+                upload = Upload(file_id, writer, self._max_bytes if max_bytes is None else max_bytes)
+                upload.purpose = purpose
+                yield upload
+        except BaseException:
+            await self._discard(file_id)
+            raise
+
+    async def publish(self, upload: Upload) -> Row[Any]:
+        """Call it after the block of `upload`: the content is whole then."""
+        async with self._database.write() as session:
+            return (await session.execute(publish_statement(upload))).one()
+
+    async def _discard(self, file_id: str) -> None:
+        async with self._database.write() as session:
+            await session.execute(repository.start_deleting([file_id]))
+        await self._finish_deleting(file_id, self._store.name)
+
+    async def _finish_deleting(self, file_id: str, store: str) -> None:
+        await self._store_of(store).delete(file_id)
+        async with self._database.write() as session:
+            await session.execute(repository.delete_row(file_id))
+
+    async def get(self, file_id: str, tenant: str, *, param: str = "file_id") -> Row[Any]:
+        """Raises FileNotFound."""
+        if may_be_an_id(file_id):
+            async with self._database.read() as session:
+                row: Row[Any] | None = (await session.execute(repository.get(file_id, tenant))).one_or_none()
+            if row is not None:
+                return row
+        raise FileNotFound(f"no file {file_id[:80]!r}", param=param)
+
+    def read(self, row: Row[Any]) -> AsyncIterator[bytes]:
+        return self._store_of(row.store).read(row.id, row.bytes)
+
+    async def page(self, tenant: str, **query: Any) -> list[Row[Any]]:
+        async with self._database.read() as session:
+            return list((await session.execute(repository.list_files(tenant, **query))).all())
+
+    async def delete(self, file_id: str, tenant: str) -> None:
+        """Raises FileNotFound, Conflict (a batch still reads it)."""
+        row = await self.get(file_id, tenant)
+        async with self._database.write() as session:
+            await session.execute(repository.lock(file_id, tenant))
+            gone = (await session.execute(repository.start_deleting([file_id]))).all()
+        if not gone:
+            raise Conflict("a batch still reads this file; cancel the batch, or wait until its lines are jobs",
+                           param="file_id", code="file_in_use")  # fmt: skip
+        await self._finish_deleting(file_id, row.store)
+
+    async def clean(self) -> None:
+        """Finish what is due: expired files, deletions and uploads that were cut off."""
+        async with self._database.read() as session:
+            rows = (await session.execute(repository.due(upload_seconds=UPLOAD_SECONDS))).all()
+        for row in rows:
+            async with self._database.write() as session:
+                gone = row.status == "deleting" or (await session.execute(repository.start_deleting([row.id]))).all()
+            if not gone:
+                continue
+            try:
+                await self._finish_deleting(row.id, row.store)
+            except StoreUnavailable as exc:
+                _log.warning("file_not_cleaned", file_id=row.id, error=exc.message)
+
+
+def publish_statement(upload: Upload) -> Any:
+    return repository.make_ready(
+        upload.id, size=upload.bytes, filename=upload.filename, purpose=upload.purpose,
+        expires_seconds=upload.expires_seconds,
+    )  # fmt: skip
+
+
+def file_object(row: Row[Any]) -> dict[str, Any]:
+    """OpenAI's file object."""
+    return {
+        "id": row.id,
+        "object": "file",
+        "bytes": row.bytes,
+        "created_at": int(row.created_at.timestamp()),
+        "expires_at": None if row.expires_at is None else int(row.expires_at.timestamp()),
+        "filename": row.filename,
+        "purpose": row.purpose,
+        "status": "processed",
+        "status_details": None,
+    }

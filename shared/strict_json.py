@@ -1,0 +1,57 @@
+"""JSON from clients: what PostgreSQL can hold, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+from shared.errors import InvalidBody
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
+    return value
+
+
+def parse_json(raw: bytes) -> Any:
+    """Strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, bounded nesting.
+
+    Raises:
+        InvalidBody: says what and where; `param` is `body` or the field's name.
+    """
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as exc:
+        raise InvalidBody(f"the body is not UTF-8 at byte {exc.start}", param="body", code="invalid_utf8") from exc
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except RecursionError as exc:
+        raise InvalidBody("the body is nested too deeply", param="body") from exc
+    except ValueError as exc:
+        raise InvalidBody(f"the body is not JSON: {exc}", param="body") from exc
+    if "\\u" in text:  # only escapes can smuggle these in
+        _check_characters(value)
+    return value
+
+
+def _check_characters(value: Any) -> None:
+    stack = [("", value)]
+    while stack:
+        where, item = stack.pop()
+        if isinstance(item, str):
+            if "\x00" in item or any(0xD800 <= ord(c) <= 0xDFFF for c in item):
+                message = f"{where or 'body'} has a NUL character or half of a surrogate pair"
+                raise InvalidBody(message, param=where or "body", code="invalid_characters")
+        elif isinstance(item, dict):
+            for key, inner in item.items():
+                stack.append((where or "body", key))
+                stack.append((f"{where}.{key}" if where else key, inner))
+        elif isinstance(item, list):
+            stack.extend((f"{where}[{i}]", inner) for i, inner in enumerate(item))
