@@ -6,8 +6,8 @@ bound (EB sampler, arXiv 2505.24857), and all others become random tokens again.
 input. The canvas is committed, as the likeliest tokens of the last step, when its steps are used up or when it neither changes
 nor leaves doubt; then the encoder caches it, and the next canvas begins.
 
-Sequences of different lengths, at different steps and with different parameters share a decoder call. Head, draw and acceptance
-run sequence by sequence, on the same shapes whoever else is in the batch.
+Sequences of different lengths, at different steps and with different parameters share a step; whether also the decoder's calls,
+the model decides. Head, draw and acceptance run sequence by sequence, on the same shapes whoever else is in the batch.
 """
 
 from __future__ import annotations
