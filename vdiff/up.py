@@ -256,8 +256,8 @@ class Supervisor:
                 self._say(f"starting {child.name} again")
                 try:
                     self._launch(child)
-                except ConfigurationError as exc:
-                    self._again_later(child, exc.message)
+                except (ConfigurationError, OSError) as exc:
+                    self._again_later(child, f"does not start: {exc}")
             return
         if child.process is None or child.process.poll() is None:
             return

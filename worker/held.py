@@ -71,9 +71,14 @@ class HeldAttempts:
         self._changed = threading.Condition()
 
     def add(self, job_id: str, attempt: int) -> Held:
+        """Hold a new attempt. One of the same job that is still here lost its lease without hearing of it: it is stopped."""
         held = Held(job_id, attempt)
         with self._changed:
+            before = self._held.get(job_id)
             self._held[job_id] = held
+        if before is not None:
+            # No heartbeat asks for it any more, so nobody else would; it would keep a slot until its end.
+            before.stop(StopReason.LOST)
         return held
 
     def remove(self, held: Held) -> None:

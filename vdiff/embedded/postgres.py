@@ -20,6 +20,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import psycopg
+
 from shared.errors import ConfigurationError
 from vdiff.embedded.process import die_with_parent, free_port, stop_process, wait_until
 
@@ -78,7 +80,7 @@ class EmbeddedPostgres:
         data, log = home / "data", self.folder / "postgres.log"
         if not (data / "PG_VERSION").exists():
             self._initdb(binaries, data, password, as_user)
-        self._clear_stale_pid(data, binaries)
+        self._clear_stale_pid(data)
         # Socket paths are limited to 107 bytes, so the folder is a short temporary one.
         self._sockets = Path(tempfile.mkdtemp(prefix="vdiff-pg-"))
         if as_user:
@@ -93,7 +95,11 @@ class EmbeddedPostgres:
             )  # fmt: skip
         url = f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{DATABASE}"
         wait_until(self._answers, self.process, "PostgreSQL", log, 60)
-        self._create_database(url)
+        try:
+            self._create_database()
+        except psycopg.OperationalError as exc:
+            stop_process(self.process, signal.SIGINT, 8)
+            raise ConfigurationError(f"PostgreSQL does not answer: {str(exc).strip()} (see {log})") from exc
         return url
 
     def stop(self) -> None:
@@ -139,25 +145,27 @@ class EmbeddedPostgres:
             raise ConfigurationError(f"initdb failed: {lines[-1] if lines else done.returncode} (folder {data})")
 
     @staticmethod
-    def _clear_stale_pid(data: Path, binaries: Path) -> None:
-        """After a kill -9 the pid file stays, and another process may carry that number by now."""
+    def _clear_stale_pid(data: Path) -> None:
+        """Remove the pid file of a server that is gone where another program carries its number by now.
+
+        When nobody carries it the file stays: PostgreSQL sees that itself, and by the file whether backends of the dead
+        server still write to the data.
+        """
         file = data / "postmaster.pid"
-        if not file.exists():
+        if not file.exists() or not Path("/proc").is_dir():
             return
-        pid = int(file.read_text().split()[0])
+        program = Path("/proc") / file.read_text().split()[0] / "exe"
         try:
-            program = Path(f"/proc/{pid}/exe").resolve().name if Path("/proc").is_dir() else None
-            os.kill(pid, 0)
-        except (ProcessLookupError, OSError):
-            program = ""
-        if program is None or program == "postgres":
-            raise ConfigurationError(f"another PostgreSQL (pid {pid}) runs on {data}; stop it first")
-        file.unlink()
+            name = program.readlink().name
+        except FileNotFoundError:
+            return
+        except PermissionError:  # another user's, so it is not ours
+            name = ""
+        if not name.startswith("postgres"):
+            file.unlink()
 
     def _answers(self) -> bool:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            import psycopg
-
             try:
                 psycopg.connect(self._admin_url(), connect_timeout=2).close()
                 return True
@@ -168,9 +176,7 @@ class EmbeddedPostgres:
     def _admin_url(self) -> str:
         return f"postgresql://{USER}:{(self.folder / 'password').read_text()}@127.0.0.1:{self.port}/postgres"
 
-    def _create_database(self, url: str) -> None:
-        import psycopg
-
+    def _create_database(self) -> None:
         with psycopg.connect(self._admin_url(), autocommit=True) as connection:
             found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
             if found is None:

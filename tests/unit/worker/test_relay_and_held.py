@@ -113,7 +113,10 @@ def test_held_attempts() -> None:
     held = HeldAttempts()
     first = held.add("a", 1)
     assert (len(held), held.get("a"), held.get("b"), first.pair) == (1, first, None, ("a", 1))
-    second = held.add("a", 2)  # came back before the first thread was done
+    handle = Handle()
+    first.attach(handle)
+    second = held.add("a", 2)  # swept and claimed again before a heartbeat could tell the first
+    assert (first.reason, handle.aborted, second.reason) == (StopReason.LOST, 1, None)
     held.remove(first)
     assert held.all() == [second]
     assert not held.wait_until_empty(0)
