@@ -77,7 +77,14 @@ def test_a_hundred_thousand_jobs_are_looked_at_in_pages(jobs: Jobs) -> None:
         counts = {row.status: row.count for row in session.execute(overview.by_status("anonymous"))}
         assert counts == {"succeeded": 100_000}
         page = queries.list_jobs(
-            "anonymous", status=None, model=None, metadata={}, created_after=None, before_id=None, limit=25
+            "anonymous",
+            status=None,
+            model=None,
+            metadata={},
+            batch_id=None,
+            created_after=None,
+            before_id=None,
+            limit=25,
         )
         rows = session.execute(page).all()
         assert [row.id for row in rows[:2]] == [f"job_{i:026d}" for i in (100_000, 99_999)]
