@@ -83,6 +83,8 @@ def async_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20, **opt
         pool_recycle=POOL_RECYCLE_S,
         connect_args={
             "timeout": CONNECT_TIMEOUT_S,
+            # The server's own timeout ends a slow statement; this one ends the wait for a server that is gone.
+            "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 5,
             "server_settings": {
                 "application_name": "vdiff",
                 "statement_timeout": str(STATEMENT_TIMEOUT_MS),

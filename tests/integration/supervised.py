@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,18 @@ def long_job(n: int = 1) -> dict[str, Any]:
     return chat_job(max_tokens=480, ignore_eos=True, diffusion={"block_length": 480}, n=n)
 
 
-def _open_to_others(folder: Path) -> None:
-    """pytest's folders are private; under root PostgreSQL is another user, and would put its data below /var/lib."""
-    for parent in (folder, *folder.parents):
-        if parent.name.startswith("pytest-") or parent == folder:
-            parent.chmod(0o755)
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A temporary folder that other users may enter: under root PostgreSQL is one.
+
+    Not pytest's: those are private, and each new run of pytest closes the folder above them again.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="vdiff-up-")).resolve()
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class Up:
@@ -55,7 +64,6 @@ class Up:
         data_dir: Path | None = None,
         **settings: object,
     ) -> None:
-        _open_to_others(folder)
         self.data_dir = data_dir or folder / "data"
         self.log = folder / f"up-{free_port()}.log"
         self.port = free_port()
@@ -78,6 +86,8 @@ class Up:
 
     def below(self) -> list[psutil.Process]:
         """Everything that runs below it now; remembered for `left`."""
+        if self.process.poll() is not None:  # its number may be another's by now
+            return self.left()
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 self.seen.setdefault(child.pid, child)
@@ -142,7 +152,7 @@ class Up:
                     made.append(answer.json())
             return bool(made)
 
-        eventually(accepted, seconds=seconds, what="accepted")
+        self._eventually(accepted, seconds=seconds, what="accepted")
         return self.wait(made[0]["id"], seconds=seconds)
 
     def wait(self, job_id: str, *, seconds: float = 90) -> dict[str, Any]:
@@ -153,8 +163,15 @@ class Up:
                     return answer.json()
             return None
 
-        job: dict[str, Any] = eventually(over, seconds=seconds, what=f"{job_id} done")
+        job: dict[str, Any] = self._eventually(over, seconds=seconds, what=f"{job_id} done")
         return job
+
+    def _eventually(self, check: Callable[[], Any], *, seconds: float, what: str) -> Any:
+        try:
+            return eventually(check, seconds=seconds, what=what)
+        except AssertionError as exc:
+            exc.add_note(f"exit code {self.process.poll()}; it said:\n{self.said[-4000:]}")
+            raise
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         """The exit code; an error when it takes longer than it may."""

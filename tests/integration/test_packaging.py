@@ -22,7 +22,7 @@ import httpx
 import pytest
 
 from tests.integration.conftest import ROOT, Jobs, eventually
-from tests.integration.supervised import Up, chat_job
+from tests.integration.supervised import Up, chat_job, open_folder
 from vdiff.embedded.process import free_port
 from vdiff.version import __version__
 
@@ -186,9 +186,9 @@ def test_generate_from_the_installed_package(installed: Path, tmp_path: Path) ->
     assert (line["custom_id"], line["text"], line["error"]) == ("q", "42", None)
 
 
-def test_up_from_the_installed_package(installed: Path, tmp_path: Path) -> None:
+def test_up_from_the_installed_package(installed: Path) -> None:
     with ExitStack() as stack:
-        up = Up(tmp_path, command=[installed / "vdiff"], path=None)
+        up = Up(stack.enter_context(open_folder()), command=[installed / "vdiff"], path=None)
         stack.callback(up.end)
         up.wait_ready()
         job = up.done(chat_job())

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tests.integration.conftest import ROOT, Jobs, eventually
-from tests.integration.supervised import Up, chat_job, curl_line, long_job
+from tests.integration.supervised import Up, chat_job, curl_line, long_job, open_folder
 from vdiff.embedded.process import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -24,21 +24,28 @@ Start = Callable[..., Up]
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up() -> Iterator[Up]:
     """One for the tests that leave it running."""
-    made = Up(tmp_path_factory.mktemp("up"))
-    try:
-        yield made.wait_ready()
-    finally:
-        made.end()
+    with open_folder() as folder:
+        made = Up(folder)
+        try:
+            yield made.wait_ready()
+        finally:
+            made.end()
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def folder() -> Iterator[Path]:
+    with open_folder() as made:
+        yield made
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Start]:
     started: list[Up] = []
 
     def make(*options: object, **more: object) -> Up:
-        started.append(Up(tmp_path, *options, **more))  # type: ignore[arg-type]
+        started.append(Up(folder, *options, **more))  # type: ignore[arg-type]
         return started[-1]
 
     yield make
@@ -248,13 +255,27 @@ def _as_nobody() -> list[str] | None:
     return None
 
 
-def test_as_an_ordinary_user(start: Start, tmp_path: Path) -> None:
+def test_a_cluster_that_cannot_be_reached_any_more_is_no_new_one(start: Start, folder: Path) -> None:
+    """Under root PostgreSQL is another user. Permissions that changed must not look like a loss of all jobs."""
+    if os.geteuid() != 0:
+        pytest.skip("only root needs another user for PostgreSQL")
+    first = start().wait_ready()
+    done = first.done(chat_job())
+    assert first.stop() == 0
+    folder.chmod(0o700)
+    assert "cannot enter it any more" in refused(start())
+    folder.chmod(0o755)
+    second = start().wait_ready()
+    assert second.wait(done["id"])["result"] == done["result"]
+
+
+def test_as_an_ordinary_user(start: Start, folder: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("every other test here runs as an ordinary user already")
     prefix = _as_nobody()
     if prefix is None:
         pytest.skip("this machine does not let root run something as nobody")
-    home = tmp_path / "home"
+    home = folder / "home"
     home.mkdir()
     shutil.chown(home, 65534, 65534)
     one = start(command=[*prefix, sys.executable, "-m", "vdiff"], data_dir=home / "data").wait_ready()

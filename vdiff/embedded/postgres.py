@@ -64,14 +64,11 @@ class EmbeddedPostgres:
         Raises:
             ConfigurationError: no binaries, no suitable user, or the server does not come up.
         """
-        binaries, home, as_user = _binaries(), self.folder, self._other_user()
+        binaries, as_user = _binaries(), self._other_user()
         self.folder.mkdir(parents=True, exist_ok=True)
-        if as_user:
-            if not _others_reach(self.folder):
-                home = _ROOT_HOME / hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
-                home.mkdir(parents=True, exist_ok=True)
-            if not _others_reach(binaries):
-                binaries = self._copied(binaries)
+        home = self._home(bool(as_user))
+        if as_user and not _others_reach(binaries):
+            binaries = self._copied(binaries)
         password_file = self.folder / "password"
         if not password_file.exists():
             password_file.touch(mode=0o600)
@@ -81,6 +78,8 @@ class EmbeddedPostgres:
         if not (data / "PG_VERSION").exists():
             self._initdb(binaries, data, password, as_user)
         self._clear_stale_pid(data)
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
         # Socket paths are limited to 107 bytes, so the folder is a short temporary one.
         self._sockets = Path(tempfile.mkdtemp(prefix="vdiff-pg-"))
         if as_user:
@@ -119,6 +118,26 @@ class EmbeddedPostgres:
                 return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
         raise ConfigurationError("PostgreSQL does not run as root and there is no user postgres or nobody")
 
+    def _home(self, as_other_user: bool) -> Path:
+        """Where the cluster is, or shall be.
+
+        Raises:
+            ConfigurationError: it is in a folder that its user can no longer reach; a new, empty one would look like loss.
+        """
+        if not as_other_user:
+            return self.folder
+        elsewhere = _ROOT_HOME / hashlib.sha256(str(self.folder).encode()).hexdigest()[:12]
+        reach = _others_reach(self.folder)
+        if (self.folder / "data" / "PG_VERSION").exists():
+            if not reach:
+                why = "PostgreSQL runs as another user than root, who cannot enter it any more (chmod o+x)"
+                raise ConfigurationError(f"{self.folder}: {why}", param="data_dir")
+            return self.folder
+        if reach and not (elsewhere / "data" / "PG_VERSION").exists():
+            return self.folder
+        elsewhere.mkdir(parents=True, exist_ok=True)
+        return elsewhere
+
     @staticmethod
     def _copied(binaries: Path) -> Path:
         tree = binaries.parent
@@ -146,7 +165,7 @@ class EmbeddedPostgres:
 
     @staticmethod
     def _clear_stale_pid(data: Path) -> None:
-        """Remove the pid file of a server that is gone where another program carries its number by now.
+        """Remove the pid file of a server that is gone where another process carries its number by now.
 
         When nobody carries it the file stays: PostgreSQL sees that itself, and by the file whether backends of the dead
         server still write to the data.
@@ -154,14 +173,14 @@ class EmbeddedPostgres:
         file = data / "postmaster.pid"
         if not file.exists() or not Path("/proc").is_dir():
             return
-        program = Path("/proc") / file.read_text().split()[0] / "exe"
+        folder = Path("/proc") / file.read_text().split()[0] / "cwd"  # a server works in its data folder
         try:
-            name = program.readlink().name
+            ours = folder.readlink() == data.resolve()
         except FileNotFoundError:
             return
-        except PermissionError:  # another user's, so it is not ours
-            name = ""
-        if not name.startswith("postgres"):
+        except PermissionError:  # another user's
+            ours = False
+        if not ours:
             file.unlink()
 
     def _answers(self) -> bool:
