@@ -68,6 +68,7 @@ class Algorithm:
     verifier: bool = False
     window: bool = False
     cfg: bool = True  # classifier-free guidance
+    by_confidence: bool = True  # whether the model's confidence decides which positions are committed
 
 
 _MASKED = (FULL, BLOCK)
@@ -75,11 +76,11 @@ _DREAM: dict[str, Any] = {"steps": None, "alg_temp": 0.0, "eps": 1e-3}
 
 ALGORITHMS: dict[str, Algorithm] = {
     "low_confidence": Algorithm((FULL,), {"steps": None}),
-    "random": Algorithm((FULL,), {"steps": None}),
+    "random": Algorithm((FULL,), {"steps": None}, by_confidence=False),
     "maskgit_plus": Algorithm((FULL,), _DREAM),
     "topk_margin": Algorithm((FULL,), _DREAM),
     "entropy": Algorithm((FULL,), _DREAM),
-    "origin": Algorithm((FULL,), {"steps": None, "eps": 1e-3}),
+    "origin": Algorithm((FULL,), {"steps": None, "eps": 1e-3}, by_confidence=False),
     "threshold": Algorithm(_MASKED, {"threshold": 0.9}),
     "factor": Algorithm(_MASKED, {"factor": 1.0}),
     "entropy_bound": Algorithm(_MASKED, {"gamma": 0.1}),
@@ -87,7 +88,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "credit": Algorithm(_MASKED, {"threshold": 0.9, "credit_alpha": 0.7}),
     "klass": Algorithm(_MASKED, {"threshold": 0.9, "tokens_per_step": 1}),
     "sequential": Algorithm(
-        _MASKED, {"tokens_per_step": 1, "denoising_steps": None, "kv_window": None, "max_lookahead": None}, window=True
+        _MASKED,
+        {"tokens_per_step": 1, "denoising_steps": None, "kv_window": None, "max_lookahead": None},
+        window=True,
+        by_confidence=False,
     ),
     "low_confidence_dynamic": Algorithm((BLOCK,), {"threshold": 0.9, "denoising_steps": None}),
     "low_confidence_static": Algorithm((BLOCK,), {"denoising_steps": None}),

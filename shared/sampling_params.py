@@ -372,17 +372,20 @@ def _diffusion(
     )
     if values["cfg_scale"] > 0 and not ALGORITHMS[algorithm].cfg:
         raise InvalidParameter(f"diffusion.cfg_scale has no effect with {algorithm}", param="diffusion.cfg_scale")
-    values.update(_suppression(given, card), **_extras(given, card, max_tokens))
+    values.update(_suppression(given, card, algorithm), **_extras(given, card, max_tokens, algorithm))
     return DiffusionParams(**values)
 
 
-def _suppression(given: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
+def _suppression(given: Mapping[str, Any], card: ModelCard, algorithm: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if "suppress_end" in given:
         if card.regime == UNIFORM:
             message = f"diffusion.suppress_end has no effect on {card.name}"
             raise InvalidParameter(message, param="diffusion.suppress_end")
         values["suppress_end"] = _choice(given["suppress_end"], "diffusion.suppress_end", ("logits", "confidence"))
+        if values["suppress_end"] == "confidence" and not ALGORITHMS[algorithm].by_confidence:
+            message = f"diffusion.suppress_end confidence has no effect with {algorithm}; logits has"
+            raise InvalidParameter(message, param="diffusion.suppress_end")
     if "suppress_token_ids" in given:
         if "suppress_end" not in values:
             message = "diffusion.suppress_token_ids has no effect without diffusion.suppress_end"
@@ -394,7 +397,7 @@ def _suppression(given: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
     return values
 
 
-def _extras(given: Mapping[str, Any], card: ModelCard, max_tokens: int) -> dict[str, Any]:
+def _extras(given: Mapping[str, Any], card: ModelCard, max_tokens: int, algorithm: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if "visualize" in given:
         values["visualize"] = _flag(given["visualize"], "diffusion.visualize")
@@ -404,6 +407,8 @@ def _extras(given: Mapping[str, Any], card: ModelCard, max_tokens: int) -> dict[
         param = "diffusion.draft_token_ids"
         if card.regime == UNIFORM:
             raise InvalidParameter(f"{param} has no effect on {card.name}", param=param)
+        if ALGORITHMS[algorithm].verifier:
+            raise InvalidParameter(f"{param} does not fit {algorithm}, which drafts by itself", param=param)
         ids = _token_ids(given["draft_token_ids"], param, card.vocab_size, longest=max_tokens)
         if card.mask_token_id in ids:
             raise InvalidParameter(f"{param} must not hold the mask token", param=param)

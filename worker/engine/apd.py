@@ -29,6 +29,7 @@ from worker.engine.batch import Pass
 from worker.engine.config import ModelConfig
 from worker.engine.decoder import Commit, Model, Plan, error_of
 from worker.engine.outputs import TokenLogprob
+from worker.engine.precision import wide
 from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
 from worker.engine.rules.base import gumbel
@@ -104,7 +105,7 @@ class APDDecoder:
         """The draft that a forward's logits give."""
         logits, answer = parts[0], plan.answer
         params, diffusion = answer.params, answer.params.diffusion
-        if diffusion.suppress_end is not None and diffusion.suppress_token_ids:
+        if diffusion.suppress_token_ids:
             suppressed = torch.tensor(list(diffusion.suppress_token_ids), device=logits.device)
             logits.index_fill_(-1, suppressed, -torch.inf)
         logits[:, self.card.mask_token_id] = -torch.inf
@@ -113,7 +114,7 @@ class APDDecoder:
             return Draft(log_p, log_p.argmax(-1), None)
         rows = torch.tensor(plan.wanted, device=logits.device)
         noise = gumbel(uniform(answer.seed, answer.steps, TOKEN_STREAM, rows, logits.shape[-1]))
-        tempered = filter_logits(log_p.double() / params.temperature, params.top_k, params.top_p)
+        tempered = filter_logits(log_p.to(wide(log_p.device)) / params.temperature, params.top_k, params.top_p)
         return Draft(log_p, (tempered + noise).argmax(-1), noise)
 
     def should_accept(self, draft: Draft, log_p_ar: Tensor | None, params: SamplingParams) -> Tensor:
@@ -130,7 +131,7 @@ class APDDecoder:
         if draft.noise is None:
             target = mixture.argmax(-1)
         else:
-            tempered = filter_logits(mixture.double() / params.temperature, params.top_k, params.top_p)
+            tempered = filter_logits(mixture.to(wide(mixture.device)) / params.temperature, params.top_k, params.top_p)
             target = (tempered + draft.noise).argmax(-1)
         agrees = draft.tokens == target
         agrees[0] = True

@@ -204,6 +204,8 @@ class VDiffEngine:
         Raises:
             InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows a hole.
         """
+        if self.card.regime != FULL:
+            raise InvalidParameter(f"{self.card.name} cannot see what follows a hole", param="parts")
         ids: list[int] = []
         holes: list[tuple[int, int]] = []
         for i, part in enumerate(parts):
@@ -274,11 +276,13 @@ class VDiffEngine:
         ids = list(prompt_token_ids)
         if not ids and canvas is None:
             raise InvalidParameter("the prompt is empty", param="prompt")
+        if canvas is not None and self.card.regime != FULL:
+            raise InvalidParameter(f"{self.card.name} cannot see what follows a hole", param="canvas")
+        if canvas is not None and params.diffusion.algorithm == "apd":
+            raise InvalidParameter("apd goes from left to right and fills no holes", param="diffusion.algorithm")
         for where, some in (("prompt", ids), ("canvas", canvas or ())):
             if some and (min(some) < 0 or max(some) >= self.card.vocab_size):
                 raise InvalidParameter(f"token ids must be from 0 to {self.card.vocab_size - 1}", param=where)
-        if canvas is not None and self.card.regime != FULL:
-            raise InvalidParameter(f"{self.card.name} cannot see what follows a hole", param="canvas")
         if canvas is not None and self.card.mask_token_id not in canvas:
             raise InvalidParameter("nothing is masked", param="canvas")
         if len(ids) + params.max_tokens > self.card.context_length:
@@ -464,30 +468,37 @@ class VDiffEngine:
         if not chosen:
             return []
         remembered = [dict(answer.memory) for answer, _ in chosen]
+        commits: list[Commit] = []
         try:
             self.stats.forwards += 1
             with torch.inference_mode():
-                return self._forward(chosen)
+                self._forward(chosen, commits)
+            return commits
         except Exception as exc:
-            # Whatever one request provoked must not end the others: find it by halving.
-            for (answer, _), memory in zip(chosen, remembered, strict=True):
+            # Whatever one request provoked must not end the others: find it by halving. Who has committed already (another
+            # decoder of the same forward failed) has made this step, and keeps it.
+            done = {id(commit.answer) for commit in commits}
+            left = [(pair, memory) for pair, memory in zip(chosen, remembered, strict=True) if id(pair[0]) not in done]
+            for (answer, _), memory in left:
                 answer.memory = memory
+            chosen = [pair for pair, _ in left]
             if isinstance(exc, torch.OutOfMemoryError | MemoryError):
                 self._scheduler.shrink(len(chosen))
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
-            if len(chosen) == 1:
+            if len(chosen) == 1 and not commits:
                 log.exception("a step failed", extra={"request_id": chosen[0][0].request.request_id})
                 return [Commit(chosen[0][0], error=error_of(exc))]
-        half = len(chosen) // 2
-        return self._decode(chosen[:half]) + self._decode(chosen[half:])
+        half = (len(chosen) + 1) // 2 if len(chosen) > 1 else 0
+        return commits + self._decode(chosen[:half]) + self._decode(chosen[half:])
 
-    def _forward(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
+    def _forward(self, chosen: Sequence[tuple[Answer, int]], commits: list[Commit]) -> None:
+        """One forward of all; what each decoder makes of it is added to `commits` as soon as it is done."""
         if self.card.regime == UNIFORM:
-            return self._renoise(chosen)
+            commits += self._renoise(chosen)
+            return
         plans = [self._decoder(answer)[1].plan(answer, rows) for answer, rows in chosen]
         parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
-        commits: list[Commit] = []
         reads: dict[str, list[tuple[Plan, Any]]] = {}
         for plan in plans:
             if plan.prefill:
@@ -506,7 +517,6 @@ class VDiffEngine:
         for some in reads.values():
             decoder = self._decoder(some[0][0].answer)[1]
             commits += decoder.finish([plan for plan, _ in some], [read for _, read in some])
-        return commits
 
     def _renoise(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
         answers = [answer for answer, _ in chosen]

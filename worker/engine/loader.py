@@ -218,27 +218,17 @@ def load(config: VDiffConfig) -> LoadedModel:
         resolve_folder(config.tokenizer, param="tokenizer") if config.tokenizer else folder
     )
     caches: tuple[str, ...] | None = None
-    if models.is_native(raw.architecture):
-        family = models.family_of(folder)
-        facts = family.config(folder)
-        model: Any = _native(folder, family, facts, config, dtype, device)
-    elif raw.architecture in diffusion_gemma.FAMILY.architectures:
-        family = diffusion_gemma.FAMILY
-        facts = family.config(folder)
-        _refuse_quantization(config, family.name)
-        model = diffusion_gemma.load(folder, facts, dtype=dtype, device=device)
-    elif config.trust_remote_code:
+    if raw.architecture not in models.KNOWN and config.trust_remote_code:
         family, caches = generic.FAMILY, ("none",)
-        facts = family.config(folder)
-        _refuse_quantization(config, raw.architecture)
-        model = generic.load(folder, facts, dtype=dtype, device=device)
     else:
-        native = ", ".join(a for f in (*models.FAMILIES, diffusion_gemma.FAMILY) for a in f.architectures)
-        message = (
-            f"{folder}: architecture {raw.architecture} is not one of {native}; "
-            "--trust-remote-code runs it through transformers, with the code that it brings"
-        )
-        raise ModelLoadError(message)
+        family = models.family_of(folder)
+    facts = family.config(folder)
+    if family in models.FAMILIES:
+        model: Any = _native(folder, family, facts, config, dtype, device)
+    else:
+        _refuse_quantization(config, raw.architecture)
+        theirs = generic if family is generic.FAMILY else diffusion_gemma
+        model = theirs.load(folder, facts, dtype=dtype, device=device)
     if tokenizer.vocab_size > facts.vocab_size:
         message = f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {facts.vocab_size}"
         raise ModelLoadError(f"{folder}: {message}")

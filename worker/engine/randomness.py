@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from worker.engine.precision import BELOW_ONE, wide
 from worker.engine.request import mix64
 
 
@@ -29,7 +30,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(seed: int, step: int, stream: int, positions: Tensor, columns: int) -> Tensor:
-    """Float64 in (0, 1), [len(positions), columns].
+    """Numbers in (0, 1), [len(positions), columns], on the positions' device: float64; on MPS the same, rounded to float32.
 
     Args:
         seed: of the answer.
@@ -38,7 +39,10 @@ def uniform(seed: int, step: int, stream: int, positions: Tensor, columns: int) 
         positions: int64 [n], counted from the answer's start.
         columns: numbers per position.
     """
+    device = positions.device
+    where = device if wide(device) is torch.float64 else torch.device("cpu")
     key = _signed(mix64(mix64(seed) ^ mix64(mix64(step) ^ stream)))
-    rows = _mix(positions ^ key)[:, None]
-    bits = _mix(rows + torch.arange(columns, device=positions.device)[None, :])
-    return (_shift(bits, 11).double() + 0.5) * (1.0 / (1 << 53))
+    rows = _mix(positions.to(where) ^ key)[:, None]
+    bits = _mix(rows + torch.arange(columns, device=where)[None, :])
+    numbers = (_shift(bits, 11).double() + 0.5) * (1.0 / (1 << 53))
+    return numbers if where == device else numbers.float().clamp_(max=BELOW_ONE).to(device)

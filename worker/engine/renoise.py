@@ -26,6 +26,7 @@ from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
 from worker.engine.decoder import Commit, error_of
+from worker.engine.precision import wide
 from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
 from worker.engine.stopping import advance
@@ -92,9 +93,9 @@ def pick(probabilities: Tensor, numbers: Tensor) -> Tensor:
         numbers: float64 [rows, 1], uniform in (0, 1), on any device.
     """
     # In float32 the sum would stop growing before a large vocabulary's end; MPS has nothing wider.
-    wide = torch.float32 if probabilities.device.type == "mps" else torch.float64
-    sums = probabilities.cumsum(-1, dtype=wide)
-    wanted = numbers.to(probabilities.device, wide) * sums[:, -1:]
+    dtype = wide(probabilities.device)
+    sums = probabilities.cumsum(-1, dtype=dtype)
+    wanted = numbers.to(probabilities.device, dtype) * sums[:, -1:]
     return torch.searchsorted(sums, wanted, right=True)[:, 0].clamp_(max=probabilities.shape[-1] - 1)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shared.algorithms import BLOCK
 from shared.errors import NotFinite
 from shared.model_card import ModelCard
 from shared.sampling_params import DiffusionParams, SamplingParams
@@ -20,6 +21,7 @@ from worker.engine import passes
 from worker.engine.config import ModelConfig
 from worker.engine.decoder import Commit, Model, Plan, error_of, guided
 from worker.engine.outputs import TokenLogprob
+from worker.engine.precision import wide
 from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
 from worker.engine.rules import RULES, Rule, RuleInput
@@ -66,7 +68,7 @@ def to_cpu(choices: Sequence[Choice]) -> list[Choice]:
     """All choices of a step in one transfer, so that the device is waited for once."""
     if not choices:
         return []
-    flat = [part.double().flatten() for choice in choices for part in _parts(choice)]
+    flat = [part.to(wide(part.device)).flatten() for choice in choices for part in _parts(choice)]
     sizes = [len(part) for part in flat]
     pieces = iter(torch.split(torch.cat(flat).cpu(), sizes))
     out = []
@@ -156,7 +158,7 @@ class DiffusionSampler:
         sampled: Tensor | None = None
         filters = params.top_k > 0 or params.top_p < 1.0
         if params.temperature > 0:
-            sampled = filter_logits(logits.double() / params.temperature, params.top_k, params.top_p)
+            sampled = filter_logits(logits.to(wide(logits.device)) / params.temperature, params.top_k, params.top_p)
             rows = torch.tensor(positions, device=logits.device)
             noise = uniform(answer.seed, answer.steps, TOKEN_STREAM, rows, logits.shape[-1])
             tokens = (sampled + gumbel(noise)).argmax(-1)
@@ -165,11 +167,11 @@ class DiffusionSampler:
             if filters:
                 sampled = filter_logits(logits, params.top_k, params.top_p)
         logits[:, self.config.mask_id] = of_mask
-        if diffusion.suppress_end == "confidence":
-            logits.index_fill_(-1, suppressed, -torch.inf)
         judged = logits
-        if (rule.filtered or answer.regime == "block_causal") and sampled is not None:
+        if (rule.filtered or answer.regime == BLOCK) and sampled is not None:
             judged = sampled
+        if diffusion.suppress_end == "confidence":
+            judged.index_fill_(-1, suppressed, -torch.inf)
         # Not exp(logit - logsumexp): near 1 its rounding reorders positions that softmax tells apart.
         probability = judged.softmax(-1)
         return Choice(

@@ -14,7 +14,7 @@ from shared.errors import InvalidParameter
 from shared.sampling_params import DiffusionParams, SamplingParams
 from tests.unit.engine.conftest import GetEngine, make_engine
 from vdiff import bundled
-from worker.engine import EngineState, VDiffConfig, VDiffEngine
+from worker.engine import EngineState, StepEvent, VDiffConfig, VDiffEngine
 from worker.engine.batch import Pass
 from worker.engine.likelihood import CHAIN_RULE, MONTE_CARLO, Draw, ScoreTask
 
@@ -240,3 +240,67 @@ def test_a_dead_loop_is_unhealthy_and_says_so_to_everybody(monkeypatch: pytest.M
     assert engine.state is EngineState.ERROR
     assert not engine.get_health().healthy
     engine.shutdown()
+
+
+# What would be accepted and ignored, or would make a step twice
+
+
+def test_a_verifier_that_fails_ends_only_the_answers_that_it_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one forward with other rules: those have made their step, and must not make it again."""
+    engine = make_engine("dream")
+    try:
+        plain = greedy(12, algorithm="entropy", ignore_eos=True)
+        wanted = engine.submit("alone", [5, 6, 7], plain).result(60).outputs[0]
+        assert engine.apd.verifier is not None
+
+        def broken(passes: object) -> object:
+            raise ZeroDivisionError("a bug in the verifier")
+
+        monkeypatch.setattr(engine.apd.verifier, "score", broken)
+        told: dict[str, list[int]] = {}
+
+        def listen(event: StepEvent) -> None:
+            told.setdefault(event.request_id, []).extend(event.positions)
+
+        others = [engine.submit(f"plain-{i}", [5, 6, 7], plain, listener=listen) for i in range(3)]
+        bad = engine.submit("apd", [5, 6, 7], greedy(12, algorithm="apd", mixture_weight=0.5, ignore_eos=True))
+        more = engine.submit("last", [5, 6, 7], plain, listener=listen)
+        with pytest.raises(Exception, match="a bug in the verifier"):
+            bad.result(60)
+        for handle in (*others, more):
+            output = handle.result(60).outputs[0]
+            assert (output.token_ids, output.forwards) == (wanted.token_ids, wanted.forwards)
+        assert len(told) == 4
+        assert all(sorted(positions) == list(range(12)) for positions in told.values())  # no commit went untold
+    finally:
+        engine.shutdown()
+
+
+def test_suppressed_ends_come_last_also_when_sampling(engine_of: GetEngine) -> None:
+    """On a block-causal model the tempered distribution judges: suppression reaches it too."""
+    engine = engine_of("sdar")
+    asked: dict[str, object] = {"block_length": 4, "suppress_end": "confidence"}
+    everything = tuple(range(engine.card.vocab_size - 1))
+    params = greedy(4, algorithm="low_confidence_static", suppress_token_ids=everything[:256], **asked)
+    warm = SamplingParams(max_tokens=4, temperature=1.0, seed=1, ignore_eos=True, diffusion=params.diffusion)
+    events: list[StepEvent] = []
+    engine.submit("warm", [5, 6, 7, 8], warm, listener=events.append).result(60)
+    pairs = [p for e in events for p in zip(e.token_ids, e.confidences, strict=True)]
+    assert any(token < 256 for token, _ in pairs)  # else this shows nothing
+    assert all((confidence == 0) == (token < 256) for token, confidence in pairs)
+
+
+@pytest.mark.parametrize("algorithm", ["random", "origin", "sequential"])
+def test_suppression_by_confidence_is_refused_where_none_decides(engine_of: GetEngine, algorithm: str) -> None:
+    with pytest.raises(InvalidParameter, match="has no effect") as wrong:
+        engine_of("llada").submit("x", [5], greedy(4, algorithm=algorithm, suppress_end="confidence"))
+    assert wrong.value.param == "diffusion.suppress_end"
+
+
+def test_apd_takes_neither_a_draft_nor_holes(engine_of: GetEngine) -> None:
+    engine = engine_of("dream")
+    with pytest.raises(InvalidParameter) as wrong:
+        engine.submit("draft", [5], greedy(4, algorithm="apd", draft_token_ids=(7, 8)))
+    assert wrong.value.param == "diffusion.draft_token_ids"
+    with pytest.raises(InvalidParameter, match="fills no holes"):
+        engine.infill(["a", 2, "b"], greedy(1, algorithm="apd"))
