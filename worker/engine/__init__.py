@@ -4,7 +4,7 @@
     with VDiffEngine(VDiffConfig(model="vdiff/bundled/vdiff-tiny")) as engine:
         print(engine.generate({"messages": [{"role": "user", "content": "What is 17 + 25?"}]}).outputs[0].text)
 
-Read `engine.py` first (the loop), then `sampler.py` (a step), `scheduler.py` (who joins), `rules/` (what is committed).
+Read `engine.py` first (the loop), then `step.py` (one step), `passes.py` and `batch.py` (the forward), `sampler.py`, `scheduler.py`, `rules/`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """VDiffEngine: one model, one step loop, any number of requests that join and leave between steps.
 
-A thread makes all steps: schedule (`Scheduler`), one forward of everybody's passes, decode (`DiffusionSampler`,
-`APDDecoder`, `RenoiseDecoder`), then finish what ended. `submit`, `abort` and the rest may be called from any thread. An error
+A thread makes all steps: schedule (`Scheduler`), one forward of everybody's passes and what each decoder makes of it
+(`Stepper`), then tell listeners and finish what ended. `submit`, `abort` and the rest may be called from any thread. An error
 of one request ends that request alone; running out of memory halves the batch before anything is given up.
 """
 
@@ -17,26 +17,22 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, overload
 
-import torch
-from torch import Tensor
-
 from shared.algorithms import FULL, UNIFORM
-from shared.errors import EngineError, EngineShutDown, InvalidParameter, MissingParameter, OutOfMemory, VDiffError
+from shared.errors import EngineError, EngineShutDown, InvalidParameter, MissingParameter, VDiffError
 from shared.ids import new_id
 from shared.sampling_params import DiffusionParams, SamplingParams
 from worker.engine import passes
-from worker.engine.apd import APDDecoder
 from worker.engine.config import VDiffConfig
-from worker.engine.decoder import Commit, Decoder, Plan, error_of
-from worker.engine.likelihood import CHAIN_RULE, MONTE_CARLO, LikelihoodScorer, LogLikelihood, ScoreTask, task_of
+from worker.engine.decoder import Commit
+from worker.engine.likelihood import CHAIN_RULE, MONTE_CARLO, LogLikelihood, ScoreTask, task_of
 from worker.engine.loader import LoadedModel, load
 from worker.engine.memory import cache_capacity
-from worker.engine.outputs import CompletionOutput, InfillOutput, RequestMetrics, RequestOutput, StepEvent
-from worker.engine.renoise import RenoiseDecoder
-from worker.engine.request import Answer, EngineRequest, Listener, end_tokens
-from worker.engine.sampler import DiffusionSampler, DiffusionSamplerConfig
+from worker.engine.outputs import InfillOutput, RequestOutput
+from worker.engine.report import event_of, output_of
+from worker.engine.request import EngineRequest, Listener, end_tokens
 from worker.engine.scheduler import Decision, Scheduler
 from worker.engine.state import EngineState, EngineStats, HealthStatus
+from worker.engine.step import Stepper
 from worker.engine.stopping import advance
 
 log = logging.getLogger(__name__)
@@ -93,11 +89,6 @@ class VDiffEngine:
         loaded = loaded or load(config)
         self.card, self.tokenizer, self.model = loaded.card, loaded.tokenizer, loaded.model
         self.facts = loaded.facts
-        settings = DiffusionSamplerConfig(mask_id=self.card.mask_token_id)
-        self.sampler = DiffusionSampler(self.model, self.tokenizer, settings, facts=self.facts, card=self.card)
-        self.apd = APDDecoder(self.model, loaded.verifier, self.tokenizer, facts=self.facts, card=self.card)
-        self.scorer = LikelihoodScorer(self.facts)
-        self.renoise = RenoiseDecoder(self.model, self.tokenizer, card=self.card)
         self.stats = EngineStats()
         self.last_step_at = self._busy_since = time.monotonic()
         self._scheduler = Scheduler(
@@ -109,6 +100,8 @@ class VDiffEngine:
             divisible=passes.is_divisible,
             greedy=lambda answer: answer.request.score is not None,
         )
+        self._stepper = Stepper(loaded, self.stats, on_out_of_memory=self._scheduler.shrink)
+        self.sampler, self.apd, self.renoise = self._stepper.sampler, self._stepper.apd, self._stepper.renoise
         self._handles: dict[str, RequestHandle] = {}
         self._aborted: set[str] = set()
         self._changed = threading.Condition(threading.RLock())
@@ -434,7 +427,7 @@ class VDiffEngine:
         for answer, _ in decision.run:
             if answer.request.first_scheduled_time is None:
                 answer.request.first_scheduled_time = now
-        for commit in self._move(decision) + self._decode(decision.run):
+        for commit in self._stepper.move(decision) + self._stepper.decode(decision.run):
             request = commit.answer.request
             if request.request_id not in self._handles:
                 continue
@@ -447,103 +440,6 @@ class VDiffEngine:
         self.stats.sequence_steps += len(decision.run)
         self.stats.step_seconds += self.last_step_at - began
 
-    def _move(self, decision: Decision) -> list[Commit]:
-        """K/V to host memory and back, and new ones; what finds no memory even so fails."""
-        commits = []
-        for answer in decision.swap_out:
-            for cache in answer.caches:
-                cache.swap_out()
-        for answer in decision.swap_in:
-            try:
-                for cache in answer.caches:
-                    cache.swap_in()
-                while passes.capacity(answer) and len(answer.caches) < passes.twins(answer):
-                    answer.caches.append(self.model.new_cache(passes.capacity(answer)))
-            except (torch.OutOfMemoryError, MemoryError) as exc:
-                commits.append(Commit(answer, error=OutOfMemory(f"no memory for its K/V: {exc}")))
-        return commits
-
-    def _decode(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
-        """One step; on running out of memory, or whatever else, in halves, down to single answers."""
-        if not chosen:
-            return []
-        remembered = [dict(answer.memory) for answer, _ in chosen]
-        commits: list[Commit] = []
-        try:
-            self.stats.forwards += 1
-            with torch.inference_mode():
-                self._forward(chosen, commits)
-            return commits
-        except Exception as exc:
-            # Whatever one request provoked must not end the others: find it by halving. Who has committed already (another
-            # decoder of the same forward failed) has made this step, and keeps it.
-            done = {id(commit.answer) for commit in commits}
-            left = [(pair, memory) for pair, memory in zip(chosen, remembered, strict=True) if id(pair[0]) not in done]
-            for (answer, _), memory in left:
-                answer.memory = memory
-            chosen = [pair for pair, _ in left]
-            if isinstance(exc, torch.OutOfMemoryError | MemoryError):
-                self._scheduler.shrink(len(chosen))
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
-            if len(chosen) == 1 and not commits:
-                log.exception("a step failed", extra={"request_id": chosen[0][0].request.request_id})
-                return [Commit(chosen[0][0], error=error_of(exc))]
-        half = (len(chosen) + 1) // 2 if len(chosen) > 1 else 0
-        return commits + self._decode(chosen[:half]) + self._decode(chosen[half:])
-
-    def _forward(self, chosen: Sequence[tuple[Answer, int]], commits: list[Commit]) -> None:
-        """One forward of all; what each decoder makes of it is added to `commits` as soon as it is done."""
-        if self.card.regime == UNIFORM:
-            commits += self._renoise(chosen)
-            return
-        plans = [self._decoder(answer)[1].plan(answer, rows) for answer, rows in chosen]
-        parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
-        reads: dict[str, list[tuple[Plan, Any]]] = {}
-        for plan in plans:
-            if plan.prefill:
-                for _ in plan.passes:
-                    next(parts)
-                passes.after_prefill(plan.answer, plan.passes)
-                self.stats.prefill_forwards += 1
-                continue
-            plan.answer.request.prompt_done_time = plan.answer.request.prompt_done_time or time.time()
-            kind, decoder = self._decoder(plan.answer)
-            read = self._read(decoder, plan, [next(parts) for _ in plan.passes])
-            if isinstance(read, Commit):
-                commits.append(read)
-            else:
-                reads.setdefault(kind, []).append((plan, read))
-        for some in reads.values():
-            decoder = self._decoder(some[0][0].answer)[1]
-            commits += decoder.finish([plan for plan, _ in some], [read for _, read in some])
-
-    def _renoise(self, chosen: Sequence[tuple[Answer, int]]) -> list[Commit]:
-        answers = [answer for answer, _ in chosen]
-        before = sum(answer.prefill_forwards for answer in answers)
-        try:
-            return self.renoise.renoise_step(answers, [rows for _, rows in chosen])
-        finally:
-            self.stats.prefill_forwards += sum(answer.prefill_forwards for answer in answers) - before
-
-    def _decoder(self, answer: Answer) -> tuple[str, Decoder]:
-        """Who decodes an answer, and under what name its reads are gathered."""
-        if answer.request.score is not None:
-            return "score", self.scorer
-        if answer.params.diffusion.algorithm == "apd":
-            return "apd", self.apd
-        return "rules", self.sampler
-
-    @staticmethod
-    def _read(decoder: Decoder, plan: Plan, parts: list[Tensor]) -> Any:
-        """What the decoder makes of a plan's logits; its error is the answer's own, but for memory."""
-        try:
-            return decoder.read(plan, parts)
-        except (torch.OutOfMemoryError, MemoryError):
-            raise
-        except Exception as exc:
-            return Commit(plan.answer, error=error_of(exc))
-
     def _record(self, commit: Commit) -> None:
         answer, request = commit.answer, commit.answer.request
         if request.first_token_time is None and commit.positions:
@@ -551,100 +447,16 @@ class VDiffEngine:
         refreshes = answer.cache_refreshes
         delta = "" if request.score is not None else advance(answer, block_done=commit.block_done)
         if request.listener is not None:
-            self._tell(request.listener, commit, delta)
+            event = event_of(commit, delta, self.tokenizer)
+            try:
+                request.listener(event)
+            except Exception:  # somebody else's code: it must not end the step
+                log.exception("a listener failed", extra={"request_id": request.request_id})
         if answer.finish_reason is not None:
             self.stats.cache_refreshes += refreshes
             self._scheduler.finish(answer)
             if request.finished:
                 self._finish(request)
-
-    def _tell(self, listener: Listener, commit: Commit, delta: str) -> None:
-        answer = commit.answer
-        shown = answer.end if answer.end is not None else answer.limit
-        canvas = self._canvas_text(answer, commit) if answer.params.diffusion.visualize else None
-        event = StepEvent(
-            request_id=answer.request.request_id,
-            index=answer.index,
-            step=answer.steps,
-            forwards=answer.forwards,
-            positions=tuple(commit.positions),
-            token_ids=tuple(commit.token_ids),
-            confidences=tuple(commit.confidences),
-            text_delta=delta,
-            tokens_committed=answer.end if answer.end is not None else answer.committed,
-            tokens_total=shown,
-            canvas=canvas,
-            provisional=commit.provisional,
-            logprobs=tuple(commit.logprobs),
-        )
-        try:
-            listener(event)
-        except Exception:
-            log.exception("a listener failed", extra={"request_id": answer.request.request_id})
-
-    def _canvas_text(self, answer: Answer, commit: Commit) -> str:
-        """The whole current text; masks are shown as U+2591, one each."""
-        if answer.finish_reason is not None:
-            return answer.text.text
-        shown = dict(enumerate(answer.canvas[: min(answer.window.stop, answer.limit)]))
-        if commit.provisional is not None and self.card.regime == UNIFORM:
-            ids = zip(commit.provisional["positions"], commit.provisional["token_ids"], strict=True)
-            shown.update({p: token for p, token in ids if p in shown})
-        pieces, run = [], list[int]()
-        for token in [*shown.values(), answer.mask]:
-            if token == answer.mask:
-                pieces.append(self.tokenizer.decode(run))
-                pieces.append("\u2591")
-                run = []
-            else:
-                run.append(token)
-        return "".join(pieces[:-1])
-
-    def _output(self, request: EngineRequest) -> RequestOutput:
-        outputs = [self._completion(answer) for answer in request.sequences]
-        tokens, forwards = sum(len(o.token_ids) for o in outputs), sum(o.forwards for o in outputs)
-        drafted, accepted = sum(a.drafted for a in request.sequences), sum(a.accepted for a in request.sequences)
-        metrics = RequestMetrics(
-            arrival_time=request.arrival_time,
-            first_scheduled_time=request.first_scheduled_time,
-            first_token_time=request.first_token_time,
-            finished_time=time.time(),
-            prompt_tokens=len(request.prompt_token_ids),
-            generated_tokens=tokens,
-            forwards=forwards,
-            tokens_per_forward=tokens / forwards if forwards else 0.0,
-            prompt_done_time=request.prompt_done_time,
-            acceptance_rate=accepted / drafted if drafted else None,
-            cache_refreshes=sum(o.cache_refreshes for o in outputs),
-            prefill_forwards=sum(o.prefill_forwards for o in outputs),
-            verifier_seconds=sum(o.verifier_seconds for o in outputs),
-        )
-        ids = request.prompt_token_ids
-        return RequestOutput(
-            request.request_id, request.prompt, ids, outputs, not request.aborted, metrics, request.seed,
-            None if request.score is None or request.aborted else request.score.result(),
-        )  # fmt: skip
-
-    @staticmethod
-    def _completion(answer: Answer) -> CompletionOutput:
-        if answer.finish_reason is None:  # aborted
-            answer.text.update(answer.canvas[: answer.prefix], final=True)
-        end = answer.prefix if answer.end is None else answer.end
-        logprobs = None
-        if answer.params.logprobs is not None:
-            logprobs = [answer.logprobs[p] for p in range(end) if p in answer.logprobs]
-        return CompletionOutput(
-            answer.index,
-            answer.text.text,
-            answer.canvas[:end],
-            answer.finish_reason or "abort",
-            answer.forwards,
-            logprobs,
-            answer.accepted / answer.drafted if answer.drafted else None,
-            answer.cache_refreshes,
-            answer.prefill_forwards,
-            answer.verifier_seconds,
-        )
 
     def _take(self, request: EngineRequest) -> RequestHandle | None:
         for answer in request.sequences:
@@ -657,7 +469,7 @@ class VDiffEngine:
         return handle
 
     def _finish(self, request: EngineRequest) -> None:
-        output = self._output(request)
+        output = output_of(request)
         self.stats.tokens_generated += output.metrics.generated_tokens
         if request.aborted:
             self.stats.requests_aborted += 1
