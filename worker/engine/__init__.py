@@ -4,7 +4,8 @@
     with VDiffEngine(VDiffConfig(model="vdiff/bundled/vdiff-tiny")) as engine:
         print(engine.generate({"messages": [{"role": "user", "content": "What is 17 + 25?"}]}).outputs[0].text)
 
-Read `engine.py` first (the loop), then `step.py` (one step), `passes.py` and `batch.py` (the forward), `sampler.py`, `scheduler.py`, `rules/`.
+Read `engine.py` first (the loop), then `step.py` (one step), `passes.py` and `batch.py` (the forward), `sampler.py` (what is
+made of it), `scheduler.py` (who joins), `rules/` (what is committed).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from worker.engine.apd import APDConfig, APDDecoder
     from worker.engine.async_engine import AsyncVDiffEngine
     from worker.engine.config import ModelConfig, VDiffConfig
     from worker.engine.engine import RequestHandle, VDiffEngine
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from worker.engine.state import EngineState, EngineStats, HealthStatus
 
 _HOME = {
+    "APDConfig": "apd",
+    "APDDecoder": "apd",
     "AsyncVDiffEngine": "async_engine",
     "ModelConfig": "config",
     "VDiffConfig": "config",
@@ -41,7 +45,7 @@ _HOME = {
 }
 
 __all__ = [
-    "AsyncVDiffEngine", "CompletionOutput", "DiffusionParams", "DiffusionSampler", "DiffusionSamplerConfig", "EngineState",
+    "APDConfig", "APDDecoder", "AsyncVDiffEngine", "CompletionOutput", "DiffusionParams", "DiffusionSampler", "DiffusionSamplerConfig", "EngineState",
     "EngineStats", "HealthStatus", "ModelConfig", "RequestHandle", "RequestMetrics", "RequestOutput", "SamplingParams",
     "StepEvent", "VDiffConfig", "VDiffEngine",
 ]  # fmt: skip

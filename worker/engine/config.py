@@ -190,6 +190,31 @@ class RawConfig:
         return float(self.get("rope_theta", parameters.get("rope_theta", 10_000.0)))
 
 
+def llama_like(raw: RawConfig, family: str, **own: Any) -> ModelConfig:
+    """The facts of a config.json that names things as Llama's does; `own` is what the family adds or has otherwise."""
+    heads, width = raw.integer("num_attention_heads"), raw.integer("hidden_size")
+    facts: dict[str, Any] = {
+        "architecture": raw.architecture,
+        "family": family,
+        "width": width,
+        "layers": raw.integer("num_hidden_layers"),
+        "heads": heads,
+        "kv_heads": raw.integer("num_key_value_heads", heads),
+        "head_dim": raw.integer("head_dim", width // heads),
+        "vocab_size": raw.integer("vocab_size"),
+        "context_length": raw.integer("max_position_embeddings"),
+        "rope_theta": raw.rope_theta,
+        "norm_eps": float(raw.get("rms_norm_eps", 1e-6)),
+        "tied": bool(raw.get("tie_word_embeddings", False)),
+        "mask_token_id": raw.get("mask_token_id"),
+        "eos_token_ids": raw.eos,
+        "generation": raw.generation,
+    }
+    if "mlp_width" not in own:
+        facts["mlp_width"] = raw.integer("intermediate_size")
+    return ModelConfig(**{**facts, **own})
+
+
 def read_json(path: Path, *, missing_ok: bool = False) -> dict[str, Any]:
     """A JSON object from a file. Raises ModelLoadError."""
     if missing_ok and not path.is_file():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from shared.algorithms import BLOCK
-from worker.engine.config import ModelConfig, MoEConfig, RawConfig
+from worker.engine.config import ModelConfig, MoEConfig, RawConfig, llama_like
 from worker.engine.models.family import Family, LayerNames, Names, Source, sources
 
 NAMES = Names(
@@ -24,44 +24,30 @@ def config(path: Path) -> ModelConfig:
         hidden_act="silu", use_bias=False, use_qkv_bias=False, use_qk_norm=True, use_rmsnorm=True, norm_head=False,
         score_function="sigmoid", use_sliding_window=False,
     )  # fmt: skip
-    heads, width = raw.integer("num_attention_heads"), raw.integer("hidden_size")
-    head_dim = raw.integer("head_dim", width // heads)
+    head_dim = raw.integer("head_dim", raw.integer("hidden_size") // raw.integer("num_attention_heads"))
     expert_width = raw.integer("moe_intermediate_size")
-    return ModelConfig(
-        architecture=raw.architecture,
-        family="llada2_moe",
-        width=width,
-        layers=raw.integer("num_hidden_layers"),
-        heads=heads,
-        kv_heads=raw.integer("num_key_value_heads", heads),
-        head_dim=head_dim,
-        mlp_width=raw.integer("intermediate_size"),
-        vocab_size=raw.integer("vocab_size"),
-        context_length=raw.integer("max_position_embeddings"),
-        rope_theta=raw.rope_theta,
-        norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-        tied=bool(raw.get("tie_word_embeddings", False)),
+    moe = MoEConfig(
+        experts=raw.integer("num_experts"),
+        top_k=raw.integer("num_experts_per_tok"),
+        width=expert_width,
+        shared_width=expert_width * raw.integer("num_shared_experts", 0),
+        score="sigmoid",
+        normalize=bool(raw.get("norm_topk_prob", True)),
+        scale=float(raw.get("routed_scaling_factor", 1.0)),
+        groups=raw.integer("n_group", 1),
+        top_groups=raw.integer("topk_group", 1),
+        selection_bias=bool(raw.get("moe_router_enable_expert_bias", False)),
+        first_dense=raw.integer("first_k_dense_replace", 0),
+    )
+    return llama_like(
+        raw,
+        "llada2_moe",
         regime=BLOCK,
         rotary_dim=raw.integer("rotary_dim", int(head_dim * float(raw.get("partial_rotary_factor", 1.0)))),
         qk_norm=True,
         block_length=raw.integer("block_size", 32),
-        moe=MoEConfig(
-            experts=raw.integer("num_experts"),
-            top_k=raw.integer("num_experts_per_tok"),
-            width=expert_width,
-            shared_width=expert_width * raw.integer("num_shared_experts", 0),
-            score="sigmoid",
-            normalize=bool(raw.get("norm_topk_prob", True)),
-            scale=float(raw.get("routed_scaling_factor", 1.0)),
-            groups=raw.integer("n_group", 1),
-            top_groups=raw.integer("topk_group", 1),
-            selection_bias=bool(raw.get("moe_router_enable_expert_bias", False)),
-            first_dense=raw.integer("first_k_dense_replace", 0),
-        ),
-        mask_token_id=raw.get("mask_token_id"),
-        eos_token_ids=raw.eos,
+        moe=moe,
         defaults={"threshold": 0.95},
-        generation=raw.generation,
     )
 
 
