@@ -45,9 +45,9 @@ _HOME = {
 }
 
 __all__ = [
-    "APDConfig", "APDDecoder", "AsyncVDiffEngine", "CompletionOutput", "DiffusionParams", "DiffusionSampler", "DiffusionSamplerConfig", "EngineState",
-    "EngineStats", "HealthStatus", "ModelConfig", "RequestHandle", "RequestMetrics", "RequestOutput", "SamplingParams",
-    "StepEvent", "VDiffConfig", "VDiffEngine",
+    "APDConfig", "APDDecoder", "AsyncVDiffEngine", "CompletionOutput", "DiffusionParams", "DiffusionSampler",
+    "DiffusionSamplerConfig", "EngineState", "EngineStats", "HealthStatus", "ModelConfig", "RequestHandle",
+    "RequestMetrics", "RequestOutput", "SamplingParams", "StepEvent", "VDiffConfig", "VDiffEngine",
 ]  # fmt: skip
 
 
