@@ -58,10 +58,11 @@ class Sender:
         self._database = database
         self._settings = settings
         self._resolver = resolver
-        # The system's proxies are not asked: they would connect to an address that nobody checked.
+        # The system's proxies are not asked: they would connect to an address that nobody checked. No connection is kept: it
+        # would belong to the address, and the next receiver there might have another name, which no certificate has shown.
         self._client = httpx.Client(
             timeout=settings.webhook_timeout_seconds, follow_redirects=False, trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=settings.webhook_concurrency, keepalive_expiry=5),
+            limits=httpx.Limits(max_keepalive_connections=0),
         )  # fmt: skip
 
     def close(self) -> None:
