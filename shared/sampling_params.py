@@ -23,6 +23,7 @@ from shared.algorithms import (
     users_of,
 )
 from shared.errors import InvalidParameter, PromptTooLong, UnknownParameter
+from shared.logit_bias import Bias, logit_bias_of
 from shared.model_card import ModelCard
 
 DEFAULT_BLOCK_LENGTH = 32
@@ -35,7 +36,7 @@ MAX_LOGPROBS = 20
 
 GENERATION_FIELDS = (
     "n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "ignore_eos", "stop_token_ids", "logprobs",
-    "top_logprobs", "diffusion",
+    "top_logprobs", "logit_bias", "diffusion",
 )  # fmt: skip
 _APD = ("mixture_weight", "kv_window", "max_lookahead")  # also accepted inside `diffusion.apd`
 _COMMON = (
@@ -101,6 +102,7 @@ class SamplingParams:
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no log-probabilities
+    logit_bias: Bias = ()  # (token id, -100 to 100) each
     diffusion: DiffusionParams = field(default_factory=DiffusionParams)
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +118,7 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids"):
             if name in values:
                 values[name] = tuple(values[name])
+        values["logit_bias"] = tuple((token, number) for token, number in values.get("logit_bias", ()))
         return cls(**values, diffusion=DiffusionParams(**diffusion))
 
     def completed(self, card: ModelCard) -> SamplingParams:
@@ -130,7 +133,7 @@ class SamplingParams:
             raise InvalidParameter("max_tokens must be at least 1", param="max_tokens")
         _no_mask(self.stop_token_ids, card)
         diffusion = _diffusion(self.diffusion.fields(), card, self.max_tokens, defaults={}, lenient=True)
-        return replace(self, diffusion=diffusion)
+        return replace(self, logit_bias=logit_bias_of(self.logit_bias, card), diffusion=diffusion)
 
     def with_seed(self, seed: int) -> SamplingParams:
         return replace(self, seed=seed)
@@ -482,6 +485,8 @@ def resolve_params(
     if "stop_token_ids" in given:
         values["stop_token_ids"] = _token_ids(given["stop_token_ids"], "stop_token_ids", card.vocab_size)
         _no_mask(values["stop_token_ids"], card)
+    if "logit_bias" in given:
+        values["logit_bias"] = logit_bias_of(given["logit_bias"], card)
     diffusion = given.get("diffusion", {})
     if not isinstance(diffusion, Mapping):
         raise InvalidParameter("diffusion must be an object", param="diffusion")

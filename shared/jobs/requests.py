@@ -21,7 +21,7 @@ MAX_MESSAGES = 1000
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 # OpenAI's own fields and the values at which they change nothing; `user` and the like only label a request.
 _NO_OPS: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,), "frequency_penalty": (0,), "logit_bias": ({},), "best_of": (1,), "echo": (False,),
+    "presence_penalty": (0,), "frequency_penalty": (0,), "best_of": (1,), "echo": (False,),
     "suffix": ("",), "store": (False,), "tools": ([],), "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True, False), "modalities": (["text"],),
 }  # fmt: skip

@@ -26,6 +26,7 @@ from shared.sampling_params import DiffusionParams, SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
 from worker.engine.batch import Pass
+from worker.engine.bias import add_bias
 from worker.engine.config import ModelConfig
 from worker.engine.decoder import Commit, Model, Plan, error_of
 from worker.engine.outputs import TokenLogprob
@@ -105,6 +106,7 @@ class APDDecoder:
         """The draft that a forward's logits give."""
         logits, answer = parts[0], plan.answer
         params, diffusion = answer.params, answer.params.diffusion
+        add_bias(logits, params)
         if diffusion.suppress_token_ids:
             suppressed = torch.tensor(list(diffusion.suppress_token_ids), device=logits.device)
             logits.index_fill_(-1, suppressed, -torch.inf)
@@ -162,7 +164,10 @@ class APDDecoder:
         began = time.monotonic()
         parts = self.verifier.score([self._verifier_pass(plans[i].answer, tokens[i]) for i in asked])
         for i, part in zip(asked, parts, strict=True):
-            out[i] = self.verifier.fit(part, self.card.vocab_size)
+            # Both distributions get the bias, so that what is drafted and what is accepted follow the same wish.
+            scored = self.verifier.fit(part, self.card.vocab_size)
+            params = plans[i].answer.params
+            out[i] = add_bias(scored, params).log_softmax(-1) if params.logit_bias else scored
         seconds = time.monotonic() - began
         self.verifier_seconds += seconds
         for i in asked:

@@ -25,6 +25,7 @@ from shared.model_card import ModelCard
 from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
+from worker.engine.bias import add_bias
 from worker.engine.decoder import Commit, error_of
 from worker.engine.precision import wide
 from worker.engine.randomness import uniform
@@ -219,7 +220,8 @@ class RenoiseDecoder:
 
     def _read(self, answer: Answer, states: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
         """Entropy, likeliest token, its probability, drawn token and signal of some positions."""
-        log_p = self.model.logits(states).div_(temperature_of(answer.params, answer.block_step)).log_softmax(-1)
+        logits = add_bias(self.model.logits(states), answer.params)
+        log_p = logits.div_(temperature_of(answer.params, answer.block_step)).log_softmax(-1)
         p = log_p.exp()
         entropy = -(log_p * p).sum(-1)
         probability, likeliest = p.max(-1)

@@ -18,6 +18,7 @@ from shared.model_card import ModelCard
 from shared.sampling_params import DiffusionParams, SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
+from worker.engine.bias import add_bias
 from worker.engine.config import ModelConfig
 from worker.engine.decoder import Commit, Model, Plan, error_of, guided
 from worker.engine.outputs import TokenLogprob
@@ -149,6 +150,7 @@ class DiffusionSampler:
             logits: [n, vocab] float32 of the candidates; changed in place.
         """
         params, diffusion, rule = answer.params, answer.params.diffusion, RULES[_algorithm(answer)]
+        add_bias(logits, params)
         suppressed = torch.tensor(list(diffusion.suppress_token_ids or ()), dtype=torch.int64, device=logits.device)
         if diffusion.suppress_end == "logits":
             logits.index_fill_(-1, suppressed, -torch.inf)
