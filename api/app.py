@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 
 from api import dashboard, errors
 from api.auth import Authenticator
+from api.backpressure import WaitingRoom
 from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
@@ -69,6 +70,7 @@ def make_context(settings: Settings) -> Context:
         forecasts=Forecasts(database),
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
+        waiting_room=WaitingRoom(settings.max_waiting_requests),
     )
 
 

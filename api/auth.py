@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Row
 
-from api.dependencies import ContextDep
+from api.dependencies import Context, ContextDep
 from shared.db.session import AsyncDatabase
 from shared.errors import Forbidden, NotAuthenticated
 from shared.keys import repository, tokens
@@ -94,21 +94,49 @@ class Authenticator:
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def principal_of(request: Request, context: ContextDep, credentials: Credentials) -> Principal:
+async def caller_of(context: ContextDep, credentials: Credentials) -> Principal:
+    """The caller, whose request is not counted yet. Raises NotAuthenticated."""
+    return await context.auth.principal(None if credentials is None else credentials.credentials)
+
+
+CallerDep = Annotated[Principal, Depends(caller_of)]
+
+
+async def count_request(request: Request, context: Context, principal: Principal) -> None:
+    """Count this request, once however often it is asked for. Raises TooManyRequests."""
+    if not hasattr(request.state, "rate_headers"):
+        request.state.rate_headers = await context.limiter.hit(principal)
+
+
+def rate_line(principal: Principal) -> str:
+    """Who shares a limit of requests per minute."""
+    return f"requests {principal.key_id or principal.tenant}"
+
+
+async def principal_of(request: Request, context: ContextDep, principal: CallerDep) -> Principal:
     """The caller, within its requests per minute. Raises NotAuthenticated, TooManyRequests."""
-    principal = await context.auth.principal(None if credentials is None else credentials.credentials)
-    request.state.rate_headers = await context.limiter.hit(principal)
+    await count_request(request, context, principal)
     return principal
 
 
 PrincipalDep = Annotated[Principal, Depends(principal_of)]
 
 
-def requires(scope: Scope) -> Any:
-    """A dependency for a router: the caller has the scope. Raises Forbidden."""
+def requires(scope: Scope, *, counted: bool = True) -> Any:
+    """A dependency for a router: the caller has the scope. Raises Forbidden.
 
-    async def check(principal: PrincipalDep) -> None:
+    Args:
+        counted: False where the route counts its request itself, because it lets it wait.
+    """
+
+    def check(principal: Principal) -> None:
         if not principal.may(scope):
             raise Forbidden(f"this API key lacks the scope {scope.value!r}")
 
-    return Depends(check)
+    async def check_counted(principal: PrincipalDep) -> None:
+        check(principal)
+
+    async def check_caller(principal: CallerDep) -> None:
+        check(principal)
+
+    return Depends(check_counted if counted else check_caller)

@@ -24,6 +24,7 @@ from shared.strict_json import parse_json
 
 if TYPE_CHECKING:
     from api.auth import Authenticator
+    from api.backpressure import WaitingRoom
     from api.limits import RequestLimiter
 
 MAX_KEY_LENGTH = 255
@@ -47,6 +48,7 @@ class Context:
     caretaker: BatchCaretaker
     auth: Authenticator
     limiter: RequestLimiter
+    waiting_room: WaitingRoom
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 

@@ -1,6 +1,6 @@
 """Metrics, each declared once and set where the thing happens. Three kinds of place:
 
-    the API process        REQUESTS, LATENCY, ERRORS: what this process answered; shown by it alone
+    the API process        REQUESTS, LATENCY, ERRORS, REQUESTS_WAITING: what this process answers; shown by it alone
     a worker               everything in WORKER: carried to PostgreSQL by its heartbeat (`snapshot`), added up over all
                            workers that ever were, and shown by every API process alike (`merged`), with a label `model`
     PostgreSQL             queues, jobs, workers: read when /metrics is asked (api/routes/metrics.py)
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -28,6 +28,7 @@ LATENCY = Histogram(
     ["route"],
     buckets=SECONDS,
 )
+REQUESTS_WAITING = Gauge("vdiff_requests_waiting", "Sync requests that wait for room under a limit")
 ERRORS = Counter("vdiff_errors_total", "Error answers by code", ["code"])
 
 WORKER = CollectorRegistry()

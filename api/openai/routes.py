@@ -13,21 +13,23 @@ from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from sqlalchemy import Row
 from starlette.types import Receive, Scope, Send
 
-from api.auth import PrincipalDep, requires
+from api.auth import CallerDep, count_request, rate_line, requires
+from api.backpressure import ClientLeft, Visit, disconnected
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.errors import error_type, from_vdiff, problem
 from api.events import follow
+from api.openai.leaving import Stay, stay
 from api.openai.sse import ChunkStream, Diverged
 from shared.errors import Overloaded, WaitTimeout
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.responses import CHAT, COMPLETIONS
-from shared.jobs.service import Accepted, Prepared, Submission, is_over
+from shared.jobs.service import Prepared, Submission, is_over
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import urls
 from shared.keys.principal import Principal
 from shared.keys.principal import Scope as KeyScope
 
-router = APIRouter(tags=["openai"], dependencies=[requires(KeyScope.JOBS)])
+router = APIRouter(tags=["openai"], dependencies=[requires(KeyScope.JOBS, counted=False)])  # `serve` counts
 
 CLIENT_GONE = 499
 _STATUS = {"cancelled": 409, "expired": 409}  # of a job that ended otherwise; all else is 500
@@ -40,61 +42,57 @@ def _schema(required: str) -> dict[str, Any]:
 
 
 @router.post(CHAT, openapi_extra=_schema("messages"))
-async def chat_completions(request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> Response:
+async def chat_completions(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
     """OpenAI's chat completions; diffusion parameters ride in `diffusion`."""
     return await serve(request, body, context, principal, CHAT)
 
 
 @router.post(COMPLETIONS, openapi_extra=_schema("prompt"))
-async def completions(request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> Response:
+async def completions(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
     """OpenAI's completions; diffusion parameters ride in `diffusion`."""
     return await serve(request, body, context, principal, COMPLETIONS)
 
 
 async def serve(request: Request, body: Any, context: Context, principal: Principal, endpoint: str) -> Response:
-    """Accept the job, then wait for it or stream it."""
-    submission = Submission(
-        endpoint=endpoint,
-        body=body,
-        principal=principal,
-        deadlines=Deadlines(retain_for=context.settings.retain_seconds),
-        priority=Priority.INTERACTIVE,
-        idempotency_key=idempotency_key(request),
-        automatic_retry=is_automatic_retry(request),
-        streaming=True,
-    )
-    prepared = await context.jobs.prepare(submission)
-    context.waiter.register(prepared.id)
+    """Accept the job, then wait for it or stream it. Beyond a limit the request waits for its turn first."""
+    visit = Visit(request, context.stopping, longest=context.settings.sync_timeout_seconds)
+    room = context.waiting_room
     try:
-        accepted = await context.jobs.enqueue(prepared)
-        # Whoever gave a key may come back for the answer; without one nobody can.
-        mine = accepted.created and submission.idempotency_key is None
-        if prepared.request.stream:
-            return JobStream(context, prepared, accepted, cancel_when_left=mine)
-        return await answer(request, context, accepted, principal.tenant, cancel_when_left=mine)
-    finally:
-        context.waiter.forget(prepared.id)
+        await room.admit(rate_line(principal), visit, lambda: count_request(request, context, principal))
+        submission = Submission(
+            endpoint=endpoint,
+            body=body,
+            principal=principal,
+            deadlines=Deadlines(retain_for=context.settings.retain_seconds),
+            priority=Priority.INTERACTIVE,
+            idempotency_key=idempotency_key(request),
+            automatic_retry=is_automatic_retry(request),
+            streaming=True,
+        )
+        prepared = await context.jobs.prepare(submission)
+        context.waiter.register(prepared.id)
+        try:
+            line = f"queued {principal.tenant} {principal.key_id}"
+            accepted = await room.admit(line, visit, lambda: context.jobs.enqueue(prepared))
+            staying = stay(
+                request, context, job_id=accepted.id, tenant=principal.tenant, token=prepared.id,
+                created=accepted.created, keyed=submission.idempotency_key is not None,
+            )  # fmt: skip
+            await staying.begin()
+            if prepared.request.stream:
+                return JobStream(prepared, staying)
+            return await answer(request, context, staying, visit.remaining_seconds)
+        finally:
+            context.waiter.forget(prepared.id)
+    except ClientLeft:
+        return Response(status_code=CLIENT_GONE)
 
 
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-async def leave(context: Context, job_id: str, tenant: str) -> None:
-    """The client is gone: stop the job, unless somebody else here waits for it."""
-    if not context.waiter.waits(job_id):
-        await context.jobs.cancel(job_id, tenant)
-
-
-async def answer(
-    request: Request, context: Context, accepted: Accepted, tenant: str, *, cancel_when_left: bool
-) -> Response:
+async def answer(request: Request, context: Context, staying: Stay, seconds: float) -> Response:
     """The finished job's result or error; 504 with its URL when that takes too long."""
-    job_id = accepted.id
-    seconds = context.settings.sync_timeout_seconds
-    ended = asyncio.ensure_future(context.jobs.wait(job_id, seconds, tenant))
-    gone = asyncio.ensure_future(_disconnected(request))
+    job_id = staying.job_id
+    ended = asyncio.ensure_future(context.jobs.wait(job_id, seconds, staying.tenant))
+    gone = asyncio.ensure_future(disconnected(request))
     stopping = asyncio.ensure_future(context.stopping.wait())
     try:
         await asyncio.wait({ended, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -108,16 +106,16 @@ async def answer(
     if row is not None and is_over(row):
         return JSONResponse(row.result, headers=headers) if row.result else failure(request, row._mapping)
     if left:
-        if cancel_when_left:
-            context.spawn(leave(context, job_id, tenant))
+        staying.leave()
         return Response(status_code=CLIENT_GONE, headers=headers)
     where = {**headers, "Location": urls(job_id)["self"]}
     if row is None:
         refused = from_vdiff(request, Overloaded(f"the server is stopping; the job goes on at {urls(job_id)['self']}"))
         refused.headers.update(where)
         return refused
+    most = context.settings.sync_timeout_seconds
     late = from_vdiff(
-        request, WaitTimeout(f"not done after {seconds:g} s; the job goes on: GET {urls(job_id)['self']}?wait=60")
+        request, WaitTimeout(f"not done after {most:g} s; the job goes on: GET {urls(job_id)['self']}?wait=60")
     )
     late.headers.update({**where, **NO_RETRY})
     return late
@@ -146,21 +144,21 @@ def _data(value: Any) -> bytes:
 class JobStream(EventSourceResponse):
     """OpenAI's chunks, then `[DONE]`. A client that leaves early cancels the job, however early that is."""
 
-    def __init__(self, context: Context, prepared: Prepared, accepted: Accepted, *, cancel_when_left: bool) -> None:
-        self._context = context
-        self._job_id = accepted.id
-        self._tenant: str = prepared.values["tenant"]
-        self._cancel_when_left = cancel_when_left
+    def __init__(self, prepared: Prepared, staying: Stay) -> None:
+        self._context = staying.context
+        self._job_id = staying.job_id
+        self._tenant = staying.tenant
+        self._staying = staying
         self._over = False
-        headers = {"X-Job-Id": accepted.id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        headers = {"X-Job-Id": self._job_id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._chunks(prepared), headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
-            if not self._over and self._cancel_when_left and not self._context.stopping.is_set():
-                self._context.spawn(leave(self._context, self._job_id, self._tenant))
+            if not self._over and not self._context.stopping.is_set():
+                self._staying.leave()
 
     async def _chunks(self, prepared: Prepared) -> AsyncIterator[bytes]:
         first = await self._context.jobs.get(self._job_id, self._tenant)
