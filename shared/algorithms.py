@@ -12,6 +12,9 @@ from typing import Any
 FULL, BLOCK, UNIFORM = "full", "block_causal", "uniform"
 """Regimes: masked with full attention (LLaDA, Dream), masked block by block (SDAR, LLaDA2), uniform noise (DiffusionGemma)."""
 
+MONTE_CARLO, CHAIN_RULE = "monte_carlo", "chain_rule"
+"""Ways to say how likely a text is; see `worker.engine.likelihood`."""
+
 CACHES: dict[str, tuple[str, ...]] = {
     FULL: ("none", "prefix", "dual", "window"),
     BLOCK: ("exact", "none"),

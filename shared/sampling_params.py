@@ -110,11 +110,12 @@ class SamplingParams:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> SamplingParams:
+        """From `to_json`, or a job's `params`, which may hold a task beside (`shared.jobs.tasks`)."""
         diffusion = dict(data.get("diffusion") or {})
         for name in ("suppress_token_ids", "draft_token_ids"):
             if diffusion.get(name) is not None:
                 diffusion[name] = tuple(diffusion[name])
-        values = {k: v for k, v in data.items() if k != "diffusion"}
+        values = {k: v for k, v in data.items() if k not in ("diffusion", "task")}
         for name in ("stop", "stop_token_ids"):
             if name in values:
                 values[name] = tuple(values[name])

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any
 
 import redis
 import stamina
@@ -24,41 +24,18 @@ from shared.db.session import Database
 from shared.errors import EngineError, VDiffError
 from shared.events import Event
 from shared.jobs import repository
-from shared.jobs.responses import build_result
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams, shown_diffusion
-from shared.tokenizer import TokenizerWrapper
-from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent, TokenLogprob
+from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
 from worker.sweeper import push_again
+from worker.work import Engine, Handle, result_of, submit, writes_text
 
 _log = structlog.get_logger(__name__)
 
 TOKEN_TEXTS = 65_536  # texts of single tokens that are kept
 PRIORITY_RANKS = {"interactive": 0, "normal": 1, "bulk": 2}
-
-
-class Handle(Protocol):
-    def result(self, timeout: float | None = None) -> RequestOutput: ...
-    def abort(self) -> None: ...
-
-
-class Engine(Protocol):
-    """What the runner needs of `worker.engine.VDiffEngine`."""
-
-    @property
-    def tokenizer(self) -> TokenizerWrapper: ...
-
-    def submit(
-        self,
-        request_id: str,
-        prompt_token_ids: Sequence[int],
-        params: SamplingParams,
-        *,
-        priority: int = 0,
-        listener: Callable[[StepEvent], None] | None = None,
-    ) -> Handle: ...
 
 
 class Counters:
@@ -148,12 +125,8 @@ class Runner:
         error: VDiffError | None = None
         try:
             params = SamplingParams.from_json(job.params)
-            handle = self._engine.submit(
-                f"{job.id}/{job.attempt}",
-                job.prompt_token_ids,
-                params,
-                priority=PRIORITY_RANKS[job.priority],
-                listener=self._listener(held, params),
+            handle = submit(
+                self._engine, job, params, priority=PRIORITY_RANKS[job.priority], listener=self._listener(held, params)
             )
             held.attach(handle)
             output = self._result_in_time(handle, job, held)
@@ -217,7 +190,7 @@ class Runner:
         else:
             assert output is not None
             numbers = report(job, output, elapsed_ms)
-            result = storable(self._result(job, output, numbers))
+            result = storable(result_of(job, output, numbers, self._engine))
             statement = repository.finish(
                 job.id,
                 job.attempt,
@@ -234,7 +207,7 @@ class Runner:
         self._count(moved.status, output, elapsed_ms)
         algorithm = job.params["diffusion"]["algorithm"]
         RUN_SECONDS.labels(algorithm=algorithm).observe(elapsed_ms / 1000)
-        if output is not None and moved.status == JobStatus.SUCCEEDED:
+        if output is not None and moved.status == JobStatus.SUCCEEDED and writes_text(job):
             TOKENS_PER_FORWARD.labels(algorithm=algorithm).observe(output.metrics.tokens_per_forward)
         log.info("attempt_ended", now=moved.status, elapsed_ms=round(elapsed_ms, 1))
         if JobStatus(moved.status) in TERMINAL:
@@ -265,33 +238,6 @@ class Runner:
             self._counters.add(ends_fenced=1)
             log.warning("end_fenced")
         return row
-
-    def _result(self, job: Row[Any], output: RequestOutput, numbers: Mapping[str, Any]) -> dict[str, Any]:
-        return build_result(
-            endpoint=job.endpoint,
-            job_id=job.id,
-            model=job.model,
-            created=int(job.created_at.timestamp()),
-            choices=[
-                {
-                    "index": c.index,
-                    "text": c.text,
-                    "token_ids": list(c.token_ids),
-                    "finish_reason": c.finish_reason,
-                    "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, self._engine.tokenizer),
-                }
-                for c in output.outputs
-            ],
-            prompt_tokens=len(job.prompt_token_ids),
-            extras={
-                "job_id": job.id,
-                "forwards": numbers["diffusion"]["forwards"],
-                "tokens_per_forward": numbers["diffusion"]["tokens_per_forward"],
-                "attempts": job.attempt,
-                "timing": numbers["timing"],
-                "seed": output.seed,
-            },
-        )
 
     def _shown(self, provisional: Mapping[str, Any]) -> dict[str, Any]:
         """Tokens that a step proposes and has not committed, with their texts, named as the committed ones are."""
@@ -332,6 +278,8 @@ class Runner:
             if event.canvas is not None:
                 progress["canvas"] = event.canvas
             self._emit(Event(job_id, "progress", progress))
+            if not event.positions and event.provisional is None:
+                return  # a score, which denoises nothing
             self._emit(
                 Event(
                     job_id,
@@ -407,18 +355,6 @@ def _more(metrics: RequestMetrics) -> dict[str, Any]:
     if metrics.prefill_forwards:
         made["prefill_forwards"] = metrics.prefill_forwards
     return made
-
-
-def logprobs_of(tokens: Sequence[TokenLogprob], tokenizer: TokenizerWrapper) -> list[dict[str, Any]]:
-    """Log-probabilities with the tokens' text, as `shared.jobs.responses` takes them."""
-
-    def text(token_id: int) -> str:
-        return tokenizer.decode([token_id], skip_special_tokens=False)
-
-    return [
-        {"token": text(t.token_id), "logprob": t.logprob, "top": [[text(i), value] for i, value in t.top]}
-        for t in tokens
-    ]
 
 
 def storable(value: Any) -> Any:

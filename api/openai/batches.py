@@ -14,7 +14,7 @@ from api.openai.paging import no_nul, page_limit, page_object
 from shared.batches.service import NewBatch
 from shared.batches.views import item_object
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
-from shared.jobs.requests import metadata_of
+from shared.jobs.fields import metadata_of
 from shared.jobs.responses import ENDPOINTS
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Scope

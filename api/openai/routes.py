@@ -1,4 +1,5 @@
-"""`/v1/chat/completions` and `/v1/completions`: jobs that the request waits for, or streams."""
+"""`/v1/chat/completions` and `/v1/completions`, and beside them `/v1/infill` and `/v1/loglikelihood`: jobs that the request
+waits for; the first two also stream."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from api.openai.leaving import Stay, stay
 from api.openai.sse import ChunkStream, Diverged
 from shared.errors import Overloaded, WaitTimeout
 from shared.jobs.deadlines import Deadlines
-from shared.jobs.responses import CHAT, COMPLETIONS
+from shared.jobs.responses import CHAT, COMPLETIONS, INFILL, LOGLIKELIHOOD
 from shared.jobs.service import Prepared, Submission, is_over
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import urls
@@ -36,8 +37,8 @@ _STATUS = {"cancelled": 409, "expired": 409}  # of a job that ended otherwise; a
 NO_RETRY = {"x-should-retry": "false"}  # the job had its own attempts
 
 
-def _schema(required: str) -> dict[str, Any]:
-    shape = {"type": "object", "required": ["model", required], "properties": {"model": {"type": "string"}}}
+def _schema(*required: str) -> dict[str, Any]:
+    shape = {"type": "object", "required": ["model", *required], "properties": {"model": {"type": "string"}}}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": shape}}}}
 
 
@@ -51,6 +52,18 @@ async def chat_completions(request: Request, body: JsonBody, context: ContextDep
 async def completions(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
     """OpenAI's completions; diffusion parameters ride in `diffusion`."""
     return await serve(request, body, context, principal, COMPLETIONS)
+
+
+@router.post(INFILL, openapi_extra=_schema("parts"))
+async def infill(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
+    """A text with holes at any place, filled with all that stands around them in view."""
+    return await serve(request, body, context, principal, INFILL)
+
+
+@router.post(LOGLIKELIHOOD, openapi_extra=_schema())
+async def loglikelihood(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
+    """How likely a continuation is after a context, or many such pairs."""
+    return await serve(request, body, context, principal, LOGLIKELIHOOD)
 
 
 async def serve(request: Request, body: Any, context: Context, principal: Principal, endpoint: str) -> Response:

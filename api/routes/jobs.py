@@ -23,7 +23,7 @@ from api.events import job_events
 from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
 from shared.jobs import deadlines, estimate, queries
-from shared.jobs.requests import metadata_of
+from shared.jobs.fields import metadata_of
 from shared.jobs.responses import ENDPOINTS
 from shared.jobs.service import Prepared, Submission, is_over, refuse_purged
 from shared.jobs.status import JobStatus, Priority

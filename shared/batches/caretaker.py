@@ -33,8 +33,8 @@ from shared.files.service import OUTPUT_PURPOSE, FileNotFound, FileService, Uplo
 from shared.files.store import ContentMissing, StoreUnavailable
 from shared.ids import new_id
 from shared.jobs import lanes, queries
+from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
-from shared.jobs.requests import ParsedRequest, parse
 from shared.jobs.service import JobService, Prepared, Served, Submission
 from shared.jobs.status import JobStatus, Priority
 from shared.keys.principal import Principal
@@ -95,9 +95,7 @@ class LineChecker:
         await asyncio.to_thread(self._complete, parsed, checked)
         return checked
 
-    def _parse(
-        self, lines: Sequence[tuple[int, bytes | None]], checked: Checked
-    ) -> list[tuple[InputLine, ParsedRequest]]:
+    def _parse(self, lines: Sequence[tuple[int, bytes | None]], checked: Checked) -> list[tuple[InputLine, Request]]:
         parsed = []
         for number, raw in lines:
             try:
@@ -124,7 +122,7 @@ class LineChecker:
                 checked.errors.append(line_error(exc, number, inner=True))
         return parsed
 
-    def _complete(self, parsed: Sequence[tuple[InputLine, ParsedRequest]], checked: Checked) -> None:
+    def _complete(self, parsed: Sequence[tuple[InputLine, Request]], checked: Checked) -> None:
         if self._served is None:
             return
         for line, request in parsed:

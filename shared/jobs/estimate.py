@@ -17,6 +17,7 @@ from shared import serving
 from shared.db.session import AsyncDatabase, AsyncReadSession
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus, Priority
+from shared.jobs.tasks import ScoreTask, task_of
 from shared.sampling_params import SamplingParams
 
 OUTCOMES_MIN = 20  # fewer say nothing about a range
@@ -178,8 +179,13 @@ def run_seconds(forwards: int, workers: Sequence[Mapping[Any, Any]]) -> float | 
 
 async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], stale_seconds: float) -> dict[str, Any]:
     """What a job that was prepared would take."""
-    params = SamplingParams.from_json(values["params"])
+    params, task = SamplingParams.from_json(values["params"]), task_of(values["params"])
     fewest, most = forwards_of(params)
+    prompt = len(values["prompt_token_ids"])
+    if isinstance(task, ScoreTask):
+        fewest = most = task.forwards
+    elif task is not None:
+        prompt = values["tokens"] - params.max_tokens * params.n  # what is fixed behind the first hole counts as answer
     moments = [m for m in (values["start_by"], values["complete_by"]) if m is not None]
     deadline = min(moments, default=None)
     now = {**values, "queued_at": datetime.now(UTC), "deadline": deadline}
@@ -196,8 +202,8 @@ async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], st
         "endpoint": values["endpoint"],
         "model": values["model"],
         "tokens": {
-            "prompt": len(values["prompt_token_ids"]),
-            "max_completion": params.max_tokens * params.n,
+            "prompt": prompt,
+            "max_completion": values["tokens"] - prompt,
             "max_total": values["tokens"],
         },
         "forwards": {"min": fewest, "max": most},

@@ -1,5 +1,7 @@
 """The bodies of the generation endpoints, checked: what a job asks for, whoever accepts it. Pure; no FastAPI.
 
+`shared.jobs.bodies` has the one way in, for these and for the other endpoints.
+
 `parse` takes the body of an endpoint and gives prompt and generation fields; every field is known or refused by name.
 OpenAI fields that vdiff does not serve are accepted only at the value that changes nothing.
 """
@@ -11,22 +13,36 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
-from shared.jobs.responses import CHAT, COMPLETIONS, ENDPOINTS
+from shared.jobs.fields import LABELS, labels_of, model_of
+from shared.jobs.responses import CHAT, COMPLETIONS
+from shared.jobs.tasks import TASK, Task
 from shared.model_card import ModelCard
 from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
 from shared.tokenizer import TokenizerWrapper
 
 ROLES = ("system", "user", "assistant", "developer")
 MAX_MESSAGES = 1000
-MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 # OpenAI's own fields and the values at which they change nothing; `user` and the like only label a request.
-_NO_OPS: dict[str, tuple[Any, ...]] = {
+OPENAI_NO_OPS: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "best_of": (1,), "echo": (False,),
     "suffix": ("",), "store": (False,), "tools": ([],), "response_format": ({"type": "text"},),
     "parallel_tool_calls": (True, False), "modalities": (["text"],),
 }  # fmt: skip
-_LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 _STREAMING = ("stream", "stream_options")
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A request decided for its model: what is stored with the job."""
+
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    tokens: int  # of what goes in, and at most of what comes out
+    task: Task | None = None
+
+    def params_json(self) -> dict[str, Any]:
+        made = self.params.to_json()
+        return made if self.task is None else {**made, TASK: self.task.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +64,12 @@ class ParsedRequest:
     def characters(self) -> int:
         """Length of the prompt's text."""
         return len(self.prompt or "") + sum(len(m["content"]) for m in self.messages or ())
+
+    def resolve(self, card: ModelCard, tokenizer: TokenizerWrapper) -> Resolved:
+        """Tokens and parameters. Raises InvalidParameter, PromptTooLong."""
+        ids = self.tokens(tokenizer, card.vocab_size)
+        params = self.params(card, len(ids))
+        return Resolved(ids, params, len(ids) + params.max_tokens * params.n)
 
     def params(self, card: ModelCard, prompt_tokens: int) -> SamplingParams:
         """The parameters, complete and checked. Raises what `resolve_params` raises, with the client's own field names."""
@@ -73,21 +95,6 @@ class ParsedRequest:
         if not ids:
             raise InvalidParameter(f"{where} is empty", param=where)
         return ids
-
-
-def metadata_of(value: Any, param: str) -> dict[str, str]:
-    """Labels as OpenAI bounds them: at most 16 pairs of strings. Raises InvalidParameter."""
-    if not isinstance(value, dict):
-        raise InvalidParameter(f"{param} must be an object of strings", param=param)
-    if len(value) > MAX_METADATA:
-        raise InvalidParameter(f"{param} takes at most {MAX_METADATA} pairs", param=param)
-    for key, text in value.items():
-        if not 1 <= len(key) <= MAX_METADATA_KEY:
-            raise InvalidParameter(f"keys of {param} have 1 to {MAX_METADATA_KEY} characters", param=param)
-        if not isinstance(text, str) or len(text) > MAX_METADATA_VALUE:
-            message = f"{param}.{key} must be a string of at most {MAX_METADATA_VALUE} characters"
-            raise InvalidParameter(message, param=f"{param}.{key}")
-    return dict(value)
 
 
 def messages_of(value: Any) -> list[dict[str, str]]:
@@ -139,34 +146,36 @@ def prompt_of(value: Any, param: str = "prompt") -> tuple[str | None, list[int] 
     raise InvalidParameter(f"{param} must be a non-empty string or a non-empty list of token ids", param=param)
 
 
+def is_no_op(name: str, value: Any, **more: tuple[Any, ...]) -> bool:
+    """Whether the field changes nothing at this value; `more` are values of fields that no-ops elsewhere are not."""
+    values = more.get(name, OPENAI_NO_OPS.get(name, ()))
+    return any(value == v and type(value) in (type(v), int, float) for v in values)
+
+
 def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
-    """Check the shape of an endpoint's body.
+    """Check the shape of a body that asks for an answer; of the others, `shared.jobs.bodies.parse`.
 
     Args:
+        endpoint: `CHAT` or `COMPLETIONS`.
         streaming: whether `stream` may be asked for (not inside a job).
 
     Raises:
         InvalidParameter, UnknownParameter, MissingParameter: with the field's full name.
     """
-    if endpoint not in ENDPOINTS:
-        raise InvalidParameter(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
     if not isinstance(body, dict):
         raise InvalidParameter("body must be an object", param="body")
     body = {k: v for k, v in body.items() if v is not None}
     chat = endpoint == CHAT
     own = ("model", "messages", "max_completion_tokens") if chat else ("model", "prompt")
-    allowed = {*own, *GENERATION_FIELDS, *_LABELS, *_STREAMING}
+    allowed = {*own, *GENERATION_FIELDS, *LABELS, *_STREAMING}
     for name, value in body.items():
-        if name in _NO_OPS and any(value == v and type(value) in (type(v), int, float) for v in _NO_OPS[name]):
+        if is_no_op(name, value):
             continue
-        if name in _NO_OPS:
+        if name in OPENAI_NO_OPS:
             raise UnknownParameter(f"{name} is not served; leave it out", param=name)
         if name not in allowed:
             raise UnknownParameter(f"{name[:80]} is not a field of {endpoint}", param=name[:80])
-    if "model" not in body:
-        raise MissingParameter("model is required", param="model")
-    if not isinstance(body["model"], str) or not body["model"]:
-        raise InvalidParameter("model must be a non-empty string", param="model")
+    model = model_of(body)
     fields = {k: body[k] for k in GENERATION_FIELDS if k in body}
     renamed = {}
     if chat and "max_completion_tokens" in body:
@@ -174,9 +183,7 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
             raise InvalidParameter("give max_completion_tokens or max_tokens, not both", param="max_completion_tokens")
         fields["max_tokens"] = body["max_completion_tokens"]
         renamed["max_tokens"] = "max_completion_tokens"
-    for name in _LABELS:
-        if name != "metadata" and not isinstance(body.get(name, ""), str):
-            raise InvalidParameter(f"{name} must be a string", param=name)
+    labels = labels_of(body)
     stream, include_usage = _stream(body, streaming)
     prompt: str | None = None
     ids: list[int] | None = None
@@ -189,8 +196,7 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
         if "prompt" not in body:
             raise MissingParameter("prompt is required", param="prompt")
         prompt, ids = prompt_of(body["prompt"])
-    labels = metadata_of(body.get("metadata", {}), "metadata")
-    return ParsedRequest(endpoint, body["model"], prompt, ids, messages, fields, stream, include_usage, labels, renamed)
+    return ParsedRequest(endpoint, model, prompt, ids, messages, fields, stream, include_usage, labels, renamed)
 
 
 def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
@@ -212,4 +218,4 @@ def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
     return stream, include
 
 
-__all__ = ["CHAT", "COMPLETIONS", "ParsedRequest", "messages_of", "metadata_of", "parse", "prompt_of"]
+__all__ = ["CHAT", "COMPLETIONS", "ParsedRequest", "messages_of", "parse", "prompt_of"]

@@ -7,7 +7,10 @@ from typing import Any
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
-ENDPOINTS = (CHAT, COMPLETIONS)
+INFILL = "/v1/infill"
+LOGLIKELIHOOD = "/v1/loglikelihood"
+ENDPOINTS = (CHAT, COMPLETIONS, INFILL, LOGLIKELIHOOD)
+_ID_PREFIXES = {CHAT: "chatcmpl", COMPLETIONS: "cmpl", INFILL: "infill", LOGLIKELIHOOD: "ll"}
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
@@ -20,7 +23,7 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 def response_id(endpoint: str, job_id: str) -> str:
     """OpenAI's form of an id, made from the job's."""
-    return f"{'chatcmpl' if endpoint == CHAT else 'cmpl'}-{job_id.removeprefix('job_')}"
+    return f"{_ID_PREFIXES[endpoint]}-{job_id.removeprefix('job_')}"
 
 
 def chat_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -36,8 +39,18 @@ def chat_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
+def _by_text(top: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:
+    """By text; of several tokens that read the same, the likeliest, which comes first."""
+    if top is None:
+        return None
+    made: dict[str, float] = {}
+    for text, value in top:
+        made.setdefault(text, value)
+    return made
+
+
 def completion_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Completions' shape; `text_offset` counts characters of the answer."""
+    """Completions' shape; `text_offset` counts characters of the answer. A `top` of None is a token without any."""
     offsets, at = [], 0
     for token in tokens:
         offsets.append(at)
@@ -45,7 +58,7 @@ def completion_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "tokens": [t["token"] for t in tokens],
         "token_logprobs": [t["logprob"] for t in tokens],
-        "top_logprobs": [dict(t.get("top", ())) for t in tokens],
+        "top_logprobs": [_by_text(t.get("top", ())) for t in tokens],
         "text_offset": offsets,
     }
 
@@ -63,7 +76,7 @@ def build_result(
     """The response object.
 
     Args:
-        endpoint: one of `ENDPOINTS`.
+        endpoint: `CHAT` or `COMPLETIONS`.
         created: Unix seconds.
         choices: {index, text, token_ids, finish_reason, logprobs?} each; token_ids are counted for `usage` (real tokens,
             up to the end token). logprobs: {token, logprob, top: [[token, logprob], ...]} of each token, when asked for.

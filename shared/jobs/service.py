@@ -15,7 +15,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,8 +29,8 @@ from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter,
 from shared.events import DoneWaiter, publish_cancel, publish_done
 from shared.ids import is_id, new_id
 from shared.jobs import lanes, queries, repository
+from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
-from shared.jobs.requests import ParsedRequest, parse
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.keys.principal import Limits, Principal
 from shared.queue.window import PushWindow
@@ -72,7 +72,7 @@ class Prepared:
     """A checked job with its id, not yet stored."""
 
     id: str
-    request: ParsedRequest
+    request: Request
     values: dict[str, Any]
     automatic_retry: bool
     limits: Limits
@@ -127,13 +127,13 @@ class JobService:
             raise InvalidParameter(f"{model.name} serves {', '.join(endpoints)} only", param="endpoint")
         return model, await self._models.tokenizer(model)
 
-    def complete(self, submission: Submission, request: ParsedRequest, served: Served) -> Prepared:
+    def complete(self, submission: Submission, request: Request, served: Served) -> Prepared:
         """What `prepare` does once the model is known; for any thread."""
         model, tokenizer = served
-        ids = request.tokens(tokenizer, model.card.vocab_size)
-        params = request.params(model.card, len(ids))
-        if params.seed is None:
-            params = params.with_seed(secrets.randbits(_SEED_BITS))  # a second attempt must give the same answer
+        resolved = request.resolve(model.card, tokenizer)
+        if resolved.params.seed is None:
+            # A second attempt must give the same answer.
+            resolved = replace(resolved, params=resolved.params.with_seed(secrets.randbits(_SEED_BITS)))
         values = {
             "id": new_id("job"),
             "tenant": submission.principal.tenant,
@@ -145,9 +145,9 @@ class JobService:
             "idempotency_key": submission.idempotency_key,
             "request_hash": _hash(submission),
             "body": submission.body,
-            "params": params.to_json(),
-            "prompt_token_ids": ids,
-            "tokens": len(ids) + params.max_tokens * params.n,
+            "params": resolved.params_json(),
+            "prompt_token_ids": resolved.prompt_token_ids,
+            "tokens": resolved.tokens,
             "max_attempts": self._settings.max_attempts,
             **submission.deadlines.columns(),
             "webhook": None,

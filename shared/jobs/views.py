@@ -53,6 +53,8 @@ def replay_object(row: Mapping[Any, Any], original: Mapping[str, Any] | None) ->
 
 
 def _texts(result: Mapping[str, Any]) -> list[str]:
+    if "data" in result:  # scores: the last bits depend on who else was in the batch
+        return [f"{score['loglikelihood']:.4f}" for score in result["data"]]
     return [c["message"]["content"] if "message" in c else c.get("text", "") for c in result.get("choices", ())]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
-from shared.jobs.requests import metadata_of
+from shared.jobs.fields import metadata_of
 from shared.webhooks.events import DEFAULT_TYPES, event_types
 from shared.webhooks.targets import parse_target
 

@@ -17,14 +17,14 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, overload
 
-from shared.algorithms import FULL, UNIFORM
+from shared.algorithms import CHAIN_RULE, FULL, MONTE_CARLO, UNIFORM
 from shared.errors import EngineError, EngineShutDown, InvalidParameter, MissingParameter, VDiffError
 from shared.ids import new_id
 from shared.sampling_params import DiffusionParams, SamplingParams
 from worker.engine import passes
 from worker.engine.config import VDiffConfig
 from worker.engine.decoder import Commit
-from worker.engine.likelihood import CHAIN_RULE, MONTE_CARLO, LogLikelihood, ScoreTask, task_of
+from worker.engine.likelihood import LogLikelihood, ScoreTask, task_of
 from worker.engine.loader import LoadedModel, load
 from worker.engine.memory import cache_capacity
 from worker.engine.outputs import InfillOutput, RequestOutput
@@ -235,13 +235,16 @@ class VDiffEngine:
         mc_num: int = 128,
         seed: int = 0,
         cfg_scale: float = 0.0,
+        top: int = 0,
         priority: int = 0,
+        listener: Listener | None = None,
         task: ScoreTask | None = None,
     ) -> RequestHandle:
         """Queue a score; the result is in `RequestOutput.likelihood`.
 
         Args:
             method: `monte_carlo` (LLaDA's estimate) or `chain_rule`; None: the first where attention is full.
+            top: with `chain_rule`, how many of the likeliest tokens are told of each place.
             task: given draws instead of random ones (tests).
 
         Raises:
@@ -254,8 +257,8 @@ class VDiffEngine:
         ids = self._checked_ids(context, params, None)
         self._checked_ids(target or [0], SamplingParams(max_tokens=1), None)
         method = method or (MONTE_CARLO if self.card.regime == FULL else CHAIN_RULE)
-        task = task or task_of(target, method, mc_num, seed, self.card.regime)
-        return self._enqueue(request_id, ids, params, priority=priority, seed=seed, score=task)
+        task = task or task_of(target, method, mc_num, seed, self.card.regime, top)
+        return self._enqueue(request_id, ids, params, priority=priority, seed=seed, score=task, listener=listener)
 
     def loglikelihood(self, context: Sequence[int], target: Sequence[int], **options: Any) -> LogLikelihood:
         """How likely `target` is after `context` (token ids); waits. Options as `submit_score` has them."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.algorithms import BLOCK
+from shared.algorithms import BLOCK, CHAIN_RULE, MONTE_CARLO
 from shared.errors import InvalidParameter, NotFinite
 from worker.engine.batch import Pass
 from worker.engine.config import ModelConfig
@@ -26,7 +26,7 @@ from worker.engine.decoder import Commit, Plan, guided
 from worker.engine.passes import twins
 from worker.engine.request import Answer
 
-MONTE_CARLO, CHAIN_RULE = "monte_carlo", "chain_rule"
+Read = tuple[float, bool, tuple[tuple[int, float], ...]]
 WANTED_ROWS = 512  # rows of logits that one step of one score may hold
 
 
@@ -47,6 +47,7 @@ class LogLikelihood:
     standard_error: float  # 0 for the chain rule
     forwards: int
     token_logprobs: list[float] | None = None  # chain rule: one for each token of the answer
+    tops: list[tuple[tuple[int, float], ...]] | None = None  # chain rule, when asked for: the likeliest, best first
     greedy: bool | None = None  # chain rule: whether each token is the likeliest in its place
 
 
@@ -57,14 +58,17 @@ class ScoreTask:
     draws: list[Draw]
     target: list[int]
     method: str
+    top: int = 0  # chain rule: alternatives of each token that are reported
     next: int = 0
     values: list[float] = field(default_factory=list)  # of each draw, its weighted log-probability
+    tops: list[tuple[tuple[int, float], ...]] = field(default_factory=list)
     greedy: bool = True
 
     def result(self) -> LogLikelihood:
         n = len(self.values)
         if self.method == CHAIN_RULE:
-            return LogLikelihood(math.fsum(self.values), 0.0, n, list(self.values), self.greedy)
+            tops = list(self.tops) if self.top else None
+            return LogLikelihood(math.fsum(self.values), 0.0, n, list(self.values), tops, self.greedy)
         mean = math.fsum(self.values) / n
         spread = math.fsum((v - mean) ** 2 for v in self.values) / (n - 1) if n > 1 else math.inf
         return LogLikelihood(mean, math.sqrt(spread / n), n)
@@ -86,12 +90,14 @@ def chain_draws(length: int) -> list[Draw]:
     return [Draw(tuple(range(i, length)), (i,), 1.0) for i in range(length)]
 
 
-def task_of(target: Sequence[int], method: str, mc_num: int, seed: int, regime: str) -> ScoreTask:
+def task_of(target: Sequence[int], method: str, mc_num: int, seed: int, regime: str, top: int = 0) -> ScoreTask:
     """Raises InvalidParameter."""
     if not target:
         raise InvalidParameter("the answer is empty", param="target")
     if method == CHAIN_RULE:
-        return ScoreTask(chain_draws(len(target)), list(target), method)
+        return ScoreTask(chain_draws(len(target)), list(target), method, top)
+    if top:
+        raise InvalidParameter(f"top needs {CHAIN_RULE}", param="top")
     if method != MONTE_CARLO:
         raise InvalidParameter(f"method must be {MONTE_CARLO} or {CHAIN_RULE}", param="method")
     if regime == BLOCK:
@@ -100,6 +106,13 @@ def task_of(target: Sequence[int], method: str, mc_num: int, seed: int, regime: 
     if mc_num < 1:
         raise InvalidParameter("mc_num must be at least 1", param="mc_num")
     return ScoreTask(monte_carlo_draws(len(target), mc_num, random.Random(seed)), list(target), method)
+
+
+def _top(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
+    if not count:
+        return ()
+    best = logprobs.topk(min(count, len(logprobs)))
+    return tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
 
 
 class LikelihoodScorer:
@@ -143,31 +156,34 @@ class LikelihoodScorer:
                 made.append(Pass(tokens, rows))
         return made
 
-    def read(self, plan: Plan, parts: Sequence[Tensor]) -> list[tuple[float, bool]]:
-        """The weighted log-probability of each draw, and whether its tokens are the likeliest."""
+    def read(self, plan: Plan, parts: Sequence[Tensor]) -> list[Read]:
+        """The weighted log-probability of each draw, whether its tokens are the likeliest, and the likeliest of the last."""
         answer = plan.answer
         task: ScoreTask = answer.request.score
         each = twins(answer)
-        sums, likeliest = [], []
+        sums, likeliest, tops = [], [], []
         for i, index in enumerate(plan.wanted):
             draw = task.draws[index]
             logits = guided(parts[i * each : (i + 1) * each], answer.params.diffusion.cfg_scale)
             target = torch.tensor([task.target[p] for p in draw.scored], device=logits.device)
-            sums.append(logits.log_softmax(-1).gather(-1, target[:, None]).sum() * draw.weight)
+            logprobs = logits.log_softmax(-1)
+            sums.append(logprobs.gather(-1, target[:, None]).sum() * draw.weight)
             likeliest.append((logits.argmax(-1) == target).all())
-        return list(zip(torch.stack(sums).tolist(), torch.stack(likeliest).tolist(), strict=True))
+            tops.append(_top(logprobs[-1], task.top))
+        return list(zip(torch.stack(sums).tolist(), torch.stack(likeliest).tolist(), tops, strict=True))
 
     def finish(self, plans: Sequence[Plan], reads: Sequence[Any]) -> list[Commit]:
         commits = []
         for plan, read in zip(plans, reads, strict=True):
             task: ScoreTask = plan.answer.request.score
             plan.answer.forwards += len(plan.wanted)
-            if not all(math.isfinite(value) for value, _ in read):
+            if not all(math.isfinite(value) for value, _, _ in read):
                 error = NotFinite("the model produced NaN or infinite logits for this request")
                 commits.append(Commit(plan.answer, error=error))
                 continue
-            task.values += [value for value, _ in read]
-            task.greedy = task.greedy and all(greedy for _, greedy in read)
+            task.values += [value for value, _, _ in read]
+            task.greedy = task.greedy and all(greedy for _, greedy, _ in read)
+            task.tops += [top for _, _, top in read]
             task.next += len(plan.wanted)
             if task.next == len(task.draws):
                 plan.answer.finish_reason, plan.answer.end = "score", 0

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter, VDiffError
-from shared.jobs.requests import CHAT, COMPLETIONS, ParsedRequest, parse
+from shared.jobs.bodies import Request, parse
+from shared.jobs.responses import CHAT, COMPLETIONS
 from shared.model_card import ModelCard
 from shared.sampling_params import GENERATION_FIELDS
 from shared.tokenizer import TokenizerWrapper
@@ -16,11 +17,11 @@ from vdiff import bundled
 USER = [{"role": "user", "content": "hi"}]
 
 
-def chat(streaming: bool = True, **more: Any) -> ParsedRequest:
+def chat(streaming: bool = True, **more: Any) -> Request:
     return parse(CHAT, {"model": "m", "messages": USER, **more}, streaming=streaming)
 
 
-def completion(streaming: bool = True, **more: Any) -> ParsedRequest:
+def completion(streaming: bool = True, **more: Any) -> Request:
     return parse(COMPLETIONS, {"model": "m", "prompt": "x", **more}, streaming=streaming)
 
 

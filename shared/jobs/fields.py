@@ -1,0 +1,55 @@
+"""What the bodies of all endpoints share: an object, known fields, a model, labels. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
+
+LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
+MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
+
+
+def opened(endpoint: str, body: Any, allowed: Collection[str]) -> dict[str, Any]:
+    """The body's fields that are not null; labels are allowed everywhere. Raises InvalidParameter, UnknownParameter."""
+    if not isinstance(body, dict):
+        raise InvalidParameter("body must be an object", param="body")
+    given = {k: v for k, v in body.items() if v is not None}
+    for name in given:
+        if name not in allowed and name not in LABELS:
+            known = ", ".join(sorted(allowed))
+            raise UnknownParameter(f"{name[:80]} is not a field of {endpoint}; known: {known}", param=name[:80])
+    return given
+
+
+def model_of(body: dict[str, Any]) -> str:
+    """Raises MissingParameter, InvalidParameter."""
+    if "model" not in body:
+        raise MissingParameter("model is required", param="model")
+    if not isinstance(body["model"], str) or not body["model"]:
+        raise InvalidParameter("model must be a non-empty string", param="model")
+    return str(body["model"])
+
+
+def labels_of(body: dict[str, Any]) -> dict[str, str]:
+    """The metadata, all labels being checked. Raises InvalidParameter."""
+    for name in LABELS:
+        if name != "metadata" and not isinstance(body.get(name, ""), str):
+            raise InvalidParameter(f"{name} must be a string", param=name)
+    return metadata_of(body.get("metadata", {}), "metadata")
+
+
+def metadata_of(value: Any, param: str) -> dict[str, str]:
+    """Labels as OpenAI bounds them: at most 16 pairs of strings. Raises InvalidParameter."""
+    if not isinstance(value, dict):
+        raise InvalidParameter(f"{param} must be an object of strings", param=param)
+    if len(value) > MAX_METADATA:
+        raise InvalidParameter(f"{param} takes at most {MAX_METADATA} pairs", param=param)
+    for key, text in value.items():
+        if not 1 <= len(key) <= MAX_METADATA_KEY:
+            raise InvalidParameter(f"keys of {param} have 1 to {MAX_METADATA_KEY} characters", param=param)
+        if not isinstance(text, str) or len(text) > MAX_METADATA_VALUE:
+            message = f"{param}.{key} must be a string of at most {MAX_METADATA_VALUE} characters"
+            raise InvalidParameter(message, param=f"{param}.{key}")
+    return dict(value)

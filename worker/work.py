@@ -1,0 +1,182 @@
+"""What a claimed job asks of the engine, by its task: an answer, holes filled, texts scored; and the result made of it.
+
+`submit` hands it over and gives one handle, `result_of` builds the endpoint's own response object. `worker.runner` does the
+rest, which is the same for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from shared.jobs import echo, infill, scoring
+from shared.jobs.responses import build_result
+from shared.jobs.tasks import InfillTask, ScoreTask, task_of
+from shared.model_card import ModelCard
+from shared.sampling_params import SamplingParams
+from shared.tokenizer import TokenizerWrapper
+from worker.engine.outputs import RequestOutput, StepEvent, TokenLogprob
+from worker.scores import Scores, ScoresOutput
+
+Listener = Callable[[StepEvent], None]
+
+
+class Handle(Protocol):
+    def result(self, timeout: float | None = None) -> RequestOutput: ...
+    def abort(self) -> None: ...
+
+
+class Engine(Protocol):
+    """What jobs need of `worker.engine.VDiffEngine`."""
+
+    @property
+    def card(self) -> ModelCard: ...
+    @property
+    def tokenizer(self) -> TokenizerWrapper: ...
+
+    def submit(
+        self,
+        request_id: str,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        listener: Listener | None = None,
+        canvas: Sequence[int] | None = None,
+    ) -> Handle: ...
+
+    def submit_score(
+        self,
+        request_id: str,
+        context: Sequence[int],
+        target: Sequence[int],
+        *,
+        method: str | None = None,
+        mc_num: int = 128,
+        seed: int = 0,
+        cfg_scale: float = 0.0,
+        top: int = 0,
+        priority: int = 0,
+        listener: Listener | None = None,
+    ) -> Handle: ...
+
+
+def submit(engine: Engine, job: Any, params: SamplingParams, *, priority: int, listener: Listener) -> Handle:
+    """Hand the job to the engine. Raises what the engine raises."""
+    request_id, ids, task = f"{job.id}/{job.attempt}", list(job.prompt_token_ids), task_of(job.params)
+    if isinstance(task, ScoreTask):
+        return Scores(engine, request_id, ids, params, task, priority=priority, listener=listener)
+    if isinstance(task, InfillTask):
+        begin = task.holes()[0][0]
+        return engine.submit(request_id, ids[:begin], params, priority=priority, listener=listener, canvas=ids[begin:])
+    return engine.submit(request_id, ids, params, priority=priority, listener=listener)
+
+
+def writes_text(job: Any) -> bool:
+    """Whether the job generates tokens, rather than score some."""
+    return not isinstance(task_of(job.params), ScoreTask)
+
+
+def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
+    """The response object of the job's endpoint.
+
+    Args:
+        numbers: `timing` and `diffusion` as `worker.runner.report` gives them.
+    """
+    task = task_of(job.params)
+    common = {"job_id": job.id, "model": job.model, "created": int(job.created_at.timestamp())}
+    extras = {
+        "job_id": job.id,
+        "forwards": numbers["diffusion"]["forwards"],
+        "tokens_per_forward": numbers["diffusion"]["tokens_per_forward"],
+        "attempts": job.attempt,
+        "timing": numbers["timing"],
+        "seed": output.seed,
+    }
+    if isinstance(task, ScoreTask):
+        assert isinstance(output, ScoresOutput)
+        del extras["tokens_per_forward"]  # none are written
+        if task.echo:
+            return _echo_result(job, task, output, common, extras, engine.tokenizer)
+        return _score_result(task, output, common, extras)
+    if isinstance(task, InfillTask):
+        ids, ends = list(job.prompt_token_ids), engine.card.end_token_ids
+        choices = [infill.filled(task, ids, c.token_ids, ends, engine.tokenizer) for c in output.outputs]
+        holes = sum(end - begin for begin, end in task.holes())
+        return infill.build_result(**common, choices=choices, prompt_tokens=len(ids) - holes, extras=extras)
+    return build_result(
+        **common,
+        endpoint=job.endpoint,
+        choices=[
+            {
+                "index": c.index,
+                "text": c.text,
+                "token_ids": list(c.token_ids),
+                "finish_reason": c.finish_reason,
+                "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, engine.tokenizer),
+            }
+            for c in output.outputs
+        ],
+        prompt_tokens=len(job.prompt_token_ids),
+        extras=extras,
+    )
+
+
+def _score_result(
+    task: ScoreTask, output: ScoresOutput, common: Mapping[str, Any], extras: Mapping[str, Any]
+) -> dict[str, Any]:
+    scores = []
+    for scored in output.scores:
+        assert scored is not None
+        scores.append(scoring.Score(scored.value, scored.standard_error, scored.token_logprobs, scored.greedy))
+    return scoring.build_result(**common, task=task, scores=scores, extras=extras)
+
+
+def _echo_result(
+    job: Any, task: ScoreTask, output: ScoresOutput, common: Mapping[str, Any], extras: Mapping[str, Any],
+    tokenizer: TokenizerWrapper,
+) -> dict[str, Any]:  # fmt: skip
+    ends = output.end_token_ids
+    choices, completion_tokens = [], 0
+    pieces = task.pieces(list(job.prompt_token_ids))
+    for (context, target), scored, written in zip(pieces, output.scores, output.generated, strict=True):
+        tokens = [TokenLogprob(token, 0.0) for token in context]  # the first has no log-probability: null below
+        if scored is not None:
+            values, tops = scored.token_logprobs or [], scored.tops or [()] * len(target)
+            tokens += [TokenLogprob(*one) for one in zip(target, values, tops, strict=True)]
+        finish_reason = "length"
+        if written is not None:
+            tokens += written.logprobs or []
+            ended = written.token_ids[0] in ends
+            finish_reason = "stop" if ended else "length"
+            completion_tokens += 0 if ended else 1
+        told = logprobs_of(tokens, tokenizer, chosen=True)
+        told[0] = {"token": told[0]["token"], "logprob": None, "top": None}
+        text = tokenizer.decode([*context, *target], skip_special_tokens=False) + (written.text if written else "")
+        choices.append({"text": text, "finish_reason": finish_reason, "logprobs": told})
+    return echo.build_result(
+        **common,
+        choices=choices,
+        prompt_tokens=len(job.prompt_token_ids),
+        completion_tokens=completion_tokens,
+        extras=extras,
+    )
+
+
+def logprobs_of(
+    tokens: Sequence[TokenLogprob], tokenizer: TokenizerWrapper, *, chosen: bool = False
+) -> list[dict[str, Any]]:
+    """Log-probabilities with the tokens' text, as `shared.jobs.responses` takes them.
+
+    Args:
+        chosen: whether the token itself stands among the likeliest too, where it is none of them.
+    """
+
+    def text(token_id: int) -> str:
+        return tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def top(t: TokenLogprob) -> list[list[Any]]:
+        own = [] if not chosen or any(i == t.token_id for i, _ in t.top) else [(t.token_id, t.logprob)]
+        return [[text(i), value] for i, value in (*t.top, *own)]
+
+    return [{"token": text(t.token_id), "logprob": t.logprob, "top": top(t)} for t in tokens]
