@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup up check test test-unit test-integration test-browser bench migrate lock docs
+.PHONY: help setup up check test test-unit test-integration test-browser fuzz bench migrate lock docs
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ test-integration: setup ## tests against a real PostgreSQL, a real Redis and rea
 
 test-browser: setup ## the dashboard in a real Chromium (CHROMIUM, or one on PATH), accessibility included
 	$(BIN)/pytest tests/browser $(ARGS)
+
+fuzz: setup ## random requests against the engine for minutes (ARGS="--minutes 10 --seed 7")
+	$(BIN)/python -m tests.unit.engine.fuzz $(ARGS)
 
 bench: setup ## the benchmarks, minutes (one of them: ARGS="queue --repeats 3")
 	$(BIN)/python benchmarks/run_benchmark.py $(or $(ARGS),all)

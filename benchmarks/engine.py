@@ -5,6 +5,7 @@
     python benchmarks/engine.py apd       APD against one token per step, on vdiff-tiny and its verifier
     python benchmarks/engine.py batch     tokens per second at 1, 4, 16 and 64 concurrent requests
     python benchmarks/engine.py cost      a step's time and memory as prompts and batches grow
+    python benchmarks/engine.py fused     layers fused by torch.compile against layers as they are, on vdiff-tiny
     python benchmarks/engine.py flips     how often a token differs between batch shapes, float32 and bfloat16
     python benchmarks/engine.py floor     a step of LLaDA-8B's shape against the memory's bandwidth (GPU only)
 
@@ -14,6 +15,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import resource
 import sys
 import time
@@ -34,6 +36,7 @@ from vdiff import bundled
 from worker.engine import VDiffConfig, VDiffEngine
 from worker.engine.config import ModelConfig
 from worker.engine.loader import LoadedModel, load
+from worker.engine.models.attention import varlen_of
 from worker.engine.models.transformer import Transformer
 
 Rows = list[dict[str, Any]]
@@ -145,6 +148,22 @@ def cost(args: argparse.Namespace) -> Rows:
     return rows
 
 
+def fused(args: argparse.Namespace) -> Rows:
+    """The same requests with and without --compile, in turns; the best of three each."""
+    tiny, tokens = bundled.folder(bundled.DEFAULT_MODEL), args.max_tokens or 48
+    rows: Rows = []
+    with engine_of(tiny, args) as plain, engine_of(tiny, args, compile=True) as compiled:
+        for count in progress((1, 8), 2, "fused"):
+            best = {False: float("inf"), True: float("inf")}
+            for _ in range(3):
+                for which, engine in ((False, plain), (True, compiled)):
+                    seconds, _ = timed(engine, prompts_of(count, 16), greedy(tokens))
+                    best[which] = min(best[which], seconds)
+            rows.append({"concurrent": count, "plain_tokens_per_s": count * tokens / best[False],
+                         "fused_tokens_per_s": count * tokens / best[True], "ratio": best[False] / best[True]})  # fmt: skip
+    return rows
+
+
 def flips(args: argparse.Namespace) -> Rows:
     """The same requests alone and all together: positions whose token differs."""
     tokens, count = args.max_tokens or 32, 24
@@ -197,22 +216,24 @@ def floor(args: argparse.Namespace) -> Rows:
     card = type(tiny.card)(**{**{n: getattr(tiny.card, n) for n in tiny.card.__dataclass_fields__}, **facts})
     loaded = LoadedModel(model, LLADA_8B, tiny.tokenizer, card)
     rows: Rows = []
+    model.varlen = varlen_of(model.device, model.dtype, LLADA_8B.heads, LLADA_8B.kv_heads, LLADA_8B.head_dim)
     with VDiffEngine(VDiffConfig(model="llada-8b-shape", device="cuda", max_num_seqs=64), loaded=loaded) as engine:
-        for count in (1, 4, 16, 64):
-            for cache in ("none", "dual"):
-                params = greedy(32, block_length=32, cache=cache)
-                timed(engine, prompts_of(count, 128), params)
-                before = engine.stats.steps
-                seconds, _ = timed(engine, prompts_of(count, 128), params)
-                step = seconds / (engine.stats.steps - before)
-                ideal = weights / max(copied)
-                rows.append({"concurrent": count, "cache": cache, "step_ms": 1000 * step, "floor_ms": 1000 * ideal,
-                             "ratio_to_floor": step / ideal, "tokens_per_s": count * 32 / seconds})  # fmt: skip
+        for fuse, count, cache in itertools.product((False, True), (1, 4, 16, 64), ("none", "dual")):
+            if fuse and not rows[-1]["fused"]:
+                model.fuse()
+            params = greedy(32, block_length=32, cache=cache)
+            timed(engine, prompts_of(count, 128), params)
+            before = engine.stats.steps
+            seconds, _ = timed(engine, prompts_of(count, 128), params)
+            step = seconds / (engine.stats.steps - before)
+            ideal = weights / max(copied)
+            rows.append({"fused": fuse, "concurrent": count, "cache": cache, "step_ms": 1000 * step, "floor_ms": 1000 * ideal,
+                         "ratio_to_floor": step / ideal, "tokens_per_s": count * 32 / seconds})  # fmt: skip
     return rows
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
-    "loop": loop, "caches": caches, "apd": apd, "batch": batch, "cost": cost, "flips": flips, "floor": floor,
+    "loop": loop, "caches": caches, "apd": apd, "batch": batch, "cost": cost, "fused": fused, "flips": flips, "floor": floor,
 }  # fmt: skip
 
 

@@ -104,6 +104,10 @@ class Settings(BaseSettings):
         None, ge=1, description="K/V capacity of all running sequences together, tokens; empty means what memory allows"
     )
     quantization: Literal["int8"] | None = Field(None, description="int8 stores weights as 8-bit integers")
+    compile: bool = Field(
+        False,
+        description="fuse the model's layers with torch.compile; the first steps take longer, it needs a C++ compiler",
+    )
     diffusion_steps: int | None = Field(None, ge=1, description="default steps of the whole answer")
     block_size: int | None = Field(None, ge=1, description="default block_length, tokens")
     enable_apd: bool | None = Field(

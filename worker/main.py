@@ -87,6 +87,7 @@ def engine_config(settings: Settings) -> VDiffConfig:
         trust_remote_code=settings.trust_remote_code,
         tensor_parallel_size=settings.tensor_parallel_size,
         quantization=settings.quantization,
+        compile=settings.compile,
         diffusion_steps=settings.diffusion_steps,
         block_size=settings.block_size,
         enable_apd=settings.enable_apd,

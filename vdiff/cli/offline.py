@@ -9,6 +9,7 @@ import typer
 
 from vdiff.cli.options import (
     BlockSize,
+    Compile,
     Device,
     DiffusionSteps,
     Dtype,
@@ -45,6 +46,7 @@ def generate(
     tensor_parallel_size: TensorParallelSize = None,
     gpu_memory_utilization: GpuMemoryUtilization = None,
     quantization: Quantization = None,
+    compile: Compile = None,
     diffusion_steps: DiffusionSteps = None,
     block_size: BlockSize = None,
     enable_apd: EnableApd = None,

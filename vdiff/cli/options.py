@@ -36,6 +36,10 @@ GpuMemoryUtilization = Annotated[
     float | None, typer.Option(help="share of the accelerator's memory for weights and K/V [default: 0.9]")
 ]
 Quantization = Annotated[str | None, typer.Option(help="int8: weights as 8-bit integers [default: as --dtype says]")]
+Compile = Annotated[
+    bool | None,
+    typer.Option("--compile/--no-compile", help="fuse the model's layers with torch.compile [default: no]"),
+]
 DiffusionSteps = Annotated[int | None, typer.Option(help="default steps of an answer [default: one per token]")]
 BlockSize = Annotated[int | None, typer.Option(help="default block_length, tokens [default: the model's own, else 32]")]
 EnableApd = Annotated[

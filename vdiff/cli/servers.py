@@ -13,6 +13,7 @@ from shared.settings import is_loopback
 from vdiff.cli.options import (
     ApiKey,
     BlockSize,
+    Compile,
     Device,
     DiffusionSteps,
     Dtype,
@@ -56,6 +57,7 @@ def up(
     tensor_parallel_size: TensorParallelSize = None,
     gpu_memory_utilization: GpuMemoryUtilization = None,
     quantization: Quantization = None,
+    compile: Compile = None,
     diffusion_steps: DiffusionSteps = None,
     block_size: BlockSize = None,
     enable_apd: EnableApd = None,
@@ -94,6 +96,7 @@ def worker(
     tensor_parallel_size: TensorParallelSize = None,
     gpu_memory_utilization: GpuMemoryUtilization = None,
     quantization: Quantization = None,
+    compile: Compile = None,
     diffusion_steps: DiffusionSteps = None,
     block_size: BlockSize = None,
     enable_apd: EnableApd = None,

@@ -156,7 +156,7 @@ class APDDecoder:
     def _verify(self, plans: Sequence[Plan], tokens: Sequence[list[int]]) -> list[Tensor | None]:
         """The verifier's log-softmax over the model's vocabulary for each draft, where it has a share."""
         out: list[Tensor | None] = [None] * len(plans)
-        asked = [i for i, plan in enumerate(plans) if plan.answer.params.diffusion.mixture_weight != 1]
+        asked = [i for i, plan in enumerate(plans) if passes.is_verified(plan.answer)]
         if not asked:
             return out
         if self.verifier is None:

@@ -2,11 +2,13 @@
 
 Everything but attention works on rows: the rows of all sequences stand behind one another, nothing is padded. Attention is
 done in units. On CPU a unit holds sequences of exactly the same shape; on accelerators, where a launch costs more than a
-little padding, also those of similar shape, padded and masked.
+little padding, also those of similar shape, padded and masked; or, where a kernel takes sequences of any lengths (`varlen`),
+all that see every key are one unit, without padding.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -48,8 +50,25 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class Ragged:
+    """Where each sequence of a unit begins and ends, as kernels for sequences of any lengths want it."""
+
+    row_ends: Tensor  # int32 [sequences + 1], from 0
+    key_ends: Tensor  # int32 [sequences + 1], from 0
+    rows: int  # of the longest
+    keys: int
+
+    @classmethod
+    def of(cls, rows: Sequence[int], keys: Sequence[int], device: torch.device) -> Ragged:
+        def ends(of: Sequence[int]) -> Tensor:
+            return torch.tensor([0, *itertools.accumulate(of)], dtype=torch.int32, device=device)
+
+        return cls(ends(rows), ends(keys), max(rows), max(keys))
+
+
+@dataclass(frozen=True, slots=True)
 class Unit:
-    """Passes whose attention is one call: `rows` packed rows each, the same number or padded to it."""
+    """Passes whose attention is one call: `rows` packed rows each, the same number or padded to it; or ragged."""
 
     begin: int  # first packed row
     passes: list[Pass]
@@ -58,6 +77,7 @@ class Unit:
     mask: Tensor | None  # bool, broadcastable to [sequences, heads, rows, keys]; True where a row may look
     gather: Tensor | None = None  # int64 [sequences * rows]: packed row of each padded one
     scatter: Tensor | None = None  # int64 [packed rows]: padded row of each packed one
+    ragged: Ragged | None = None
 
     @property
     def end(self) -> int:
@@ -115,6 +135,18 @@ def _similar_groups(passes: Sequence[Pass]) -> list[list[int]]:
     return groups
 
 
+def _ragged_groups(passes: Sequence[Pass]) -> list[list[int]]:
+    """All that see every key, with and without a cache; those that do not are left out."""
+    seeing = [i for i, p in enumerate(passes) if not p.masked]
+    groups = ([i for i in seeing if (passes[i].cache is None) is without] for without in (True, False))
+    return [group for group in groups if group]
+
+
+def _ragged_unit(members: list[Pass], begin: int, device: torch.device) -> Unit:
+    ragged = Ragged.of([len(p.ids) for p in members], [p.visible for p in members], device)
+    return Unit(begin, members, ragged.rows, ragged.keys, None, ragged=ragged)
+
+
 def _unit(members: list[Pass], begin: int, device: torch.device) -> Unit:
     rows, keys = max(len(p.ids) for p in members), max(p.visible for p in members)
     first = members[0]
@@ -137,19 +169,24 @@ def _unit(members: list[Pass], begin: int, device: torch.device) -> Unit:
     )
 
 
-def arrange(passes: Sequence[Pass], device: torch.device, *, pad: bool) -> Layout:
+def arrange(passes: Sequence[Pass], device: torch.device, *, pad: bool, varlen: bool = False) -> Layout:
     """Lay out a forward.
 
     Args:
         pad: whether sequences of similar shape share a unit by padding.
+        varlen: whether those that see every key are one unit of any lengths.
     """
-    groups = _similar_groups(passes) if pad else _exact_groups(passes)
+    ragged = _ragged_groups(passes) if varlen else []
+    left = sorted(set(range(len(passes))) - {i for group in ragged for i in group})
+    shaped = _similar_groups if pad else _exact_groups
+    groups = [*ragged, *([left[j] for j in group] for group in shaped([passes[i] for i in left]))]
     units: list[Unit] = []
     begins = [0] * len(passes)
     ids: list[int] = []
     positions: list[int] = []
-    for members in groups:
-        units.append(_unit([passes[i] for i in members], len(ids), device))
+    for number, members in enumerate(groups):
+        unit = _ragged_unit if number < len(ragged) else _unit
+        units.append(unit([passes[i] for i in members], len(ids), device))
         for i in members:
             begins[i] = len(ids)
             ids += passes[i].ids

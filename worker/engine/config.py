@@ -40,6 +40,7 @@ class VDiffConfig:
     diffusion_steps: int | None = None  # default steps of an answer
     block_size: int | None = None  # default block_length
     quantization: str | None = None  # int8: weights only
+    compile: bool = False  # layers fused by torch.compile
     trust_remote_code: bool = False
     tensor_parallel_size: int = 1
     verifier: str | None = None  # autoregressive model for APD: folder or hub id

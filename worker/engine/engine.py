@@ -26,7 +26,7 @@ from worker.engine.config import VDiffConfig
 from worker.engine.decoder import Commit
 from worker.engine.likelihood import LogLikelihood, ScoreTask, task_of
 from worker.engine.loader import LoadedModel, load
-from worker.engine.memory import cache_capacity
+from worker.engine.memory import Need, cache_capacity
 from worker.engine.outputs import InfillOutput, RequestOutput
 from worker.engine.report import event_of, output_of
 from worker.engine.request import EngineRequest, Listener, end_tokens
@@ -91,11 +91,12 @@ class VDiffEngine:
         self.facts = loaded.facts
         self.stats = EngineStats()
         self.last_step_at = self._busy_since = time.monotonic()
+        self._need = Need(self.model, loaded.verifier)
         self._scheduler = Scheduler(
             config.max_num_seqs,
             max_rows=config.max_batched_tokens,
             max_memory=cache_capacity(config, self.model),
-            memory=lambda answer: passes.capacity(answer) * passes.twins(answer),
+            memory=self._need,
             rows=passes.rows_needed,
             divisible=passes.is_divisible,
             greedy=lambda answer: answer.request.score is not None,
@@ -176,7 +177,7 @@ class VDiffEngine:
             score=score,
         )
         request.make_sequences(self.tokenizer, self.card)
-        needed = passes.capacity(request.sequences[0]) * passes.twins(request.sequences[0])
+        needed = self._need(request.sequences[0])
         if needed > self._scheduler.max_memory:
             message = f"the K/V cache of this request needs {needed} positions; there are {self._scheduler.max_memory}"
             raise InvalidParameter(f"{message}: shorten it, or use cache none", param="diffusion.cache")

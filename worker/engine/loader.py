@@ -18,8 +18,10 @@ from shared.errors import ConfigurationError, ModelLoadError
 from shared.model_card import ModelCard
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import models
+from worker.engine.batch import Pass
 from worker.engine.config import ModelConfig, RawConfig, VDiffConfig
 from worker.engine.models import causal, diffusion_gemma, generic
+from worker.engine.models.attention import varlen_of
 from worker.engine.models.family import Family
 from worker.engine.models.transformer import Transformer
 from worker.engine.verifier import Verifier, check_tokenizers
@@ -228,6 +230,8 @@ def load(config: VDiffConfig) -> LoadedModel:
         model: Any = _native(folder, family, facts, config, dtype, device)
     else:
         _refuse_quantization(config, raw.architecture)
+        if config.compile:
+            raise ConfigurationError(f"compile is not built for {raw.architecture}; leave it out", param="compile")
         theirs = generic if family is generic.FAMILY else diffusion_gemma
         model = theirs.load(folder, facts, dtype=dtype, device=device)
     if tokenizer.vocab_size > facts.vocab_size:
@@ -256,7 +260,25 @@ def _native(
     fill(model, folder, family.sources(facts), dtype=dtype, device=device)
     if config.quantization is not None:
         quantize(model, config.quantization)
-    return model.eval()
+    model.varlen = varlen_of(device, dtype, facts.heads, facts.kv_heads, facts.head_dim)
+    model.eval()
+    if config.compile:
+        _fuse(model)
+    return model
+
+
+def _fuse(model: Transformer) -> None:
+    """Compile now, not in the first request's steps. Raises ConfigurationError where torch.compile does not work."""
+    model.fuse()
+    try:
+        with torch.inference_mode():
+            for rows in (3, 2, 1):  # one row is compiled apart
+                next(model.compute([Pass([0] * rows, [0])]))
+    except Exception as exc:  # from torch's compiler, a C++ compiler, Triton: whoever fails, the advice is the same
+        reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
+        raise ConfigurationError(
+            f"torch.compile does not work here ({reason}); leave --compile out", param="compile"
+        ) from exc
 
 
 def _verifier(

@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any
 
 import torch
 
+from worker.engine import passes
 from worker.engine.config import VDiffConfig
+from worker.engine.request import Answer
+from worker.engine.verifier import Verifier
 
 HOST_SHARE = 0.5  # of the memory that is free on a CPU-only machine
 ACTIVATIONS_SHARE = 0.1  # of a GPU's memory, kept for activations and logits
 UNBOUNDED = 1 << 62
+
+
+class Need:
+    """How much of the capacity an answer takes, counted in positions of the model's K/V.
+
+    APD's verifier has K/V of its own, which counts by its size in bytes. A model without any (one of transformers) has no
+    capacity to share, and the verifier's is not counted either.
+    """
+
+    def __init__(self, model: Any, verifier: Verifier | None) -> None:
+        own = int(model.cache_bytes_per_token)
+        self._verifier = verifier.cache_bytes_per_token / own if verifier is not None and own else 0.0
+
+    def __call__(self, answer: Answer) -> int:
+        positions = passes.capacity(answer) * passes.twins(answer)
+        if passes.is_verified(answer):
+            positions += math.ceil((len(answer.prompt) + len(answer.canvas)) * self._verifier)
+        return positions
 
 
 def cache_capacity(config: VDiffConfig, model: Any) -> int:

@@ -33,6 +33,11 @@ def is_windowed(answer: Answer) -> bool:
     return d.algorithm == "apd" or d.kv_window is not None or d.max_lookahead is not None
 
 
+def is_verified(answer: Answer) -> bool:
+    """Whether APD's verifier has a share in the answer."""
+    return answer.params.diffusion.algorithm == "apd" and answer.params.diffusion.mixture_weight != 1
+
+
 def capacity(answer: Answer) -> int:
     """K/V positions that each of the answer's sequences needs; 0 without a cache."""
     if answer.params.diffusion.cache == "none" or answer.request.score is not None:

@@ -108,6 +108,11 @@ class Answer:
         """Tokens committed so far, up to the limit."""
         return sum(token != self.mask for token in self.canvas[: self.limit])
 
+    @property
+    def all_caches(self) -> list[Any]:
+        """What of it moves between the device and host memory."""
+        return self.caches if self.verifier_cache is None else [*self.caches, self.verifier_cache]
+
     def masked(self) -> list[int]:
         """Masked positions of the open block."""
         return [p for p in self.window if self.canvas[p] == self.mask]

@@ -51,11 +51,11 @@ class Stepper:
         """K/V to host memory and back, and new ones; what finds no memory even so fails."""
         commits = []
         for answer in decision.swap_out:
-            for cache in answer.caches:
+            for cache in answer.all_caches:
                 cache.swap_out()
         for answer in decision.swap_in:
             try:
-                for cache in answer.caches:
+                for cache in answer.all_caches:
                     cache.swap_in()
                 while passes.capacity(answer) and len(answer.caches) < passes.twins(answer):
                     answer.caches.append(self.model.new_cache(passes.capacity(answer)))

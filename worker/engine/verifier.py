@@ -16,6 +16,8 @@ from worker.engine.batch import Pass
 class CausalModel(Protocol):
     """A causal language model over passes with caches of its own making."""
 
+    @property
+    def cache_bytes_per_token(self) -> int: ...
     def compute(self, passes: Sequence[Pass]) -> Any: ...
     def new_cache(self, capacity: int) -> Any: ...
 
@@ -29,6 +31,10 @@ class Verifier:
 
     def __init__(self, model: CausalModel, vocab_size: int, name: str) -> None:
         self.model, self.vocab_size, self.name = model, vocab_size, name
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        return self.model.cache_bytes_per_token
 
     def new_cache(self, capacity: int) -> Any:
         return self.model.new_cache(capacity)

@@ -3,64 +3,18 @@
 from __future__ import annotations
 
 import random
-import threading
 import time
 from typing import Any
 
 import pytest
 import torch
 
-from shared.algorithms import own_parameters
-from shared.sampling_params import SamplingParams, resolve_params
+from shared.sampling_params import SamplingParams
 from tests.unit.engine.conftest import GetEngine, make_engine
-from worker.engine import StepEvent, VDiffEngine
+from tests.unit.engine.fuzz import fuzz_round, random_requests
+from worker.engine import VDiffEngine
 
 FAMILIES = ("llada", "dream", "llada2_moe", "sdar")
-
-
-def random_fields(engine: VDiffEngine, rng: random.Random) -> dict[str, Any]:
-    """A valid request of any rule, cache and temperature that the model has."""
-    card = engine.card
-    algorithm = rng.choice(card.capabilities["algorithms"])
-    own = own_parameters(algorithm, card.regime)
-    max_tokens = rng.choice([4, 8, 12, 16, 24])
-    diffusion: dict[str, Any] = {"algorithm": algorithm}
-    windowed = algorithm == "apd" or (algorithm == "sequential" and card.regime == "full" and rng.random() < 0.5)
-    if windowed:
-        diffusion["max_lookahead"] = rng.choice([3, 8])
-        if rng.random() < 0.5:
-            diffusion["kv_window"] = rng.choice([1, 4])
-    else:
-        diffusion["block_length"] = rng.choice([4, max_tokens])
-        caches = [c for c in card.capabilities["caches"] if c != "window"]
-        diffusion["cache"] = rng.choice(caches)
-    if "threshold" in own:
-        diffusion["threshold"] = rng.choice([0.3, 0.6, 0.9])
-        diffusion |= {"low_threshold": 0.2} if "low_threshold" in own else {}
-    if "steps" in own and rng.random() < 0.5 and not windowed:
-        diffusion["steps"] = (
-            max_tokens // 4 * rng.choice([1, 2]) if diffusion["block_length"] == 4 else rng.choice([2, 4])
-        )
-    if algorithm != "apd" and rng.random() < 0.2:
-        diffusion["cfg_scale"] = 0.8
-    fields: dict[str, Any] = {"max_tokens": max_tokens, "diffusion": diffusion, "seed": rng.randrange(1000)}
-    fields["temperature"] = rng.choice([0.0, 0.0, 0.7, 1.0])
-    if fields["temperature"] and rng.random() < 0.5:
-        fields |= {"top_p": 0.8, "top_k": 20}
-    fields["ignore_eos"] = rng.random() < 0.5
-    if rng.random() < 0.3:
-        fields["stop_token_ids"] = [rng.randrange(card.mask_token_id) for _ in range(20)]
-    return fields
-
-
-def random_requests(engine: VDiffEngine, count: int, seed: int) -> list[tuple[list[int], SamplingParams]]:
-    rng = random.Random(seed)
-    made = []
-    for _ in range(count):
-        prompt = [rng.randrange(400) for _ in range(rng.choice([1, 3, 7, 16, 33]))]
-        fields = random_fields(engine, rng)
-        made.append((prompt, resolve_params(fields, card=engine.card, prompt_tokens=len(prompt))))
-    return made
 
 
 def run(engine: VDiffEngine, name: str, prompt: list[int], params: SamplingParams, priority: int = 0) -> Any:
@@ -153,46 +107,9 @@ def test_one_slow_or_poisoned_request_is_alone_with_its_trouble(monkeypatch: pyt
 def test_fuzz_with_joins_aborts_and_preemptions(family: str) -> None:
     """Invariants at every step; slots and memory all come back."""
     engine = make_engine(family, max_num_seqs=4, cache_tokens=400)
-    mask, broken = engine.card.mask_token_id, list[str]()
-    committed: dict[tuple[str, int], dict[int, int]] = {}
-    lock = threading.Lock()
-
-    def watch(edits: bool) -> Any:
-        def on_event(event: StepEvent) -> None:
-            with lock:
-                before = committed.setdefault((event.request_id, event.index), {})
-                for position, token in zip(event.positions, event.token_ids, strict=True):
-                    if token == mask:
-                        broken.append(f"{event.request_id}: a mask was committed")
-                    if position in before and not edits:
-                        broken.append(f"{event.request_id}: position {position} was committed twice")
-                    before[position] = token
-
-        return on_event
-
     try:
-        rng = random.Random(3)
-        handles = []
-        for i, (prompt, params) in enumerate(random_requests(engine, 60, seed=23)):
-            edits = params.diffusion.algorithm == "joint_threshold"
-            handle = engine.submit(f"r{i}", prompt, params, priority=rng.randrange(3), listener=watch(edits))
-            handles.append((handle, params))
-            if rng.random() < 0.2:
-                rng.choice(handles)[0].abort()
-            if rng.random() < 0.5:
-                time.sleep(0.002)
-        for handle, params in handles:
-            output = handle.result(120).outputs[0]
-            assert mask not in output.token_ids
-            assert len(output.token_ids) <= params.max_tokens
-            assert output.finish_reason in ("stop", "length", "abort")
-            if output.finish_reason == "length":
-                assert len(output.token_ids) == params.max_tokens
-            assert not set(output.token_ids) & set(params.stop_token_ids)
-        stats = engine.get_stats()
-        assert (stats["running"], stats["waiting"], stats["cache_tokens_in_use"]) == (0, 0, 0)
-        assert stats["requests_failed"] == 0
-        assert broken == []
+        fuzz_round(engine, seed=23, count=60)
+        assert engine.get_stats()["preemptions"] > 0
     finally:
         engine.shutdown()
 

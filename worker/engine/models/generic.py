@@ -102,6 +102,17 @@ class _HeldCache:
 
         self.held = DynamicCache()
 
+    def swap_out(self) -> None:
+        """Move to host memory, so that another sequence has room; nothing is lost."""
+        layers: list[Any] = self.held.layers
+        for layer in layers:
+            layer.offload()
+
+    def swap_in(self) -> None:
+        layers: list[Any] = self.held.layers
+        for layer in layers:
+            layer.prefetch()
+
 
 class TransformersCausal:
     """A causal model of transformers as verifier; its caches are not ragged, so sequences take turns."""
@@ -109,6 +120,7 @@ class TransformersCausal:
     def __init__(self, model: Any) -> None:
         self.model = model
         # transformers 5.24 renamed the argument, earlier ones know only the old name.
+        self.cache_bytes_per_token = _cache_bytes(model)
         self._argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
     def new_cache(self, capacity: int) -> _HeldCache:
@@ -124,6 +136,18 @@ class TransformersCausal:
             ids = torch.tensor([p.ids], device=self.model.device)
             logits = self.model(input_ids=ids, use_cache=True, **{self._argument: cache}).logits
             yield logits[0, p.wanted].float()
+
+
+def _cache_bytes(model: Any) -> int:
+    """Bytes of K/V of one position, as far as its config tells; 0 when it names things in a way of its own."""
+    c = model.config
+    layers, heads = getattr(c, "num_hidden_layers", None), getattr(c, "num_attention_heads", None)
+    width = getattr(c, "hidden_size", None)
+    if not (layers and heads and width):
+        return 0
+    kv_heads = getattr(c, "num_key_value_heads", None) or heads
+    head_dim = getattr(c, "head_dim", None) or width // heads
+    return int(2 * layers * kv_heads * head_dim * model.dtype.itemsize)
 
 
 def load_causal(

@@ -33,6 +33,7 @@ class MoE(nn.Module):
     def __init__(self, width: int, config: MoEConfig) -> None:
         super().__init__()
         self.config = config
+        self.grouped: bool | None = None  # None: grouped products on CUDA in bfloat16, else expert by expert
         self.router = nn.Linear(width, config.experts, bias=False)
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.width, width))
         self.down = nn.Parameter(torch.empty(config.experts, width, config.width))
@@ -62,19 +63,32 @@ class MoE(nn.Module):
         chosen, weights = self.choose(x)
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
-        counts = torch.bincount(flat, minlength=self.config.experts).tolist()
-        rows = order // self.config.top_k
-        out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-        weight_of = weights.flatten()
+        # Not bincount: it waits for the device to learn how long its result is.
+        counts = flat.new_zeros(self.config.experts).scatter_add_(0, flat, torch.ones_like(flat))
+        rows = x[order // self.config.top_k]  # each row once for each of its experts, expert by expert
+        grouped = self.grouped if self.grouped is not None else x.is_cuda and x.dtype == torch.bfloat16
+        done = self._grouped(rows, counts) if grouped else self._one_by_one(rows, counts)
+        # Back in the rows' order and summed over the experts, not added by index: on a GPU that has no fixed order.
+        back = torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
+        out = (back.float() * weights[..., None]).sum(1).to(x.dtype)
+        return out + self.shared(x) if self.config.shared_width else out
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _one_by_one(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """An expert after the other, those that nobody chose left out; on an accelerator this waits for the counts."""
+        done = torch.empty_like(rows)
         begin = 0
-        for expert, count in enumerate(counts):
+        for expert, count in enumerate(counts.tolist()):
             if not count:
                 continue
-            picked = order[begin : begin + count]
-            own = rows[begin : begin + count]
+            own = slice(begin, begin + count)
             begin += count
-            gate, up = F.linear(x[own], self.gate_up[expert]).chunk(2, dim=-1)
-            y = F.linear(F.silu(gate) * up, self.down[expert])
-            out.index_add_(0, own, y.float() * weight_of[picked][:, None])
-        out = out.to(x.dtype)
-        return out + self.shared(x) if self.config.shared_width else out
+            gate, up = F.linear(rows[own], self.gate_up[expert]).chunk(2, dim=-1)
+            done[own] = F.linear(F.silu(gate) * up, self.down[expert])
+        return done
+
+    def _grouped(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """All experts in two grouped products; the host never learns who was chosen."""
+        ends = counts.cumsum(0).to(torch.int32)
+        gate, up = F.grouped_mm(rows, self.gate_up.transpose(-2, -1), offs=ends).chunk(2, dim=-1)
+        return F.grouped_mm(F.silu(gate) * up, self.down.transpose(-2, -1), offs=ends)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.engine.batch import Layout, Pass, Unit, arrange
+from worker.engine.batch import Layout, Pass, arrange
 from worker.engine.cache import KVCache
 from worker.engine.config import ModelConfig
+from worker.engine.models.attention import Varlen, attend
 from worker.engine.models.moe import MLP, MoE
 
 HEAD_ROWS = 256  # rows of one chunk through the head: with 152,000 tokens 156 MB of logits
@@ -43,48 +43,6 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return y if width == x.shape[-1] else torch.cat((y, x[..., width:]), dim=-1)
 
 
-def attend(unit: Unit, q: Tensor, k: Tensor, v: Tensor, layer: int) -> Tensor:
-    """Attention of one unit: q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim], all packed; returns like q."""
-    here = slice(unit.begin, unit.end)
-    count, gqa = len(unit.passes), q.shape[1] != k.shape[1]
-    padded = q[here] if unit.gather is None else q[unit.gather]
-    queries = padded.view(count, unit.rows, q.shape[1], q.shape[2]).transpose(1, 2)
-    if unit.cached:
-        keys, values = _through_caches(unit, k[here], v[here], layer)
-    elif unit.gather is None:
-        keys = k[here].view(count, unit.rows, k.shape[1], k.shape[2]).transpose(1, 2)
-        values = v[here].view(count, unit.rows, v.shape[1], v.shape[2]).transpose(1, 2)
-    else:
-        keys = k[unit.gather].view(count, unit.rows, k.shape[1], k.shape[2]).transpose(1, 2)
-        values = v[unit.gather].view(count, unit.rows, v.shape[1], v.shape[2]).transpose(1, 2)
-    out = F.scaled_dot_product_attention(queries, keys, values, attn_mask=unit.mask, enable_gqa=gqa)
-    out = out.transpose(1, 2).reshape(count * unit.rows, q.shape[1], q.shape[2])
-    return out if unit.scatter is None else out[unit.scatter]
-
-
-def _through_caches(unit: Unit, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """Write the rows' keys and values into their caches, and read what is visible: [sequences, kv_heads, keys, head_dim]."""
-    read: list[tuple[Tensor, Tensor]] = []
-    at = 0
-    for p in unit.passes:
-        assert p.cache is not None
-        n = len(p.ids)
-        keys, values = p.cache.layer(layer)
-        keys[:, p.first : p.first + n] = k[at : at + n].transpose(0, 1)
-        values[:, p.first : p.first + n] = v[at : at + n].transpose(0, 1)
-        at += n
-        read.append((keys[:, : p.keys], values[:, : p.keys]))
-    if len(read) == 1:
-        return read[0][0][None], read[0][1][None]
-    if all(keys.shape[1] == unit.keys for keys, _ in read):
-        return torch.stack([keys for keys, _ in read]), torch.stack([values for _, values in read])
-    short = [unit.keys - keys.shape[1] for keys, _ in read]
-    return (
-        torch.stack([F.pad(keys, (0, 0, 0, s)) for (keys, _), s in zip(read, short, strict=True)]),
-        torch.stack([F.pad(values, (0, 0, 0, s)) for (_, values), s in zip(read, short, strict=True)]),
-    )
-
-
 class Layer(nn.Module):
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
@@ -103,18 +61,24 @@ class Layer(nn.Module):
             MoE(config.width, config.moe) if sparse and config.moe else MLP(config.width, config.mlp_width)
         )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout) -> Tensor:
-        rows = x.shape[0]
-        heads = self.qkv(self.attn_norm(x)).view(rows, self.heads + 2 * self.kv_heads, self.head_dim)
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of packed rows, [rows, heads or kv_heads, head_dim]."""
+        heads = self.qkv(self.attn_norm(x)).view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = apply_rotary(q, cos, sin), apply_rotary(k, cos, sin)
-        parts = [attend(unit, q, k, v, self.index) for unit in layout.units]
-        attended = parts[0] if len(parts) == 1 else torch.cat(parts)
-        x = x + self.attn_out(attended.reshape(rows, self.heads * self.head_dim))
+        return apply_rotary(q, cos, sin), apply_rotary(k, cos, sin), v
+
+    def after(self, x: Tensor, attended: Tensor) -> Tensor:
+        """The rows [rows, width] with what attention and the MLP add."""
+        x = x + self.attn_out(attended.reshape(x.shape[0], self.heads * self.head_dim))
         out: Tensor = x + self.mlp(self.ff_norm(x))
         return out
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, varlen: Varlen | None = None) -> Tensor:
+        q, k, v = self.before(x, cos, sin)
+        parts = [attend(unit, q, k, v, self.index, varlen) for unit in layout.units]
+        return self.after(x, parts[0] if len(parts) == 1 else torch.cat(parts))
 
 
 class Transformer(nn.Module):
@@ -131,6 +95,17 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
         self._angles: tuple[Tensor, Tensor] | None = None
         self.pads: bool | None = None  # None: pad similar sequences on accelerators, not on CPU
+        self.varlen: Varlen | None = None  # attention without padding, where the device has it
+
+    def fuse(self, backend: str = "inductor") -> None:
+        """Have torch.compile fuse what works row by row: all of a layer but attention, whose shapes change with every step.
+
+        The number of rows is left open, so that one compilation serves every batch; layers of one kind share it.
+        """
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.before = torch.compile(layer.before, dynamic=True, backend=backend)  # type: ignore[method-assign]
+            layer.after = torch.compile(layer.after, dynamic=True, backend=backend)  # type: ignore[method-assign]
 
     @property
     def device(self) -> torch.device:
@@ -166,7 +141,7 @@ class Transformer(nn.Module):
         cos, sin = self._rotary(layout.positions, longest)
         x: Tensor = self.embedding(layout.ids)
         for layer in self.layers:
-            x = layer(x, cos, sin, layout)
+            x = layer(x, cos, sin, layout, self.varlen)
         return x
 
     def logits(self, rows: Tensor) -> Tensor:
@@ -180,7 +155,7 @@ class Transformer(nn.Module):
         The head runs in chunks as the iterator is read, so that the logits of a whole batch never exist at once.
         """
         pads = self.device.type != "cpu" if self.pads is None else self.pads
-        layout = arrange(passes, self.device, pad=pads)
+        layout = arrange(passes, self.device, pad=pads, varlen=self.varlen is not None)
         hidden = self.hidden(layout, max(p.first + len(p.ids) for p in passes))[layout.take]
         for counts in chunks(layout.counts, HEAD_ROWS):
             rows = sum(counts)
