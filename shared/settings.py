@@ -67,6 +67,11 @@ class Settings(BaseSettings):
     max_batch_lines: int = Field(50_000, ge=1, description="lines that a batch may have")
     worker_stale_seconds: float = Field(30.0, gt=0, description="a worker unheard of for so long counts as away")
 
+    # Client and command line
+    base_url: str | None = Field(
+        None, description="where clients find the API; empty means a `vdiff up` in the same folder, else host and port"
+    )
+
     # Webhooks
     webhook_allow_private: bool = Field(
         False, description="let webhooks reach loopback and private addresses, and plain http"
@@ -181,6 +186,13 @@ class Settings(BaseSettings):
     def _redis_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _http_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
         return value
 
     @field_validator("flower_basic_auth")

@@ -44,6 +44,10 @@ def with_local_services(settings: Settings) -> Settings:
 
 
 def api_url(settings: Settings) -> str:
-    """Where the API is: that of `vdiff up` in the same data folder, else by host and port."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    """Where the API is: as set, else that of `vdiff up` in the same data folder, else by host and port."""
+    if settings.base_url is not None:
+        return settings.base_url
+    anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen on, not to connect to
+    host = anywhere.get(settings.host, settings.host)
+    host = f"[{host}]" if ":" in host else host
     return _running(settings).get("api_url") or f"http://{host}:{settings.port}"

@@ -63,6 +63,13 @@ def test_openai_package(served: Served, tmp_path: Path) -> None:
     assert said.strip() == "stone river apple"
 
 
+def test_python_client(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = blocks("python", "vdiff.Client")
+    monkeypatch.setenv("VDIFF_BASE_URL", served.url)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out.strip() == "['42', '1 2 5 9']"
+
+
 def test_generate(tmp_path: Path) -> None:
     (line,) = blocks("sh", "vdiff generate")
     words = shlex.split(line)
@@ -76,6 +83,8 @@ def test_generate(tmp_path: Path) -> None:
 
 def test_every_block_is_accounted_for() -> None:
     """A block of commands that no test here and no make target runs is one that nobody knows to work."""
-    tested = {*blocks("sh", "curl"), *blocks("python", "OpenAI"), *blocks("sh", "vdiff generate")}
+    tested = {
+        *blocks("sh", "curl"), *blocks("python", "OpenAI"), *blocks("python", "vdiff.Client"), *blocks("sh", "vdiff generate"),
+    }  # fmt: skip
     rest = [code.strip() for kind, code in BLOCKS if kind in ("sh", "python") and code not in tested]
     assert rest == ["make up", "make test"]

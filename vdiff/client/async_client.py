@@ -1,0 +1,359 @@
+"""`vdiff.AsyncClient`: what `vdiff.Client` does, with await."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from asyncio import sleep
+from collections.abc import AsyncIterator, Iterable, Mapping
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import IO, Any, TypeVar, Unpack
+
+import httpx
+
+from vdiff.client import calls
+from vdiff.client.calls import CHAT, REST_SECONDS, WAIT_SECONDS, Call, Page
+from vdiff.client.connection import (
+    MAP_RETRY_SECONDS,
+    RETRY_SECONDS,
+    STREAM_SILENCE_SECONDS,
+    Connection,
+    read_answer,
+    request_options,
+    require_stream,
+    verify_webhook,
+)
+from vdiff.client.errors import BadRequest, ClientError, WaitTimeout
+from vdiff.client.mapping import Ledger, Progress
+from vdiff.client.retry import Attempts, error_of
+from vdiff.client.sse import EventParser
+from vdiff.client.types import Batch, BatchItem, Event, File, Job, JobOptions, Model, Outcome, Prompt, Wire
+
+T = TypeVar("T")
+W = TypeVar("W", bound=Wire)
+
+
+class AsyncClient:
+    """A vdiff server for programs with an event loop; the same methods and arguments as `vdiff.Client`.
+
+        async with vdiff.AsyncClient() as client:
+            print((await client.run("What is 17 + 25?")).text)
+
+    Lists and streams are async iterators.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        model: str | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._at = Connection(base_url, api_key, model, retry_seconds)
+        self._http = httpx.AsyncClient(**self._at.http_options(), transport=transport)
+        self._wait = WAIT_SECONDS
+
+    @property
+    def base_url(self) -> str:
+        return self._at.url
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # Sending
+
+    def _attempts(self, *, repeatable: bool, seconds: float | None = None) -> Attempts:
+        seconds = self._at.retry_seconds if seconds is None else seconds
+        return Attempts(repeatable=repeatable, seconds=seconds, now=monotonic)
+
+    async def _do(self, call: Call[T], *, retry_seconds: float | None = None) -> T:
+        attempts = self._attempts(repeatable=call.repeatable, seconds=retry_seconds)
+        while True:
+            try:
+                response = await self._http.request(call.method, call.path, **request_options(call))
+            except httpx.TransportError as exc:
+                wait: float | None = attempts.after_failure(exc, self._at.url)
+            else:
+                wait = attempts.after_answer(response)
+                if wait is None:
+                    return read_answer(call.read, response)
+            await sleep(wait or 0.0)
+
+    async def _every(self, call: Call[Page[W]], limit: int | None) -> AsyncIterator[W]:
+        following: Call[Page[W]] | None = call
+        while following is not None:
+            page = await self._do(following)
+            for one in page.items:
+                if limit is not None:
+                    if limit <= 0:
+                        return
+                    limit -= 1
+                yield one
+            following = page.next
+
+    async def _job_body(self, prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Any]:
+        if self._at.model is None and not calls.names_model(prompt, options):
+            self._at.model = calls.only_model(await self.models())
+        return calls.job_body(prompt, options, self._at.model)
+
+    # Jobs
+
+    async def submit(self, prompt: Prompt, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]) -> Job:
+        """Queue a job and return at once."""
+        body = await self._job_body(prompt, options)
+        return await self._do(calls.submit(body, idempotency_key or calls.new_key()))
+
+    async def run(
+        self, prompt: Prompt, *, timeout: float | None = None, idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> Job:  # fmt: skip
+        """Submit, wait, and return the job that succeeded. Raises JobFailed, WaitTimeout too."""
+        job = await self.submit(prompt, idempotency_key=idempotency_key, **options)
+        return (await self.wait(job, timeout=timeout)).require()
+
+    async def get(self, job: Job | str) -> Job:
+        """The job now."""
+        return await self._do(calls.get(job))
+
+    async def wait(self, job: Job | str, *, timeout: float | None = None) -> Job:
+        """The job once it is over, however it ended. Raises WaitTimeout: it is not over after `timeout` seconds."""
+        return await self._wait_for(job, timeout, None)
+
+    async def _wait_for(self, job: Job | str, timeout: float | None, retry_seconds: float | None) -> Job:
+        deadline = None if timeout is None else monotonic() + timeout
+        while True:
+            asked_at = monotonic()
+            wait = self._wait if deadline is None else max(0.0, min(self._wait, deadline - asked_at))
+            try:
+                found = await self._do(calls.get(job, wait), retry_seconds=retry_seconds)
+            except BadRequest as exc:
+                self._wait = calls.less_wait(exc, wait)
+                continue
+            if found.done:
+                return found
+            now = monotonic()
+            if deadline is not None and now >= deadline:
+                raise WaitTimeout(f"{found.id} is {found.status} after {timeout:g} s; it goes on")
+            if now - asked_at < REST_SECONDS:
+                await sleep(REST_SECONDS)
+
+    async def stream(self, job: Job | str) -> AsyncIterator[Event]:
+        """The job's events from its beginning to `done`; goes on where it was after a lost connection."""
+        path, last = f"/v1/jobs/{calls.id_of(job)}/events", ""
+        attempts = self._attempts(repeatable=True)
+        while True:
+            wait: float | None = 0.0
+            try:
+                headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+                timeout = httpx.Timeout(STREAM_SILENCE_SECONDS)
+                async with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                    if response.status_code >= 400:
+                        await response.aread()
+                        wait = attempts.after_answer(response)
+                    else:
+                        require_stream(response)
+                        parser = EventParser()
+                        async for piece in response.aiter_bytes():
+                            for event in parser.feed(piece):
+                                attempts = self._attempts(repeatable=True)
+                                last = event.id or last
+                                yield event
+                                if event.type == "done":
+                                    return
+                        wait = REST_SECONDS  # the server stops, or its ten minutes are over
+            except httpx.TransportError as exc:
+                wait = attempts.after_failure(exc, self._at.url)
+            await sleep(wait or 0.0)
+
+    async def map(
+        self, prompts: Iterable[Prompt], *, concurrency: int = 32, progress: Progress = True,
+        idempotency_key: str | None = None, **options: Unpack[JobOptions],
+    ) -> list[Outcome]:  # fmt: skip
+        """Run many prompts, `concurrency` at a time, and return what became of each, in their order.
+
+        A prompt that fails has its error in its `Outcome` and the rest goes on; a server that goes away for up to ten
+        minutes is waited for. With `idempotency_key`, the same call again within 24 hours (also after this program was
+        killed) takes over the jobs of the first instead of paying for them twice. Ctrl-C leaves what was submitted running.
+        """
+        ledger = Ledger(prompts, idempotency_key=idempotency_key, progress=progress)
+
+        async def work() -> None:
+            while (found := ledger.next()) is not None:
+                index, prompt, key = found
+                ledger.took(index, prompt, *await self._one(prompt, key, options))
+
+        with ledger.bar:
+            tasks = [asyncio.create_task(work()) for _ in range(ledger.useful(concurrency))]
+            try:
+                await asyncio.gather(*tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return ledger.ordered()
+
+    async def _one(self, prompt: Prompt, key: str, options: Mapping[str, Any]) -> tuple[Job | None, ClientError | None]:
+        try:
+            body = await self._job_body(prompt, options)
+            job = await self._do(calls.submit(body, key, wait=self._wait), retry_seconds=MAP_RETRY_SECONDS)
+            if not job.done:
+                job = await self._wait_for(job, None, MAP_RETRY_SECONDS)
+        except ClientError as exc:
+            return None, exc
+        return (job, None) if job.ok else (job, calls.failure(job))
+
+    async def cancel(self, job: Job | str) -> Job:
+        """Ask for its end; it stops between two denoising steps. A finished job stays as it is."""
+        return await self._do(calls.action(job, "cancel", calls.new_key()))
+
+    async def retry(self, job: Job | str, *, deadlines: Mapping[str, Any] | None = None) -> Job:
+        """Another life for a job that failed, expired or was cancelled; same id."""
+        body = None if deadlines is None else {"deadlines": dict(deadlines)}
+        return await self._do(calls.action(job, "retry", calls.new_key(), body))
+
+    async def replay(self, job: Job | str) -> Job:
+        """A new job that asks for exactly the same; when it is over its `replay` says whether the text is the same."""
+        return await self._do(calls.action(job, "replay", calls.new_key()))
+
+    async def purge(self, job: Job | str) -> None:
+        """Forget input and output; from then on the job is `Gone`."""
+        await self._do(calls.purge(job))
+
+    async def attempts(self, job: Job | str) -> list[dict[str, Any]]:
+        """Every execution of it, oldest first."""
+        return await self._do(calls.attempts(job))
+
+    async def estimate(self, prompt: Prompt, **options: Unpack[JobOptions]) -> dict[str, Any]:
+        """What it would take; checks everything, accepts nothing."""
+        return await self._do(calls.estimate(await self._job_body(prompt, options)))
+
+    def list_jobs(
+        self, *, status: str | None = None, model: str | None = None, batch_id: str | None = None,
+        metadata: Mapping[str, str] | None = None, created_after: float | str | None = None, limit: int | None = None,
+    ) -> AsyncIterator[Job]:  # fmt: skip
+        """Newest first, page by page as you take them."""
+        filters = {"status": status, "model": model, "batch_id": batch_id, "metadata": metadata,
+                   "created_after": created_after}  # fmt: skip
+        return self._every(calls.jobs(filters), limit)
+
+    # Files and batches
+
+    async def upload(
+        self, file: Path | str | bytes | IO[bytes], *, purpose: str = "batch", name: str | None = None
+    ) -> File:
+        """Upload a path, bytes or an open binary file (from where it is). It streams."""
+        attempts = self._attempts(repeatable=False)
+        with calls.opened(file) as (source, guess):
+            begin = source.tell()
+            while True:
+                source.seek(begin)
+                try:
+                    response = await self._http.post(
+                        "/v1/files", data={"purpose": purpose}, files={"file": (name or guess, source)}
+                    )
+                except httpx.TransportError as exc:
+                    wait: float | None = attempts.after_failure(exc, self._at.url)
+                else:
+                    wait = attempts.after_answer(response)
+                    if wait is None:
+                        return read_answer(File.of, response)
+                await sleep(wait or 0.0)
+
+    async def get_file(self, file: File | str) -> File:
+        return await self._do(calls.file(file))
+
+    def list_files(self, *, purpose: str | None = None, limit: int | None = None) -> AsyncIterator[File]:
+        return self._every(calls.files(purpose), limit)
+
+    async def download(self, file: File | str) -> AsyncIterator[bytes]:
+        """The content, in pieces as they come."""
+        async with self._http.stream("GET", f"/v1/files/{calls.id_of(file)}/content") as response:
+            if response.status_code >= 400:
+                await response.aread()
+                raise error_of(response)
+            async for piece in response.aiter_bytes():
+                yield piece
+
+    async def delete_file(self, file: File | str) -> None:
+        await self._do(calls.delete_file(file))
+
+    async def create_batch(
+        self, file: File | str, *, endpoint: str = CHAT, completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None, idempotency_key: str | None = None,
+    ) -> Batch:  # fmt: skip
+        """Run an uploaded file of requests."""
+        return await self._do(
+            calls.create_batch(
+                file, endpoint=endpoint, completion_window=completion_window, metadata=metadata,
+                key=idempotency_key or calls.new_key(),
+            )
+        )  # fmt: skip
+
+    async def get_batch(self, batch: Batch | str) -> Batch:
+        return await self._do(calls.batch(batch))
+
+    async def wait_batch(
+        self, batch: Batch | str, *, timeout: float | None = None, poll_seconds: float = 2.0, progress: Progress = False
+    ) -> Batch:
+        """The batch once it is over, however it ended. Raises WaitTimeout."""
+        deadline = None if timeout is None else monotonic() + timeout
+        with contextlib.ExitStack() as stack:
+            told = calls.batch_progress(progress, stack)
+            while True:
+                found = await self.get_batch(batch)
+                told(found)
+                if found.done:
+                    return found
+                if deadline is not None and monotonic() >= deadline:
+                    raise WaitTimeout(f"{found.id} is {found.status} after {timeout:g} s; it goes on")
+                await sleep(poll_seconds)
+
+    async def cancel_batch(self, batch: Batch | str) -> Batch:
+        return await self._do(calls.batch_action(batch, "cancel"))
+
+    async def retry_failed(self, batch: Batch | str) -> Batch:
+        """Run again every line that has no result."""
+        return await self._do(calls.batch_action(batch, "retry_failed"))
+
+    def batch_items(
+        self, batch: Batch | str, *, status: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[BatchItem]:
+        """Its lines in order, also while it runs; what has ended has a `response` or an `error`."""
+        return self._every(calls.batch_items(batch, status), limit)
+
+    async def batch_results(self, batch: Batch | str) -> dict[str, BatchItem]:
+        """The lines that are over, by custom_id."""
+        return {item.custom_id: item async for item in self.batch_items(batch) if calls.is_over(item)}
+
+    def list_batches(self, *, limit: int | None = None) -> AsyncIterator[Batch]:
+        return self._every(calls.batches(), limit)
+
+    # The rest
+
+    async def models(self) -> list[Model]:
+        return await self._do(calls.models())
+
+    async def server_version(self) -> str:
+        return await self._do(calls.server_version())
+
+    async def webhook_secret(self) -> str:
+        """What signs the webhooks that single jobs name."""
+        return await self._do(calls.webhook_secret())
+
+    async def verify_webhook(
+        self, body: bytes | str, headers: Mapping[str, str], secret: str | None = None
+    ) -> dict[str, Any]:
+        """The event, checked; without `secret`, with the one of `webhook_secret()`. Raises InvalidWebhook."""
+        return verify_webhook(body, headers, secret or await self.webhook_secret())

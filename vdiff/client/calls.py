@@ -1,0 +1,308 @@
+"""Every request of the client as a value: what to send, whether it may be sent twice, how to read the answer. Pure.
+
+`Client` and `AsyncClient` differ in how they send; what they send is here, once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import IO, Any, Generic, TypeVar
+
+from vdiff.client.errors import BadRequest, ClientError, JobFailed
+from vdiff.client.types import Batch, BatchItem, File, Job, Model, Prompt, Wire
+from vdiff.progress import Bar
+
+T = TypeVar("T")
+W = TypeVar("W", bound=Wire)
+
+CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+JOB_FIELDS = ("priority", "metadata", "custom_id", "deadlines", "webhook")
+MAX_PAGE, MAX_ITEMS = 100, 1000
+WAIT_SECONDS = 30.0  # of one long poll; the server may allow less
+REST_SECONDS = 0.25  # before asking again when a long poll ended early
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request; `repeatable` as in `vdiff.client.retry`."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    json: Any = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    repeatable: bool = True
+    wait_seconds: float = 0.0  # how long the server may take on purpose
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[W]):
+    """One page of a list, and what asks for the next."""
+
+    items: list[W]
+    next: Call[Page[W]] | None
+
+
+def new_key() -> str:
+    """An Idempotency-Key: made once per call of the client, kept over all its attempts."""
+    return f"vdiff-{uuid.uuid4().hex}"
+
+
+def id_of(thing: Any) -> str:
+    """An object's id, or the id itself; it becomes part of a path. Raises ClientError."""
+    name = thing if isinstance(thing, str) else getattr(thing, "id", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ClientError(f"{thing!r} is no id")
+    return name
+
+
+# Bodies
+
+
+def endpoint_of(prompt: Prompt) -> str:
+    """Which endpoint a prompt without a word about it is for. Raises ClientError."""
+    if isinstance(prompt, Mapping):
+        for name, endpoint in (("messages", CHAT), ("prompt", COMPLETIONS)):
+            if name in prompt:
+                return endpoint
+        raise ClientError("a body without messages or prompt needs endpoint=")
+    if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
+        return COMPLETIONS
+    return CHAT
+
+
+def body_of(prompt: Prompt, endpoint: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The endpoint's own body; None among the options is "not given". The server checks the rest."""
+    given = {k: v for k, v in options.items() if v is not None}
+    extra = given.pop("extra_body", {})
+    if isinstance(prompt, Mapping):
+        said: Mapping[str, Any] = prompt
+    elif endpoint == CHAT:
+        said = {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+    else:
+        said = {"prompt": prompt}
+    return {**said, **given, **extra}
+
+
+def job_body(prompt: Prompt, options: Mapping[str, Any], model: str | None) -> dict[str, Any]:
+    """The body of POST /v1/jobs. `model` counts when nothing else names one."""
+    inner = {k: v for k, v in options.items() if k not in JOB_FIELDS}
+    endpoint = inner.pop("endpoint", None) or endpoint_of(prompt)
+    body = body_of(prompt, endpoint, inner)
+    if model is not None:
+        body.setdefault("model", model)
+    outer = {k: options[k] for k in JOB_FIELDS if options.get(k) is not None}
+    return {"endpoint": endpoint, "body": body, **outer}
+
+
+def names_model(prompt: Prompt, options: Mapping[str, Any]) -> bool:
+    extra = options.get("extra_body") or {}
+    return bool(options.get("model")) or "model" in extra or (isinstance(prompt, Mapping) and "model" in prompt)
+
+
+def only_model(models: Iterable[Model]) -> str:
+    """The model when nobody named one: the only one that has workers, or the only one at all. Raises ClientError."""
+    every = list(models)
+    awake = [m for m in every if m.workers] or every
+    if len(awake) == 1:
+        return awake[0].id
+    names = ", ".join(m.id for m in awake)
+    raise ClientError(f"name a model: {names}" if names else "the server has no model yet; start a worker")
+
+
+def batch_lines(prompts: Iterable[Prompt], **options: Any) -> bytes:
+    """The lines of a batch file, one per prompt, custom ids from `line-1` on; `model` must be among the options."""
+    lines = []
+    for number, prompt in enumerate(prompts, 1):
+        wanted = job_body(prompt, options, None)
+        if "model" not in wanted["body"]:
+            raise ClientError("a batch's lines name their model: give model=")
+        line = {"custom_id": f"line-{number}", "method": "POST", "url": wanted["endpoint"], "body": wanted["body"]}
+        lines.append(json.dumps(line, ensure_ascii=False))
+    return ("\n".join(lines) + "\n").encode()
+
+
+@contextmanager
+def opened(file: Path | str | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], str]]:
+    """(an open file, a name for it); what was opened here is closed again. Raises ClientError."""
+    if isinstance(file, bytes):
+        yield io.BytesIO(file), "upload.jsonl"
+    elif isinstance(file, str | Path):
+        try:
+            source = Path(file).open("rb")  # noqa: SIM115  # closed below; an error of the block is not one of opening
+        except OSError as exc:
+            raise ClientError(f"{file}: {exc.strerror}") from exc
+        with source:
+            yield source, Path(file).name
+    else:
+        yield file, Path(str(getattr(file, "name", "upload.jsonl"))).name
+
+
+# Reading
+
+
+def _same(data: Any) -> Any:
+    return data
+
+
+def _list_of(kind: type[W]) -> Callable[[Any], list[W]]:
+    return lambda data: [kind.of(one) for one in data["data"]]
+
+
+def _pages(call: Call[Any], kind: type[W], cursor: Callable[[dict[str, Any]], str | None], name: str) -> Call[Page[W]]:
+    def read(data: Any) -> Page[W]:
+        after = cursor(data) if data.get("has_more") else None
+        following = None if after is None else replace(paged, params={**paged.params, name: after})
+        return Page([kind.of(one) for one in data["data"]], following)
+
+    paged: Call[Page[W]] = replace(call, read=read)
+    return paged
+
+
+def _next_cursor(data: dict[str, Any]) -> str | None:
+    return data.get("next_cursor")
+
+
+def _last_id(data: dict[str, Any]) -> str | None:
+    return data.get("last_id")
+
+
+# Jobs
+
+
+def submit(body: Mapping[str, Any], key: str, wait: float = 0.0) -> Call[Job]:
+    headers = {"Idempotency-Key": key}
+    if wait:
+        headers["Prefer"] = f"wait={wait:.0f}"
+    return Call("POST", "/v1/jobs", Job.of, json=body, headers=headers, wait_seconds=wait)
+
+
+def get(job: Any, wait: float = 0.0) -> Call[Job]:
+    return Call(
+        "GET", f"/v1/jobs/{id_of(job)}", Job.of, params={"wait": f"{wait:.3f}"} if wait else {}, wait_seconds=wait
+    )
+
+
+def action(job: Any, name: str, key: str, body: Any = None) -> Call[Job]:
+    """cancel, retry or replay. A cancel may be said twice; a second retry or replay would be another run of the job."""
+    return Call(
+        "POST", f"/v1/jobs/{id_of(job)}/{name}", Job.of, json=body, headers={"Idempotency-Key": key},
+        repeatable=name == "cancel",
+    )  # fmt: skip
+
+
+def purge(job: Any) -> Call[Any]:
+    return Call("DELETE", f"/v1/jobs/{id_of(job)}", _same)
+
+
+def attempts(job: Any) -> Call[list[dict[str, Any]]]:
+    return Call("GET", f"/v1/jobs/{id_of(job)}/attempts", lambda data: list(data["data"]))
+
+
+def estimate(body: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    return Call("POST", "/v1/jobs/estimate", _same, json=body)
+
+
+def jobs(filters: Mapping[str, Any]) -> Call[Page[Job]]:
+    params = {k: str(v) for k, v in filters.items() if v is not None and k != "metadata"}
+    params |= {f"metadata[{k}]": v for k, v in (filters.get("metadata") or {}).items()}
+    call = Call("GET", "/v1/jobs", _same, params={"limit": str(MAX_PAGE), **params})
+    return _pages(call, Job, _next_cursor, "cursor")
+
+
+def less_wait(error: BadRequest, wait: float) -> float:
+    """How long to ask for when the server found `wait` too long (VDIFF_MAX_WAIT_SECONDS). Raises the error."""
+    if error.param != "wait" or not wait:
+        raise error
+    return wait / 2 if wait > 1 else 0.0
+
+
+def failure(job: Job) -> JobFailed | None:
+    return None if job.ok else JobFailed(job)
+
+
+# Files and batches
+
+
+def file(name: Any) -> Call[File]:
+    return Call("GET", f"/v1/files/{id_of(name)}", File.of)
+
+
+def files(purpose: str | None) -> Call[Page[File]]:
+    call = Call("GET", "/v1/files", _same, params={} if purpose is None else {"purpose": purpose})
+    return _pages(call, File, _last_id, "after")
+
+
+def delete_file(name: Any) -> Call[Any]:
+    return Call("DELETE", f"/v1/files/{id_of(name)}", _same, repeatable=False)
+
+
+def create_batch(
+    file: Any, *, endpoint: str, completion_window: str, metadata: Mapping[str, str] | None, key: str
+) -> Call[Batch]:
+    body = {"input_file_id": id_of(file), "endpoint": endpoint, "completion_window": completion_window}
+    if metadata is not None:
+        body["metadata"] = dict(metadata)  # type: ignore[assignment]
+    return Call("POST", "/v1/batches", Batch.of, json=body, headers={"Idempotency-Key": key})
+
+
+def batch(name: Any) -> Call[Batch]:
+    return Call("GET", f"/v1/batches/{id_of(name)}", Batch.of)
+
+
+def batches() -> Call[Page[Batch]]:
+    return _pages(Call("GET", "/v1/batches", _same, params={"limit": str(MAX_PAGE)}), Batch, _last_id, "after")
+
+
+def batch_action(name: Any, verb: str) -> Call[Batch]:
+    """cancel, or retry_failed (again is as good: what runs already is not failed, and the server says so)."""
+    return Call("POST", f"/v1/batches/{id_of(name)}/{verb}", Batch.of, repeatable=verb == "cancel")
+
+
+def batch_items(name: Any, status: str | None) -> Call[Page[BatchItem]]:
+    params = {"limit": str(MAX_ITEMS), **({} if status is None else {"status": status})}
+    return _pages(
+        Call("GET", f"/v1/batches/{id_of(name)}/items", _same, params=params), BatchItem, _next_cursor, "cursor"
+    )
+
+
+def is_over(item: BatchItem) -> bool:
+    return item.status not in ("queued", "running")
+
+
+def batch_progress(
+    progress: bool | Callable[[int, int, int | None], None], stack: ExitStack
+) -> Callable[[Batch], None]:
+    """What to tell each look at a batch; the bar, if there is one, ends with the stack."""
+    if progress is False:
+        return lambda _: None
+    tell = stack.enter_context(Bar("lines")).update if progress is True else progress
+
+    def told(batch: Batch) -> None:
+        counts = batch.request_counts
+        tell(counts["completed"] + counts["failed"], counts["failed"], counts["total"] or None)
+
+    return told
+
+
+# The rest
+
+
+def models() -> Call[list[Model]]:
+    return Call("GET", "/v1/models", _list_of(Model))
+
+
+def server_version() -> Call[str]:
+    return Call("GET", "/version", lambda data: str(data["version"]))
+
+
+def webhook_secret() -> Call[str]:
+    return Call("GET", "/v1/webhook_secret", lambda data: str(data["secret"]))

@@ -1,0 +1,129 @@
+"""Whether, and after how long, a request is sent again. Pure: no clock of its own, no network.
+
+The rule is that nothing is paid twice. A request is `repeatable` when doing it again changes nothing: it only reads, or it
+carries an Idempotency-Key, made once per call and the same in every attempt. Any other is sent again only when it cannot
+have arrived (no connection) or when the server said that it did nothing (429, 503).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+import httpx
+
+from vdiff.client.errors import ApiError, ClientError, ServerUnreachable, kind_of
+
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
+REFUSED = frozenset({429, 503})  # nothing was done
+AWAY = frozenset({408, 429, 502, 503, 504})
+BUG_TRIES = 3  # of an answer 500: it may be a deterministic one
+_NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
+
+
+def retry_after(response: httpx.Response) -> float | None:
+    """Seconds of the header, whichever of its two forms it has."""
+    value = response.headers.get("retry-after", "")
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def error_of(response: httpx.Response) -> ApiError:
+    """The answer as an exception; the body was read. Copes with a proxy's page in the place of our problem object."""
+    body: Any = None
+    error: dict[str, Any] = {}
+    try:
+        body = response.json()
+    except ValueError:
+        body = response.text
+    if isinstance(body, dict) and isinstance(body.get("error"), dict):
+        error = body["error"]
+    message = error.get("message") or f"{response.status_code} {response.reason_phrase}".strip()
+    return kind_of(response.status_code)(
+        str(message),
+        status=response.status_code,
+        code=error.get("code"),
+        param=error.get("param"),
+        retry_after=retry_after(response),
+        request_id=response.headers.get("x-request-id"),
+        body=body,
+    )
+
+
+class Attempts:
+    """The attempts of one call: ask it after each, it says how long to wait, or raises.
+
+    Args:
+        repeatable: see the module.
+        seconds: how long to go on after the first failure.
+        now: a monotonic clock.
+    """
+
+    def __init__(
+        self,
+        *,
+        repeatable: bool,
+        seconds: float,
+        now: Callable[[], float],
+        spread: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        self._repeatable = repeatable
+        self._seconds = seconds
+        self._now = now
+        self._spread = spread
+        self._failed_at: float | None = None
+        self._failures = 0
+
+    def _wait(self, at_least: float) -> float | None:
+        """The time until the next attempt; None when patience ends before it."""
+        now = self._now()
+        if self._failed_at is None:
+            self._failed_at = now
+        backoff = min(FIRST_WAIT_SECONDS * 2 ** min(self._failures, 10), LONGEST_WAIT_SECONDS)
+        self._failures += 1
+        wait = max(self._spread(backoff / 2, backoff), at_least)
+        return wait if now + wait <= self._failed_at + self._seconds else None
+
+    def after_failure(self, exc: httpx.TransportError, url: str) -> float:
+        """No answer came. Raises ServerUnreachable, ClientError."""
+        if isinstance(exc, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
+            raise ClientError(f"{url}: {exc}") from exc
+        sent = not isinstance(exc, _NOT_SENT)
+        reason = str(exc) or type(exc).__name__
+        if sent and not self._repeatable:
+            raise ServerUnreachable(
+                f"{url}: {reason}; it may have been done, so it was not sent again", sent=True
+            ) from exc
+        wait = self._wait(0.0)
+        if wait is None:
+            raise ServerUnreachable(f"{url}: {reason}", sent=sent) from exc
+        return wait
+
+    def after_answer(self, response: httpx.Response) -> float | None:
+        """None: the answer is good. Raises ApiError for one that is not, and that waiting does not mend."""
+        status = response.status_code
+        if status < 400:
+            return None
+        error = error_of(response)
+        again = status in (AWAY if self._repeatable else REFUSED)
+        if status == 500 and self._repeatable:
+            again = self._failures + 1 < BUG_TRIES
+        if status == 409 and self._repeatable and error.code == "conflict":
+            again = True  # the same key is being worked on this moment
+        if response.headers.get("x-should-retry") == "false":
+            again = False
+        wait = self._wait(error.retry_after or 0.0) if again else None
+        if wait is None:
+            raise error
+        return wait
