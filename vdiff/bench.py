@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 from shared.algorithms import BLOCK, FULL
 from shared.errors import ConfigurationError
 from shared.sampling_params import resolve_params
-from vdiff.bundled.evaluate import wilson
+from shared.statistics import wilson
 from worker.engine import VDiffEngine
 
 

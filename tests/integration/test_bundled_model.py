@@ -14,7 +14,6 @@ import pytest
 from shared.sampling_params import resolve_params
 from tests.integration.conftest import ROOT
 from vdiff import bundled
-from vdiff.bundled.evaluate import wilson
 from worker.engine import VDiffConfig, VDiffEngine
 
 pytestmark = pytest.mark.integration
@@ -72,7 +71,7 @@ def test_the_models_fit() -> None:
 
 
 def test_scorer(tmp_path: Any) -> None:
-    """Right, wrong and missing answers, and Wilson's interval against published values."""
+    """Right, wrong and missing answers."""
     questions, answers = tmp_path / "q.jsonl", tmp_path / "a.jsonl"
     lines = [{"custom_id": f"{i}", "metadata": {"kind": "k", "answer": str(i)}} for i in range(4)]
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -84,5 +83,3 @@ def test_scorer(tmp_path: Any) -> None:
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 1 and "2/4" in done.stdout and "the first is 3" in done.stderr
-    low, high = wilson(81, 263)  # Newcombe 1998, Stat. Med. 17:857, table I, method 3: 0.2553 to 0.3662
-    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)

@@ -1,27 +1,17 @@
 """Score answers to an evaluation set: exact match per kind with Wilson's 95% interval.
 
-    vdiff generate --model vdiff/bundled/vdiff-tiny --input vdiff/bundled/vdiff-tiny/eval.jsonl --output out.jsonl
-    python -m vdiff.bundled.evaluate vdiff/bundled/vdiff-tiny/eval.jsonl out.jsonl
-
-The interval is Wilson's score interval (E. B. Wilson 1927, JASA 22:209-212).
+vdiff generate --model vdiff/bundled/vdiff-tiny --input vdiff/bundled/vdiff-tiny/eval.jsonl --output out.jsonl
+python -m vdiff.bundled.evaluate vdiff/bundled/vdiff-tiny/eval.jsonl out.jsonl
 """
 
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-
-def wilson(successes: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion; `total` must be positive."""
-    p = successes / total
-    centre = p + z * z / (2 * total)
-    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return (centre - spread) / scale, (centre + spread) / scale
+from shared.statistics import wilson
 
 
 def score(questions: Path, answers: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:

@@ -1,0 +1,95 @@
+"""Runs the code of a `code` grader in a process of its own that shut itself in (`sandbox_child`), and ends it on time.
+
+The parent's part: a new process group with an empty environment in an empty folder, a bounded answer, SIGKILL for the
+whole group when the time is over. Off unless VDIFF_CODE_GRADERS is set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from shared.evaluations.graders import Grader, Verdict, failed
+
+CHILD = Path(__file__).with_name("sandbox_child.py")
+ANSWER_BYTES_MAX = 64 * 1024
+START_SECONDS = 5.0  # for the interpreter, on top of the grader's own time
+
+
+async def check(grader: Grader) -> str | None:
+    """What is wrong with its source, or with the machine: None when it may run."""
+    answer = await _run(grader, {"source": grader.options["source"]})
+    return None if answer.get("ok") else str(answer.get("unavailable") or answer["error"])
+
+
+async def grade(grader: Grader, output: str, row: Mapping[str, Any]) -> Verdict:
+    """The verdict of `grade(output, reference, item)`; whatever it does, this returns in time."""
+    reference = None if grader.reference is None else grader.reference.value(row)
+    task = {"source": grader.options["source"], "output": output, "reference": reference, "item": dict(row)}
+    answer = await _run(grader, task)
+    if "score" in answer:
+        return Verdict(answer["score"] >= grader.options["pass_at"], score=answer["score"])
+    if "unavailable" in answer:
+        return failed("sandbox_unavailable", answer["unavailable"])
+    return failed(answer.get("code", "grader_failed"), answer["error"])
+
+
+async def _run(grader: Grader, task: Mapping[str, Any]) -> dict[str, Any]:
+    seconds = grader.options["timeout_seconds"]
+    limits = (str(grader.options["memory_mb"]), str(seconds))
+    with tempfile.TemporaryDirectory(prefix="vdiff-grader-") as folder:
+        os.chmod(folder, 0o755)  # under root it is another user that runs there
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-S", "-B", str(CHILD), *limits, cwd=folder, env={}, start_new_session=True,
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            async with asyncio.timeout(seconds + START_SECONDS):
+                raw = await _talk(process, json.dumps(task).encode())
+                code = await process.wait()
+        except TimeoutError:
+            return {"error": f"not done after {seconds:g} s", "code": "grader_timeout"}
+        finally:
+            _kill(process)
+            assert process.stdout is not None
+            while await process.stdout.read(ANSWER_BYTES_MAX):  # `wait` waits for the end of the pipe too
+                pass
+            await process.wait()
+    if -code in (signal.SIGALRM, signal.SIGXCPU):
+        return {"error": f"not done after {seconds:g} s", "code": "grader_timeout"}
+    try:
+        answer = json.loads(raw)
+    except ValueError:
+        ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        return {"error": f"it ended without an answer ({ended})"}
+    if isinstance(answer, dict) and answer.keys() & {"ok", "score", "error", "unavailable"}:
+        return answer
+    return {"error": "it wrote something else than an answer"}
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+async def _talk(process: asyncio.subprocess.Process, task: bytes) -> bytes:
+    assert process.stdin is not None and process.stdout is not None
+    with suppress(BrokenPipeError, ConnectionResetError):
+        process.stdin.write(task)
+        await process.stdin.drain()
+        process.stdin.close()
+    answer = b""
+    while data := await process.stdout.read(ANSWER_BYTES_MAX):
+        answer += data
+        if len(answer) > ANSWER_BYTES_MAX:
+            _kill(process)
+            return b""
+    return answer
