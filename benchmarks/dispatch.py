@@ -48,7 +48,8 @@ def milliseconds(action: Callable[[int], object]) -> tuple[float, float]:
 def measure(database: Database) -> dict[str, tuple[float, float]]:
     def values(job_id: str) -> dict[str, object]:
         return {"id": job_id, "tenant": "tenant-7", "endpoint": "/v1/completions", "model": MODEL, "priority": "bulk",
-                "body": {"prompt": "x"}, "params": {"max_tokens": 64}, "prompt_token_ids": [1] * 8, "tokens": 72}  # fmt: skip
+                "key_id": "", "body": {"prompt": "x"},
+                "params": {"max_tokens": 64}, "prompt_token_ids": [1] * 8, "tokens": 72}  # fmt: skip
 
     def submit(i: int) -> None:
         with database.write() as session:
@@ -69,7 +70,7 @@ def measure(database: Database) -> dict[str, tuple[float, float]]:
 
     def depth(i: int) -> None:
         with database.read() as session:
-            session.execute(lanes.queued_of("tenant-7")).one()
+            session.execute(lanes.queued_of("tenant-7", "")).one()
 
     taken: list[str] = []
     with database.write() as session:
@@ -85,7 +86,7 @@ def measure(database: Database) -> dict[str, tuple[float, float]]:
 def plans(database: Database) -> dict[str, str]:
     statements = {
         "the candidates of a round": lanes.candidates(MODEL, "bulk", clock=0.0, lanes=2 * WINDOW, per_lane=WINDOW // 2),
-        "what a tenant has queued": lanes.queued_of("tenant-7"),
+        "what a tenant has queued": lanes.queued_of("tenant-7", ""),
     }
     shown = {}
     with database.read() as session:

@@ -55,8 +55,12 @@ class Settings(BaseSettings):
     )
     api_key: SecretStr | None = Field(None, description="a static key that may do everything; also what the CLI sends")
     requests_per_minute: int | None = Field(None, ge=1, description="per key, unless the key says otherwise")
-    max_queued_jobs: int = Field(100_000, ge=1, description="queued jobs per tenant before 429")
-    max_queued_tokens: int | None = Field(None, ge=1, description="queued tokens per tenant before 429")
+    max_queued_jobs: int = Field(
+        100_000, ge=1, description="queued jobs per key before 429, unless the key says otherwise"
+    )
+    max_queued_tokens: int | None = Field(
+        None, ge=1, description="queued tokens per key before 429, unless the key says otherwise"
+    )
     max_waiting_requests: int = Field(
         256, ge=0, description="sync requests beyond a limit that one API process lets wait; the rest is 429 at once"
     )

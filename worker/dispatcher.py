@@ -157,6 +157,6 @@ class Dispatcher:
 
 def _views(found: list[Row[Any]] | Any) -> list[LaneView]:
     return [
-        LaneView(tenant, rows[0].clock, rows[0].weight, [row.id for row in rows])
-        for tenant, rows in ((tenant, list(group)) for tenant, group in groupby(found, key=lambda row: row.tenant))
+        LaneView(who, rows[0].clock, rows[0].weight, [row.id for row in rows])
+        for who, rows in ((who, list(group)) for who, group in groupby(found, key=lambda row: (row.tenant, row.key_id)))
     ]

@@ -332,6 +332,7 @@ def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str,
             "admitted_ms": round(metrics.queued_ms, 3),  # accepted by the engine to its first step
             "prompt_ms": round(metrics.prompt_ms, 3),
             "denoise_ms": round(metrics.denoise_ms, 3),
+            "device_ms": round(1000 * metrics.device_seconds, 3),
             "total_ms": round(before_ms + elapsed_ms, 3),
         },
         "diffusion": {

@@ -29,6 +29,7 @@ from shared.jobs import caretaking, lanes, repository
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.queue.messages import push_sync
 from shared.queue.names import queue_name
+from shared.usage import repository as usage
 
 SWEEP_LOCK = 0x7653_7770  # any number that nothing else in the database uses ("vSwp")
 IDEMPOTENCY_SECONDS = 24 * 3600
@@ -95,6 +96,7 @@ class Sweeper:
             moved = session.execute(repository.sweep_expired()).all()
             session.execute(caretaking.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS))
             session.execute(lanes.roll_up())
+            session.execute(usage.roll_up())
             session.execute(lanes.forget_idle_lanes())
             session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
         for row in moved:

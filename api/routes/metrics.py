@@ -51,12 +51,12 @@ class _Snapshot(Collector):
 
 
 def queue_totals(depths: Any, ages: Any) -> dict[tuple[str, str], tuple[int, float]]:
-    """(model, priority) -> (jobs, age of the oldest in seconds), over all tenants."""
-    oldest = {(row.model, row.priority, row.tenant): float(row.seconds) for row in ages}
+    """(model, priority) -> (jobs, age of the oldest in seconds), over all keys."""
+    oldest = {(row.model, row.priority, row.tenant, row.key_id): float(row.seconds) for row in ages}
     totals: dict[tuple[str, str], tuple[int, float]] = {}
     for row in depths:
         count, seconds = totals.get((row.model, row.priority), (0, 0.0))
-        age = oldest.get((row.model, row.priority, row.tenant), 0.0)
+        age = oldest.get((row.model, row.priority, row.tenant, row.key_id), 0.0)
         totals[row.model, row.priority] = (count + int(row.jobs), max(seconds, age))
     return totals
 
@@ -113,7 +113,7 @@ async def metrics(context: ContextDep) -> Response:
         by_status = (await session.execute(queries.jobs_by_status())).all()
         depths = (await session.execute(lanes.depths())).all()
         ages = (
-            (await session.execute(lanes.oldest([(d.model, d.priority, d.tenant) for d in depths]))).all()
+            (await session.execute(lanes.oldest([(d.model, d.priority, d.tenant, d.key_id) for d in depths]))).all()
             if depths
             else []
         )

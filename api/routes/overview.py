@@ -81,8 +81,8 @@ class Glance:
         async with context.database.read() as session:
             counts = {row.status: row.count for row in await session.execute(statements.by_status(tenant))}
             lanes_of = [d for d in await session.execute(lanes.depths()) if tenant is None or d.tenant == tenant]
-            pairs = [(d.model, d.priority, d.tenant) for d in lanes_of]
-            ages = (await session.execute(lanes.oldest(pairs))).all() if pairs else []
+            names = [(d.model, d.priority, d.tenant, d.key_id) for d in lanes_of]
+            ages = (await session.execute(lanes.oldest(names))).all() if names else []
             rows = (
                 await session.execute(serving.recent_workers(stale_seconds=context.settings.worker_stale_seconds))
             ).all()

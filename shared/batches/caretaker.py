@@ -72,7 +72,7 @@ class LineChecker:
         self._row = row
         self._deadlines = deadlines
         self._max_lines = max_lines
-        self._principal = Principal(row.tenant, frozenset())
+        self._principal = Principal(row.tenant, frozenset(), key_id=row.key_id or None)
         self._served: Served | None = None
         self._seen: dict[str, int] = {}  # custom_id -> line
         self.count = 0
@@ -330,9 +330,9 @@ class _Work:
         _log.info("batch_accepted", batch_id=self._row.id, lines=checker.count)
 
     async def _over_limits(self, count: int, tokens: int) -> list[dict[str, Any]]:
-        """The tenant's limits of what may be queued, this batch included."""
+        """The key's limits of what may be queued, this batch included."""
         async with self._database.read() as session:
-            jobs, waiting = (await session.execute(lanes.queued_of(self._row.tenant))).one()
+            jobs, waiting = (await session.execute(lanes.queued_of(self._row.tenant, self._row.key_id))).one()
         for name, now, more in (("queued_jobs", int(jobs), count), ("queued_tokens", int(waiting), tokens)):
             limit = self._row.limits.get(name)
             if limit is not None and now + more > limit:

@@ -57,10 +57,10 @@ def by_idempotency_key(tenant: str, key: str) -> Select[Any]:
     return select(BATCHES).where(_B.tenant == tenant, _B.idempotency_key == key)
 
 
-def same_request(tenant: str, request_hash: str, within_seconds: float) -> Select[Any]:
+def same_request(tenant: str, key_id: str, request_hash: str, within_seconds: float) -> Select[Any]:
     return (
         select(BATCHES)
-        .where(_B.tenant == tenant, _B.request_hash == request_hash)
+        .where(_B.tenant == tenant, _B.key_id == key_id, _B.request_hash == request_hash)
         .where(_B.created_at > func.now() - _seconds(within_seconds))
         .order_by(_B.id.desc())
         .limit(1)

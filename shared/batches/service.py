@@ -61,13 +61,14 @@ class BatchService:
         values = {
             "id": new_id("batch"),
             "tenant": tenant,
+            "key_id": new.principal.payer,
             "endpoint": new.endpoint,
             "input_file_id": new.input_file_id,
             "completion_window": new.completion_window,
             "metadata": None if new.metadata is None else dict(new.metadata),
             "output_expires_seconds": new.output_expires_seconds,
             "limits": {"queued_jobs": limits.queued_jobs, "queued_tokens": limits.queued_tokens},
-            "idempotency_key": new.idempotency_key,
+            "idempotency_key": new.principal.scoped(new.idempotency_key),
             "request_hash": new.hash(),
         }
         async with self._database.write() as session:
@@ -91,9 +92,9 @@ class BatchService:
     async def _earlier(self, new: NewBatch) -> Row[Any] | None:
         tenant = new.principal.tenant
         if new.idempotency_key is not None:
-            statement = repository.by_idempotency_key(tenant, new.idempotency_key)
+            statement = repository.by_idempotency_key(tenant, new.principal.scoped(new.idempotency_key) or "")
         elif new.automatic_retry:
-            statement = repository.same_request(tenant, new.hash(), RETRY_WINDOW_SECONDS)
+            statement = repository.same_request(tenant, new.principal.payer, new.hash(), RETRY_WINDOW_SECONDS)
         else:
             return None
         async with self._database.read() as session:

@@ -18,6 +18,7 @@ from shared.db.session import AsyncDatabase, AsyncReadSession
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.tasks import ScoreTask, task_of
+from shared.jobs.turns import Who
 from shared.sampling_params import SamplingParams
 
 OUTCOMES_MIN = 20  # fewer say nothing about a range
@@ -55,7 +56,7 @@ def place(row: Mapping[Any, Any], depths: Sequence[Mapping[Any, Any]], ahead: in
     """The place of a queued job, 1 being next: more urgent jobs, those of its own lane, and the other lanes' turns.
 
     Args:
-        depths: {priority, tenant, jobs} of the model's lanes.
+        depths: {priority, tenant, key_id, jobs} of the model's lanes.
         ahead: jobs of its own lane before it.
     """
     rank = Priority(row["priority"]).rank
@@ -64,9 +65,13 @@ def place(row: Mapping[Any, Any], depths: Sequence[Mapping[Any, Any]], ahead: in
         theirs = Priority(lane["priority"]).rank
         if theirs < rank:
             before += lane["jobs"]
-        elif theirs == rank and lane["tenant"] != row["tenant"]:
+        elif theirs == rank and _who(lane) != _who(row):
             before += min(lane["jobs"], ahead + 1)  # a turn each
     return before + 1
+
+
+def _who(row: Mapping[Any, Any]) -> Who:
+    return row["tenant"], row["key_id"]
 
 
 async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> int:
@@ -74,8 +79,8 @@ async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> i
     depths = [r._mapping for r in await session.execute(lanes.depths(row["model"]))]
     ahead: int = (await session.execute(lanes.ahead_in_lane(row))).scalar_one()
     if ahead >= lanes.AHEAD_MAX:
-        own = next((d["jobs"] for d in depths if d["priority"] == row["priority"] and d["tenant"] == row["tenant"]), 0)
-        first = await session.execute(lanes.oldest([(row["model"], row["priority"], row["tenant"])]))
+        own = next((d["jobs"] for d in depths if d["priority"] == row["priority"] and _who(d) == _who(row)), 0)
+        first = await session.execute(lanes.oldest([(row["model"], row["priority"], *_who(row))]))
         oldest = first.first()
         age = (datetime.now(UTC) - row["queued_at"]).total_seconds()
         share = 1 - age / float(oldest.seconds) if oldest is not None and oldest.seconds else 1.0

@@ -11,13 +11,13 @@ from datetime import timedelta
 from typing import Any, cast
 
 from sqlalchemy import (
+    BigInteger,
     Delete,
     Executable,
     Interval,
     Select,
     Table,
     Update,
-    case,
     delete,
     extract,
     func,
@@ -30,17 +30,21 @@ from sqlalchemy import (
     update,
     values,
 )
+from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.db.tables import ApiKey, Lane, LaneDelta, Queue
 from shared.jobs.repository import JOBS
 from shared.jobs.status import JobStatus
+from shared.jobs.turns import Who
 
 LANES = cast(Table, Lane.__table__)
 DELTAS = cast(Table, LaneDelta.__table__)
 QUEUES = cast(Table, Queue.__table__)
 KEYS = cast(Table, ApiKey.__table__)
+LaneName = tuple[str, str, str, str]  # as in `_OF`
 _J, _L, _D, _Q = JOBS.c, LANES.c, DELTAS.c, QUEUES.c
+_OF = ("model", "priority", "tenant", "key_id")  # what names a lane
 ROLLUP_BATCH = 20_000
 AHEAD_MAX = 1_000  # jobs of one's own lane that are counted one by one
 
@@ -50,13 +54,13 @@ def roll_up() -> Executable:
     some = select(_D.id).order_by(_D.id).limit(ROLLUP_BATCH).with_for_update(skip_locked=True)
     gone = delete(DELTAS).where(_D.id.in_(some)).returning(*DELTAS.c).cte("gone")
     sums = (
-        select(gone.c.model, gone.c.priority, gone.c.tenant, func.sum(gone.c.jobs), func.sum(gone.c.tokens))
-        .group_by(gone.c.model, gone.c.priority, gone.c.tenant)
-        .order_by(gone.c.model, gone.c.priority, gone.c.tenant)  # always locked in one order: no deadlock
+        select(*(gone.c[name] for name in _OF), func.sum(gone.c.jobs), func.sum(gone.c.tokens))
+        .group_by(*(gone.c[name] for name in _OF))
+        .order_by(*(gone.c[name] for name in _OF))  # always locked in one order: no deadlock
     )
-    adding = insert(LANES).from_select(["model", "priority", "tenant", "jobs", "tokens"], sums)
+    adding = insert(LANES).from_select([*_OF, "jobs", "tokens"], sums)
     return adding.on_conflict_do_update(
-        index_elements=[_L.model, _L.priority, _L.tenant],
+        index_elements=[_L[name] for name in _OF],
         set_={"jobs": _L.jobs + adding.excluded.jobs, "tokens": _L.tokens + adding.excluded.tokens},
     )
 
@@ -70,57 +74,51 @@ def forget_idle_lanes() -> Delete:
 def _now() -> Any:
     """Lanes with what was not summed up yet."""
     return union_all(
-        select(_L.model, _L.priority, _L.tenant, _L.jobs, _L.tokens),
-        select(_D.model, _D.priority, _D.tenant, _D.jobs, _D.tokens),
+        select(*(_L[name] for name in _OF), _L.jobs, _L.tokens),
+        select(*(_D[name] for name in _OF), _D.jobs, _D.tokens),
     ).subquery("lanes_now")
 
 
-def queued_of(tenant: str) -> Select[Any]:
-    """(jobs, tokens) that a tenant has queued."""
+def queued_of(tenant: str, key_id: str) -> Select[Any]:
+    """(jobs, tokens) that a key has queued."""
     now = _now()
     return select(func.coalesce(func.sum(now.c.jobs), 0), func.coalesce(func.sum(now.c.tokens), 0)).where(
-        now.c.tenant == tenant
+        now.c.tenant == tenant, now.c.key_id == key_id
     )
 
 
 def depths(model: str | None = None) -> Select[Any]:
-    """(model, priority, tenant, jobs, tokens) of every lane that has jobs; of one model or of all."""
+    """(model, priority, tenant, key_id, jobs, tokens) of every lane that has jobs; of one model or of all."""
     now = _now()
-    jobs = func.sum(now.c.jobs)
+    jobs, tokens = (cast_to(func.sum(column), BigInteger) for column in (now.c.jobs, now.c.tokens))  # sums are numeric
     return (
-        select(now.c.model, now.c.priority, now.c.tenant, jobs.label("jobs"), func.sum(now.c.tokens).label("tokens"))
+        select(*(now.c[name] for name in _OF), jobs.label("jobs"), tokens.label("tokens"))
         .where(true() if model is None else now.c.model == model)
-        .group_by(now.c.model, now.c.priority, now.c.tenant)
+        .group_by(*(now.c[name] for name in _OF))
         .having(jobs > 0)
     )
 
 
-def oldest(pairs: Sequence[tuple[str, str, str]]) -> Select[Any]:
-    """(model, priority, tenant, seconds) since the first job of each lane without a deadline came."""
-    wanted = values(_L.model, _L.priority, _L.tenant, name="wanted").data(list(pairs))
+def oldest(of: Sequence[LaneName]) -> Select[Any]:
+    """(model, priority, tenant, key_id, seconds) since the first job of each lane without a deadline came."""
+    wanted = values(*(_L[name] for name in _OF), name="wanted").data(list(of))
     first = lateral(
         select(_J.queued_at)
         .where(
-            _J.model == wanted.c.model, _J.priority == wanted.c.priority, _J.tenant == wanted.c.tenant,
-            _J.status == JobStatus.QUEUED.value, _J.deadline.is_(None),
+            *(_J[name] == wanted.c[name] for name in _OF), _J.status == JobStatus.QUEUED.value, _J.deadline.is_(None),
         )
         .order_by(_J.queued_at)
         .limit(1)
     )  # fmt: skip
     return select(
-        wanted.c.model,
-        wanted.c.priority,
-        wanted.c.tenant,
+        *(wanted.c[name] for name in _OF),
         extract("epoch", func.now() - first.c.queued_at).label("seconds"),
     ).join_from(wanted, first, true())
 
 
 def ahead_in_lane(row: Mapping[Any, Any]) -> Select[Any]:
     """How many jobs of the same lane come before this one, counted to `AHEAD_MAX`."""
-    lane = (
-        _J.model == row["model"], _J.priority == row["priority"], _J.tenant == row["tenant"],
-        _J.status == JobStatus.QUEUED.value,
-    )  # fmt: skip
+    lane = (*(_J[name] == row[name] for name in _OF), _J.status == JobStatus.QUEUED.value)
     mine = (row["queued_at"], row["id"])
     if row["deadline"] is not None:
         before = select(_J.id).where(*lane, tuple_(_J.deadline, _J.queued_at, _J.id) < tuple_(row["deadline"], *mine))
@@ -140,34 +138,28 @@ def lock_queue(model: str, priority: str) -> Select[Any]:
 
 
 def candidates(model: str, priority: str, *, clock: float, lanes: int, per_lane: int) -> Select[Any]:
-    """(tenant, clock, weight, id): the first jobs that have no message yet, of the lanes whose turns come first."""
-    weights = (
-        select(KEYS.c.tenant, func.max(KEYS.c.weight).label("weight"))
-        .where(KEYS.c.revoked_at.is_(None))
-        .group_by(KEYS.c.tenant)
-        .subquery("weights")
-    )
+    """(tenant, key_id, clock, weight, id): the first jobs without a message, of the lanes whose turns come first."""
     first = (
-        select(_L.tenant, _L.clock, func.coalesce(weights.c.weight, 1).label("weight"))
-        .join_from(LANES, weights, weights.c.tenant == _L.tenant, isouter=True)
+        select(_L.tenant, _L.key_id, _L.clock, func.coalesce(KEYS.c.weight, 1).label("weight"))
+        .join_from(LANES, KEYS, KEYS.c.id == _L.key_id, isouter=True)
         .where(_L.model == model, _L.priority == priority, _L.jobs > 0)
-        .order_by(func.greatest(_L.clock, clock), _L.tenant)
+        .order_by(func.greatest(_L.clock, clock), _L.tenant, _L.key_id)
         .limit(lanes)
         .subquery("first")
     )
     jobs = lateral(
         select(_J.id, _J.deadline, _J.queued_at)
         .where(
-            _J.model == model, _J.priority == priority, _J.tenant == first.c.tenant,
+            _J.model == model, _J.priority == priority, _J.tenant == first.c.tenant, _J.key_id == first.c.key_id,
             _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None),
         )
         .order_by(_J.deadline, _J.queued_at, _J.id)
         .limit(per_lane)
     )  # fmt: skip
     return (
-        select(first.c.tenant, first.c.clock, first.c.weight, jobs.c.id)
+        select(first.c.tenant, first.c.key_id, first.c.clock, first.c.weight, jobs.c.id)
         .join_from(first, jobs, true())
-        .order_by(first.c.tenant, jobs.c.deadline, jobs.c.queued_at, jobs.c.id)
+        .order_by(first.c.tenant, first.c.key_id, jobs.c.deadline, jobs.c.queued_at, jobs.c.id)
     )
 
 
@@ -186,11 +178,12 @@ def untake(job_ids: Sequence[str]) -> Update:
     return update(JOBS).where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value).values(pushed_at=None)
 
 
-def set_clocks(model: str, priority: str, lane_clocks: Mapping[str, float]) -> Update:
+def set_clocks(model: str, priority: str, lane_clocks: Mapping[Who, float]) -> Update:
+    clocks = values(_L.tenant, _L.key_id, _L.clock, name="clocks").data([(*who, at) for who, at in lane_clocks.items()])
     return (
         update(LANES)
-        .where(_L.model == model, _L.priority == priority, _L.tenant.in_(list(lane_clocks)))
-        .values(clock=case(dict(lane_clocks), value=_L.tenant))
+        .where(_L.model == model, _L.priority == priority, _L.tenant == clocks.c.tenant, _L.key_id == clocks.c.key_id)
+        .values(clock=clocks.c.clock)
     )
 
 

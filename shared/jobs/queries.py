@@ -15,7 +15,7 @@ from shared.jobs.status import JobStatus
 _J = JOBS.c
 # A job without its prompt and body, which only its owner's replay needs.
 PUBLIC = [
-    _J.id, _J.tenant, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.batch_id,
+    _J.id, _J.tenant, _J.key_id, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.batch_id,
     _J.created_at, _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage,
     _J.timing, _J.diffusion, _J.params, _J.cancel_requested, _J.life, _J.start_by, _J.complete_by, _J.max_run_seconds,
     _J.retain_seconds, _J.purged_at, _J.replay_of, _J.revision, _J.tokens, _J.deadline, _J.webhook,
@@ -44,18 +44,19 @@ def insert_lines(rows: Sequence[Mapping[str, Any]]) -> Executable:
 
 
 def by_idempotency_key(tenant: str, key: str) -> Select[Any]:
+    """Args: key: as it is stored, `Principal.scoped`."""
     return select(*PUBLIC, _J.request_hash).where(_J.tenant == tenant, _J.idempotency_key == key)
 
 
-def same_request(tenant: str, request_hash: str, within_seconds: float) -> Select[Any]:
+def same_request(tenant: str, key_id: str, request_hash: str, within_seconds: float) -> Select[Any]:
     """The id of the newest job that the same request made lately and that may still give its answer."""
     since = func.now() - literal(timedelta(seconds=within_seconds), Interval)
     useful = (JobStatus.QUEUED.value, JobStatus.RUNNING.value, JobStatus.SUCCEEDED.value)
     return (
         select(_J.id)
         .where(
-            _J.tenant == tenant, _J.request_hash == request_hash, _J.created_at > since, _J.status.in_(useful),
-            ~_J.cancel_requested,
+            _J.tenant == tenant, _J.key_id == key_id, _J.request_hash == request_hash, _J.created_at > since,
+            _J.status.in_(useful), ~_J.cancel_requested,
         )
         .order_by(_J.created_at.desc())
         .limit(1)
@@ -110,6 +111,12 @@ def list_jobs(
 def note_forecast(job_id: str, seconds: float) -> Update:
     """What the client was told when it submitted, to be compared with what came."""
     return update(JOBS).where(_J.id == job_id, _J.forecast_seconds.is_(None)).values(forecast_seconds=seconds)
+
+
+def running() -> Select[Any]:
+    """(model, priority, tenant, key_id, jobs) of what runs: as many rows as there are slots are read."""
+    of = (_J.model, _J.priority, _J.tenant, _J.key_id)
+    return select(*of, func.count().label("jobs")).where(_J.status == JobStatus.RUNNING.value).group_by(*of)
 
 
 def jobs_by_status() -> Select[Any]:

@@ -353,13 +353,14 @@ def cancel_where(*which: ColumnElement[bool]) -> Update:
     )
 
 
-def retry(job_id: str, tenant: str, *, deadlines: Mapping[str, Any] | None = None) -> Update:
+def retry(job_id: str, tenant: str, *, key_id: str, deadlines: Mapping[str, Any] | None = None) -> Update:
     """failed, cancelled or expired -> queued: a new life, with its attempts before it. Returns (id, model, priority).
 
     Args:
+        key_id: who asks, and pays for this life.
         deadlines: columns that replace the former ones; without them, moments that have passed are dropped.
     """
-    return retry_where(_J.id == job_id, _J.tenant == tenant, deadlines=deadlines)
+    return retry_where(_J.id == job_id, _J.tenant == tenant, deadlines=deadlines).values(key_id=key_id)
 
 
 def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None = None) -> Update:

@@ -32,6 +32,7 @@ from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.status import TERMINAL, JobStatus, Priority
+from shared.jobs.turns import Who
 from shared.keys.principal import Limits, Principal
 from shared.queue.window import PushWindow
 from shared.served_models import ServedModel, ServedModels
@@ -44,7 +45,7 @@ _log = structlog.get_logger(__name__)
 
 RETRY_WINDOW_SECONDS = 600  # in which an SDK's automatic retry attaches to the job of the first try
 THREAD_CHARACTERS = 20_000  # longer prompts are tokenised in a thread
-DEPTH_SECONDS = 1.0  # how old the count of a tenant's queued jobs may be
+DEPTH_SECONDS = 1.0  # how old the count of a key's queued jobs may be
 _SEED_BITS = 53  # every JSON reader holds such integers exactly
 
 Served = tuple[ServedModel, TokenizerWrapper]
@@ -102,7 +103,7 @@ class JobService:
         self._settings = settings
         self._window = PushWindow(client)
         self._with_secret: set[str] = set()  # tenants without keys whose signing secret exists
-        self._depths: dict[str, tuple[float, int, int]] = {}
+        self._depths: dict[Who, tuple[float, int, int]] = {}
 
     async def prepare(self, submission: Submission) -> Prepared:
         """Check everything that can be wrong.
@@ -137,12 +138,13 @@ class JobService:
         values = {
             "id": new_id("job"),
             "tenant": submission.principal.tenant,
+            "key_id": submission.principal.payer,
             "endpoint": request.endpoint,
             "model": model.name,
             "priority": submission.priority.value,
             "custom_id": submission.custom_id,
             "metadata": {**request.metadata, **submission.metadata},
-            "idempotency_key": submission.idempotency_key,
+            "idempotency_key": submission.principal.scoped(submission.idempotency_key),
             "request_hash": _hash(submission),
             "body": submission.body,
             "params": resolved.params_json(),
@@ -182,7 +184,7 @@ class JobService:
         for _ in range(3):
             if (found := await self._earlier(prepared)) is not None:
                 return Accepted(found, created=False)
-            await self._check_depth(values["tenant"], values["tokens"], prepared.limits)
+            await self._check_depth((values["tenant"], values["key_id"]), values["tokens"], prepared.limits)
             if await self._insert(values):
                 return Accepted(prepared.id, created=True)
             # Lost a race for the key: the winner's row is there now (or its key was freed just then).
@@ -223,20 +225,22 @@ class JobService:
                 )
             return str(row.id)
         if prepared.automatic_retry:
-            statement = queries.same_request(values["tenant"], values["request_hash"], RETRY_WINDOW_SECONDS)
+            statement = queries.same_request(
+                values["tenant"], values["key_id"], values["request_hash"], RETRY_WINDOW_SECONDS
+            )
             async with self._database.read() as session:
                 found: str | None = (await session.execute(statement)).scalar_one_or_none()
             return found
         return None
 
-    async def _check_depth(self, tenant: str, tokens: int, limits: Limits) -> None:
-        """The tenant's queued jobs and tokens, one more included, within its limits."""
+    async def _check_depth(self, who: Who, tokens: int, limits: Limits) -> None:
+        """The key's queued jobs and tokens, one more included, within its limits."""
         if limits.queued_jobs is None and limits.queued_tokens is None:
             return
-        read_at, jobs, waiting = self._depths.get(tenant, (float("-inf"), 0, 0))
+        read_at, jobs, waiting = self._depths.get(who, (float("-inf"), 0, 0))
         if time.monotonic() - read_at > DEPTH_SECONDS:
             async with self._database.read() as session:
-                jobs, waiting = (int(n) for n in (await session.execute(lanes.queued_of(tenant))).one())
+                jobs, waiting = (int(n) for n in (await session.execute(lanes.queued_of(*who))).one())
             read_at = time.monotonic()
         if limits.queued_jobs is not None and jobs + 1 > limits.queued_jobs:
             raise TooManyRequests(f"{jobs} jobs are queued and {limits.queued_jobs} may be; wait until some are done")
@@ -245,7 +249,7 @@ class JobService:
                 f"{waiting} tokens are queued, this job may take {tokens}, and {limits.queued_tokens} may be queued; "
                 "wait until some are done"
             )
-        self._depths[tenant] = (read_at, jobs + 1, waiting + tokens)
+        self._depths[who] = (read_at, jobs + 1, waiting + tokens)
 
     async def get(self, job_id: str, tenant: str) -> Row[Any]:
         """The job's row. Raises JobNotFound."""
@@ -278,10 +282,11 @@ class JobService:
         """
         row = await self.get(job_id, principal.tenant)
         refuse_purged(row)
-        await self._check_depth(principal.tenant, row.tokens, principal.limits)
+        await self._check_depth((principal.tenant, principal.payer), row.tokens, principal.limits)
         columns = None if deadlines is None else deadlines.columns()
         async with self._database.write() as session:
-            moved = (await session.execute(repository.retry(job_id, principal.tenant, deadlines=columns))).one_or_none()
+            statement = repository.retry(job_id, principal.tenant, key_id=principal.payer, deadlines=columns)
+            moved = (await session.execute(statement)).one_or_none()
         if moved is None:
             row = await self.get(job_id, principal.tenant)
             if row.status == JobStatus.SUCCEEDED:
@@ -311,6 +316,7 @@ class JobService:
             raise Conflict(message, code="model_revision_changed")
         values = {
             "id": new_id("job"),
+            "key_id": principal.payer,
             **{name: getattr(row, name) for name in ("tenant", "endpoint", "model", "priority", "custom_id", "metadata",
                                                      "body", "params", "prompt_token_ids", "tokens", "max_attempts",
                                                      "retain_seconds")},

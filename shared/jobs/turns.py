@@ -1,8 +1,8 @@
-"""Whose job is next: weighted turns between tenants. Pure, so that fairness is tested without a database.
+"""Whose job is next: weighted turns between keys. Pure, so that fairness is tested without a database.
 
 Start-time fair queueing. A lane's clock is the virtual time at which its next turn begins; a turn moves it on by
 1 / weight. The lane with the earliest clock is next. A lane that was idle begins at the queue's clock, the beginning
-of the turn that was given last: it neither saves turns up nor waits for those that others had meanwhile. So a tenant's
+of the turn that was given last: it neither saves turns up nor waits for those that others had meanwhile. So a key's
 first job is next after the turn that is being given, however many jobs another one has.
 """
 
@@ -12,12 +12,14 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+Who = tuple[str, str]  # tenant and key, whose lane it is
+
 
 @dataclass(frozen=True, slots=True)
 class LaneView:
     """What a round needs of a lane: its first jobs, in their order."""
 
-    tenant: str
+    who: Who
     clock: float
     weight: int
     jobs: Sequence[str]
@@ -28,21 +30,21 @@ class Turns:
     """The jobs to be pushed, in order, and the clocks afterwards."""
 
     jobs: list[str] = field(default_factory=list)
-    lane_clocks: dict[str, float] = field(default_factory=dict)  # by tenant, of those that had a turn
+    lane_clocks: dict[Who, float] = field(default_factory=dict)  # of those that had a turn
     clock: float = 0.0
 
 
 def take_turns(lanes: Sequence[LaneView], clock: float, room: int) -> Turns:
     """At most `room` jobs, one turn at a time."""
-    waiting = [(max(lane.clock, clock), lane.tenant, 0, lane) for lane in lanes if lane.jobs]
+    waiting = [(max(lane.clock, clock), lane.who, 0, lane) for lane in lanes if lane.jobs]
     heapq.heapify(waiting)
     jobs: list[str] = []
-    clocks: dict[str, float] = {}
+    clocks: dict[Who, float] = {}
     while waiting and len(jobs) < room:
-        begins, tenant, index, lane = heapq.heappop(waiting)
+        begins, who, index, lane = heapq.heappop(waiting)
         jobs.append(lane.jobs[index])
         clock = begins
-        clocks[tenant] = begins + 1 / lane.weight
+        clocks[who] = begins + 1 / lane.weight
         if index + 1 < len(lane.jobs):
-            heapq.heappush(waiting, (clocks[tenant], tenant, index + 1, lane))
+            heapq.heappush(waiting, (clocks[who], who, index + 1, lane))
     return Turns(jobs, clocks, clock)

@@ -36,5 +36,14 @@ class Principal:
     limits: Limits = field(default_factory=Limits)
     key_id: str | None = None  # None: no key was needed, or the operator's static one
 
+    @property
+    def payer(self) -> str:
+        """The key as the tables know it: empty where there is none."""
+        return self.key_id or ""
+
+    def scoped(self, idempotency_key: str | None) -> str | None:
+        """An idempotency key as it is stored. Two keys of a tenant may choose the same one and mean two jobs."""
+        return idempotency_key if idempotency_key is None or not self.key_id else f"{self.key_id} {idempotency_key}"
+
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes

@@ -30,8 +30,12 @@ from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.repository import JOBS
 from shared.jobs.status import TERMINAL, JobStatus
+from shared.keys import repository as keys
+from shared.keys import tokens
+from shared.keys.principal import DEFAULT_SCOPES
 from shared.queue.messages import push_sync
 from shared.sampling_params import SamplingParams
+from shared.webhooks.secrets import new_secret
 from vdiff import bundled
 from vdiff.embedded.process import free_port
 
@@ -329,6 +333,23 @@ def served(
         api.wait_ready()
         client = stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
         yield Served(api.url, jobs.model, jobs, api, worker, client)
+
+
+def new_key(jobs: Jobs, *, tenant: str | None = None, **options: Any) -> str:
+    """An API key, made as `vdiff keys create` does it, without another process."""
+    key_id = tokens.new_key_id()
+    key = tokens.new_key(key_id)
+    values: dict[str, Any] = dict.fromkeys(
+        ("requests_per_minute", "max_queued_jobs", "max_queued_tokens", "expires_at")
+    )
+    values.update({"scopes": [s.value for s in DEFAULT_SCOPES], "weight": 1, "name": "test", **options})
+    with jobs.database.write() as session:
+        session.execute(
+            keys.create(
+                key_id, tenant=tenant or new_id("tenant"), key_hash=tokens.hash_key(key), webhook_secret=new_secret(), **values
+            )
+        )  # fmt: skip
+    return key
 
 
 def metric(served: Served, name: str, **labels: str) -> float:

@@ -12,9 +12,9 @@ import pytest
 
 from shared import serving
 from shared.model_card import ModelCard
-from tests.integration.conftest import Served, eventually, metric
+from tests.integration.conftest import Served, eventually, metric, new_key
 from tests.integration.test_api_jobs import CHAT, QUESTION, chat_job
-from tests.integration.test_api_keys import auth, make_key
+from tests.integration.test_api_keys import auth
 
 pytestmark = pytest.mark.integration
 
@@ -34,7 +34,7 @@ def away(served: Served) -> None:
 
 def full_key(served: Served) -> tuple[dict[str, str], str]:
     """A key that has queued all that it may, and the job that takes up its room."""
-    key = auth(make_key(served, "--max-queued-jobs", "1"))
+    key = auth(new_key(served.jobs, max_queued_jobs=1))
     blocker = eventually(
         lambda: (a := served.client.post("/v1/jobs", json=chat_job(body={"model": AWAY}), headers=key)).status_code
         == 202 and a.json()
@@ -76,7 +76,7 @@ def test_patience_ends_with_429(served: Served) -> None:
 
 
 def test_the_limit_of_requests_waits_too(served: Served) -> None:
-    key = auth(make_key(served, "--requests-per-minute", "1"))
+    key = auth(new_key(served.jobs, requests_per_minute=1))
     assert served.client.post(CHAT, json=ASK, headers=key).headers["x-ratelimit-remaining-requests"] == "0"
     began = time.monotonic()
     refused = served.client.post(CHAT, json=ASK, headers={**key, "x-stainless-read-timeout": "1.5"})

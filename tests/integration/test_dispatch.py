@@ -59,7 +59,9 @@ def take(jobs: Jobs, count: int, priority: str = "normal") -> list[str]:
 
 
 def depths(jobs: Jobs) -> dict[tuple[str, str], tuple[int, int]]:
-    return {(r.priority, r.tenant): (int(r.jobs), int(r.tokens)) for r in jobs.execute(lanes.depths(jobs.model))}
+    return {
+        (r.priority, r.tenant + r.key_id): (int(r.jobs), int(r.tokens)) for r in jobs.execute(lanes.depths(jobs.model))
+    }
 
 
 def test_redis_holds_a_window_and_postgresql_the_rest(jobs: Jobs) -> None:
@@ -90,20 +92,36 @@ def test_another_tenants_first_job_is_in_the_next_round(jobs: Jobs) -> None:
 
 
 def test_weights_of_keys_are_turns(jobs: Jobs) -> None:
+    """Two keys of one tenant, and somebody without a key: each has turns of its own."""
     from shared.keys import repository as keys
 
-    with jobs.database.write() as session:
-        session.execute(
-            keys.create("key_heavy", name="h", tenant="heavy", key_hash="x", scopes=["jobs"], webhook_secret="s",
-                        requests_per_minute=None, max_queued_jobs=None, max_queued_tokens=None, weight=3, expires_at=None)
-        )  # fmt: skip
-    for tenant in ("heavy", "light"):
-        add(jobs, tenant, 100)
+    for key_id, weight in (("key_heavy", 3), ("key_light", 1)):
+        with jobs.database.write() as session:
+            session.execute(
+                keys.create(key_id, name="h", tenant="team", key_hash="x", scopes=["jobs"], webhook_secret="s",
+                            requests_per_minute=None, max_queued_jobs=None, max_queued_tokens=None, weight=weight,
+                            expires_at=None)
+            )  # fmt: skip
+        add(jobs, "team", 100, key_id=key_id)
+    add(jobs, "anonymous", 100)
     one, served = dispatcher(jobs), Counter[str]()
     for _ in range(10):
         one.dispatch()
-        served.update(jobs.row(j).tenant for j in take(jobs, 8))
-    assert served["heavy"] == pytest.approx(3 * served["light"], abs=4)
+        served.update(jobs.row(j).key_id for j in take(jobs, 8))
+    assert served["key_heavy"] == pytest.approx(3 * served["key_light"], abs=4)
+    assert served[""] == pytest.approx(served["key_light"], abs=4)
+
+
+def test_another_key_of_the_tenant_is_in_the_next_round(jobs: Jobs) -> None:
+    add(jobs, "team", 500, key_id="key_bulk")
+    one = dispatcher(jobs)
+    one.dispatch()
+    take(jobs, 8)
+    first = add(jobs, "team", 1, key_id="key_other")[0]
+    one._looked_at = float("-inf")
+    one.dispatch()
+    assert first in window(jobs)[:2]
+    assert depths(jobs)["normal", "teamkey_bulk"][0] == 492
 
 
 def test_deadlines_first_among_equals(jobs: Jobs) -> None:
@@ -178,7 +196,7 @@ MOVES: dict[str, Callable[[str], Any]] = {
     "drain": lambda j: repository.drain([(j, 1), (j, 2)]),
     "succeed": lambda j: repository.finish(j, 1, JobStatus.SUCCEEDED, result={"a": 1}),
     "cancel": repository.request_cancel,
-    "retry": lambda j: repository.retry(j, "a"),
+    "retry": lambda j: repository.retry(j, "a", key_id=""),
     "roll up": lambda j: lanes.roll_up(),
 }
 

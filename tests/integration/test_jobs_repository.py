@@ -123,7 +123,7 @@ MOVES = {
     "sweep": lambda j: repository.sweep_expired(),
     "expire": lambda j: repository.finish(j, 1, JobStatus.EXPIRED, error=repository.MAX_RUN_ERROR),
     "deadlines": lambda j: caretaking.sweep_deadlines(grace_seconds=0),
-    "retry": lambda j: repository.retry(j, "anonymous"),
+    "retry": lambda j: repository.retry(j, "anonymous", key_id=""),
     "purge": lambda j: repository.purge(j, "anonymous"),
 }
 

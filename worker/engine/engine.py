@@ -28,7 +28,7 @@ from worker.engine.likelihood import LogLikelihood, ScoreTask, task_of
 from worker.engine.loader import LoadedModel, load
 from worker.engine.memory import Need, cache_capacity
 from worker.engine.outputs import InfillOutput, RequestOutput
-from worker.engine.report import event_of, output_of
+from worker.engine.report import charge, event_of, output_of
 from worker.engine.request import EngineRequest, Listener, end_tokens
 from worker.engine.scheduler import Decision, Scheduler
 from worker.engine.state import EngineState, EngineStats, HealthStatus
@@ -431,7 +431,9 @@ class VDiffEngine:
         for answer, _ in decision.run:
             if answer.request.first_scheduled_time is None:
                 answer.request.first_scheduled_time = now
-        for commit in self._stepper.move(decision) + self._stepper.decode(decision.run):
+        commits = self._stepper.move(decision) + self._stepper.decode(decision.run)
+        charge(decision.run, time.monotonic() - began)
+        for commit in commits:
             request = commit.answer.request
             if request.request_id not in self._handles:
                 continue

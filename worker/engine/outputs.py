@@ -51,6 +51,7 @@ class RequestMetrics:
     cache_refreshes: int = 0
     prefill_forwards: int = 0
     verifier_seconds: float = 0.0
+    device_seconds: float = 0.0  # its share of the steps that it was in; over all requests: the time of all steps
 
     @property
     def queued_ms(self) -> float:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from shared.algorithms import UNIFORM
 from shared.tokenizer import TokenizerWrapper
 from worker.engine.decoder import Commit
 from worker.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput, StepEvent
 from worker.engine.request import Answer, EngineRequest
+
+
+def charge(run: Sequence[tuple[Answer, int]], seconds: float) -> None:
+    """Share a step's time out among those whom it served, by the rows that each had in it."""
+    rows = sum(count for _, count in run)
+    for answer, count in run:
+        answer.request.device_seconds += seconds * (count / rows if rows else 1 / len(run))
 
 
 def event_of(commit: Commit, delta: str, tokenizer: TokenizerWrapper) -> StepEvent:
@@ -69,6 +77,7 @@ def output_of(request: EngineRequest) -> RequestOutput:
         cache_refreshes=sum(o.cache_refreshes for o in outputs),
         prefill_forwards=sum(o.prefill_forwards for o in outputs),
         verifier_seconds=sum(o.verifier_seconds for o in outputs),
+        device_seconds=request.device_seconds,
     )
     ids = request.prompt_token_ids
     return RequestOutput(

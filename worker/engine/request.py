@@ -157,6 +157,7 @@ class EngineRequest:
     prompt_done_time: float | None = None
     first_token_time: float | None = None
     aborted: bool = False
+    device_seconds: float = 0.0
 
     def make_sequences(self, tokenizer: TokenizerWrapper, card: ModelCard) -> None:
         """Create the n answers; the first has the request's own seed, the others have seeds derived from it."""

@@ -5,6 +5,7 @@ from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
 from shared.db.tables.serving import Model, Worker
+from shared.db.tables.usage import Usage, UsageDelta
 from shared.db.tables.webhooks import (
     WebhookAttempt,
     WebhookDelivery,
@@ -14,6 +15,6 @@ from shared.db.tables.webhooks import (
 )
 
 __all__ = [
-    "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "WebhookAttempt",
-    "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker",
+    "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "Usage",
+    "UsageDelta", "WebhookAttempt", "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker",
 ]  # fmt: skip

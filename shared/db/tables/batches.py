@@ -72,6 +72,7 @@ class Batch(Base):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant: Mapped[str] = mapped_column(Text)
+    key_id: Mapped[str] = mapped_column(Text, server_default=text("''"))  # its lines' too
     status: Mapped[str] = mapped_column(Text, server_default=BatchStatus.VALIDATING.value)
     endpoint: Mapped[str] = mapped_column(Text)
     input_file_id: Mapped[str] = mapped_column(Text)

@@ -1,4 +1,4 @@
-"""What the dispatcher keeps: how much each tenant has queued, and whose turn it is.
+"""What the dispatcher keeps: how much each key has queued, and whose turn it is.
 
 `lanes` and `lane_deltas` are written by triggers on `jobs` (migration 0004), so that no statement can forget it: every
 job that enters or leaves `queued` adds a row to `lane_deltas`, and whoever looks sums them up into `lanes`. Nobody
@@ -24,13 +24,14 @@ class Queue(Base):
 
 
 class Lane(Base):
-    """One tenant's part of a queue."""
+    """One key's part of a queue; key_id is empty for what needed no key."""
 
     __tablename__ = "lanes"
 
     model: Mapped[str] = mapped_column(Text, primary_key=True)
     priority: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
+    key_id: Mapped[str] = mapped_column(Text, primary_key=True, server_default=text("''"))
     jobs: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     clock: Mapped[float] = mapped_column(Double, server_default=text("0"))  # virtual time of its next turn
@@ -45,5 +46,6 @@ class LaneDelta(Base):
     model: Mapped[str] = mapped_column(Text)
     priority: Mapped[str] = mapped_column(Text)
     tenant: Mapped[str] = mapped_column(Text)
+    key_id: Mapped[str] = mapped_column(Text, server_default=text("''"))
     jobs: Mapped[int] = mapped_column(Integer)
     tokens: Mapped[int] = mapped_column(BigInteger)

@@ -40,6 +40,9 @@ class Job(Base):
 
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant: Mapped[str] = mapped_column(Text, server_default="anonymous")
+    key_id: Mapped[str] = mapped_column(
+        Text, server_default=text("''")
+    )  # who pays: the key; empty where none was needed
     endpoint: Mapped[str] = mapped_column(Text)
     model: Mapped[str] = mapped_column(Text)
     priority: Mapped[str] = mapped_column(Text, server_default=Priority.NORMAL.value)
@@ -73,7 +76,7 @@ class Job(Base):
     life: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # an explicit retry begins another
     start_by: Mapped[datetime | None] = mapped_column(Timestamp)
     complete_by: Mapped[datetime | None] = mapped_column(Timestamp)
-    # The next that may pass: among its tenant's jobs of a queue, those with a deadline go first.
+    # The next that may pass: among its key's jobs of a queue, those with a deadline go first.
     deadline: Mapped[datetime | None] = mapped_column(
         Timestamp, Computed("LEAST(start_by, complete_by)", persisted=True)
     )
@@ -121,6 +124,7 @@ class Job(Base):
             "model",
             "priority",
             "tenant",
+            "key_id",
             "deadline",
             "queued_at",
             "id",

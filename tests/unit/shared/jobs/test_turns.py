@@ -12,7 +12,7 @@ from shared.jobs.turns import LaneView, take_turns
 
 
 def lane(tenant: str, jobs: int, *, clock: float = 0.0, weight: int = 1) -> LaneView:
-    return LaneView(tenant, clock, weight, [f"{tenant}{i}" for i in range(jobs)])
+    return LaneView((tenant, ""), clock, weight, [f"{tenant}{i}" for i in range(jobs)])
 
 
 def test_two_lanes_alternate_and_each_keeps_its_order() -> None:
@@ -21,7 +21,7 @@ def test_two_lanes_alternate_and_each_keeps_its_order() -> None:
 
 def test_a_late_comer_is_next_after_a_long_backlog() -> None:
     first = take_turns([lane("a", 1000)], 0.0, 500)
-    then = take_turns([lane("a", 500, clock=first.lane_clocks["a"]), lane("b", 1)], first.clock, 2)
+    then = take_turns([lane("a", 500, clock=first.lane_clocks[("a", "")]), lane("b", 1)], first.clock, 2)
     assert "b0" in then.jobs
 
 
@@ -47,13 +47,13 @@ def test_over_many_rounds_all_is_served_fairly(lanes: list[tuple[int, int]], rou
     served: Counter[str] = Counter()
     clock = 0.0
     for _ in range(rounds):
-        views = [LaneView(t, clocks[t], weights[t], [f"{t}{i}" for i in jobs[:room]]) for t, jobs in left.items()]
+        views = [LaneView((t, ""), clocks[t], weights[t], [f"{t}{i}" for i in jobs[:room]]) for t, jobs in left.items()]
         waiting = sum(len(v) for v in left.values())
         turns = take_turns(views, clock, room)
         assert len(turns.jobs) == min(room, waiting)  # no place stays empty
         assert turns.clock >= clock
         clock = turns.clock
-        clocks.update(turns.lane_clocks)
+        clocks.update({who: at for (who, _), at in turns.lane_clocks.items()})
         for job in turns.jobs:
             assert left[job[0]].pop(0) == int(job[1:])  # in its lane's order
             served[job[0]] += 1
@@ -68,10 +68,12 @@ def test_over_many_rounds_all_is_served_fairly(lanes: list[tuple[int, int]], rou
 
 def test_a_place_counts_urgent_lanes_and_a_turn_of_each_equal() -> None:
     depths = [
-        {"priority": "interactive", "tenant": "x", "jobs": 7}, {"priority": "normal", "tenant": "me", "jobs": 5},
-        {"priority": "normal", "tenant": "big", "jobs": 50_000}, {"priority": "bulk", "tenant": "x", "jobs": 9},
-    ]  # fmt: skip
-    assert place({"priority": "normal", "tenant": "me"}, depths, ahead=2) == 7 + 2 + 3 + 1
+        {"priority": "interactive", "tenant": "x", "key_id": "", "jobs": 7},
+        {"priority": "normal", "tenant": "me", "key_id": "1", "jobs": 5},
+        {"priority": "normal", "tenant": "me", "key_id": "2", "jobs": 50_000},
+        {"priority": "bulk", "tenant": "x", "key_id": "", "jobs": 9},
+    ]
+    assert place({"priority": "normal", "tenant": "me", "key_id": "1"}, depths, ahead=2) == 7 + 2 + 3 + 1
 
 
 def test_a_range_comes_from_what_happened() -> None:
