@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup up check test test-unit test-integration test-browser fuzz bench migrate lock docs
+.PHONY: help setup up check test test-unit test-integration test-browser fuzz bench migrate lock docs docs-site
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ migrate: setup ## bring the database of VDIFF_DATABASE_URL up to date
 
 docs: setup ## rewrite the reference pages that follow from the code
 	$(BIN)/python scripts/make_docs.py
+
+docs-site: setup ## the documentation as a site, in build/docs/site; fails on a link that leads nowhere
+	$(BIN)/python scripts/docs_site.py
 
 lock: setup ## pin all dependencies anew
 	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra api --extra worker --extra embedded --extra flower --output-file requirements.txt pyproject.toml
