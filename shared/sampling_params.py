@@ -25,6 +25,7 @@ from shared.algorithms import (
 from shared.errors import InvalidParameter, PromptTooLong, UnknownParameter
 from shared.logit_bias import Bias, logit_bias_of
 from shared.model_card import ModelCard
+from shared.response_format import check_beside, response_format_of, with_order
 
 DEFAULT_BLOCK_LENGTH = 32
 DEFAULT_CHAT_TOKENS = 256
@@ -36,7 +37,7 @@ MAX_LOGPROBS = 20
 
 GENERATION_FIELDS = (
     "n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "ignore_eos", "stop_token_ids", "logprobs",
-    "top_logprobs", "logit_bias", "diffusion",
+    "top_logprobs", "logit_bias", "response_format", "diffusion",
 )  # fmt: skip
 _APD = ("mixture_weight", "kv_window", "max_lookahead")  # also accepted inside `diffusion.apd`
 _COMMON = (
@@ -103,6 +104,7 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: int | None = None  # how many alternatives beside the chosen token; None: no log-probabilities
     logit_bias: Bias = ()  # (token id, -100 to 100) each
+    response_format: dict[str, Any] | None = None  # OpenAI's object; None: plain text
     diffusion: DiffusionParams = field(default_factory=DiffusionParams)
 
     def to_json(self) -> dict[str, Any]:
@@ -133,8 +135,15 @@ class SamplingParams:
         if self.max_tokens < 1:
             raise InvalidParameter("max_tokens must be at least 1", param="max_tokens")
         _no_mask(self.stop_token_ids, card)
-        diffusion = _diffusion(self.diffusion.fields(), card, self.max_tokens, defaults={}, lenient=True)
-        return replace(self, logit_bias=logit_bias_of(self.logit_bias, card), diffusion=diffusion)
+        given, wanted = self.diffusion.fields(), self.response_format and response_format_of(self.response_format)
+        if wanted is not None:
+            given = with_order(given, card)
+        diffusion = _diffusion(given, card, self.max_tokens, defaults={}, lenient=True)
+        bias = logit_bias_of(self.logit_bias, card)
+        made = replace(self, logit_bias=bias, response_format=wanted, diffusion=diffusion)
+        if wanted is not None:
+            check_beside(made)
+        return made
 
     def with_seed(self, seed: int) -> SamplingParams:
         return replace(self, seed=seed)
@@ -492,10 +501,16 @@ def resolve_params(
     if not isinstance(diffusion, Mapping):
         raise InvalidParameter("diffusion must be an object", param="diffusion")
     known = _known(diffusion, DIFFUSION_FIELDS, "diffusion.")
+    values["response_format"] = response_format_of(given.get("response_format", {"type": "text"}))
+    if values["response_format"] is not None:
+        known = with_order(known, card)
     values["diffusion"] = _diffusion(known, card, values["max_tokens"], defaults=_own_defaults(known, card))
     if card.regime == UNIFORM:
         # Its draws follow t_min..t_max over whole canvases; temperature scales that, and nothing filters it.
         for name, off in (("top_p", 1.0), ("top_k", -1), ("logprobs", None)):
             if values[name] != off:
                 raise InvalidParameter(f"{name} has no effect on {card.name}; leave it out", param=name)
-    return SamplingParams(**values)
+    made = SamplingParams(**values)
+    if made.response_format is not None:
+        check_beside(made)
+    return made

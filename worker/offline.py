@@ -137,6 +137,8 @@ def answer_of(line: _Line, summary: Summary) -> dict[str, Any]:
                 tokens_per_forward=round(output.metrics.tokens_per_forward, 4),
                 seconds=round(output.metrics.denoise_ms / 1000, 6),
             )
+            if first.closed_early:
+                answer["closed_early"] = True
             if first.logprobs is not None:
                 answer["logprobs"] = [
                     {"token_id": t.token_id, "logprob": round(t.logprob, 6), "top": [list(pair) for pair in t.top]}

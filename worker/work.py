@@ -92,6 +92,7 @@ def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engin
         "attempts": job.attempt,
         "timing": numbers["timing"],
         "seed": output.seed,
+        **closed_early(output),
     }
     if isinstance(task, ScoreTask):
         assert isinstance(output, ScoresOutput)
@@ -120,6 +121,12 @@ def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engin
         prompt_tokens=len(job.prompt_token_ids),
         extras=extras,
     )
+
+
+def closed_early(output: RequestOutput) -> dict[str, Any]:
+    """Which choices' JSON was closed for want of tokens, where any was."""
+    indices = [c.index for c in output.outputs if c.closed_early]
+    return {"closed_early": indices} if indices else {}
 
 
 def _score_result(

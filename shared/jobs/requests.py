@@ -25,7 +25,7 @@ MAX_MESSAGES = 1000
 # OpenAI's own fields and the values at which they change nothing; `user` and the like only label a request.
 OPENAI_NO_OPS: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "best_of": (1,), "echo": (False,),
-    "suffix": ("",), "store": (False,), "tools": ([],), "response_format": ({"type": "text"},),
+    "suffix": ("",), "store": (False,), "tools": ([],),
     "parallel_tool_calls": (True, False), "modalities": (["text"],),
 }  # fmt: skip
 _STREAMING = ("stream", "stream_options")

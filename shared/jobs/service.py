@@ -31,6 +31,7 @@ from shared.ids import is_id, new_id
 from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
+from shared.jobs.requests import ParsedRequest
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.turns import Who
 from shared.keys.principal import Limits, Principal
@@ -113,7 +114,8 @@ class JobService:
         """
         request = parse(submission.endpoint, submission.body, streaming=submission.streaming)
         served = await self.served(request.model, request.endpoint)
-        if request.characters > THREAD_CHARACTERS:
+        compiles = isinstance(request, ParsedRequest) and "response_format" in request.fields
+        if compiles or request.characters > THREAD_CHARACTERS:
             prepared = await asyncio.to_thread(self.complete, submission, request, served)
         else:
             prepared = self.complete(submission, request, served)

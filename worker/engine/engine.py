@@ -161,6 +161,7 @@ class VDiffEngine:
         score: ScoreTask | None = None,
     ) -> RequestHandle:
         params = params.completed(self.card)
+        self._stepper.structured.check(params)
         if seed is None:
             seed = secrets.randbits(63) if params.seed is None else params.seed
         request = EngineRequest(
@@ -277,6 +278,8 @@ class VDiffEngine:
             raise InvalidParameter(f"{self.card.name} cannot see what follows a hole", param="canvas")
         if canvas is not None and params.diffusion.algorithm == "apd":
             raise InvalidParameter("apd goes from left to right and fills no holes", param="diffusion.algorithm")
+        if canvas is not None and params.response_format is not None:
+            raise InvalidParameter("response_format goes from left to right and fits no holes", param="response_format")
         for where, some in (("prompt", ids), ("canvas", canvas or ())):
             if some and (min(some) < 0 or max(some) >= self.card.vocab_size):
                 raise InvalidParameter(f"token ids must be from 0 to {self.card.vocab_size - 1}", param=where)

@@ -32,6 +32,7 @@ class CompletionOutput:
     cache_refreshes: int = 0  # forwards that recomputed everything for an approximate cache
     prefill_forwards: int = 0  # forwards that only stored the prompt's K/V
     verifier_seconds: float = 0.0
+    closed_early: bool = False  # of response_format: the ending was written because no token was left for more
 
 
 @dataclass(frozen=True, slots=True)

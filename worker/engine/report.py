@@ -105,4 +105,5 @@ def completion_of(answer: Answer) -> CompletionOutput:
         answer.cache_refreshes,
         answer.prefill_forwards,
         answer.verifier_seconds,
+        answer.closed_early,
     )

@@ -73,6 +73,9 @@ class Answer:
     window_from: int | None = None  # first masked position of the sequence at the previous windowed forward
     cache_refreshes: int = 0
     prefill_forwards: int = 0
+    # response_format
+    structure: Any = None  # grammar.Structure: where the answer stands in its grammar
+    closed_early: bool = False  # its ending was written because nothing else would have fitted
     # APD
     verifier_cache: Any = None  # the verifier's KVCache
     verified: int = 0  # leading positions of the sequence that it holds
@@ -136,7 +139,7 @@ class Answer:
 
     def release(self) -> None:
         """Let go of the K/V and of what decoders remember."""
-        self.caches, self.verifier_cache, self.memory = [], None, {}
+        self.caches, self.verifier_cache, self.memory, self.structure = [], None, {}, None
 
 
 @dataclass(eq=False)

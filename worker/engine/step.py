@@ -26,6 +26,7 @@ from worker.engine.request import Answer
 from worker.engine.sampler import DiffusionSampler, DiffusionSamplerConfig
 from worker.engine.scheduler import Decision
 from worker.engine.state import EngineStats
+from worker.engine.structured import StructuredDecoder
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Stepper:
         self.apd = APDDecoder(self.model, loaded.verifier, tokenizer, facts=facts, card=card)
         self.scorer = LikelihoodScorer(facts)
         self.renoise = RenoiseDecoder(self.model, tokenizer, card=card)
+        self.structured = StructuredDecoder(self.sampler, tokenizer, card=card)
 
     def move(self, decision: Decision) -> list[Commit]:
         """K/V to host memory and back, and new ones; what finds no memory even so fails."""
@@ -132,6 +134,8 @@ class Stepper:
             return "score", self.scorer
         if answer.params.diffusion.algorithm == "apd":
             return "apd", self.apd
+        if answer.params.response_format is not None:
+            return "structured", self.structured
         return "rules", self.sampler
 
     @staticmethod

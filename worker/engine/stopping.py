@@ -31,6 +31,8 @@ def advance(answer: Answer, *, block_done: bool | None = None) -> str:
             break
         prefix += 1
     grown, answer.prefix = prefix > answer.prefix, prefix
+    if reason is None and answer.structure is not None:
+        reason = answer.structure.ended  # complete, whether or not an end token says so
     if reason is None and prefix >= answer.limit and (block_done or answer.regime == FULL):
         reason = "length"  # the last block of the others is decoded whole, then cut
     most = answer.params.diffusion.max_forwards

@@ -48,7 +48,7 @@ def test_null_is_absent() -> None:
     ("name", "value"),
     [
         ("presence_penalty", 0), ("presence_penalty", 0.0), ("frequency_penalty", 0), ("best_of", 1),
-        ("echo", False), ("suffix", ""), ("store", False), ("tools", []), ("response_format", {"type": "text"}),
+        ("echo", False), ("suffix", ""), ("store", False), ("tools", []),
         ("logprobs", False), ("parallel_tool_calls", True), ("modalities", ["text"]), ("user", "u"),
         ("service_tier", "auto"), ("safety_identifier", "s"), ("prompt_cache_key", "k"),
     ],
@@ -61,7 +61,7 @@ def test_openais_fields_are_taken_where_they_change_nothing(name: str, value: An
     ("name", "value"),
     [
         ("presence_penalty", 0.5), ("frequency_penalty", False), ("best_of", 2), ("echo", True),
-        ("suffix", "x"), ("store", True), ("tools", [{}]), ("response_format", {"type": "json_object"}),
+        ("suffix", "x"), ("store", True), ("tools", [{}]),
         ("modalities", ["audio"]), ("tool_choice", "auto"), ("functions", []), ("reasoning_effort", "low"),
         ("min_p", 0.1), ("repetition_penalty", 1.0), ("colour", 1),
     ],
