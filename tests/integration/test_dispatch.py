@@ -15,8 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, text
 
+from shared.db.session import AsyncDatabase
 from shared.ids import new_id
 from shared.jobs import lanes, repository
+from shared.jobs.estimate import queue_position, queued_eta
 from shared.jobs.repository import JOBS
 from shared.jobs.status import JobStatus
 from shared.queue.names import queue_name
@@ -89,6 +91,20 @@ def test_another_tenants_first_job_is_in_the_next_round(jobs: Jobs) -> None:
     one._looked_at = float("-inf")
     one.dispatch()
     assert first in window(jobs)[:2]
+
+
+async def test_the_place_behind_another_tenants_jobs_can_be_told(jobs: Jobs) -> None:
+    """As JSON, and counted with: a sum in PostgreSQL is a numeric unless it is told otherwise."""
+    add(jobs, "big", 3, priority="interactive")
+    mine = jobs.row(add(jobs, "small", 1)[0])
+    database = AsyncDatabase(jobs.database_url)
+    try:
+        async with database.read() as session:
+            position = await queue_position(session, mine._mapping)
+    finally:
+        await database.dispose()
+    eta = queued_eta(position, [{"slots": 3, "stats": {"jobs_succeeded": 1, "job_ms": 1000}}])
+    assert json.dumps([position, eta]) == "[4, 2.0]"
 
 
 def test_weights_of_keys_are_turns(jobs: Jobs) -> None:
