@@ -84,7 +84,7 @@ class Sender:
     def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, str | None]:
         url = row.endpoint_url or row.url
         secrets = [row.secret, row.previous_secret] if row.endpoint_id else [row.key_secret or row.tenant_secret]
-        body = event_body(row._mapping, row.result)
+        body = event_body({**row._mapping, "id": row.event_id}, row.result)
         headers = signed_headers(row.event_id, body, [s for s in secrets if s], now=datetime.now(UTC))
         try:
             target = targets.parse_target(url, allow_private=self._settings.webhook_allow_private)

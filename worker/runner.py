@@ -273,10 +273,10 @@ class Runner:
                 "tokens_committed": event.tokens_committed,
                 "tokens_total": event.tokens_total,
                 "offset": offset,
-                "text": event.text_delta,
+                "text": storable(event.text_delta),  # as the result will have it: a stream must not differ from it
             }
             if event.canvas is not None:
-                progress["canvas"] = event.canvas
+                progress["canvas"] = storable(event.canvas)
             self._emit(Event(job_id, "progress", progress))
             if not event.positions and event.provisional is None:
                 return  # a score, which denoises nothing

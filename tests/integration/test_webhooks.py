@@ -136,7 +136,9 @@ def test_a_registered_endpoint_is_told_and_can_verify(
     every = ["job.queued", "job.started", "job.succeeded"]
     endpoint = register(hooks, receiver, "/all", mine, events=every)
     job = run(hooks, mine)
-    bodies = [Webhook(endpoint["secret"]).verify(body, headers) for headers, body in receiver.got("/all", 3)]
+    arrived = receiver.got("/all", 3)
+    bodies = [Webhook(endpoint["secret"]).verify(body, headers) for headers, body in arrived]
+    assert [b["id"] for b in bodies] == [headers["webhook-id"] for headers, _ in arrived]
     bodies.sort(key=lambda b: b["data"]["sequence"])
     assert [(b["type"], b["data"]["sequence"]) for b in bodies] == [(t, i + 1) for i, t in enumerate(every)]
     assert all(b["data"]["id"] == job["id"] and b["object"] == "event" for b in bodies)

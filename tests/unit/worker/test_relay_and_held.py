@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.events import Event
+from shared.sampling_params import SamplingParams
 from worker import relay
+from worker.engine.outputs import StepEvent
 from worker.engine.state import EngineState, HealthStatus
 from worker.heartbeat import HangDetector
 from worker.held import HeldAttempts, StopReason
 from worker.relay import merge
-from worker.runner import Counters, storable
+from worker.runner import Counters, Runner, storable
 
 
 def progress(text: str, offset: int, *, job: str = "a", index: int = 0, attempt: int = 1) -> Event:
@@ -191,3 +193,17 @@ def test_counters_add_up_over_threads() -> None:
 def test_what_jsonb_cannot_hold_is_replaced() -> None:
     value = {"a": ["x\x00y", {"b": "z\ud800"}], "n": 1, "t": None}
     assert storable(value) == {"a": ["x\ufffdy", {"b": "z?"}], "n": 1, "t": None}
+
+
+def test_a_stream_tells_the_text_as_the_result_has_it() -> None:
+    emitted: list[Event] = []
+    held = HeldAttempts().add("a", 1)
+    runner = Runner(
+        None, None, None, None, emitted.append, worker_id="w", lease_seconds=1, counters=Counters()  # type: ignore[arg-type]
+    )  # fmt: skip
+    listen = runner._listener(held, SamplingParams(max_tokens=4))
+    listen(StepEvent("a/1", 0, 1, 1, (0,), (7,), (0.5,), "x\x00", 1, 4, canvas="x\x00?"))
+    listen(StepEvent("a/1", 0, 2, 2, (1,), (8,), (0.5,), "y", 2, 4))
+    told = [event.data for event in emitted if event.type == "progress"]
+    assert "".join(data["text"] for data in told) == storable("x\x00y") == "x\ufffdy"
+    assert ([data["offset"] for data in told], told[0]["canvas"]) == ([0, 2], "x\ufffd?")
