@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup up check test test-unit test-integration test-browser fuzz bench migrate lock docs docs-site
+.PHONY: help setup up check test test-unit test-integration test-browser fuzz chaos bench migrate lock docs docs-site
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ test-browser: setup ## the dashboard in a real Chromium (CHROMIUM, or one on PAT
 
 fuzz: setup ## random requests against the engine for minutes (ARGS="--minutes 10 --seed 7")
 	$(BIN)/python -m tests.unit.engine.fuzz $(ARGS)
+
+chaos: setup ## 1,000 jobs under 30 faults, every promise checked (ARGS="--jobs 10000 --faults 100 --seed 7")
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 bench: setup ## the benchmarks, minutes (one of them: ARGS="queue --repeats 3")
 	$(BIN)/python benchmarks/run_benchmark.py $(or $(ARGS),all)

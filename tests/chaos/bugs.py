@@ -1,0 +1,95 @@
+"""Bugs to plant into the children, one at a time, and which rule of the checker has to complain. Never part of the product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    what: str
+    rules: frozenset[str]  # one of these must be broken
+    plant: Callable[[], None] = lambda: None  # in every process, before it starts
+    statements: tuple[str, ...] = ()  # in the database
+
+
+def _no_fence() -> None:
+    """A worker ends a job whether it still holds it or not, and never hears that it lost it."""
+    from shared.jobs import repository
+    from worker.held import Held, StopReason
+
+    repository._one_held = lambda job_id, attempt, target: (repository.JOBS.c.id == job_id,)
+    stop = Held.stop
+
+    def deaf(self: Held, reason: StopReason) -> bool:
+        return False if reason is StopReason.LOST else stop(self, reason)
+
+    Held.stop = deaf  # type: ignore[method-assign]
+
+
+def _no_cancel() -> None:
+    """The API answers a cancel and forgets it."""
+    from sqlalchemy import select
+
+    from shared.jobs import repository, service
+
+    jobs = repository.JOBS.c
+
+    def forgotten(*which: Any) -> Any:
+        return select(jobs.id, jobs.status).where(*which, jobs.status.in_(("queued", "running")))
+
+    async def nothing(*_: Any, **__: Any) -> None:
+        return None
+
+    repository.cancel_where = forgotten
+    for name in ("publish_cancel", "publish_done"):
+        setattr(service, name, nothing)
+
+
+def _no_tenants() -> None:
+    """Whoever knows an id sees the job."""
+    from shared.jobs import queries
+
+    queries.get = lambda job_id, tenant: queries.select(*queries.PUBLIC).where(queries.JOBS.c.id == job_id)  # type: ignore[attr-defined]
+
+
+def _no_idempotency() -> None:
+    """The header is not kept with the job."""
+    from shared.jobs.service import JobService
+
+    complete = JobService.complete
+
+    def forgetful(self: Any, *args: Any) -> Any:
+        prepared = complete(self, *args)
+        prepared.values["idempotency_key"] = None
+        return prepared
+
+    JobService.complete = forgetful  # type: ignore[assignment,method-assign]
+
+
+def _no_seed() -> None:
+    """An attempt draws a seed of its own."""
+    import random
+
+    from shared.sampling_params import SamplingParams
+
+    from_json = SamplingParams.from_json.__func__  # type: ignore[attr-defined]
+    SamplingParams.from_json = classmethod(lambda cls, value: from_json(cls, {**value, "seed": random.getrandbits(32)}))  # type: ignore[assignment]
+
+
+BUGS = {
+    "fence": Bug(
+        "a worker that lost its job ends it all the same", frozenset({"ends once per life", "ends stay"}), _no_fence
+    ),
+    "outbox": Bug(
+        "moves write no events",
+        frozenset({"events arrive"}),
+        statements=("DROP TRIGGER webhook_outbox_update ON jobs", "DROP TRIGGER webhook_outbox_insert ON jobs"),
+    ),
+    "cancels": Bug("a cancel is answered and forgotten", frozenset({"cancels are heeded"}), _no_cancel),
+    "tenants": Bug("a job is shown to any key", frozenset({"tenants are apart"}), _no_tenants),
+    "idempotency": Bug("the Idempotency-Key is not kept", frozenset({"one key, one job"}), _no_idempotency),
+    "seeds": Bug("each attempt draws its own seed", frozenset({"same request, same text"}), _no_seed),
+}
