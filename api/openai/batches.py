@@ -6,12 +6,15 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.sse import EventSourceResponse
 
 from api.auth import PrincipalDep, requires
+from api.changes import changes
 from api.dependencies import ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.openai.files import expires_seconds
 from api.openai.paging import no_nul, page_limit, page_object
 from shared.batches.service import NewBatch
+from shared.batches.status import OVER
 from shared.batches.views import item_object
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.jobs.fields import metadata_of
@@ -117,6 +120,17 @@ async def list_batches(
 async def get_batch(batch_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """The batch; `request_counts` are live."""
     return await context.batches.show(await context.batches.get(batch_id, principal.tenant))
+
+
+@router.get("/{batch_id}/events")
+async def batch_events(batch_id: str, context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
+    """Server-sent events: `batch` with the same object whenever it changed, `done` with it once it is over."""
+
+    async def read() -> dict[str, Any]:
+        return await context.batches.show(await context.batches.get(batch_id, principal.tenant))
+
+    await context.batches.get(batch_id, principal.tenant)  # an unknown one is 404, not an empty stream
+    return EventSourceResponse(changes(context, "batch", read, is_over=lambda batch: batch["status"] in OVER))
 
 
 @router.post("/{batch_id}/cancel")

@@ -1,4 +1,4 @@
-"""The whole at a glance, once or as a stream: jobs by state, what is queued, workers and how fast they are.
+"""The whole at a glance, once or as a stream: jobs by state, open batches, what is queued, workers and how fast they are.
 
 A key sees its own tenant's jobs; with the scope `admin` those of all. Workers serve everybody and are shown to everybody,
 but on which machine they run is for `admin`.
@@ -7,21 +7,21 @@ but on which machine they run is for `admin`.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import APIRouter
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import EventSourceResponse
 from sqlalchemy import Row
-from sqlalchemy.exc import SQLAlchemyError
 
 from api.auth import PrincipalDep
+from api.changes import COST_SHARE, PACE_SECONDS, changes
 from api.dashboard.parameters import rules
 from api.dependencies import Context, ContextDep
 from api.routes.metrics import queue_totals
 from shared import serving
+from shared.batches import repository as batches
+from shared.batches.status import OVER, BatchStatus
 from shared.jobs import lanes
 from shared.jobs import overview as statements
 from shared.jobs.status import JobStatus
@@ -29,10 +29,7 @@ from shared.keys.principal import Principal, Scope
 
 router = APIRouter(prefix="/v1", tags=["overview"])
 
-FRESH_SECONDS = 1.0  # how old what several viewers share may be; also the pace of the stream
-COST_SHARE = 20  # one part of so many, at most, goes into counting
-KEEPALIVE_SECONDS = 15.0
-STREAM_SECONDS = 600.0  # then the client comes again, and its key is looked at again
+FRESH_SECONDS = PACE_SECONDS  # how old what several viewers share may be
 
 
 def worker_object(row: Row[Any], *, live: bool, admin: bool) -> dict[str, Any]:
@@ -83,6 +80,7 @@ class Glance:
             lanes_of = [d for d in await session.execute(lanes.depths()) if tenant is None or d.tenant == tenant]
             names = [(d.model, d.priority, d.tenant, d.key_id) for d in lanes_of]
             ages = (await session.execute(lanes.oldest(names))).all() if names else []
+            open_batches = {r.status: r.count for r in await session.execute(batches.open_by_status(tenant))}
             rows = (
                 await session.execute(serving.recent_workers(stale_seconds=context.settings.worker_stale_seconds))
             ).all()
@@ -91,6 +89,9 @@ class Glance:
             "object": "overview",
             "scope": "all" if admin else "own",
             "jobs": {status.value: counts.get(status.value, 0) for status in JobStatus},
+            "batches": {
+                status.value: open_batches.get(status.value, 0) for status in BatchStatus if status not in OVER
+            },
             "queues": [
                 {"model": model, "priority": priority, "jobs": jobs, "oldest_seconds": round(seconds, 1)}
                 for (model, priority), (jobs, seconds) in sorted(queue_totals(lanes_of, ages).items())
@@ -124,27 +125,10 @@ async def overview(context: ContextDep, principal: PrincipalDep) -> dict[str, An
     return await _glance.at(context, principal)
 
 
-async def _changes(context: Context, principal: Principal) -> AsyncIterator[bytes]:
-    last, sent_at, began = "", time.monotonic(), time.monotonic()
-    while not context.stopping.is_set() and time.monotonic() - began < STREAM_SECONDS:
-        try:
-            text = json.dumps(await _glance.at(context, principal), separators=(",", ":"))
-        except (SQLAlchemyError, OSError):
-            text = ""
-            yield format_sse_event(data_str='{"code":"database_unavailable"}', event="trouble")
-        if text and text != last:
-            last, sent_at = text, time.monotonic()
-            yield format_sse_event(data_str=text, event="overview")
-        elif time.monotonic() - sent_at > KEEPALIVE_SECONDS:
-            sent_at = time.monotonic()
-            yield KEEPALIVE_COMMENT
-        await asyncio.sleep(FRESH_SECONDS)
-
-
 @router.get("/overview/events")
 async def overview_events(context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
     """Server-sent events: `overview` with the same object whenever it changed, `trouble` while PostgreSQL is away."""
-    return EventSourceResponse(_changes(context, principal))
+    return EventSourceResponse(changes(context, "overview", lambda: _glance.at(context, principal)))
 
 
 @router.get("/rules")

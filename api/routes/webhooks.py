@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
+from fastapi.sse import EventSourceResponse
 from sqlalchemy import Row
 
 from api.auth import PrincipalDep, requires
+from api.changes import changes
 from api.dependencies import Context, ContextDep, JsonBody, json_body
 from shared.db.tables.webhooks import DELIVERY_STATES
 from shared.errors import Conflict, InvalidParameter, MissingParameter, NotFound, UnknownParameter
@@ -159,6 +161,11 @@ async def test(endpoint_id: str, context: ContextDep, principal: PrincipalDep) -
     return {"object": "webhook_test", "event_id": event_id, "delivery_id": str(delivery_id)}
 
 
+def _job_id(given: str | None) -> None:
+    if given is not None and not is_id(given, "job"):
+        raise InvalidParameter("job_id must be the id of a job", param="job_id")
+
+
 async def _deliveries(context: Context, principal: Principal, limit: int, cursor: str | None, **only: Any) -> Any:
     if cursor is not None and not (cursor.isascii() and cursor.isdigit() and len(cursor) < 19):
         raise InvalidParameter("cursor must be one that a list gave", param="cursor")
@@ -195,9 +202,26 @@ async def deliveries(
     limit: Limit = DEFAULT_PAGE, cursor: str | None = None,
 ) -> Any:  # fmt: skip
     """Deliveries to all receivers, those that single jobs named too; `job_id` filters."""
-    if job_id is not None and not is_id(job_id, "job"):
-        raise InvalidParameter("job_id must be the id of a job", param="job_id")
+    _job_id(job_id)
     return await _deliveries(context, principal, limit, cursor, endpoint_id=None, job_id=job_id, status=status)
+
+
+@router.get("/deliveries/events")
+async def delivery_events(
+    context: ContextDep, principal: PrincipalDep, job_id: str | None = None, endpoint_id: str | None = None
+) -> EventSourceResponse:
+    """Server-sent events: `deliveries`, the newest ones of a job or of an endpoint, whenever one of them changed."""
+    if (job_id is None) == (endpoint_id is None):
+        raise MissingParameter("give one of job_id and endpoint_id", param="job_id")
+    _job_id(job_id)
+    if endpoint_id is not None:
+        await _endpoint(context, endpoint_id, principal)
+
+    async def read() -> Any:
+        only = {"job_id": job_id, "endpoint_id": endpoint_id, "status": None}
+        return await _deliveries(context, principal, DEFAULT_PAGE, None, **only)
+
+    return EventSourceResponse(changes(context, "deliveries", read))
 
 
 @router.post("/deliveries/{delivery_id}/redeliver", status_code=202)

@@ -79,6 +79,12 @@ def list_batches(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
     return query.order_by(_B.id.desc()).limit(limit + 1)
 
 
+def open_by_status(tenant: str | None) -> Select[Any]:
+    """(status, count) of the batches that are not over; None is all tenants."""
+    query = select(_B.status, func.count().label("count")).where(_B.status.not_in([s.value for s in OVER]))
+    return (query if tenant is None else query.where(_B.tenant == tenant)).group_by(_B.status)
+
+
 def counts(batch_id: str) -> Select[Any]:
     """(status, count) of its jobs."""
     return select(_J.status, func.count().label("count")).where(_J.batch_id == batch_id).group_by(_J.status)

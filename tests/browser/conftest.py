@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.integration.conftest import Served, migrated_template, served
+from tests.integration.test_api_jobs import chat_job
 
 __all__ = ["migrated_template", "served"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOW = "the browser tests need a Chromium: `apt-get install chromium` (Debian, Ubuntu), or set CHROMIUM to its program"
 WIDE = {"width": 1280, "height": 900}
+SCREENSHOTS = os.environ.get("VDIFF_SCREENSHOTS")  # a folder: every page is drawn into it, light and dark
 
 
 def chromium() -> str:
@@ -43,7 +48,39 @@ def page(browser: Browser, served: Served) -> Iterator[Page]:
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.on("console", lambda m: errors.append(m.text) if "Content Security Policy" in m.text else None)
-    tab.on("request", lambda r: errors.append(f"foreign: {r.url}") if not r.url.startswith(served.url) else None)
+    ours = ("http://127.0.0.1:", "blob:")  # `served`, or another API of the test; files that a page saves
+    tab.on("request", lambda r: errors.append(f"foreign: {r.url}") if not r.url.startswith(ours) else None)
     yield tab
     context.close()
     assert errors == []
+
+
+def finished(served: Served, **more: Any) -> dict[str, Any]:
+    answer = served.client.post("/v1/jobs", json=chat_job(**more), headers={"prefer": "wait=30"})
+    assert answer.status_code == 200
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def visit(page: Page, fragment: str = "#/", url: str = "") -> None:
+    page.goto(f"{url}/{fragment}")
+    expect(page.locator("main")).not_to_be_empty()
+
+
+def sse(events: list[tuple[str, dict[str, Any]]]) -> str:
+    return "".join(f"event: {kind}\ndata: {json.dumps(data)}\nid: {i}-0\n\n" for i, (kind, data) in enumerate(events))
+
+
+def look(page: Page, name: str, *, whole: bool = True) -> None:
+    """The page as it stands, in both schemes and on a phone: axe finds nothing, and nothing sticks out."""
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+        if SCREENSHOTS:
+            page.screenshot(path=f"{SCREENSHOTS}/{name}-{scheme}.png", full_page=whole)
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360, "a phone would have to scroll sideways"
+    if SCREENSHOTS:
+        page.screenshot(path=f"{SCREENSHOTS}/{name}-phone.png", full_page=whole)
+    page.set_viewport_size(WIDE)  # type: ignore[arg-type]

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.conftest import chromium
+from tests.browser.conftest import chromium, finished, look, sse, visit
 from tests.integration.conftest import ApiProcess, Served
-from tests.integration.test_api_jobs import chat_job, long_job
+from tests.integration.test_api_jobs import long_job
 
 pytestmark = pytest.mark.integration
-SCREENSHOTS = os.environ.get("VDIFF_SCREENSHOTS")  # a folder: every page is drawn into it, light and dark
-
-
-def finished(served: Served, **more: Any) -> dict[str, Any]:
-    answer = served.client.post("/v1/jobs", json=chat_job(**more), headers={"prefer": "wait=30"})
-    assert answer.status_code == 200
-    job: dict[str, Any] = answer.json()
-    return job
-
-
-def visit(page: Page, fragment: str = "#/") -> None:
-    page.goto(f"/{fragment}")
-    expect(page.locator("main")).not_to_be_empty()
-
-
-def sse(events: list[tuple[str, dict[str, Any]]]) -> str:
-    return "".join(f"event: {kind}\ndata: {json.dumps(data)}\nid: {i}-0\n\n" for i, (kind, data) in enumerate(events))
 
 
 def test_overview_counts_jobs_and_workers(page: Page, served: Served) -> None:
@@ -270,10 +250,8 @@ def test_without_a_chromium_it_says_how_to_get_one(monkeypatch: pytest.MonkeyPat
 PAGES = ("overview", "jobs", "job", "playground", "workers")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", PAGES)
-def test_pages_are_accessible(page: Page, served: Served, name: str, scheme: str) -> None:
-    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+def test_pages_are_accessible(page: Page, served: Served, name: str) -> None:
     question = "Fill in NAME = Kate, DAY = Sunday, CITY = Vienna: The train to CITY leaves on DAY, NAME."
     messages = [{"role": "user", "content": question}]
     job = finished(served, metadata={"team": "docs"}, body={"max_tokens": 64, "messages": messages})
@@ -289,14 +267,7 @@ def test_pages_are_accessible(page: Page, served: Served, name: str, scheme: str
         expect(page.locator("tbody tr").first).to_be_visible()
     else:
         expect(page.get_by_role("table").first).to_be_visible()
-    found = Axe().run(page)
-    assert found.violations_count == 0, found.generate_report()
-    if SCREENSHOTS:
-        page.screenshot(path=f"{SCREENSHOTS}/{name}-{scheme}.png", full_page=name != "jobs")
-    page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360, "a phone would have to scroll sideways"
-    if SCREENSHOTS:
-        page.screenshot(path=f"{SCREENSHOTS}/{name}-{scheme}-phone.png")
+    look(page, name, whole=name != "jobs")
 
 
 def test_a_keyboard_reaches_everything(page: Page, served: Served) -> None:

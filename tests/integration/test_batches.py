@@ -215,6 +215,20 @@ def test_a_model_nobody_served_and_a_file_without_lines(client: OpenAI) -> None:
     assert (batch.status, batch.errors.data[0].code) == ("failed", "empty_file")
 
 
+def test_a_batch_tells_what_becomes_of_it(client: OpenAI, served: Served) -> None:
+    batch = start(client, sums(2))
+    told = []
+    with served.client.stream("GET", f"/v1/batches/{batch.id}/events") as answer:
+        for row in answer.iter_lines():  # ends by itself, with the batch
+            if row.startswith("event: "):
+                told.append(row[7:])
+            elif row.startswith("data: "):
+                last = json.loads(row[6:])
+    assert set(told[:-1]) <= {"batch"} and told[-1] == "done"
+    assert (last["status"], last["request_counts"]["completed"]) == ("completed", 2)
+    assert served.client.get("/v1/batches/batch_none/events").status_code == 404
+
+
 @pytest.mark.parametrize(
     "change,param",
     [

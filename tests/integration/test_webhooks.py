@@ -228,6 +228,23 @@ def test_redelivery_of_one_and_the_test_event(hooks: httpx.Client, receiver: Rec
     assert endpoint["id"] not in hooks.get("/v1/webhook_endpoints", headers=other).text
 
 
+def test_deliveries_are_told_as_they_change(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    endpoint = register(hooks, receiver, "/told", mine)
+    url = f"/v1/deliveries/events?endpoint_id={endpoint['id']}"
+    with hooks.stream("GET", url, headers=mine) as answer:
+        rows = (json.loads(row[6:])["data"] for row in answer.iter_lines() if row.startswith("data: "))
+        assert next(rows) == []
+        job = run(hooks, mine)
+        shown = next(rows)
+        while shown[0]["status"] != "delivered":
+            shown = next(rows)
+        assert (shown[0]["job_id"], shown[0]["attempts"][0]["status_code"]) == (job["id"], 200)
+    assert hooks.get(url).status_code == 404  # another tenant
+    for bad in ("", "?job_id=x", f"?job_id={job['id']}&endpoint_id={endpoint['id']}"):
+        answer = hooks.get(f"/v1/deliveries/events{bad}", headers=mine)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "job_id")
+
+
 def test_while_a_secret_rotates_both_sign(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
     endpoint = register(hooks, receiver, "/rotate", mine)
     path = f"/v1/webhook_endpoints/{endpoint['id']}"

@@ -1,5 +1,6 @@
 // The frame: navigation by the address's fragment, the API key, one page at a time.
 
+import { Batch, Batches } from "./batches.js";
 import { call, key } from "./client.js";
 import { Job } from "./job.js";
 import { Jobs } from "./jobs.js";
@@ -7,6 +8,7 @@ import { Live, Overview, Workers } from "./overview.js";
 import { Playground } from "./playground.js";
 import { changed, html, nothing, onDraw } from "./ui.js";
 import { render } from "./vendor/lit-html.js";
+import { Webhook, Webhooks } from "./webhooks.js";
 
 const root = document.getElementById("app");
 const live = new Live();
@@ -18,7 +20,7 @@ const models = {
   },
 };
 const playground = new Playground(models); // kept, so that what was typed survives a look at another page
-const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/playground", "Playground"], ["#/workers", "Workers"]];
+const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/batches", "Batches"], ["#/playground", "Playground"], ["#/workers", "Workers"], ["#/webhooks", "Webhooks"]];
 
 class NotFound {
   title = "No such page";
@@ -36,6 +38,10 @@ function route() {
   if (!parts.length) return new Overview(live);
   if (parts[0] === "jobs" && parts.length === 1) return new Jobs(live, models, query);
   if (parts[0] === "jobs" && parts.length === 2) return new Job(parts[1]);
+  if (parts[0] === "batches" && parts.length === 1) return new Batches(live);
+  if (parts[0] === "batches" && parts.length === 2) return new Batch(parts[1]);
+  if (parts[0] === "webhooks" && parts.length === 1) return new Webhooks();
+  if (parts[0] === "webhooks" && parts.length === 2) return new Webhook(parts[1]);
   if (parts[0] === "playground" && parts.length === 1) return playground;
   if (parts[0] === "workers" && parts.length === 1) return new Workers(live, models);
   return new NotFound();
@@ -43,10 +49,13 @@ function route() {
 
 let page = null;
 let asking = false;
+let refused = ""; // why the key that is kept was not good enough
 
 async function show() {
   page?.stop();
   page = route();
+  if (page.live) live.start();
+  else live.stop(); // connections are few, and this page reads nothing of it
   document.title = `${page.title} · vdiff`;
   changed();
   try {
@@ -65,7 +74,6 @@ function saveKey(event) {
   event.preventDefault();
   key.set(new FormData(event.target).get("key").trim());
   closeKey();
-  live.start();
   show();
 }
 
@@ -75,9 +83,10 @@ function closeKey() {
   changed();
 }
 
-function askKey() {
+function askKey(event) {
   if (asking) return;
   asking = true;
+  refused = event.type === "vdiff-key-needed" ? event.detail : "";
   render(frame(), root);
   root.querySelector("dialog").showModal();
 }
@@ -87,6 +96,12 @@ function skip(event) {
   document.querySelector("main").focus();
 }
 
+// A page of one thing begins with its path, and says its heading itself until the thing is there.
+function heading() {
+  if (page && !("id" in page)) return html`<h1>${page.title}</h1>`;
+  return page?.job ?? page?.batch ?? page?.endpoint ? html`<h1 class="hidden">${page.title}</h1>` : nothing;
+}
+
 function frame() {
   const here = location.hash.split("?")[0] || "#/";
   const current = (to) => (to === "#/" ? here === "#/" : here.startsWith(to));
@@ -94,10 +109,10 @@ function frame() {
     <header><a class="brand" href="#/"><img src="dashboard/icon.svg" alt="" width="22" height="22"> vdiff</a>
       <nav aria-label="Pages of the dashboard">${NAV.map(([to, name]) => html`<a href=${to} aria-current=${current(to) ? "page" : "false"}>${name}</a>`)}</nav>
       <button class="quiet" @click=${askKey}>API key${key.get() ? " ✓" : ""}</button></header>
-    <main id="main" tabindex="-1">${page instanceof Job && page.job ? html`<h1 class="hidden">${page.title}</h1>` : page && !(page instanceof Job) ? html`<h1>${page.title}</h1>` : nothing}${page?.render() ?? nothing}</main>
+    <main id="main" tabindex="-1">${heading()}${page?.render() ?? nothing}</main>
     <footer><a href="docs">API documentation</a></footer>
     <dialog aria-labelledby="key-title" @close=${() => (asking = false)}><form @submit=${saveKey}><h2 id="key-title">API key</h2>
-      <p>This server wants a key. It is kept in this tab only, until the tab is closed.</p>
+      ${refused ? html`<p class="notice bad" role="alert">${refused}</p>` : nothing}<p>This server wants a key. It is kept in this tab only, until the tab is closed.</p>
       <label class="block">Key <input name="key" type="password" autocomplete="off" .value=${key.get()}></label>
       <div class="bar"><button class="primary">Use it</button><button type="button" @click=${closeKey}>Cancel</button></div></form></dialog>`;
 }
@@ -106,5 +121,4 @@ onDraw(() => render(frame(), root));
 window.addEventListener("hashchange", go);
 window.addEventListener("vdiff-key-needed", askKey);
 render(frame(), root);
-live.start();
 show();

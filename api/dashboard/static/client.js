@@ -26,44 +26,86 @@ function headers(more = {}) {
 
 async function refusal(answer) {
   const body = await answer.json().catch(() => null);
-  if (answer.status === 401) window.dispatchEvent(new CustomEvent("vdiff-key-needed"));
-  return new ApiError(answer.status, body);
+  const error = new ApiError(answer.status, body);
+  if (answer.status === 401) window.dispatchEvent(new CustomEvent("vdiff-key-needed", { detail: key.get() ? error.message : "" }));
+  return error;
 }
 
-export async function call(method, path, body, { signal } = {}) {
+async function send(path, options) {
   let answer;
   try {
-    answer = await fetch(path, {
-      method,
-      signal,
-      headers: headers(body === undefined ? {} : { "content-type": "application/json" }),
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
+    answer = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new ApiError(0, { detail: "the server cannot be reached" });
   }
   if (!answer.ok) throw await refusal(answer);
+  return answer;
+}
+
+export async function call(method, path, body, { signal } = {}) {
+  const form = body === undefined || body instanceof FormData; // a form names its own type
+  const answer = await send(path, {
+    method,
+    signal,
+    headers: headers(form ? {} : { "content-type": "application/json" }),
+    body: form ? body : JSON.stringify(body),
+  });
   return answer.status === 204 ? null : answer.json();
 }
 
+// A file through fetch, as a plain link cannot carry a key.
+export async function download(path, name) {
+  const answer = await send(path, { headers: headers() });
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await answer.blob());
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+const shown = () =>
+  new Promise((resolve) => {
+    if (!document.hidden) return resolve();
+    document.addEventListener("visibilitychange", function look() {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
+      resolve();
+    });
+  });
+
 /* Server-sent events over fetch, because EventSource cannot carry a key. `onEvent(type, data)`; `onState` hears "open", "lost"
-   (comes back by itself) or an ApiError that ends it. A type in `until` ends the stream for good. Gives back a function that stops. */
+   (comes back by itself) or an ApiError that ends it. A type in `until` ends the stream for good. Gives back a function that stops.
+   A tab that nobody sees gives its connection back, as a browser has six for all tabs of a server, and goes on where it was. */
 export function follow(path, onEvent, onState = () => {}, until = []) {
   const stop = new AbortController();
   let lastId = "";
   let failures = 0;
 
   async function once() {
+    const cut = new AbortController();
+    const hide = () => document.hidden && cut.abort();
+    document.addEventListener("visibilitychange", hide);
+    try {
+      return await read(AbortSignal.any([stop.signal, cut.signal]));
+    } catch (error) {
+      if (cut.signal.aborted && !stop.signal.aborted) return "hidden";
+      throw error;
+    } finally {
+      document.removeEventListener("visibilitychange", hide);
+    }
+  }
+
+  async function read(signal) {
     const more = { accept: "text/event-stream", ...(lastId ? { "last-event-id": lastId } : {}) };
-    const answer = await fetch(path, { headers: headers(more), signal: stop.signal });
+    const answer = await fetch(path, { headers: headers(more), signal });
     if (!answer.ok) throw await refusal(answer);
     onState("open");
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "";
     for (;;) {
       const { value, done } = await reader.read();
-      if (done) return false;
+      if (done) return "ended";
       failures = 0;
       rest = (rest + value).replaceAll("\r\n", "\n");
       const blocks = rest.split("\n\n");
@@ -82,7 +124,7 @@ export function follow(path, onEvent, onState = () => {}, until = []) {
         if (data.length) onEvent(type, JSON.parse(data.join("\n")));
         if (until.includes(type)) {
           stop.abort();
-          return true;
+          return "done";
         }
       }
     }
@@ -90,8 +132,10 @@ export function follow(path, onEvent, onState = () => {}, until = []) {
 
   (async () => {
     while (!stop.signal.aborted) {
+      await shown();
+      if (stop.signal.aborted) return;
       try {
-        if (await once()) return;
+        if ((await once()) === "hidden") continue;
       } catch (error) {
         if (stop.signal.aborted) return;
         // What the server refuses will be refused again; what it cannot do now may work later.

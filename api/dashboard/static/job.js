@@ -2,6 +2,7 @@
 
 import { svg } from "./vendor/lit-html.js";
 import { call, follow } from "./client.js";
+import { Deliveries } from "./deliveries.js";
 import { DenoiseView, Trace } from "./denoise.js";
 import { changed, connection, duration, facts, failure, html, moment, nothing, number, status } from "./ui.js";
 
@@ -22,6 +23,7 @@ export class Job {
     this.trace = new Trace();
     this.view = new DenoiseView(this.trace);
     this.state = "";
+    this.deliveries = new Deliveries({ job_id: id });
   }
 
   get path() {
@@ -41,7 +43,10 @@ export class Job {
         this.trace.event(type, data);
         this.heard += 1;
         this.events = [...this.events, { type, data, at: Date.now() }].slice(-EVENTS_SHOWN);
-        if (type === "done") this.job = data;
+        if (type === "done") {
+          this.job = data;
+          this.deliveries.start(); // one stream after the other: what is told of a job is mostly its end
+        }
         if (type === "done" || type === "started") this.load();
         changed();
       },
@@ -55,6 +60,7 @@ export class Job {
 
   stop() {
     this.end?.();
+    this.deliveries.stop();
     this.view.stop();
   }
 
@@ -121,6 +127,7 @@ export class Job {
             (a) => html`<li><b>Attempt ${a.attempt}</b> ${status(a.outcome)} <small>by <code>${a.worker_id}</code>, ${moment(a.started_at)}${a.ended_at ? (a.ended_at > a.started_at ? html`, for ${a.ended_at - a.started_at} s` : ", for less than a second") : nothing}</small>${a.error ? html`<br>${a.error.code}: ${a.error.message}` : nothing}</li>`,
           )}</ol>`
         : html`<p>None yet.</p>`}</section>
+      ${job.done ? html`<section><h2>Webhooks</h2>${this.deliveries.render()}</section>` : nothing}
       <section><details><summary>Events (${number(this.heard)}${this.heard > EVENTS_SHOWN ? `, the last ${EVENTS_SHOWN} shown` : ""})</summary>
         <ol class="events">${this.events.map((e) => html`<li><b>${e.type}</b> <code>${JSON.stringify(e.type === "done" ? { status: e.data.status } : e.data).slice(0, 300)}</code></li>`)}</ol></details></section>`;
   }

@@ -1,7 +1,7 @@
 // The list of jobs: filters, pages, newest first; it follows what happens while the first page is shown.
 
 import { ApiError, call } from "./client.js";
-import { ago, changed, connection, duration, failure, html, nothing, number, status } from "./ui.js";
+import { ago, changed, connection, duration, failure, html, nothing, number, pages, status } from "./ui.js";
 
 const STATES = ["queued", "running", "succeeded", "failed", "cancelled", "expired"];
 const PAGE = 25;
@@ -95,10 +95,6 @@ export class Jobs {
             <td data-name="Metadata">${Object.entries(job.metadata ?? {}).map(([k, v]) => html`<span class="chip">${k}=${v}</span> `)}</td>
           </tr>`,
         )}</tbody></table></div>
-      <nav class="bar" aria-label="Pages">
-        <button ?disabled=${this.cursors.length === 1} @click=${() => { this.cursors.pop(); this.load(); }}>Newer</button>
-        <span>Page ${this.cursors.length}</span>
-        <button ?disabled=${!page.has_more} @click=${() => { this.cursors.push(page.next_cursor); this.load(); }}>Older</button>
-      </nav>`;
+      ${pages(this.cursors.length, page.has_more, () => { this.cursors.pop(); this.load(); }, () => { this.cursors.push(page.next_cursor); this.load(); })}`;
   }
 }

@@ -14,9 +14,14 @@ export class Live {
     this.listeners = new Set();
   }
 
+  stop() {
+    this.end?.();
+    this.end = null;
+  }
+
   start() {
-    this.stop?.();
-    this.stop = follow(
+    this.stop();
+    this.end = follow(
       "v1/overview/events",
       (type, data) => {
         if (type === "trouble") this.state = new Error("PostgreSQL does not answer. Jobs cannot be accepted until it does.");
@@ -95,6 +100,9 @@ export class Overview {
         <ul class="states">${Object.entries(data.jobs).map(
           ([name, count]) => html`<li><a href="#/jobs?status=${name}">${status(name)} <b>${number(count)}</b></a></li>`,
         )}</ul></section>
+      ${Object.values(data.batches).some((n) => n)
+        ? html`<section><h2>Open batches</h2><ul class="states">${Object.entries(data.batches).filter(([, n]) => n).map(([name, n]) => html`<li><a href="#/batches">${status(name)} <b>${number(n)}</b></a></li>`)}</ul></section>`
+        : nothing}
       <section><h2>Queues</h2>
         ${data.queues.length
           ? html`<div class="scroll" tabindex="0" role="region" aria-label="Queues"><table><thead><tr><th scope="col">Model</th><th scope="col">Priority</th><th scope="col" class="n">Jobs</th><th scope="col" class="n">Oldest</th></tr></thead>

@@ -35,12 +35,20 @@ export function duration(seconds) {
   return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
 }
 
-export const ago = (unix) => (unix ? `${duration(Math.max(0, Date.now() / 1000 - unix))} ago` : "–");
+export function ago(unix) {
+  if (!unix) return "–";
+  const seconds = Math.floor(Date.now() / 1000 - unix);
+  if (seconds < 1) return "now"; // the server's clock may be a little ahead
+  return `${seconds < 60 ? `${seconds} s` : duration(seconds)} ago`;
+}
 
 export const moment = (unix) =>
   unix ? html`<time datetime=${new Date(unix * 1000).toISOString()}>${new Date(unix * 1000).toLocaleString()}</time>` : "–";
 
 export const bytes = (value) => (value ? `${number(value / 2 ** 20)} MiB` : "–");
+
+export const size = (value) =>
+  value === null || value === undefined ? "–" : value < 1024 ? `${value} B` : value < 2 ** 20 ? `${number(value / 1024, 1)} KiB` : bytes(value);
 
 export const status = (value) => html`<span class="status" data-status=${value}>${value}</span>`;
 
@@ -59,6 +67,31 @@ export const facts = (pairs) =>
 
 export const tile = (name, value, unit = "") =>
   html`<div class="tile"><span class="tile-name">${name}</span><span class="tile-value">${value}${unit ? html`<small> ${unit}</small>` : nothing}</span></div>`;
+
+// How far something is: done and failed of a total. The words say the same as the bar.
+export function progress(done, failed, total) {
+  const share = (n) => (100 * n) / Math.max(total, 1);
+  return html`<span class="progress"><svg viewBox="0 0 100 4" preserveAspectRatio="none" aria-hidden="true">
+      <rect class="c" x="0" y="0" width=${share(done)} height="4"></rect><rect class="lost" x=${share(done)} y="0" width=${share(failed)} height="4"></rect></svg>
+    <small>${number(done + failed)} of ${number(total)}${failed ? html`, <b class="bad">${number(failed)} without a result</b>` : nothing}</small></span>`;
+}
+
+// A secret that the server shows this once.
+export function secret(words, value, done) {
+  if (!value) return nothing;
+  const copy = async (event) => {
+    const field = event.target.closest(".secret").querySelector("input");
+    field.select();
+    await navigator.clipboard?.writeText(value).catch(() => {}); // without the right to, it is selected at least
+  };
+  return html`<div class="notice secret" role="status"><p><b>${words}</b> It is shown this once; keep it now.</p>
+    <div class="bar"><label class="grow">Secret <input readonly .value=${value} @focus=${(e) => e.target.select()}></label>
+      <button type="button" @click=${copy}>Copy</button><button type="button" @click=${done}>I have it</button></div></div>`;
+}
+
+export const pages = (number_, older, back, forth) => html`<nav class="bar" aria-label="Pages">
+  <button type="button" ?disabled=${number_ === 1} @click=${back}>Newer</button><span>Page ${number_}</span>
+  <button type="button" ?disabled=${!older} @click=${forth}>Older</button></nav>`;
 
 // A line over the last values; decoration, the number beside it says the same.
 export function sparkline(values) {
