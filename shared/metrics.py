@@ -3,6 +3,7 @@
     the API process        REQUESTS, LATENCY, ERRORS, REQUESTS_WAITING: what this process answers; shown by it alone
     a worker               everything in WORKER: carried to PostgreSQL by its heartbeat (`snapshot`), added up over all
                            workers that ever were, and shown by every API process alike (`merged`), with a label `model`
+    a sender of webhooks   everything in DELIVERY: likewise, without a label of its own
     PostgreSQL             queues, jobs, workers: read when /metrics is asked (api/routes/metrics.py)
 
 So sums over API processes are right for the first kind only; the others want `max without (instance)`.
@@ -60,6 +61,20 @@ TOKENS_PER_FORWARD = Histogram(
     registry=WORKER,
 )
 
+DELIVERY = CollectorRegistry()
+WEBHOOK_ATTEMPTS = Counter(
+    "vdiff_webhook_attempts_total", "Attempts to deliver a webhook, by outcome", ["outcome"], registry=DELIVERY
+)
+WEBHOOK_SECONDS = Histogram(
+    "vdiff_webhook_attempt_seconds",
+    "Time of an attempt to deliver a webhook, seconds",
+    buckets=SECONDS,
+    registry=DELIVERY,
+)
+WEBHOOK_ENDPOINTS_DISABLED = Counter(
+    "vdiff_webhook_endpoints_disabled_total", "Endpoints that were disabled, by reason", ["reason"], registry=DELIVERY
+)
+
 _Sample = tuple[str, dict[str, str], float]
 
 
@@ -73,8 +88,10 @@ def snapshot(registry: CollectorRegistry = WORKER) -> list[list[Any]]:
     ]
 
 
-def merged(snapshots: Iterable[tuple[str, Iterable[Any]]], registry: CollectorRegistry = WORKER) -> Iterator[Metric]:
-    """Families over the snapshots of (model, samples): the same series of several workers are added up.
+def merged(
+    snapshots: Iterable[tuple[str | None, Iterable[Any]]], registry: CollectorRegistry = WORKER
+) -> Iterator[Metric]:
+    """Families over the snapshots of (model, samples): the same series of several processes are added up.
 
     What a worker of another version carries beyond the declarations here is left out.
     """
@@ -82,7 +99,7 @@ def merged(snapshots: Iterable[tuple[str, Iterable[Any]]], registry: CollectorRe
     for model, samples in snapshots:
         for name, labels, value in samples:
             series = totals.setdefault(name, {})
-            key = (("model", model), *labels.items())
+            key = (*((("model", model),) if model is not None else ()), *labels.items())
             series[key] = series.get(key, 0.0) + value
     for declared in registry.collect():
         family = Metric(declared.name, declared.documentation, declared.type)

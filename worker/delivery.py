@@ -10,12 +10,14 @@ Any number of these processes work side by side.
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 import socket
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
@@ -26,22 +28,27 @@ import structlog
 from celery.worker import WorkController
 from celery.worker import state as celery_state
 from redis.exceptions import RedisError
-from sqlalchemy import Row
+from sqlalchemy import CursorResult, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
+from shared import metrics
 from shared.db.session import Database
 from shared.errors import VDiffError
+from shared.ids import new_id
 from shared.logging import setup_logging
+from shared.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_ENDPOINTS_DISABLED, WEBHOOK_SECONDS
 from shared.queue.messages import PAYLOAD_VERSION, push_deliveries
 from shared.queue.names import DELIVER_TASK, WEBHOOK_QUEUE
 from shared.settings import Settings
-from shared.webhooks import repository, targets
+from shared.webhooks import repository, senders, targets
 from shared.webhooks.events import event_body, signed_headers
+from vdiff.version import __version__
 from worker.app import celery_app
 
 LEASE_MARGIN_SECONDS = 45.0  # beyond the timeout of the request itself
 IDLE_SECONDS = 0.25
+BEAT_SECONDS = 5.0
 CLEAN_EVERY_SECONDS = 60.0
 JITTER = 0.1
 RETRY_AFTER_MAX_SECONDS = 86_400.0
@@ -78,10 +85,14 @@ class Sender:
             self._write([repository.close(row.id, row.attempts, "discarded")])
             return
         began = time.monotonic()
-        answer, error = self._post(row)
-        self._record(row, answer, error, duration_ms=1000 * (time.monotonic() - began))
+        answer, outcome, error = self._post(row)
+        seconds = time.monotonic() - began
+        WEBHOOK_ATTEMPTS.labels(outcome=outcome).inc()
+        WEBHOOK_SECONDS.observe(seconds)
+        self._record(row, answer, error, duration_ms=1000 * seconds)
 
-    def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, str | None]:
+    def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, str, str | None]:
+        """The answer, what became of the attempt as the metrics call it, and why it was no success."""
         url = row.endpoint_url or row.url
         secrets = [row.secret, row.previous_secret] if row.endpoint_id else [row.key_secret or row.tenant_secret]
         body = event_body({**row._mapping, "id": row.event_id}, row.result)
@@ -91,13 +102,17 @@ class Sender:
             addresses = targets.checked_addresses(
                 target, allow_private=self._settings.webhook_allow_private, resolver=self._resolver
             )
-            return self._send(target, addresses, body, headers), None
+            answer = self._send(target, addresses, body, headers)
         except (VDiffError, targets.ForbiddenTarget) as exc:
-            return None, f"refused: {exc}"
+            return None, "refused", f"refused: {exc}"
         except httpx.TimeoutException:
-            return None, f"no answer within {self._settings.webhook_timeout_seconds:g} s"
+            return None, "timeout", f"no answer within {self._settings.webhook_timeout_seconds:g} s"
         except httpx.HTTPError as exc:
-            return None, type(exc).__name__  # its text may hold what the receiver sent
+            return None, "unreachable", type(exc).__name__  # its text may hold what the receiver sent
+        if answer.is_success:
+            return answer, "delivered", None
+        error = "redirects are not followed" if answer.is_redirect else f"status {answer.status_code}"
+        return answer, "status", error
 
     def _send(
         self, target: targets.Target, addresses: Sequence[str], body: bytes, headers: dict[str, str]
@@ -132,8 +147,6 @@ class Sender:
     def _record(self, row: Row[Any], answer: httpx.Response | None, error: str | None, *, duration_ms: float) -> None:
         attempt = row.attempts + 1
         code = None if answer is None else answer.status_code
-        if answer is not None and not answer.is_success:
-            error = "redirects are not followed" if answer.is_redirect else f"status {code}"
         statements: list[Any] = [
             repository.note_attempt(row.id, attempt, status_code=code, error=error, duration_ms=round(duration_ms, 1))
         ]
@@ -157,9 +170,14 @@ class Sender:
         _log.info("webhook_attempt", event_id=row.event_id, delivery=row.id, attempt=attempt, status=code, error=error)
 
     def _write(self, statements: list[Any]) -> None:
+        disabled = []
         with self._database.write() as session:
             for statement in statements:
-                session.execute(statement)
+                done = session.execute(statement)
+                if isinstance(done, CursorResult) and done.returns_rows:
+                    disabled += [row.disabled_reason for row in done]
+        for reason in disabled:
+            WEBHOOK_ENDPOINTS_DISABLED.labels(reason=reason).inc()
 
 
 def retry_after(answer: httpx.Response | None) -> float:
@@ -180,25 +198,42 @@ def retry_after(answer: httpx.Response | None) -> float:
 class Pump:
     """Keeps the Celery queue filled with what is due, and the tables tidy; a thread."""
 
-    def __init__(self, database: Database, client: redis.Redis, settings: Settings) -> None:
+    def __init__(self, database: Database, client: redis.Redis, settings: Settings, sender_id: str) -> None:
         self._database = database
         self._redis = client
         self._settings = settings
+        self._sender_id = sender_id
+        self._beat_at = float("-inf")
         self._cleaned_at = float("-inf")
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vdiff-pump", daemon=True)
 
     def start(self) -> None:
+        statement = senders.register(
+            self._sender_id, hostname=socket.gethostname(), pid=os.getpid(), version=__version__
+        )
+        with self._database.write() as session:
+            session.execute(statement)
         self._thread.start()
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join(2.0)
+        with suppress(SQLAlchemyError):
+            self._beat("stopped")
+
+    def _beat(self, state: str = "ready") -> None:
+        """From the pump's own thread, so that one that hangs is seen to hang."""
+        with self._database.write() as session:
+            session.execute(senders.beat(self._sender_id, metrics.snapshot(metrics.DELIVERY), state=state))
 
     def _run(self) -> None:
         while not self._stop.is_set():
             moved = 0
             try:
+                if time.monotonic() - self._beat_at >= BEAT_SECONDS:
+                    self._beat()
+                    self._beat_at = time.monotonic()
                 moved = self.pump()
             except (SQLAlchemyError, RedisError, OSError) as exc:
                 _log.warning("pump_failed", error=type(exc).__name__)
@@ -248,7 +283,7 @@ def run(settings: Settings) -> int:
     migrations.require_current(database_url)
     database = Database(database_url, pool_size=4, max_overflow=settings.webhook_concurrency)
     client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
-    sender, pump = Sender(database, settings), Pump(database, client, settings)
+    sender, pump = Sender(database, settings), Pump(database, client, settings, new_id("sender"))
     app = celery_app(redis_url, model=None, queues=[WEBHOOK_QUEUE])
 
     @app.task(name=DELIVER_TASK, ignore_result=True)

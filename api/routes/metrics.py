@@ -17,6 +17,7 @@ from shared import serving
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Scope
+from shared.webhooks import senders
 
 router = APIRouter(tags=["metrics"], dependencies=[requires(Scope.ADMIN)])
 
@@ -107,6 +108,26 @@ def database_metrics(
     yield from measured.merged((row.model, row.stats.get("metrics", ())) for row in workers)
 
 
+def webhook_metrics(waiting: Any, endpoints: Any, senders: Any) -> Iterator[Metric]:
+    """What waits to be sent, and what the senders counted; pure."""
+    pending = GaugeMetricFamily("vdiff_webhook_deliveries_pending", "Webhook deliveries that are still to be made")
+    late = GaugeMetricFamily(
+        "vdiff_webhook_late_seconds", "For how long the first pending delivery has been due, seconds"
+    )
+    for row in waiting:
+        pending.add_metric([], int(row.pending))
+        late.add_metric([], float(row.late_seconds))
+    yield from (pending, late)
+    registered = GaugeMetricFamily(
+        "vdiff_webhook_endpoints", "Registered webhook endpoints, by state", labels=["state"]
+    )
+    counts = {row.enabled: row.count for row in endpoints}
+    for enabled, state in ((True, "enabled"), (False, "disabled")):
+        registered.add_metric([state], counts.get(enabled, 0))
+    yield registered
+    yield from measured.merged(((None, row.metrics) for row in senders), measured.DELIVERY)
+
+
 @router.get("/metrics", response_class=Response)
 async def metrics(context: ContextDep) -> Response:
     async with context.database.read() as session:
@@ -120,6 +141,10 @@ async def metrics(context: ContextDep) -> Response:
         workers = (await session.execute(serving.all_workers())).all()
         stale = context.settings.worker_stale_seconds
         live = (await session.execute(serving.live_workers(stale_seconds=stale))).all()
+        webhooks = [
+            (await session.execute(s)).all() for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
+        ]
     registry = CollectorRegistry()
+    registry.register(_Snapshot(webhook_metrics(*webhooks)))
     registry.register(_Snapshot(database_metrics(by_status, queue_totals(depths, ages), workers, live)))
     return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -290,7 +290,12 @@ def note_success(endpoint_id: str) -> Update:
 
 
 def disable(endpoint_id: str, reason: str) -> Update:
-    return update(ENDPOINTS).where(_E.id == endpoint_id, _E.enabled).values(enabled=False, disabled_reason=reason)
+    return (
+        update(ENDPOINTS)
+        .where(_E.id == endpoint_id, _E.enabled)
+        .values(enabled=False, disabled_reason=reason)
+        .returning(_E.disabled_reason)
+    )
 
 
 def disable_dead(endpoint_id: str, delivery_id: int) -> Update:
@@ -300,7 +305,7 @@ def disable_dead(endpoint_id: str, delivery_id: int) -> Update:
         update(ENDPOINTS)
         .where(_E.id == endpoint_id, _E.enabled, or_(_E.last_success_at.is_(None), _E.last_success_at < came))
         .values(enabled=False, disabled_reason="dead")
-        .returning(_E.id)
+        .returning(_E.disabled_reason)
     )
 
 

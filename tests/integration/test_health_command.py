@@ -13,10 +13,10 @@ from tests.integration.conftest import ROOT, Jobs, Served
 pytestmark = pytest.mark.integration
 
 
-def health(database_url: str) -> subprocess.CompletedProcess[str]:
+def health(database_url: str, *part: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
     return subprocess.run(
-        [sys.executable, "-m", "vdiff", "health"], env={**env, "VDIFF_DATABASE_URL": database_url}, cwd=ROOT,
+        [sys.executable, "-m", "vdiff", "health", *part], env={**env, "VDIFF_DATABASE_URL": database_url}, cwd=ROOT,
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -30,6 +30,8 @@ def test_alive(served: Served) -> None:
 def test_no_worker(jobs: Jobs) -> None:
     done = health(jobs.database_url)
     assert done.returncode == 1 and "no live worker" in done.stdout
+    done = health(jobs.database_url, "deliver")
+    assert done.returncode == 1 and "no live sender of webhooks" in done.stdout
 
 
 def test_no_database() -> None:

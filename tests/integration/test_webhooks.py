@@ -25,9 +25,11 @@ from standardwebhooks import Webhook
 
 from shared.jobs import repository
 from shared.settings import load_settings
+from shared.webhooks import senders
 from tests.integration.conftest import ROOT, ApiProcess, Jobs, Served, eventually
 from tests.integration.test_api_jobs import chat_job, long_job
 from tests.integration.test_api_keys import auth, make_key
+from vdiff.embedded import EmbeddedRedis
 from worker.delivery import Sender
 
 pytestmark = pytest.mark.integration
@@ -299,7 +301,8 @@ def pending(jobs: Jobs, url: str) -> int:
             text("UPDATE jobs SET webhook = CAST(:w AS jsonb) WHERE id = :id"), {"w": webhook, "id": job_id}
         )
     jobs.execute(repository.request_cancel(job_id))
-    found = jobs.execute(text("SELECT id FROM webhook_deliveries"))
+    query = "SELECT d.id FROM webhook_deliveries d JOIN webhook_events e ON e.id = d.event_id WHERE e.job_id = :job"
+    found = jobs.execute(text(query).bindparams(job=job_id))
     assert len(found) == 1
     return int(found[0].id)
 
@@ -405,3 +408,84 @@ def test_private_targets_are_refused_by_default(served: Served) -> None:
     for url in ("http://127.0.0.1:9/x", "https://localhost:22/"):
         answer = served.client.post("/v1/webhook_endpoints", json={"url": url})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "url")
+
+
+def value(hooks: httpx.Client, series: str) -> float:
+    lines = [line for line in hooks.get("/metrics").text.splitlines() if line.startswith(series + " ")]
+    return float(lines[0].rpartition(" ")[2]) if lines else 0.0
+
+
+def test_every_attempt_is_counted_and_a_sender_is_seen_alive(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str], served: Served
+) -> None:
+    names = [
+        f'vdiff_webhook_attempts_total{{outcome="{o}"}}' for o in ("delivered", "status", "timeout", "unreachable")
+    ]
+    names += ["vdiff_webhook_attempt_seconds_count", 'vdiff_webhook_endpoints_disabled_total{reason="gone"}']
+    before = [value(hooks, name) for name in names]
+    receiver.answers["/counted"] = lambda n: 500 if n == 1 else 200
+    receiver.answers["/slow"] = lambda n: (time.sleep(1.5 if n == 1 else 0), 200)[1]
+    receiver.answers["/gone-metric"] = 410
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nobody = f"http://127.0.0.1:{closed.getsockname()[1]}/nobody"
+        for path in ("/counted", "/slow", "/gone-metric"):
+            register(hooks, receiver, path, mine)
+        hooks.post("/v1/webhook_endpoints", json={"url": nobody}, headers=mine)
+        run(hooks, mine)
+        eventually(
+            lambda: all(value(hooks, n) > b for n, b in zip(names, before, strict=True)), seconds=30, what="counted"
+        )
+    assert value(hooks, 'vdiff_webhook_endpoints{state="disabled"}') >= 1
+    assert value(hooks, 'vdiff_webhook_endpoints{state="enabled"}') >= 1
+    env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
+    env["VDIFF_DATABASE_URL"] = served.jobs.database_url
+    command = [sys.executable, "-m", "vdiff", "health", "deliver"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "alive: sender_" in done.stdout
+
+
+def test_what_waits_and_how_late_it_is(jobs: Jobs) -> None:
+    from api.routes.metrics import webhook_metrics
+
+    def shown() -> dict[str, float]:
+        rows = [jobs.execute(s) for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())]
+        return {s.name: s.value for family in webhook_metrics(*rows) for s in family.samples if not s.labels}
+
+    assert shown()["vdiff_webhook_deliveries_pending"] == shown()["vdiff_webhook_late_seconds"] == 0
+    for url in ("https://a.example/", "https://b.example/"):
+        pending(jobs, url)
+    with jobs.database.write() as session:
+        session.execute(
+            text("UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 h' WHERE url LIKE '%b.%'")
+        )
+    assert shown()["vdiff_webhook_deliveries_pending"] == 2
+    assert 3600 <= shown()["vdiff_webhook_late_seconds"] < 3700
+    with jobs.database.write() as session:
+        session.execute(text("UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 h'"))
+    assert shown()["vdiff_webhook_late_seconds"] == 0  # nothing is due
+
+
+def test_deliveries_go_on_after_redis_was_away(jobs: Jobs, receiver: Receiver, tmp_path: Path) -> None:
+    redis = EmbeddedRedis(tmp_path / "redis")
+    sender = start_deliver(jobs, tmp_path / "deliver.log", redis_url=redis.start())
+
+    def delivered(delivery_id: int) -> bool:
+        rows = jobs.execute(text(f"SELECT status FROM webhook_deliveries WHERE id = {delivery_id}"))
+        return bool(rows[0].status == "delivered")
+
+    try:
+        first = pending(jobs, f"{receiver.url}/before")
+        eventually(lambda: delivered(first), seconds=40, what="the sender works")
+        redis.stop()
+        while_away = pending(jobs, f"{receiver.url}/away")
+        eventually(lambda: "pump_failed" in (tmp_path / "deliver.log").read_text(), what="the sender noticed")
+        assert not delivered(while_away)
+        redis.start()
+        eventually(lambda: delivered(while_away), seconds=40, what="what came meanwhile is sent")
+        assert sender.poll() is None
+        assert len(receiver.got("/away")) == 1
+    finally:
+        sender.kill()
+        sender.wait()
+        redis.stop()

@@ -92,8 +92,7 @@ def test_service_is_pinned_and_unprivileged(service: str) -> None:
     given = {**SERVICES[SERVICES[service].get("extends", {}).get("service", service)], **SERVICES[service]}
     assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", given["image"]), "an image needs a version for a tag"
     assert given["user"] not in ("root", "0") and given.get("privileged") is not True
-    # deliver has no port to ask at, and a process that ends is started again.
-    assert service in ("migrate", "deliver") or given["healthcheck"]["test"]
+    assert service == "migrate" or given["healthcheck"]["test"]
 
 
 @pytest.mark.parametrize("service", OURS)

@@ -132,7 +132,9 @@ def test_probes_exist(name: str, pod: dict[str, Any], container: dict[str, Any])
     for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
         probe = container.get(kind)
         if probe is None:
-            assert "migrate" in name or (kind == "livenessProbe" and "worker.yaml" in name), f"{name} has no {kind}"
+            assert "migrate" in name or (
+                kind == "livenessProbe" and name.split("/")[1].startswith(("worker.yaml", "deliver.yaml"))
+            ), f"{name} has no {kind}"
         elif "exec" in probe:
             check_command(probe["exec"]["command"])
         else:

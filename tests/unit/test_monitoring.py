@@ -12,8 +12,8 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from api.routes.metrics import database_metrics
-from shared.metrics import WORKER
+from api.routes.metrics import database_metrics, webhook_metrics
+from shared.metrics import DELIVERY, WORKER
 
 ROOT = Path(__file__).resolve().parents[2]
 RULES = yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8"))
@@ -28,7 +28,9 @@ def rules() -> list[dict[str, Any]]:
 def families() -> Iterator[Any]:
     yield from (f for f in REGISTRY.collect() if f.name.startswith("vdiff"))
     yield from WORKER.collect()
+    yield from DELIVERY.collect()
     yield from database_metrics(*_nothing())
+    yield from (f for f in webhook_metrics((), (), ()) if f.type == "gauge")
 
 
 def _nothing() -> list[Any]:

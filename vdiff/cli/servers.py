@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -140,28 +141,40 @@ def migrate() -> None:
     typer.echo(f"the database is at {head}" + ("" if before != head else ", as it was"))
 
 
+class Part(StrEnum):
+    """What has heartbeats instead of a port."""
+
+    WORKER = "worker"
+    DELIVER = "deliver"
+
+
 @app.command()
-def health() -> None:
-    """Say whether a worker of this machine is alive, for containers' health checks: 0 yes, 1 no."""
+def health(
+    part: Annotated[Part, typer.Argument(help="worker, or deliver: what sends webhooks")] = Part.WORKER,
+) -> None:
+    """Say whether a part on this machine is alive, by its heartbeats, for containers' health checks: 0 yes, 1 no."""
     import socket
 
     from sqlalchemy.exc import SQLAlchemyError
 
     from shared import serving
     from shared.db.session import Database
+    from shared.webhooks import senders
 
     settings = settings_of()
+    find = serving.live_workers if part is Part.WORKER else senders.live
     database = Database(settings.require_database_url())
     try:
         with database.read() as session:
-            live = session.execute(serving.live_workers(stale_seconds=settings.worker_stale_seconds)).all()
+            live = session.execute(find(stale_seconds=settings.worker_stale_seconds)).all()
     except SQLAlchemyError as exc:
         typer.echo(f"vdiff: cannot ask PostgreSQL ({type(exc).__name__})", err=True)
         raise typer.Exit(1) from exc
     finally:
         database.dispose()
-    mine = [worker.id for worker in live if worker.hostname == socket.gethostname()]
-    typer.echo(f"alive: {', '.join(mine)}" if mine else f"no live worker on {socket.gethostname()}")
+    mine = [row.id for row in live if row.hostname == socket.gethostname()]
+    what = "worker" if part is Part.WORKER else "sender of webhooks"
+    typer.echo(f"alive: {', '.join(mine)}" if mine else f"no live {what} on {socket.gethostname()}")
     raise typer.Exit(0 if mine else 1)
 
 

@@ -7,6 +7,7 @@ from shared.db.tables.keys import ApiKey
 from shared.db.tables.serving import Model, Worker
 from shared.db.tables.usage import Usage, UsageDelta
 from shared.db.tables.webhooks import (
+    Sender,
     WebhookAttempt,
     WebhookDelivery,
     WebhookEndpoint,
@@ -15,6 +16,6 @@ from shared.db.tables.webhooks import (
 )
 
 __all__ = [
-    "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "Usage",
+    "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "Sender", "Usage",
     "UsageDelta", "WebhookAttempt", "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker",
 ]  # fmt: skip

@@ -126,3 +126,20 @@ class WebhookAttempt(Base):
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
     __table_args__ = (Index("ix_webhook_attempts_delivery", "delivery_id", "id"),)
+
+
+class Sender(Base):
+    """One process that sends webhooks, its heartbeat, and what it counted."""
+
+    __tablename__ = "senders"
+
+    id: Mapped[str] = mapped_column(Text, primary_key=True)
+    hostname: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int] = mapped_column(Integer)
+    version: Mapped[str] = mapped_column(Text)
+    state: Mapped[str] = mapped_column(Text, server_default="ready")
+    metrics: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    last_beat_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+    __table_args__ = (CheckConstraint("state IN ('ready', 'stopped')", "state"),)
