@@ -35,7 +35,7 @@ test-unit: setup ## unit tests
 	$(BIN)/pytest tests/unit $(ARGS)
 
 test-integration: setup ## tests against a real PostgreSQL, a real Redis and real processes
-	$(BIN)/pytest tests/integration $(ARGS)
+	$(BIN)/pytest tests/integration -n 2 --dist loadfile $(ARGS)
 
 test-browser: setup ## the dashboard in a real Chromium (CHROMIUM, or one on PATH), accessibility included
 	$(BIN)/pytest tests/browser $(ARGS)

@@ -63,7 +63,7 @@ def settings_of(algorithms: Sequence[str], regime: str) -> Iterator[tuple[str, d
         elif name == "apd":
             for weight in (0.1, 0.3, 0.5, 0.7, 0.9):
                 yield f"apd R={weight:g}", {"algorithm": name, "mixture_weight": weight}
-            for window, ahead in ((None, 4), (None, 16), (4, None), (16, 16)):
+            for window, ahead in ((None, 4), (None, 8), (None, 16), (1, None), (4, None), (16, None), (16, 16)):
                 apd = {"mixture_weight": 0.7, "kv_window": window, "max_lookahead": ahead}
                 yield f"apd R=0.7 W={window or '-'} M={ahead or '-'}", {"algorithm": name, "apd": apd}
         elif name == "renoise":
@@ -103,16 +103,21 @@ def measure(
     diffusion: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
     temperature: float = 0.0,
+    max_tokens: int | None = None,
 ) -> Measured:
-    """Run the set with one decoder; requests share the engine's batches."""
+    """Run the set with one decoder; requests share the engine's batches.
+
+    Args:
+        max_tokens: instead of each line's own.
+    """
     began, handles = time.perf_counter(), []
     for i, line in enumerate(lines):
         ids = engine.tokenizer.encode_chat(line["messages"])
-        max_tokens = int(line.get("max_tokens", 32))
-        asked = {k: (max_tokens // 2 if v == -2 else v) for k, v in diffusion.items()}
+        length = max_tokens or int(line.get("max_tokens", 32))
+        asked = {k: (length // 2 if v == -2 else v) for k, v in diffusion.items()}
         if asked.get("denoising_steps") is not None:
-            asked["denoising_steps"] = max((engine.card.block_length or max_tokens) // 2, 1)
-        fields = {"max_tokens": max_tokens, "temperature": temperature, "seed": i, "diffusion": asked}
+            asked["denoising_steps"] = max((engine.card.block_length or length) // 2, 1)
+        fields = {"max_tokens": length, "temperature": temperature, "seed": i, "diffusion": asked}
         params = resolve_params(fields, card=engine.card, prompt_tokens=len(ids), chat=True)
         handles.append(engine.submit(f"{name}-{i}", ids, params))
     outputs = [handle.result() for handle in handles]
@@ -131,12 +136,14 @@ def decoders(
     lines: Sequence[Mapping[str, Any]],
     on_done: Callable[[Measured], object],
     *,
+    algorithms: Sequence[str] | None = None,
     temperature: float = 0.0,
+    max_tokens: int | None = None,
 ) -> list[Measured]:
-    """Every decoder of the model, one after another."""
+    """Every decoder of the model, or of these algorithms, one after another."""
     made = []
-    for name, diffusion in settings_of(engine.card.capabilities["algorithms"], engine.card.regime):
-        made.append(measure(engine, name, diffusion, lines, temperature))
+    for name, diffusion in settings_of(algorithms or engine.card.capabilities["algorithms"], engine.card.regime):
+        made.append(measure(engine, name, diffusion, lines, temperature, max_tokens))
         on_done(made[-1])
     return made
 

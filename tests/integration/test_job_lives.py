@@ -39,7 +39,10 @@ def submit(served: Served, job: dict[str, Any], **headers: str) -> dict[str, Any
 
 
 def wait(served: Served, job: dict[str, Any]) -> dict[str, Any]:
-    shown: dict[str, Any] = served.client.get(f"/v1/jobs/{job['id']}", params={"wait": 30}).json()
+    for _ in range(4):
+        shown: dict[str, Any] = served.client.get(f"/v1/jobs/{job['id']}", params={"wait": 30}).json()
+        if shown["done"]:
+            break
     return shown
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from shared.errors import ConfigurationError
 from vdiff.cli.options import Device, Dtype, MaxNumSeqs, Model, Verifier, settings_of
 
 app = typer.Typer(no_args_is_help=True, help="Measure decoders.")
@@ -28,6 +29,11 @@ def decoders(
     ] = None,
     output: Annotated[Path, typer.Option(help="folder of decoders.json and decoders.svg")] = Path("bench-results"),
     temperature: Annotated[float, typer.Option(min=0, max=2, help="of every request")] = 0.0,
+    algorithm: Annotated[
+        list[str] | None,
+        typer.Option(help="only this one; may be given several times [default: all that the model has]"),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="instead of each line's own")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="lines of the set [default: all]")] = None,
     device: Device = None,
     dtype: Dtype = None,
@@ -47,15 +53,24 @@ def decoders(
     lines = bench.read_set(input or bundled.folder(bundled.DEFAULT_MODEL) / "eval.jsonl", limit)
     columns = (TextColumn("decoders"), BarColumn(), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn())
     with VDiffEngine(engine_config(settings)) as engine:
-        total = len(list(bench.settings_of(engine.card.capabilities["algorithms"], engine.card.regime)))
+        known = engine.card.capabilities["algorithms"]
+        for name in algorithm or ():
+            if name not in known:
+                message = f"{engine.card.name} has no algorithm {name!r}; it has {', '.join(known)}"
+                raise ConfigurationError(message, param="algorithm")
+        total = len(list(bench.settings_of(algorithm or known, engine.card.regime)))
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task("decoders", total=total)
-            measured = bench.decoders(engine, lines, lambda _: bar.advance(task), temperature=temperature)
+            measured = bench.decoders(
+                engine, lines, lambda _: bar.advance(task),
+                algorithms=algorithm, temperature=temperature, max_tokens=max_tokens,
+            )  # fmt: skip
         facts = {
             "model": engine.card.name,
             "verifier": engine.card.verifier,
             "lines": len(lines),
             "temperature": temperature,
+            "max_tokens": max_tokens,
         }
     data, plot = bench.write(measured, output, facts)
     if as_json:

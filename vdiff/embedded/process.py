@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import errno
+import random
 import signal
 import socket
 import subprocess
@@ -16,12 +18,28 @@ from shared.errors import ConfigurationError
 _PR_SET_PDEATHSIG = 1
 
 
+# Below the ports that kernels give to outgoing connections (from 32768 on Linux, 49152 elsewhere): what is free here stays so
+# until the server that was given it listens, unless somebody asks for that very port.
+_PORTS = (15_000, 32_768)
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that nobody listens on now."""
+    for candidate in (random.randrange(*_PORTS) for _ in range(100)):
+        try:
+            return _bound(host, candidate)
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+    return _bound(host, 0)
+
+
+def _bound(host: str, port: int) -> int:
+    """Bind a port (0: any) for a moment. Raises OSError when it is taken."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
+        probe.bind((host, port))
+        bound: int = probe.getsockname()[1]
+        return bound
 
 
 def die_with_parent(signal_number: int = signal.SIGTERM) -> Callable[[], None] | None:

@@ -23,6 +23,7 @@ from worker.engine import DiffusionParams, RequestOutput, SamplingParams, StepEv
 from worker.engine.loader import load
 from worker.engine.renoise import CounterDraws, RenoiseDecoder, accepted, pick, temperature_of
 from worker.engine.request import Answer
+from worker.offline import generate_file
 
 FOLDER = GOLDEN / "diffusion_gemma"
 REFERENCE: dict[str, Any] = json.loads((FOLDER / "reference.json").read_text())
@@ -177,6 +178,55 @@ def test_batch_equals_alone(engine: VDiffEngine) -> None:
     alone = [tokens_of(engine.submit(f"alone-{i}", *r).result(60)) for i, r in enumerate(asked)]
     handles = [engine.submit(f"together-{i}", *r) for i, r in enumerate(asked)]
     assert [tokens_of(h.result(60)) for h in handles] == alone
+
+
+def test_sequences_that_share_calls_say_the_same_up_to_rounding(engine: VDiffEngine) -> None:
+    """What accelerators do: one call for all, whatever each has cached; first a step without a signal, then with one."""
+    model = engine.model
+    prompts = [[6, 7, 8], list(range(20, 40)), [9]]
+    canvases = torch.randint(6, 500, (3, 16), generator=torch.Generator().manual_seed(1))
+    made = []
+    try:
+        for model.together in (False, True):
+            caches = [model.new_cache(64) for _ in prompts]
+            with torch.inference_mode():
+                model.encode(caches[::2], [prompts[0][:1], prompts[2]])  # equally long pieces share a call
+                model.encode(caches[:1], [prompts[0][1:]])
+                model.encode(caches[1:2], [prompts[1]])
+                first = model.decode(caches, canvases, None)
+                signal = torch.stack([model.embed(model.logits(rows).softmax(-1)) for rows in first])
+                made.append((first, model.decode(caches, canvases, signal)))
+    finally:
+        model.together = False
+    for apart, together in zip(*made, strict=True):
+        assert torch.allclose(apart, together, atol=1e-4)
+    assert not torch.allclose(made[0][0], made[0][1], atol=1e-2)  # the signal does something
+
+
+def test_a_file_is_decoded_the_same_at_any_batch_size(tmp_path: Path) -> None:
+    """`vdiff generate`: messages, text and token ids, seeds and stops."""
+    lines: list[dict[str, Any]] = [
+        {"custom_id": "ids", "prompt_token_ids": [6, 7, 8], "max_tokens": 20, "seed": 1, "ignore_eos": True},
+        {"custom_id": "text", "prompt": "The cat", "max_tokens": 16, "seed": 2, "temperature": 0},
+        {"custom_id": "chat", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16, "seed": 3},
+        {"custom_id": "wrong", "prompt": "x", "max_tokens": 16, "diffusion": {"algorithm": "threshold"}},
+    ]
+    for line in lines[:3]:
+        line["diffusion"] = {"max_denoising_steps": 6, "entropy_bound": 2.0}
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    made = []
+    for slots in (1, 4):
+        target = tmp_path / f"out-{slots}.jsonl"
+        config = VDiffConfig(model=str(FOLDER), device="cpu", num_threads=1, max_num_seqs=slots)
+        generate_file(config, source, target)
+        made.append([json.loads(line) for line in target.read_text().splitlines()])
+    for rows in made:
+        assert [row["custom_id"] for row in rows] == ["ids", "text", "chat", "wrong"]
+        assert [bool(row["error"]) for row in rows] == [False, False, False, True]
+        assert "diffusion.algorithm" in json.dumps(rows[3]["error"])
+        assert len(rows[0]["token_ids"]) == 20 and rows[0]["finish_reason"] == "length"
+    assert [row["token_ids"] for row in made[0]] == [row["token_ids"] for row in made[1]]
 
 
 def test_being_set_aside_changes_nothing() -> None:
