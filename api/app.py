@@ -19,7 +19,7 @@ from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import batches, files
 from api.openai import routes as openai_routes
-from api.routes import health, jobs, metrics, models, overview, queue, usage, webhooks
+from api.routes import health, jobs, keys, metrics, models, overview, queue, usage, webhooks
 from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
@@ -109,6 +109,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     for module in (jobs, openai_routes, files, batches, models, overview, queue, usage, webhooks):
         app.include_router(module.router, dependencies=[Depends(known_query)])
+    for router in (keys.own, keys.router):  # `self` before the ids
+        app.include_router(router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)
     dashboard.install(app)

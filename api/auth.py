@@ -10,6 +10,7 @@ everything else is the anonymous tenant. A key's row is trusted for a second, so
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -45,7 +46,7 @@ class Authenticator:
         limits = Limits(settings.requests_per_minute, settings.max_queued_jobs, settings.max_queued_tokens)
         self._defaults = limits
         scopes = frozenset(Scope if is_loopback(settings.host) else DEFAULT_SCOPES)
-        self._operator = Principal(ANONYMOUS, frozenset(Scope), limits)
+        self._operator = Principal(ANONYMOUS, frozenset(Scope), limits, operator=True)
         self._anonymous = Principal(ANONYMOUS, scopes, limits)
         self._rows: dict[str, tuple[float, Row[Any] | None]] = {}
 
@@ -70,12 +71,15 @@ class Authenticator:
             return None
         if not tokens.matches(key, row.key_hash, row.previous_hash if row.previous_usable else None):
             return None
-        limits = Limits(
-            row.requests_per_minute or self._defaults.requests_per_minute,
-            row.max_queued_jobs or self._defaults.queued_jobs,
-            row.max_queued_tokens or self._defaults.queued_tokens,
+        return Principal(row.tenant, frozenset(row.scopes), self.limits_of(row._mapping), row.id)
+
+    def limits_of(self, row: Mapping[Any, Any]) -> Limits:
+        """A key's limits; those that it does not name are the server's."""
+        return Limits(
+            row["requests_per_minute"] or self._defaults.requests_per_minute,
+            row["max_queued_jobs"] or self._defaults.queued_jobs,
+            row["max_queued_tokens"] or self._defaults.queued_tokens,
         )
-        return Principal(row.tenant, frozenset(row.scopes), limits, row.id)
 
     async def _row(self, key_id: str) -> Row[Any] | None:
         read_at, row = self._rows.get(key_id, (float("-inf"), None))

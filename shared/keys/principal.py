@@ -12,7 +12,7 @@ class Scope(StrEnum):
     JOBS = "jobs"  # jobs, and OpenAI's endpoints, which are jobs
     BATCHES = "batches"  # files and batches
     WEBHOOKS = "webhooks"  # webhook endpoints and deliveries
-    ADMIN = "admin"  # everything, and what concerns the server itself (metrics)
+    ADMIN = "admin"  # everything, the tenant's keys, and what concerns the server itself (metrics)
 
 
 DEFAULT_SCOPES = (Scope.JOBS, Scope.BATCHES, Scope.WEBHOOKS)
@@ -35,6 +35,7 @@ class Principal:
     scopes: frozenset[str]
     limits: Limits = field(default_factory=Limits)
     key_id: str | None = None  # None: no key was needed, or the operator's static one
+    operator: bool = False  # holds VDIFF_API_KEY
 
     @property
     def payer(self) -> str:

@@ -36,11 +36,23 @@ def create(
     )  # fmt: skip
 
 
-def get(key_id: str) -> Select[Any]:
-    """The row and whether the key may be used at all, by the database's clock."""
+def _with_state() -> Select[Any]:
+    """Rows, and whether the key may be used at all, by the database's clock."""
     usable = _K.revoked_at.is_(None) & or_(_K.expires_at.is_(None), _K.expires_at > func.now())
     previous = (_K.previous_until.is_not(None)) & (_K.previous_until > func.now())
-    return select(KEYS, usable.label("usable"), previous.label("previous_usable")).where(_K.id == key_id)
+    return select(KEYS, usable.label("usable"), previous.label("previous_usable"))
+
+
+def get(key_id: str) -> Select[Any]:
+    return _with_state().where(_K.id == key_id)
+
+
+def page(tenant: str | None, *, before: str | None, limit: int) -> Select[Any]:
+    """Newest first, one row more than asked; None is all tenants."""
+    found = _with_state().order_by(_K.id.desc()).limit(limit + 1)
+    if tenant is not None:
+        found = found.where(_K.tenant == tenant)
+    return found if before is None else found.where(_K.id < before)
 
 
 def all_keys() -> Select[Any]:

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import finished, look, visit
-from tests.integration.conftest import Served
+from tests.integration.conftest import Served, eventually, new_key
 from tests.integration.test_api_jobs import chat_job
 from tests.integration.test_webhooks import Receiver, hooks, receiver
 
@@ -134,6 +134,40 @@ def test_webhooks_from_an_endpoint_to_its_redelivery(page: Page, hooks: httpx.Cl
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Delete it and its deliveries").click()
     expect(page.get_by_role("link", name=receiver.url + "/page")).to_have_count(0)
+
+
+def test_keys_are_made_rotated_and_revoked(page: Page, served: Served) -> None:
+    visit(page, "#/keys")
+    unfold(page, "New key")
+    page.get_by_label("Name").fill("<b>ci</b>")
+    page.get_by_label("Weight").fill("5")
+    page.get_by_role("button", name="Create").click()
+    expect(page.get_by_role("alert")).to_contain_text("weight")  # no more than one has oneself
+    page.get_by_label("Weight").fill("")
+    page.get_by_label("Requests per minute").fill("600")
+    page.get_by_label("webhooks").uncheck()
+    page.get_by_role("button", name="Create").click()
+    key = page.get_by_label("Secret").input_value()
+    bearer = {"authorization": f"Bearer {key}"}
+    assert served.client.get("/v1/keys/self", headers=bearer).json()["scopes"] == ["jobs", "batches"]
+    look(page, "keys")
+    page.get_by_role("button", name="I have it").click()
+    row = page.get_by_role("region", name="Keys").locator("tbody tr").first
+    expect(row).to_contain_text("<b>ci</b>")
+    row.get_by_role("button", name="Rotate").click()
+    row.get_by_role("button", name="Make another").click()
+    assert page.get_by_label("Secret").input_value() not in ("", key)
+    row.get_by_role("button", name="Revoke").click()
+    row.get_by_role("button", name="End it").click()
+    expect(row.locator(".status")).to_have_text("revoked")
+    eventually(lambda: served.client.get("/v1/keys/self", headers=bearer).json()["key"] is None)  # back to anonymous
+
+
+def test_a_key_without_the_scope_is_told_so(page: Page, served: Served) -> None:
+    page.add_init_script(f"sessionStorage.setItem('vdiff-api-key', '{new_key(served.jobs)}')")
+    visit(page, "#/keys")
+    expect(page.get_by_text("takes a key of scope")).to_be_visible()
+    expect(page.get_by_text("New key")).to_have_count(0)
 
 
 def test_a_tab_that_nobody_sees_gives_its_connection_back(page: Page, served: Served) -> None:

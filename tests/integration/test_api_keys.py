@@ -16,10 +16,11 @@ import openai
 import pytest
 from sqlalchemy import text
 
-from tests.integration.conftest import ROOT, ApiProcess, Served, eventually
+from tests.integration.conftest import ROOT, ApiProcess, Served, eventually, new_key
 from tests.integration.test_api_jobs import CHAT, QUESTION, chat_job
 
 pytestmark = pytest.mark.integration
+OPERATOR = "the operators own key"
 
 
 def vdiff(served: Served, *arguments: str, code: int = 0) -> str:
@@ -48,7 +49,7 @@ def key_id_of(key: str) -> str:
 def guarded(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """An API that listens beyond loopback, beside the one of `served`."""
     with ExitStack() as stack:
-        api = ApiProcess(served.jobs, tmp_path_factory.mktemp("guarded") / "api.log", host="0.0.0.0")
+        api = ApiProcess(served.jobs, tmp_path_factory.mktemp("guarded") / "api.log", host="0.0.0.0", api_key=OPERATOR)
         stack.callback(api.end)
         api.wait_ready()
         yield stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
@@ -135,6 +136,67 @@ def test_revoke_and_rotate(served: Served, guarded: httpx.Client) -> None:
     eventually(lambda: guarded.get("/v1/models", headers=auth(last)).status_code == 401)
     assert "no key" in vdiff(served, "keys", "revoke", key_id_of(key), code=2)
     assert "no key" in vdiff(served, "keys", "rotate", "key_none", code=2)
+
+
+def test_keys_are_managed_over_http_within_their_tenant(served: Served, guarded: httpx.Client) -> None:
+    tenant = f"team-{time.time_ns()}"
+    admin = auth(new_key(served.jobs, tenant=tenant, scopes=["admin"]))
+    other = auth(new_key(served.jobs, scopes=["admin"]))
+    plain = auth(new_key(served.jobs, tenant=tenant))
+    for method, path in [
+        ("GET", ""),
+        ("POST", ""),
+        ("GET", "/key_x"),
+        ("POST", "/key_x/rotate"),
+        ("POST", "/key_x/revoke"),
+    ]:
+        answer = guarded.request(method, f"/v1/keys{path}", headers=plain)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "insufficient_scope"), path
+    answer = guarded.post("/v1/keys", json={"name": "made", "scopes": ["jobs"]}, headers=admin)
+    made = answer.json()
+    assert (answer.status_code, answer.headers["location"]) == (201, f"/v1/keys/{made['id']}")
+    assert (made["tenant"], made["scopes"], made["state"], made["weight"]) == (tenant, ["jobs"], "good", 1)
+    mine = auth(made["key"])
+    who = guarded.get("/v1/keys/self", headers=mine).json()
+    assert (who["tenant"], who["scopes"], who["key"]["id"]) == (tenant, ["jobs"], made["id"])
+    listed = guarded.get("/v1/keys", headers=admin).json()["data"]
+    assert made["id"] in [k["id"] for k in listed] and {k["tenant"] for k in listed} == {tenant}
+    assert not any("key" in k or "key_hash" in k or "webhook_secret" in k for k in listed)
+    first = guarded.get("/v1/keys?limit=1", headers=admin).json()
+    second = guarded.get(f"/v1/keys?limit=1&cursor={first['next_cursor']}", headers=admin).json()
+    assert [first["data"][0]["id"], second["data"][0]["id"]] == [k["id"] for k in listed[:2]]
+    for method, path in [("GET", ""), ("POST", "/rotate"), ("POST", "/revoke")]:  # another tenant's is 404
+        assert guarded.request(method, f"/v1/keys/{made['id']}{path}", headers=other).status_code == 404
+    assert made["id"] not in [k["id"] for k in guarded.get("/v1/keys", headers=other).json()["data"]]
+    rotated = guarded.post(f"/v1/keys/{made['id']}/rotate", json={"grace_seconds": 0}, headers=admin).json()
+    eventually(lambda: guarded.get("/v1/models", headers=auth(rotated["key"])).status_code == 200)
+    assert guarded.get("/v1/models", headers=mine).status_code == 401
+    revoked = guarded.post(f"/v1/keys/{made['id']}/revoke", headers=admin).json()
+    assert revoked["state"] == "revoked" and revoked["revoked_at"]
+    eventually(lambda: guarded.get("/v1/models", headers=auth(rotated["key"])).status_code == 401)
+    again = guarded.post(f"/v1/keys/{made['id']}/rotate", headers=admin)
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "key_revoked")
+
+
+def test_a_key_gives_no_more_than_it_has_and_the_operator_anything(served: Served, guarded: httpx.Client) -> None:
+    tenant = f"team-{time.time_ns()}"
+    strong = new_key(served.jobs, tenant=tenant, scopes=["admin"], requests_per_minute=900)
+    small = auth(new_key(served.jobs, tenant=tenant, scopes=["admin"], requests_per_minute=300))
+    for more, param in [
+        ({"tenant": "another"}, "tenant"), ({"requests_per_minute": 301}, "requests_per_minute"), ({"weight": 2}, "weight"),
+    ]:  # fmt: skip
+        answer = guarded.post("/v1/keys", json={"name": "x", **more}, headers=small)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (403, param)
+    made = guarded.post("/v1/keys", json={"name": "x"}, headers=small).json()
+    assert made["requests_per_minute"] == 300
+    # To rotate a key is to hold it.
+    assert guarded.post(f"/v1/keys/{key_id_of(strong)}/rotate", headers=small).status_code == 403
+    assert guarded.post(f"/v1/keys/{made['id']}/rotate", headers=small).status_code == 200
+    free = {"name": "y", "tenant": f"new-{tenant}", "requests_per_minute": 5000, "weight": 9, "scopes": ["admin"]}
+    answer = guarded.post("/v1/keys", json=free, headers=auth(OPERATOR))
+    assert answer.status_code == 201 and free.items() <= answer.json().items()
+    ids = [k["id"] for k in guarded.get("/v1/keys?limit=100", headers=auth(OPERATOR)).json()["data"]]
+    assert {made["id"], answer.json()["id"], key_id_of(strong)} <= set(ids)
 
 
 def test_an_expired_key_is_none(served: Served, guarded: httpx.Client) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 import pytest
 
 from api.auth import is_loopback, key_required
 from api.limits import rate_headers
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, Forbidden, InvalidRequest
 from shared.keys import tokens
-from shared.keys.principal import Principal, Scope
+from shared.keys.principal import Limits, Principal, Scope
+from shared.keys.requests import Giver, key_values
 from shared.settings import load_settings
 
 
@@ -70,3 +74,65 @@ def test_rate_headers() -> None:
     assert headers["RateLimit"] == '"requests";r=7;t=13'
     assert headers["RateLimit-Policy"] == '"requests";q=100;w=60'
     assert headers["x-ratelimit-remaining-requests"] == "7"
+
+
+SOON = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ([], "body"),
+        ({}, "name"),
+        ({"name": ""}, "name"),
+        ({"name": "a\x00"}, "name"),
+        ({"name": 5}, "name"),
+        ({"name": "x", "scopes": []}, "scopes"),
+        ({"name": "x", "scopes": ["root"]}, "scopes"),
+        ({"name": "x", "scopes": "admin"}, "scopes"),
+        ({"name": "x", "tenant": "a b"}, "tenant"),
+        ({"name": "x", "weight": 1001}, "weight"),
+        ({"name": "x", "weight": True}, "weight"),
+        ({"name": "x", "max_queued_jobs": 0}, "max_queued_jobs"),
+        ({"name": "x", "max_queued_tokens": 2**31}, "max_queued_tokens"),
+        ({"name": "x", "expires_at": "tomorrow"}, "expires_at"),
+        ({"name": "x", "id": "key_1"}, "id"),
+    ],
+)
+def test_a_bad_key_is_named(body: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        key_values(body, Giver("team", Limits()))
+    assert refused.value.param == param
+
+
+def test_what_a_new_key_does_not_name_is_its_givers() -> None:
+    giver = Giver("team", Limits(60, None, 500), weight=3, expires_at=SOON)
+    values = key_values({"name": "x"}, giver)
+    assert (values["tenant"], values["requests_per_minute"], values["max_queued_tokens"]) == ("team", 60, 500)
+    assert (values["max_queued_jobs"], values["weight"], values["expires_at"]) == (None, 1, SOON)
+    assert "admin" not in values["scopes"]
+    assert key_values({"name": "x"}, Giver("o", Limits(60), operator=True))["requests_per_minute"] is None
+
+
+@pytest.mark.parametrize(
+    ("tenant", "limits", "weight", "expires_at", "param"),
+    [
+        ("other", Limits(60, 5, 500), 1, SOON, "tenant"),
+        ("team", Limits(61, 5, 500), 1, SOON, "requests_per_minute"),
+        ("team", Limits(None, 5, 500), 1, SOON, "requests_per_minute"),
+        ("team", Limits(60, 6, 500), 1, SOON, "max_queued_jobs"),
+        ("team", Limits(60, 5, None), 1, SOON, "max_queued_tokens"),
+        ("team", Limits(60, 5, 500), 4, SOON, "weight"),
+        ("team", Limits(60, 5, 500), 1, None, "expires_at"),
+        ("team", Limits(60, 5, 500), 1, SOON.replace(year=2031), "expires_at"),
+    ],
+)
+def test_nobody_gives_more_than_they_have(
+    tenant: str, limits: Limits, weight: int, expires_at: datetime | None, param: str
+) -> None:
+    own = Limits(60, 5, 500)
+    with pytest.raises(Forbidden) as refused:
+        Giver("team", own, weight=3, expires_at=SOON).check(tenant, limits, weight, expires_at)
+    assert refused.value.param == param
+    Giver("o", own, operator=True).check(tenant, limits, weight, expires_at)
+    Giver("team", own, weight=3, expires_at=SOON).check("team", own, 3, SOON)

@@ -14,10 +14,11 @@ from rich.table import Table
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from shared.db.session import Database
-from shared.errors import ConfigurationError, InvalidParameter, NotFound
+from shared.errors import ConfigurationError, NotFound
 from shared.ids import new_id
 from shared.keys import repository, tokens
 from shared.keys.principal import DEFAULT_SCOPES, Scope
+from shared.keys.requests import name_of, tenant_of
 from shared.settings import load_settings
 from shared.webhooks.secrets import new_secret
 from vdiff.local import with_local_services
@@ -56,10 +57,9 @@ def create(
     expires_days: Annotated[float | None, typer.Option(min=0, help="[default: never]")] = None,
 ) -> None:
     """Make a key and print it, this once: only its hash is stored."""
-    if not 1 <= len(name) <= 100 or not name.isprintable():
-        raise InvalidParameter("a key's name has 1 to 100 printable characters", param="name")
-    if tenant is not None and not (1 <= len(tenant) <= 100 and tenant.isprintable() and " " not in tenant):
-        raise InvalidParameter("a tenant has 1 to 100 printable characters without spaces", param="tenant")
+    name_of(name)
+    if tenant is not None:
+        tenant_of(tenant)
     key_id = tokens.new_key_id()
     key = tokens.new_key(key_id)
     with _database() as database, database.write() as session:

@@ -4,6 +4,7 @@ import { Batch, Batches } from "./batches.js";
 import { call, key } from "./client.js";
 import { Job } from "./job.js";
 import { Jobs } from "./jobs.js";
+import { Keys } from "./keys.js";
 import { Live, Overview, Workers } from "./overview.js";
 import { Playground } from "./playground.js";
 import { changed, html, nothing, onDraw } from "./ui.js";
@@ -20,7 +21,7 @@ const models = {
   },
 };
 const playground = new Playground(models); // kept, so that what was typed survives a look at another page
-const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/batches", "Batches"], ["#/playground", "Playground"], ["#/workers", "Workers"], ["#/webhooks", "Webhooks"]];
+const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/batches", "Batches"], ["#/playground", "Playground"], ["#/workers", "Workers"], ["#/webhooks", "Webhooks"], ["#/keys", "Keys"]];
 
 class NotFound {
   title = "No such page";
@@ -42,6 +43,7 @@ function route() {
   if (parts[0] === "batches" && parts.length === 2) return new Batch(parts[1]);
   if (parts[0] === "webhooks" && parts.length === 1) return new Webhooks();
   if (parts[0] === "webhooks" && parts.length === 2) return new Webhook(parts[1]);
+  if (parts[0] === "keys" && parts.length === 1) return new Keys();
   if (parts[0] === "playground" && parts.length === 1) return playground;
   if (parts[0] === "workers" && parts.length === 1) return new Workers(live, models);
   return new NotFound();
