@@ -19,6 +19,7 @@ import typer
 
 from shared.settings import PREFIX, Settings
 from vdiff.cli import app
+from vdiff.cli.exits import MEANINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTE = "<!-- Written by scripts/make_docs.py from {source}; change that file, then run `make docs`. -->\n"
@@ -102,16 +103,32 @@ def cli_page() -> str:
         "# Command line",
         "",
         NOTE.format(source="vdiff/cli"),
-        "Every command reads the [settings](settings.md); its options win over them. Exit codes: 0 done, 2 a setting or",
-        "an option is wrong (one line says which), 130 interrupted.",
+        "Every command reads the [settings](settings.md); its options win over them. `vdiff --install-completion` teaches your",
+        "shell to complete commands and options.",
+        "",
+        "| exit code | meaning |",
+        "|---|---|",
+        *(f"| {code} | {meaning} |" for code, meaning in MEANINGS.items()),
     ]
     for name, command, context in _commands(root, root.context_class(root, info_name="vdiff"), "vdiff"):
         usage = " ".join([name, *command.collect_usage_pieces(context)])
-        lines += ["", f"## {name}", "", inspect.cleandoc(command.help or ""), "", "```", usage, "```"]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            inspect.cleandoc(command.help or "").replace("\b\n", ""),
+            "",
+            "```",
+            usage,
+            "```",
+        ]
         records = [record for p in command.params if (record := p.get_help_record(context)) is not None]
         if records:
             lines += ["", "| option | meaning |", "|---|---|"]
             lines += [f"| `{_cell(option)}` | {_cell(re.sub(r'  +', ' ', text))} |" for option, text in records]
+        if command.epilog:
+            _, _, shown = command.epilog.partition("Examples:\n")
+            lines += ["", "```sh", *(line.strip() for line in shown.splitlines()), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -12,16 +12,35 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Literal, cast
 
-from sqlalchemy import ColumnElement, Insert, Interval, Select, Table, Update, func, literal, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Delete,
+    Insert,
+    Interval,
+    Select,
+    Table,
+    Update,
+    delete,
+    func,
+    literal,
+    select,
+    update,
+)
 from sqlalchemy.dialects.postgresql import insert
 
-from shared.db.tables import Model, Worker
+from shared.db.tables import Model, Worker, WorkerFailure
 from shared.model_card import ModelCard
 
 MODELS = cast(Table, Model.__table__)
 WORKERS = cast(Table, Worker.__table__)
+FAILURES = cast(Table, WorkerFailure.__table__)
 _M = MODELS.c
 _W = WORKERS.c
+_F = FAILURES.c
+FAILURE_MESSAGE_MAX = 2_000
+FAILURES_SHOWN_SECONDS = 24 * 3600.0
+FAILURE_UNTRIED_SECONDS = 600.0  # longer than any supervisor waits between two attempts
+FAILURES_KEPT_SECONDS = 7 * 24 * 3600.0
 
 WorkerState = Literal["loading", "ready", "draining", "stopped"]
 
@@ -105,6 +124,39 @@ def recent_workers(*, stale_seconds: float, limit: int = 200) -> Select[Any]:
         .order_by(live.desc(), _W.last_beat_at.desc(), _W.id)
         .limit(limit)
     )
+
+
+def record_failure(*, hostname: str, model: str, code: str, message: str, pid: int, version: str) -> Insert:
+    """A worker could not load its model; a supervisor that tries again and again counts up one row."""
+    values = {
+        "code": code,
+        "message": message[:FAILURE_MESSAGE_MAX].replace("\x00", ""),
+        "pid": pid,
+        "version": version,
+    }
+    return (
+        insert(FAILURES)
+        .values(hostname=hostname, model=model, **values)
+        .on_conflict_do_update(
+            index_elements=[_F.hostname, _F.model], set_={**values, "count": _F.count + 1, "last_at": func.now()}
+        )
+    )
+
+
+def forget_failures(*, hostname: str, model: str) -> Delete:
+    """A worker has started there. Gone is the failure of the same model, what nobody there has tried again for a while (its
+    settings were mended, and the name with them), and what is a week old."""
+    untried = _F.last_at < func.now() - _seconds(FAILURE_UNTRIED_SECONDS)
+    return delete(FAILURES).where(
+        ((_F.hostname == hostname) & ((_F.model == model) | untried))
+        | (_F.last_at < func.now() - _seconds(FAILURES_KEPT_SECONDS))
+    )
+
+
+def recent_failures(*, limit: int = 50) -> Select[Any]:
+    """Workers that could not load their model in the last day, the latest first."""
+    recent = _F.last_at > func.now() - _seconds(FAILURES_SHOWN_SECONDS)
+    return select(FAILURES).where(recent).order_by(_F.last_at.desc()).limit(limit)
 
 
 def all_workers() -> Select[Any]:

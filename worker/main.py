@@ -38,6 +38,7 @@ from worker.app import celery_app
 from worker.cancels import CancelListener
 from worker.dispatcher import Dispatcher
 from worker.engine import VDiffConfig, VDiffEngine
+from worker.failure import load_or_tell, model_name
 from worker.heartbeat import HangDetector, Heartbeat, memory_bytes
 from worker.held import HeldAttempts
 from worker.lifecycle import EXIT_HUNG, EXIT_OK, Lifecycle, exit_now
@@ -59,7 +60,7 @@ def run(settings: Settings) -> int:
     try:
         database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
         migrations.require_current(database_url)
-        engine = VDiffEngine(engine_config(settings))
+        engine = load_or_tell(lambda: VDiffEngine(engine_config(settings)), settings, database_url, version=_version())
     except VDiffError as exc:
         print(f"vdiff worker: {exc.message}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -165,6 +166,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
 
     with database.write() as session:
         session.execute(serving.register_model(engine.card, engine.tokenizer.files()))
+        session.execute(serving.forget_failures(hostname=socket.gethostname(), model=model_name(settings)))
         session.execute(
             serving.register_worker(
                 worker_id,

@@ -53,6 +53,22 @@ def worker_object(row: Row[Any], *, live: bool, admin: bool) -> dict[str, Any]:
     }
 
 
+def failure_object(row: Row[Any], *, admin: bool) -> dict[str, Any]:
+    """A worker that could not load its model. The reason may name folders, so it is for `admin`."""
+    return {
+        "object": "worker.failure",
+        "model": row.model,
+        "code": row.code,
+        "message": row.message if admin else None,
+        "count": row.count,
+        "first_at": row.first_at.timestamp(),
+        "last_at": row.last_at.timestamp(),
+        "version": row.version,
+        "hostname": row.hostname if admin else None,
+        "pid": row.pid if admin else None,
+    }
+
+
 class Glance:
     """Reads the overview, at most once a second for each tenant."""
 
@@ -84,6 +100,7 @@ class Glance:
             rows = (
                 await session.execute(serving.recent_workers(stale_seconds=context.settings.worker_stale_seconds))
             ).all()
+            failures = (await session.execute(serving.recent_failures())).all()
         workers = [worker_object(row, live=row.live, admin=admin) for row in rows]
         return {
             "object": "overview",
@@ -97,6 +114,7 @@ class Glance:
                 for (model, priority), (jobs, seconds) in sorted(queue_totals(lanes_of, ages).items())
             ],
             "workers": workers,
+            "failures": [failure_object(row, admin=admin) for row in failures],
             "pace": pace_of([w["recent"] for w in workers if w["recent"]]),
         }
 

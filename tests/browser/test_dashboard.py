@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,24 @@ def test_no_worker_says_so(page: Page, served: Served) -> None:
     page.route("**/v1/overview/events", without)
     visit(page)
     expect(page.get_by_text("No worker is ready.", exact=False)).to_be_visible()
+
+
+def test_a_model_that_did_not_load_says_why(page: Page, served: Served) -> None:
+    reason = "/models/x: tensor <b>wte</b> is missing"
+    failure = {"model": "big-model", "hostname": "gpu-7", "message": reason, "code": "model_load_failed", "count": 12,
+               "last_at": time.time() - 60}  # fmt: skip
+
+    def failing(route: Route) -> None:
+        shown = served.client.get("/v1/overview").json() | {"failures": [failure]}
+        route.fulfill(body=sse([("overview", shown)]), content_type="text/event-stream")
+
+    page.route("**/v1/overview/events", failing)
+    for where in ("", "#/workers"):
+        visit(page, where)
+        notice = page.get_by_text("A worker could not load big-model", exact=False)
+        expect(notice).to_be_visible()
+        expect(page.locator(".notice.bad").first).to_contain_text(reason)  # as text, tags and all
+        expect(page.locator(".notice.bad").first).to_contain_text("12 times")
 
 
 def test_no_database_says_so(page: Page, served: Served) -> None:

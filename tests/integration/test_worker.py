@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
+from shared import serving
 from shared.events import CANCEL_CHANNEL, events_key
 from shared.jobs import repository
 from shared.jobs.status import JobStatus
@@ -123,7 +125,16 @@ def test_drain_gives_back_what_is_not_done(jobs: Jobs, start_worker: Start) -> N
 
 
 def test_drain_lets_short_jobs_finish(jobs: Jobs, start_worker: Start) -> None:
+    for model in (jobs.model, "another-model"):
+        with jobs.database.write() as session:
+            session.execute(
+                serving.record_failure(
+                    hostname=socket.gethostname(), model=model, code="c", message="m", pid=1, version="1"
+                )
+            )
     worker = start_worker(drain_seconds=20).wait_ready()
+    # What kept the model from loading here is over; what keeps another one from it may not be.
+    assert [row.model for row in jobs.execute(serving.recent_failures())] == ["another-model"]
     job_id = jobs.submit(slow=True)
     jobs.wait_status(job_id, JobStatus.RUNNING)
     worker.signal(signal.SIGTERM)

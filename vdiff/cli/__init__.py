@@ -2,7 +2,8 @@
 
 servers.py    run a part: up, api, worker, migrate, health, flower        offline.py    generate
 keys.py       keys create, list, revoke, rotate                           config.py     config show, check
-bench.py      bench decoders                            options.py    what they share
+bench.py      bench decoders                            doctor.py     doctor
+options.py, output.py, exits.py    what they share
 """
 
 from __future__ import annotations
@@ -12,20 +13,17 @@ import sys
 import typer
 
 from shared.errors import VDiffError
-from vdiff.cli import bench, config, keys, offline, servers
-from vdiff.cli.offline import EXIT_INTERRUPTED
-
-EXIT_CONFIGURATION = 2
+from vdiff.cli import bench, config, doctor, exits, keys, offline, servers
 
 app = typer.Typer(
     name="vdiff",
     help="vdiff: the job system for diffusion language models.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,  # else "[default: auto]" is taken for markup and disappears
     pretty_exceptions_enable=False,
 )
 app.add_typer(servers.app)
+app.add_typer(doctor.app)
 app.add_typer(offline.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
@@ -46,6 +44,13 @@ def main() -> None:
         app()
     except VDiffError as exc:
         typer.echo(f"vdiff: {exc.message}", err=True)
-        sys.exit(EXIT_CONFIGURATION)
+        sys.exit(exits.USAGE)
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(exits.INTERRUPTED)
+    except Exception as exc:
+        from vdiff.client.errors import ClientError
+
+        if not isinstance(exc, ClientError):
+            raise
+        typer.echo(f"vdiff: {exc}", err=True)
+        sys.exit(exits.exit_code(exc))

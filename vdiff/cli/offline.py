@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from vdiff.cli import exits
 from vdiff.cli.options import (
     BlockSize,
     Compile,
@@ -25,8 +26,6 @@ from vdiff.cli.options import (
     Verifier,
     settings_of,
 )
-
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer()
 
@@ -61,4 +60,4 @@ def generate(
     summary = generate_file(engine_config(settings), input, output)
     typer.echo(summary.text(), err=True)
     if summary.interrupted:
-        raise typer.Exit(EXIT_INTERRUPTED)
+        raise typer.Exit(exits.INTERRUPTED)

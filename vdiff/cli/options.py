@@ -48,6 +48,14 @@ EnableApd = Annotated[
 ]
 Verifier = Annotated[str | None, typer.Option(help="autoregressive model that APD asks, folder or hub id")]
 
+# Of every command that prints what a program may read.
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]
+
+
+def examples(*lines: str) -> str:
+    """A help text's last part; the mark keeps click from filling the lines into a paragraph."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
 
 def settings_of(**overrides: Any) -> Settings:
     return load_settings(None, **overrides)

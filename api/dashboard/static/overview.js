@@ -42,6 +42,15 @@ export class Live {
   }
 }
 
+// Workers that are not there, and why: they never registered, so no table of workers has them.
+export function failures(list = []) {
+  return list.map(
+    (f) => html`<p class="notice bad"><b>A worker could not load ${f.model}</b>${f.hostname ? html` on ${f.hostname}` : nothing}:
+      ${f.message ? f.message : html`<code>${f.code}</code>`}
+      <small>${f.count > 1 ? html`${number(f.count)} times, last` : nothing} ${ago(f.last_at)}</small></p>`,
+  );
+}
+
 export function workersTable(workers) {
   if (!workers.length)
     return html`<p class="notice">No worker was seen in the last day. Start one: <code>vdiff worker</code>. Jobs are accepted and wait.</p>`;
@@ -85,6 +94,7 @@ export class Overview {
     const alive = data.workers.filter((w) => w.state === "ready");
     return html`${connection(state)}
       ${alive.length ? nothing : html`<p class="notice">No worker is ready. Jobs are accepted and wait; <code>vdiff worker</code> starts one.</p>`}
+      ${failures(data.failures)}
       <section aria-label="Now" class="tiles">
         ${tile("Queued", number(queued))}
         ${tile("Oldest waits", queued ? duration(oldest) : "–")}
@@ -132,7 +142,7 @@ export class Workers {
   render() {
     const { data, state } = this.live;
     return html`${connection(state)}
-      <section><h2>Workers of the last day</h2>${data ? workersTable(data.workers) : html`<p role="status">Loading…</p>`}</section>
+      <section><h2>Workers of the last day</h2>${failures(data?.failures)}${data ? workersTable(data.workers) : html`<p role="status">Loading…</p>`}</section>
       <section><h2>Models</h2>
         ${this.models.list.length ? nothing : html`<p>No worker has registered a model yet.</p>`}
         ${this.models.list.map(

@@ -4,7 +4,7 @@ from shared.db.tables.batches import Batch, File, FileChunk
 from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
-from shared.db.tables.serving import Model, Worker
+from shared.db.tables.serving import Model, Worker, WorkerFailure
 from shared.db.tables.usage import Usage, UsageDelta
 from shared.db.tables.webhooks import (
     Sender,
@@ -18,4 +18,5 @@ from shared.db.tables.webhooks import (
 __all__ = [
     "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "Sender", "Usage",
     "UsageDelta", "WebhookAttempt", "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker",
+    "WorkerFailure",
 ]  # fmt: skip

@@ -50,3 +50,19 @@ class Worker(Base):
         CheckConstraint(f"state IN ({', '.join(repr(s) for s in WORKER_STATES)})", "state"),
         Index("ix_workers_live", "model", "last_beat_at", postgresql_where=text("state <> 'stopped'")),
     )
+
+
+class WorkerFailure(Base):
+    """A worker that could not load its model, and why. It never became a row of `workers`; one row per machine and model."""
+
+    __tablename__ = "worker_failures"
+
+    hostname: Mapped[str] = mapped_column(Text, primary_key=True)
+    model: Mapped[str] = mapped_column(Text, primary_key=True)  # the name it would have served
+    code: Mapped[str] = mapped_column(Text)
+    message: Mapped[str] = mapped_column(Text)
+    pid: Mapped[int] = mapped_column(Integer)
+    version: Mapped[str] = mapped_column(Text)
+    count: Mapped[int] = mapped_column(Integer, server_default=text("1"))
+    first_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    last_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())

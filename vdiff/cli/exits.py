@@ -1,0 +1,35 @@
+"""Exit codes, for scripts, and which error gets which. docs/cli.md prints this table."""
+
+from __future__ import annotations
+
+OK, FAILED, USAGE, UNREACHABLE, REFUSED, MISSING, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
+
+MEANINGS = {
+    OK: "done",
+    FAILED: "a job, a line of a batch or a check did not succeed",
+    USAGE: "an option, a setting or the request itself is wrong; one line says which",
+    UNREACHABLE: "the server does not answer, or answered 5xx",
+    REFUSED: "the API key is missing, unknown or lacks a scope, or a limit is reached (401, 403, 429)",
+    MISSING: "there is no such job, batch, file or model, or it was purged (404, 410)",
+    TIMEOUT: "not over within `--timeout`; it goes on",
+    INTERRUPTED: "Ctrl-C; what was submitted goes on",
+}
+
+
+def exit_code(exc: Exception) -> int:
+    """Of an error that ends a command."""
+    from vdiff.client import errors as e  # only now: commands that need no server start without httpx
+
+    if isinstance(exc, e.JobFailed):
+        return FAILED
+    if isinstance(exc, e.WaitTimeout):
+        return TIMEOUT
+    if isinstance(exc, e.ServerUnreachable | e.UnexpectedAnswer | e.ServerError):
+        return UNREACHABLE
+    if isinstance(exc, e.AuthenticationFailed | e.PermissionDenied | e.RateLimited):
+        return REFUSED
+    if isinstance(exc, e.NotFound | e.Gone):
+        return MISSING
+    if isinstance(exc, e.Conflict):
+        return FAILED
+    return USAGE
