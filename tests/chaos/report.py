@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,7 +28,8 @@ class Report:
     ways: dict[str, int]  # accepted answers, by how they were asked for
     faults: dict[str, int]
     recovery_seconds: dict[str, list[float]]  # by kind of fault: from its end to the first job that succeeded after it
-    taken_up_seconds: list[float]  # from a kill -9 of a worker until each job that it held ran again or was over
+    given_back_seconds: list[float]  # from a kill -9 of a worker until each job that it held was queued again, or over
+    taken_up_seconds: list[float]  # and until it ran again: what was queued before it counts too
     webhooks: dict[str, int]
     answers: dict[str, int]
     unplanned: list[str]
@@ -57,7 +58,8 @@ def make_report(
         attempts=dict(Counter(attempt.outcome for attempt in database.attempts)),
         ways=dict(Counter(accepted.how for accepted in history.accepted)),
         faults=dict(Counter(fault.kind for fault in history.faults)),
-        recovery_seconds=dict(recovery), taken_up_seconds=taken_up(history.faults, database),
+        recovery_seconds=dict(recovery), given_back_seconds=held_by_the_dead(history.faults, database, {"queued", *TERMINAL}),
+        taken_up_seconds=held_by_the_dead(history.faults, database, {"running", *TERMINAL}),
         webhooks={"requests": len(history.received), **{f"answered {code}": n for code, n in sorted(events.items())},
                   "events": len({r.headers.get("webhook-id") for r in history.received})},
         answers=dict(sorted(history.answers.items())), unplanned=list(unplanned),
@@ -71,8 +73,8 @@ def make_report(
     )  # fmt: skip
 
 
-def taken_up(faults: Sequence[FaultDone], database: Database) -> list[float]:
-    """How long the jobs of a killed worker waited for another attempt, or for their end."""
+def held_by_the_dead(faults: Sequence[FaultDone], database: Database, until: Collection[str]) -> list[float]:
+    """How long it took until the jobs that a killed worker held were in one of these states."""
     moves = defaultdict(list)
     for move in database.moves:
         moves[move.job_id].append(move)
@@ -84,7 +86,7 @@ def taken_up(faults: Sequence[FaultDone], database: Database) -> list[float]:
         for mine in moves.values():
             held = [m for m in mine if m.at < fault.began_at]
             if held and held[-1].after == "running" and held[-1].worker_id in ids:
-                again = next((m for m in mine if m.at > fault.began_at and m.after in {"running", *TERMINAL}), None)
+                again = next((m for m in mine if m.at > fault.began_at and m.after in until), None)
                 if again is not None:
                     waits.append(round(again.at - fault.began_at, 2))
     return sorted(waits)
@@ -112,11 +114,13 @@ def show(report: Report, console: Console) -> None:
     for name, number in {**report.checked, **{f"webhooks: {k}": v for k, v in report.webhooks.items()}}.items():
         judged.add_row(name, str(number))
     console.print(judged)
-    if report.taken_up_seconds:
-        waits = report.taken_up_seconds
+    if report.given_back_seconds:
+        back, again = report.given_back_seconds, report.taken_up_seconds
         console.print(
-            f"{len(waits)} jobs were held by workers that were killed; another attempt began (or they were over) after "
-            f"{statistics.median(waits):.1f} s (median), {waits[-1]:.1f} s at most."
+            f"{len(back)} jobs were held by workers that were killed. Median and worst: queued again after "
+            f"{statistics.median(back):.1f} and {back[-1]:.1f} s, begun again after "
+            f"{statistics.median(again):.1f} and {again[-1]:.1f} s.",
+            highlight=False,
         )
     odd = {name: n for name, n in report.answers.items() if name.startswith("unexpected")}
     if odd:
