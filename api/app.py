@@ -17,7 +17,7 @@ from api.backpressure import WaitingRoom
 from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
-from api.openai import batches, files
+from api.openai import batches, files, responses
 from api.openai import routes as openai_routes
 from api.routes import health, jobs, keys, metrics, models, overview, queue, usage, webhooks
 from shared.batches.caretaker import BatchCaretaker
@@ -107,9 +107,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (jobs, openai_routes, files, batches, models, overview, queue, usage, webhooks):
+    for module in (jobs, openai_routes, responses, files, batches, models, overview, queue, usage, webhooks):
         app.include_router(module.router, dependencies=[Depends(known_query)])
-    for router in (keys.own, keys.router):  # `self` before the ids
+    for router in (keys.own, keys.router, responses.creating):  # `self` before the ids
         app.include_router(router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)

@@ -30,7 +30,7 @@ from shared.sampling_params import SamplingParams, shown_diffusion
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
 from worker.sweeper import push_again
-from worker.work import Engine, Handle, result_of, submit, writes_text
+from worker.work import Engine, Handle, result_of, submit, usage_of, writes_text
 
 _log = structlog.get_logger(__name__)
 
@@ -196,7 +196,7 @@ class Runner:
                 job.attempt,
                 JobStatus.SUCCEEDED,
                 result=result,
-                usage=result["usage"],
+                usage=usage_of(result),
                 timing=numbers["timing"],
                 diffusion=numbers["diffusion"],
                 progress=held.progress,

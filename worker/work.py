@@ -6,12 +6,14 @@ rest, which is the same for all of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from shared.jobs import echo, infill, scoring
+from shared.jobs import echo, infill, response_objects, scoring
 from shared.jobs.responses import build_result
-from shared.jobs.tasks import InfillTask, ScoreTask, task_of
+from shared.jobs.responses import usage_of as ledger_usage
+from shared.jobs.tasks import InfillTask, ResponseTask, ScoreTask, task_of
 from shared.model_card import ModelCard
 from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
@@ -102,25 +104,38 @@ def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engin
         return _score_result(task, output, common, extras)
     if isinstance(task, InfillTask):
         ids, ends = list(job.prompt_token_ids), engine.card.end_token_ids
-        choices = [infill.filled(task, ids, c.token_ids, ends, engine.tokenizer) for c in output.outputs]
+        filled = [infill.filled(task, ids, c.token_ids, ends, engine.tokenizer) for c in output.outputs]
         holes = sum(end - begin for begin, end in task.holes())
-        return infill.build_result(**common, choices=choices, prompt_tokens=len(ids) - holes, extras=extras)
-    return build_result(
-        **common,
-        endpoint=job.endpoint,
-        choices=[
-            {
-                "index": c.index,
-                "text": c.text,
-                "token_ids": list(c.token_ids),
-                "finish_reason": c.finish_reason,
-                "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, engine.tokenizer),
-            }
-            for c in output.outputs
-        ],
-        prompt_tokens=len(job.prompt_token_ids),
-        extras=extras,
-    )
+        return infill.build_result(**common, choices=filled, prompt_tokens=len(ids) - holes, extras=extras)
+    choices: list[dict[str, Any]] = [
+        {
+            "index": c.index,
+            "text": c.text,
+            "token_ids": list(c.token_ids),
+            "finish_reason": c.finish_reason,
+            "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, engine.tokenizer),
+        }
+        for c in output.outputs
+    ]
+    prompt_tokens = len(job.prompt_token_ids)
+    if isinstance(task, ResponseTask):
+        return response_objects.build_result(
+            **common,
+            completed=int(time.time()),
+            params=job.params,
+            choice=choices[0],
+            prompt_tokens=prompt_tokens,
+            extras=extras,
+        )
+    return build_result(**common, endpoint=job.endpoint, choices=choices, prompt_tokens=prompt_tokens, extras=extras)
+
+
+def usage_of(result: Mapping[str, Any]) -> dict[str, int]:
+    """A result's usage by the names that the ledger has, whatever its endpoint calls them."""
+    usage: dict[str, int] = result["usage"]
+    if "input_tokens" not in usage:
+        return usage
+    return ledger_usage(usage["input_tokens"], usage["output_tokens"])
 
 
 def closed_early(output: RequestOutput) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -37,37 +38,60 @@ _STATUS = {"cancelled": 409, "expired": 409}  # of a job that ended otherwise; a
 NO_RETRY = {"x-should-retry": "false"}  # the job had its own attempts
 
 
-def _schema(*required: str) -> dict[str, Any]:
+Reply = Callable[[Request, Context, Prepared, Stay, Visit], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How an endpoint's jobs are run and answered, where it is not as of chat."""
+
+    reply: Reply
+    priority: Priority
+    retain_seconds: float | None
+    stays: bool  # the job goes on when the client leaves
+
+
+def body_schema(*required: str) -> dict[str, Any]:
+    """OpenAPI's words for a body that is checked in `shared.jobs`."""
     shape = {"type": "object", "required": ["model", *required], "properties": {"model": {"type": "string"}}}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": shape}}}}
 
 
-@router.post(CHAT, openapi_extra=_schema("messages"))
+@router.post(CHAT, openapi_extra=body_schema("messages"))
 async def chat_completions(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
     """OpenAI's chat completions; diffusion parameters ride in `diffusion`."""
     return await serve(request, body, context, principal, CHAT)
 
 
-@router.post(COMPLETIONS, openapi_extra=_schema("prompt"))
+@router.post(COMPLETIONS, openapi_extra=body_schema("prompt"))
 async def completions(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
     """OpenAI's completions; diffusion parameters ride in `diffusion`."""
     return await serve(request, body, context, principal, COMPLETIONS)
 
 
-@router.post(INFILL, openapi_extra=_schema("parts"))
+@router.post(INFILL, openapi_extra=body_schema("parts"))
 async def infill(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
     """A text with holes at any place, filled with all that stands around them in view."""
     return await serve(request, body, context, principal, INFILL)
 
 
-@router.post(LOGLIKELIHOOD, openapi_extra=_schema())
+@router.post(LOGLIKELIHOOD, openapi_extra=body_schema())
 async def loglikelihood(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
     """How likely a continuation is after a context, or many such pairs."""
     return await serve(request, body, context, principal, LOGLIKELIHOOD)
 
 
-async def serve(request: Request, body: Any, context: Context, principal: Principal, endpoint: str) -> Response:
+async def _reply(request: Request, context: Context, prepared: Prepared, staying: Stay, visit: Visit) -> Response:
+    if prepared.request.stream:
+        return JobStream(prepared, staying)
+    return await answer(request, context, staying, visit.remaining_seconds)
+
+
+async def serve(
+    request: Request, body: Any, context: Context, principal: Principal, endpoint: str, way: Way | None = None
+) -> Response:
     """Accept the job, then wait for it or stream it. Beyond a limit the request waits for its turn first."""
+    way = way or Way(_reply, Priority.INTERACTIVE, context.settings.retain_seconds, stays=False)
     visit = Visit(request, context.stopping, longest=context.settings.sync_timeout_seconds)
     room = context.waiting_room
     try:
@@ -76,8 +100,8 @@ async def serve(request: Request, body: Any, context: Context, principal: Princi
             endpoint=endpoint,
             body=body,
             principal=principal,
-            deadlines=Deadlines(retain_for=context.settings.retain_seconds),
-            priority=Priority.INTERACTIVE,
+            deadlines=Deadlines(retain_for=way.retain_seconds),
+            priority=way.priority,
             idempotency_key=idempotency_key(request),
             automatic_retry=is_automatic_retry(request),
             streaming=True,
@@ -89,12 +113,10 @@ async def serve(request: Request, body: Any, context: Context, principal: Princi
             accepted = await room.admit(line, visit, lambda: context.jobs.enqueue(prepared))
             staying = stay(
                 request, context, job_id=accepted.id, tenant=principal.tenant, token=prepared.id,
-                created=accepted.created, keyed=submission.idempotency_key is not None,
+                created=accepted.created, keyed=way.stays or submission.idempotency_key is not None,
             )  # fmt: skip
             await staying.begin()
-            if prepared.request.stream:
-                return JobStream(prepared, staying)
-            return await answer(request, context, staying, visit.remaining_seconds)
+            return await way.reply(request, context, prepared, staying, visit)
         finally:
             context.waiter.forget(prepared.id)
     except ClientLeft:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from shared.errors import InvalidParameter
-from shared.jobs import echo, infill, requests, scoring
+from shared.jobs import echo, infill, requests, response_requests, scoring
 from shared.jobs.infill import InfillRequest
 from shared.jobs.requests import ParsedRequest
-from shared.jobs.responses import COMPLETIONS, ENDPOINTS, INFILL, LOGLIKELIHOOD
+from shared.jobs.response_requests import ResponseRequest
+from shared.jobs.responses import COMPLETIONS, ENDPOINTS, INFILL, LOGLIKELIHOOD, RESPONSES
 from shared.jobs.scoring import ScoreRequest
 
-Request = ParsedRequest | InfillRequest | ScoreRequest
+Request = ParsedRequest | ResponseRequest | InfillRequest | ScoreRequest
 
 
 def parse(endpoint: str, body: Any, *, streaming: bool) -> Request:
@@ -25,6 +26,8 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> Request:
     """
     if endpoint not in ENDPOINTS:
         raise InvalidParameter(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
+    if endpoint == RESPONSES:
+        return response_requests.parse(body, streaming=streaming)
     if endpoint == INFILL:
         return infill.parse(body)
     if endpoint == LOGLIKELIHOOD:

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
+from shared.errors import InvalidParameter, InvalidRequest, MissingParameter, UnknownParameter
 from shared.jobs.fields import LABELS, labels_of, model_of
-from shared.jobs.responses import CHAT, COMPLETIONS
+from shared.jobs.responses import CHAT, COMPLETIONS, RESPONSES
 from shared.jobs.tasks import TASK, Task
 from shared.model_card import ModelCard
 from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
@@ -74,18 +74,27 @@ class ParsedRequest:
     def params(self, card: ModelCard, prompt_tokens: int) -> SamplingParams:
         """The parameters, complete and checked. Raises what `resolve_params` raises, with the client's own field names."""
         try:
-            return resolve_params(self.fields, card=card, prompt_tokens=prompt_tokens, chat=self.endpoint == CHAT)
-        except InvalidParameter as exc:
-            if exc.param not in self.renamed:
-                raise
-            name = self.renamed[exc.param]
-            raise InvalidParameter(exc.message.replace(exc.param, name, 1), param=name) from exc
+            chat = self.endpoint in (CHAT, RESPONSES)
+            return resolve_params(self.fields, card=card, prompt_tokens=prompt_tokens, chat=chat)
+        except InvalidRequest as exc:
+            raise self._as_written(exc) from exc
+
+    def _as_written(self, exc: InvalidRequest) -> InvalidRequest:
+        """The error with the names that the client used, inner ones too."""
+        for ours, theirs in self.renamed.items():
+            if exc.param is not None and (exc.param == ours or exc.param.startswith((f"{ours}.", f"{ours}["))):
+                param = theirs + exc.param[len(ours) :]
+                return type(exc)(exc.message.replace(ours, theirs), param=param, code=exc.code)
+        return exc
 
     def tokens(self, tokenizer: TokenizerWrapper, vocab_size: int) -> list[int]:
         """The prompt's token ids, never empty. Raises InvalidParameter."""
         where = "messages" if self.messages is not None else "prompt"
         if self.messages is not None:
-            ids = tokenizer.encode_chat(self.messages)
+            try:
+                ids = tokenizer.encode_chat(self.messages)
+            except InvalidRequest as exc:
+                raise self._as_written(exc) from exc
         elif self.prompt is not None:
             ids = tokenizer.encode(self.prompt)
         else:

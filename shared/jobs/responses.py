@@ -9,7 +9,8 @@ CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 INFILL = "/v1/infill"
 LOGLIKELIHOOD = "/v1/loglikelihood"
-ENDPOINTS = (CHAT, COMPLETIONS, INFILL, LOGLIKELIHOOD)
+RESPONSES = "/v1/responses"
+ENDPOINTS = (CHAT, COMPLETIONS, RESPONSES, INFILL, LOGLIKELIHOOD)
 _ID_PREFIXES = {CHAT: "chatcmpl", COMPLETIONS: "cmpl", INFILL: "infill", LOGLIKELIHOOD: "ll"}
 
 
@@ -23,6 +24,8 @@ def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
 
 def response_id(endpoint: str, job_id: str) -> str:
     """OpenAI's form of an id, made from the job's."""
+    if endpoint == RESPONSES:
+        return f"resp_{job_id.removeprefix('job_')}"
     return f"{_ID_PREFIXES[endpoint]}-{job_id.removeprefix('job_')}"
 
 

@@ -32,7 +32,9 @@ from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.requests import ParsedRequest
+from shared.jobs.response_requests import ResponseRequest, job_id_of, next_messages
 from shared.jobs.status import TERMINAL, JobStatus, Priority
+from shared.jobs.tasks import ResponseTask, task_of
 from shared.jobs.turns import Who
 from shared.keys.principal import Limits, Principal
 from shared.queue.window import PushWindow
@@ -114,13 +116,35 @@ class JobService:
         """
         request = parse(submission.endpoint, submission.body, streaming=submission.streaming)
         served = await self.served(request.model, request.endpoint)
-        compiles = isinstance(request, ParsedRequest) and "response_format" in request.fields
+        if isinstance(request, ResponseRequest):
+            request = await self._continued(request, submission.principal.tenant)
+        compiles = isinstance(request, ParsedRequest | ResponseRequest) and "response_format" in request.fields
         if compiles or request.characters > THREAD_CHARACTERS:
             prepared = await asyncio.to_thread(self.complete, submission, request, served)
         else:
             prepared = self.complete(submission, request, served)
         prepared.values["webhook"] = await self._webhook(submission)
         return prepared
+
+    async def _continued(self, request: ResponseRequest, tenant: str) -> ResponseRequest:
+        """The request with what was said before it. Raises InvalidParameter: no such response, or it has no answer."""
+        if request.previous is None:
+            return request
+        try:
+            row = await self.get(job_id_of(request.previous), tenant)
+        except JobNotFound:
+            row = None
+        task = None if row is None else task_of(row.params)  # of a purged job nothing is left
+        if row is None or not isinstance(task, ResponseTask) or not task.shown["store"]:
+            raise InvalidParameter(
+                f"there is no response {request.previous}",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        if row.status != JobStatus.SUCCEEDED:
+            message = f"{request.previous} has no answer to go on from: its job is {row.status}"
+            raise InvalidParameter(message, param="previous_response_id")
+        return request.continuing(next_messages(task, row.result["output"]))
 
     async def served(self, model_name: str, endpoint: str) -> Served:
         """The model with its tokenizer. Raises ModelNotFound, InvalidParameter (it does not serve the endpoint)."""

@@ -1,7 +1,7 @@
-"""What a job does other than write an answer: fill holes, or score. Frozen when the job is accepted, read by the worker.
+"""What a job does other than write an answer in chat's form: fill holes, score, respond. Frozen when the job is accepted.
 
-Stored beside the sampling parameters, under `task` in the job's `params`. The token ids are all in `prompt_token_ids`; a task
-says where in them its pieces lie, so that a purge of those purges everything.
+Stored beside the sampling parameters, under `task` in the job's `params`, and read by the worker. The token ids are all in
+`prompt_token_ids`; a task says where in them its pieces lie. A purge forgets both.
 """
 
 from __future__ import annotations
@@ -67,7 +67,18 @@ class ScoreTask:
         return {"kind": "score", **asdict(self)}
 
 
-Task = InfillTask | ScoreTask
+@dataclass(frozen=True, slots=True)
+class ResponseTask:
+    """An answer of the Responses API: what its object repeats of the request, and what the next turn goes on from."""
+
+    shown: dict[str, Any]
+    messages: tuple[tuple[str, str], ...]  # role and content of all turns so far, without instructions
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "response", **asdict(self)}
+
+
+Task = InfillTask | ScoreTask | ResponseTask
 
 
 def task_of(params: Mapping[str, Any]) -> Task | None:
@@ -75,6 +86,9 @@ def task_of(params: Mapping[str, Any]) -> Task | None:
     if params.get(TASK) is None:
         return None
     data = dict(params[TASK])
-    if data.pop("kind") == "infill":
+    kind = data.pop("kind")
+    if kind == "infill":
         return InfillTask(tuple(data["parts"]), tuple(data["tokens"]))
+    if kind == "response":
+        return ResponseTask(data["shown"], tuple((role, content) for role, content in data["messages"]))
     return ScoreTask(**{**data, "pairs": tuple((a, b) for a, b in data["pairs"])})

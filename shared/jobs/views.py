@@ -55,6 +55,8 @@ def replay_object(row: Mapping[Any, Any], original: Mapping[str, Any] | None) ->
 def _texts(result: Mapping[str, Any]) -> list[str]:
     if "data" in result:  # scores: the last bits depend on who else was in the batch
         return [f"{score['loglikelihood']:.4f}" for score in result["data"]]
+    if "output" in result:
+        return [part["text"] for item in result["output"] for part in item["content"]]
     return [c["message"]["content"] if "message" in c else c.get("text", "") for c in result.get("choices", ())]
 
 

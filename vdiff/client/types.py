@@ -60,6 +60,8 @@ class Wire:
 
 
 def _texts(result: Mapping[str, Any] | None) -> list[str]:
+    if output := (result or {}).get("output"):
+        return [part["text"] for item in output for part in item["content"]]
     choices = (result or {}).get("choices") or ()
     return [c["message"].get("content") or "" if "message" in c else c.get("text") or "" for c in choices]
 

@@ -173,7 +173,7 @@ def make_card(
             message = f"max_model_len {config.max_model_len} is beyond the model's context of {context}"
             raise ConfigurationError(message, param="max_model_len")
         context = config.max_model_len
-    endpoints = ["/v1/completions"] + (["/v1/chat/completions"] if tokenizer.has_chat_template else [])
+    endpoints = ["/v1/completions"] + (["/v1/chat/completions", "/v1/responses"] if tokenizer.has_chat_template else [])
     endpoints += (["/v1/infill"] if facts.regime == FULL else []) + ([] if uniform else ["/v1/loglikelihood"])
     algorithms = [
         name for name in algorithms_of(facts.regime, verifier=verifier is not None) if caches is None or name != "apd"

@@ -8,7 +8,10 @@ import { changed, connection, duration, facts, failure, html, moment, nothing, n
 
 const EVENTS_SHOWN = 200;
 
-export const answersOf = (result) => (result?.choices ?? []).map((c) => c.message?.content ?? c.text ?? "");
+export const answersOf = (result) =>
+  result?.output
+    ? result.output.flatMap((item) => item.content.map((part) => part.text))
+    : (result?.choices ?? []).map((c) => c.message?.content ?? c.text ?? "");
 
 export class Job {
   constructor(id) {
@@ -107,7 +110,7 @@ export class Job {
       </div>
       ${job.error ? html`<p class="notice bad"><code>${job.error.code}</code>: ${job.error.message}</p>` : nothing}
       <section><h2>How the answer came about</h2>${this.denoise(job)}</section>
-      ${answersOf(job.result).map((text, i) => html`<section><h2>Answer${job.result.choices.length > 1 ? ` ${i + 1}` : ""}</h2><pre class="text">${text}</pre></section>`)}
+      ${answersOf(job.result).map((text, i, all) => html`<section><h2>Answer${all.length > 1 ? ` ${i + 1}` : ""}</h2><pre class="text">${text}</pre></section>`)}
       <section><h2>Time</h2>${this.timing(job)}</section>
       <section><h2>Facts</h2>${facts([
         ["Endpoint", html`<code>${job.endpoint}</code>`],
