@@ -36,9 +36,9 @@ from shared import metrics
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.ids import new_id
-from shared.logging import setup_logging
+from shared.logging import identify, setup_logging
 from shared.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_ENDPOINTS_DISABLED, WEBHOOK_SECONDS
-from shared.queue.messages import PAYLOAD_VERSION, push_deliveries
+from shared.queue.messages import PAYLOAD_VERSION, is_readable, push_deliveries
 from shared.queue.names import DELIVER_TASK, WEBHOOK_QUEUE
 from shared.settings import Settings
 from shared.webhooks import repository, senders, targets
@@ -167,7 +167,10 @@ class Sender:
             seconds = waits[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
             statements.append(repository.try_later(row.id, attempt, seconds=max(seconds, retry_after(answer))))
         self._write(statements)
-        _log.info("webhook_attempt", event_id=row.event_id, delivery=row.id, attempt=attempt, status=code, error=error)
+        _log.info(
+            "webhook_attempt", job_id=row.job_id, event_id=row.event_id, delivery=row.id, attempt=attempt, status=code,
+            error=error,
+        )  # fmt: skip
 
     def _write(self, statements: list[Any]) -> None:
         disabled = []
@@ -283,12 +286,14 @@ def run(settings: Settings) -> int:
     migrations.require_current(database_url)
     database = Database(database_url, pool_size=4, max_overflow=settings.webhook_concurrency)
     client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
-    sender, pump = Sender(database, settings), Pump(database, client, settings, new_id("sender"))
+    sender_id = new_id("sender")
+    identify(sender_id=sender_id)
+    sender, pump = Sender(database, settings), Pump(database, client, settings, sender_id)
     app = celery_app(redis_url, model=None, queues=[WEBHOOK_QUEUE])
 
     @app.task(name=DELIVER_TASK, ignore_result=True)
     def deliver(payload: dict[str, Any]) -> None:
-        if payload.get("v") != PAYLOAD_VERSION:
+        if not is_readable(payload):
             _log.error("payload_version_unknown", version=payload.get("v"), known=PAYLOAD_VERSION)
             return  # its lease runs out, and a process that can read it takes it
         try:

@@ -31,7 +31,7 @@ from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.events import EventPublisher
 from shared.ids import new_id
-from shared.logging import setup_logging
+from shared.logging import identify, setup_logging
 from shared.settings import Settings
 from vdiff import bundled
 from worker.app import celery_app
@@ -103,7 +103,7 @@ def engine_config(settings: Settings) -> VDiffConfig:
 def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url: str) -> int:
     """Everything after the model is loaded."""
     worker_id = new_id("worker")
-    structlog.contextvars.bind_contextvars(worker_id=worker_id)
+    identify(worker_id=worker_id)
     slots = settings.max_num_seqs
     pace = Pace()
     database = Database(database_url, pool_size=4, max_overflow=slots)
@@ -203,7 +203,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
 def _consume(redis_url: str, model: str, runner: Runner, *, slots: int, worker_id: str) -> None:
     """Celery's consumer in this process; returns after `Lifecycle` raised Celery's own stop flag."""
     app = celery_app(redis_url, model=model)
-    register_tasks(app, runner.run_job)
+    register_tasks(app, runner.run_job, runner.put_back)
     # WorkController, not celery.apps.worker.Worker: the program would install signal handlers of its own.
     controller = WorkController(
         app=app,

@@ -23,7 +23,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from shared.db.session import Database
 from shared.errors import EngineError, VDiffError
 from shared.events import Event
-from shared.jobs import repository
+from shared.jobs import lanes, repository
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams, shown_diffusion
@@ -114,6 +114,14 @@ class Runner:
         finally:
             self._held.remove(held)
 
+    def put_back(self, job_id: str) -> None:
+        """Its message was not for this program: the row waits for another one, which a dispatcher will push."""
+        try:
+            with self._database.write() as session:
+                session.execute(lanes.untake([job_id]))
+        except SQLAlchemyError as exc:
+            _log.warning("not_put_back", job_id=job_id, error=type(exc).__name__)  # the sweeper misses its message
+
     def _run(self, job: Row[Any], held: Held) -> None:
         log = _log.bind(job_id=job.id, attempt=job.attempt)
         waited = (job.started_at - job.queued_at).total_seconds()
@@ -176,7 +184,7 @@ class Runner:
                 progress=held.progress,
             )
         elif error is not None:
-            log.warning("attempt_failed", code=error.code, error=error.message, retryable=error.retryable)
+            log.warning("attempt_failed", code=error.code, error=type(error).__name__, retryable=error.retryable)
             described = {
                 "code": error.code,
                 "message": storable(error.message),

@@ -8,19 +8,24 @@ from typing import Any
 import structlog
 from celery import Celery
 
-from shared.queue.messages import PAYLOAD_VERSION
+from shared.queue.messages import PAYLOAD_VERSION, is_readable
 from shared.queue.names import GENERATE_TASK
 
 _log = structlog.get_logger(__name__)
 
 
-def register_tasks(app: Celery, run_job: Callable[[str], None]) -> None:
-    """Register `vdiff.generate`; delivery is at least once, and `run_job` gives a duplicate nothing to do."""
+def register_tasks(app: Celery, run_job: Callable[[str], None], put_back: Callable[[str], None]) -> None:
+    """Register `vdiff.generate`; delivery is at least once, and `run_job` gives a duplicate nothing to do.
+
+    Args:
+        put_back: given the job of a message that a newer program wrote; whoever can read its messages gets another.
+    """
 
     @app.task(name=GENERATE_TASK, ignore_result=True)
     def generate(payload: dict[str, Any]) -> None:
-        if payload.get("v") != PAYLOAD_VERSION:
-            # Written by a newer version: the row stays queued, and the sweeper pushes it again for whoever can read it.
+        if not is_readable(payload):
             _log.error("payload_version_unknown", version=payload.get("v"), known=PAYLOAD_VERSION)
+            if isinstance(job_id := payload.get("job_id"), str):
+                put_back(job_id)
             return
         run_job(str(payload["job_id"]))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import structlog
 from fastapi import Request
 from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Context
 
@@ -60,7 +61,10 @@ class Stay:
                 await asyncio.wait_for(context.stopping.wait(), self.grace_seconds)
         if context.waiter.waits(self.job_id) or not await self._is_last():
             return
-        await context.jobs.cancel(self.job_id, self.tenant)
+        try:
+            await context.jobs.cancel(self.job_id, self.tenant)
+        except (SQLAlchemyError, OSError) as exc:
+            _log.warning("not_cancelled", job_id=self.job_id, error=type(exc).__name__)  # it runs to its end
 
     async def _is_last(self) -> bool:
         try:

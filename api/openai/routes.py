@@ -25,7 +25,7 @@ from api.openai.sse import ChunkStream, Diverged
 from shared.errors import Overloaded, WaitTimeout
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.responses import CHAT, COMPLETIONS, INFILL, LOGLIKELIHOOD
-from shared.jobs.service import Prepared, Submission, is_over
+from shared.jobs.service import Prepared, Submission, is_over, refuse_purged
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import urls
 from shared.keys.principal import Principal
@@ -139,6 +139,7 @@ async def answer(request: Request, context: Context, staying: Stay, seconds: flo
         await asyncio.gather(ended, gone, stopping, return_exceptions=True)
     headers = {"X-Job-Id": job_id}
     if row is not None and is_over(row):
+        refuse_purged(row)  # it had less to live than its answer took to be read
         return JSONResponse(row.result, headers=headers) if row.result else failure(request, row._mapping)
     if left:
         staying.leave()

@@ -47,6 +47,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from shared.db.tables import Attempt, Job
+from shared.jobs.formats import ROW_FORMAT
 from shared.jobs.status import RETRIABLE, AttemptOutcome, JobStatus, sources
 
 JOBS = cast(Table, Job.__table__)
@@ -144,10 +145,13 @@ def purge_after() -> ColumnElement[Any]:
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _J.retain_seconds)
 
 
-def claim(job_id: str, *, worker_id: str, lease_seconds: float, revision: str | None = None) -> Select[Any]:
+def claim(
+    job_id: str, *, worker_id: str, lease_seconds: float, revision: str | None = None, understands: int = ROW_FORMAT
+) -> Select[Any]:
     """queued -> running. Returns what a worker needs to run the job.
 
-    Or nothing: a duplicate message, a job that is cancelled or too late, a replay of another revision of the model.
+    Or nothing: a duplicate message, a job that is cancelled or too late, a replay of another revision of the model, a row that
+    a newer program wrote.
     """
     claimed = (
         update(JOBS)
@@ -158,6 +162,7 @@ def claim(job_id: str, *, worker_id: str, lease_seconds: float, revision: str | 
             ~start_by_passed(),
             ~complete_by_passed(),
             or_(_J.pinned_revision.is_(None), _J.pinned_revision == revision),
+            _J.format <= understands,
         )
         .values(
             status=JobStatus.RUNNING.value,

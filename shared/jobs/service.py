@@ -16,13 +16,12 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from typing import Any
 
 import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import Row
+from sqlalchemy import Row, func
 
 from shared.db.session import AsyncDatabase
 from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound, TooManyRequests
@@ -31,6 +30,7 @@ from shared.ids import is_id, new_id
 from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
+from shared.jobs.formats import ROW_FORMAT
 from shared.jobs.requests import ParsedRequest
 from shared.jobs.response_requests import ResponseRequest, job_id_of, next_messages
 from shared.jobs.status import TERMINAL, JobStatus, Priority
@@ -165,6 +165,7 @@ class JobService:
             "id": new_id("job"),
             "tenant": submission.principal.tenant,
             "key_id": submission.principal.payer,
+            "format": ROW_FORMAT,
             "endpoint": request.endpoint,
             "model": model.name,
             "priority": submission.priority.value,
@@ -204,14 +205,17 @@ class JobService:
 
         Raises:
             IdempotencyMismatch: the key was used with another body.
+            Gone: the key's job was purged.
             TooManyRequests: too many queued jobs.
         """
         values = prepared.values
         for _ in range(3):
             if (found := await self._earlier(prepared)) is not None:
+                _log.info("job_attached", job_id=found)
                 return Accepted(found, created=False)
             await self._check_depth((values["tenant"], values["key_id"]), values["tokens"], prepared.limits)
             if await self._insert(values):
+                _log.info("job_accepted", job_id=prepared.id, model=values["model"], endpoint=values["endpoint"])
                 return Accepted(prepared.id, created=True)
             # Lost a race for the key: the winner's row is there now (or its key was freed just then).
         raise Conflict("the Idempotency-Key is being used by another request; try again", param="Idempotency-Key")
@@ -222,7 +226,8 @@ class JobService:
         push = await self._window.reserve(model, priority)
         try:
             # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
-            values = {**values, "pushed_at": datetime.now(UTC) if push else None}
+            # The database's moment: by the clock of a machine that is ahead, a lost message would be missed too late.
+            values = {**values, "pushed_at": func.now() if push else None}
             async with self._database.write() as session:
                 created = (await session.execute(queries.insert_job(values))).one_or_none()
             if created is None:
@@ -245,6 +250,7 @@ class JobService:
                 row = (await session.execute(queries.by_idempotency_key(values["tenant"], key))).one_or_none()
             if row is None:
                 return None
+            refuse_purged(row)  # with the prompt went what the request could be compared with
             if row.request_hash != values["request_hash"]:
                 raise IdempotencyMismatch(
                     f"this Idempotency-Key was used with another body, for job {row.id}", param="Idempotency-Key"
@@ -343,6 +349,7 @@ class JobService:
         values = {
             "id": new_id("job"),
             "key_id": principal.payer,
+            "format": ROW_FORMAT,
             **{name: getattr(row, name) for name in ("tenant", "endpoint", "model", "priority", "custom_id", "metadata",
                                                      "body", "params", "prompt_token_ids", "tokens", "max_attempts",
                                                      "retain_seconds")},

@@ -23,7 +23,8 @@ from kombu.transport.virtual.base import Base64
 
 from shared.queue.names import DELIVER_TASK, GENERATE_TASK, WEBHOOK_QUEUE, queue_name
 
-PAYLOAD_VERSION = 1
+PAYLOAD_VERSION = 1  # what this program writes
+OLDEST_PAYLOAD_VERSION = 1  # what it still reads; the one before PAYLOAD_VERSION at least
 _ORIGIN = "vdiff"
 _PERSISTENT = 2  # AMQP's delivery mode; Redis ignores it, kombu expects it
 
@@ -37,6 +38,12 @@ def _amqp() -> AMQP:
 def payload(job_id: str) -> dict[str, Any]:
     """The task's only argument."""
     return {"v": PAYLOAD_VERSION, "job_id": job_id}
+
+
+def is_readable(content: dict[str, Any]) -> bool:
+    """Whether this program knows the version of a task's argument."""
+    version = content.get("v")
+    return isinstance(version, int) and OLDEST_PAYLOAD_VERSION <= version <= PAYLOAD_VERSION
 
 
 def job_message(job_id: str, queue: str) -> tuple[str, bytes]:

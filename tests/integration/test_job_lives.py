@@ -226,6 +226,16 @@ def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     assert served.client.delete("/v1/jobs/job_none").status_code == 404
 
 
+def test_an_idempotency_key_of_a_purged_job_says_so(served: Served) -> None:
+    """The same request under the key is not called another one, and the job is not made again."""
+    once = {"idempotency-key": f"purged-{time.time_ns()}"}
+    job = served.client.post("/v1/jobs", json=chat_job(), headers={**once, "prefer": "wait=30"}).json()
+    assert served.client.delete(job["urls"]["self"]).status_code == 200
+    for path, body in (("/v1/jobs", chat_job()), (CHAT, chat_job()["body"])):
+        answer = served.client.post(path, json=body, headers=once)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (410, "job_purged"), path
+
+
 def test_results_expire_with_retain_for(served: Served) -> None:
     job = submit(served, chat_job(deadlines={"retain_for": 0.2}), prefer="wait=30")
     assert job["status"] == "succeeded"

@@ -53,6 +53,8 @@ class Job(Base):
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     request_hash: Mapped[str | None] = mapped_column(Text)
 
+    format: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # of this row: shared.jobs.formats
+
     # What was asked: the client's body, and what it was resolved to when it was accepted
     body: Mapped[dict[str, Any]] = mapped_column(JSONB)
     params: Mapped[dict[str, Any]] = mapped_column(JSONB)  # SamplingParams.to_json()
@@ -119,6 +121,7 @@ class Job(Base):
             unique=True,
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
+        Index("ix_jobs_idempotency_created", "created_at", postgresql_where=text("idempotency_key IS NOT NULL")),
         Index(
             "ix_jobs_lane",
             "model",

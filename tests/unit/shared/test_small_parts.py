@@ -113,7 +113,7 @@ def test_logs_of_all_libraries_are_one_format(output: io.StringIO) -> None:
     assert [line["logger"] for line in lines] == ["ours", "theirs", "ours"]
     assert lines[0]["request_id"] == lines[1]["request_id"] == "r"
     assert lines[0]["job_id"] == "j"
-    assert "ValueError: why" in lines[2]["exception"]
+    assert "ValueError" in lines[2]["exception"]
     assert all(line["timestamp"].endswith("Z") for line in lines)
 
 

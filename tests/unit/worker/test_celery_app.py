@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shared.queue.messages import PAYLOAD_VERSION, payload
+from shared.queue.messages import OLDEST_PAYLOAD_VERSION, PAYLOAD_VERSION, is_readable, payload
 from shared.queue.names import GENERATE_TASK
 from worker.app import broker_url, celery_app
 from worker.tasks import register_tasks
@@ -36,9 +36,21 @@ def test_settings_that_keep_jobs_safe() -> None:
 def test_a_payload_of_another_version_is_left_alone() -> None:
     app = celery_app("redis://127.0.0.1:1/0", model="m")
     ran: list[str] = []
-    register_tasks(app, ran.append)
+    left: list[str] = []
+    register_tasks(app, ran.append, left.append)
     task = app.tasks[GENERATE_TASK]
+    for written in ({"v": 1, "job_id": "job_1"},):  # of every version that is still read, as it was written
+        task(written)
     task(payload("job_1"))
     task({"v": PAYLOAD_VERSION + 1, "job_id": "job_2"})
     task({"job_id": "job_3"})
-    assert ran == ["job_1"]
+    task({"v": PAYLOAD_VERSION + 1, "other": "things"})
+    task({"v": "1", "job_id": "job_4"})
+    assert (ran, left) == (["job_1"] * 2, ["job_2", "job_3", "job_4"])
+
+
+def test_a_program_reads_what_the_one_before_it_writes() -> None:
+    """In a rollout both write: the former program's messages must run on the new one."""
+    assert max(1, PAYLOAD_VERSION - 1) >= OLDEST_PAYLOAD_VERSION
+    assert all(is_readable({"v": v}) for v in range(OLDEST_PAYLOAD_VERSION, PAYLOAD_VERSION + 1))
+    assert not is_readable({"v": PAYLOAD_VERSION + 1})

@@ -1,0 +1,10 @@
+"""How old and new programs work side by side: versions of what they hand each other.
+
+`ROW_FORMAT` is that of a job's row: its `params`, its `body`, and what a worker has to make of them. A release that writes
+rows which the one before it would misread raises it. A worker claims only rows that it understands; the others stay queued,
+without an attempt, for a newer one. The message (`shared.queue.messages`) has a version of its own.
+"""
+
+from __future__ import annotations
+
+ROW_FORMAT = 1
