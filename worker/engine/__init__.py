@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from worker.engine.apd import APDConfig, APDDecoder
     from worker.engine.async_engine import AsyncVDiffEngine
     from worker.engine.config import ModelConfig, VDiffConfig
-    from worker.engine.engine import RequestHandle, VDiffEngine
+    from worker.engine.engine import VDiffEngine
+    from worker.engine.handle import RequestHandle
     from worker.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput, StepEvent
     from worker.engine.sampler import DiffusionSampler, DiffusionSamplerConfig
     from worker.engine.sampling_params import DiffusionParams, SamplingParams
@@ -29,7 +30,7 @@ _HOME = {
     "AsyncVDiffEngine": "async_engine",
     "ModelConfig": "config",
     "VDiffConfig": "config",
-    "RequestHandle": "engine",
+    "RequestHandle": "handle",
     "VDiffEngine": "engine",
     "CompletionOutput": "outputs",
     "RequestMetrics": "outputs",

@@ -10,7 +10,8 @@ from typing import Any
 from shared.ids import new_id
 from shared.sampling_params import SamplingParams
 from worker.engine.config import VDiffConfig
-from worker.engine.engine import Prompt, VDiffEngine
+from worker.engine.engine import VDiffEngine
+from worker.engine.inputs import Prompt
 from worker.engine.outputs import RequestOutput, StepEvent
 from worker.engine.state import HealthStatus
 

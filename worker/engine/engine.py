@@ -11,19 +11,21 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, overload
 
 from shared.algorithms import CHAIN_RULE, FULL, MONTE_CARLO, UNIFORM
-from shared.errors import EngineError, EngineShutDown, InvalidParameter, MissingParameter, VDiffError
+from shared.errors import EngineError, EngineShutDown, InvalidParameter, VDiffError
 from shared.ids import new_id
+from shared.jobs.infill import filled
 from shared.sampling_params import DiffusionParams, SamplingParams
 from worker.engine import passes
 from worker.engine.config import VDiffConfig
 from worker.engine.decoder import Commit
+from worker.engine.handle import RequestHandle
+from worker.engine.inputs import Prompt, Prompts, checked_ids, holed, tokenized
 from worker.engine.likelihood import LogLikelihood, ScoreTask, task_of
 from worker.engine.loader import LoadedModel, load
 from worker.engine.memory import Need, cache_capacity
@@ -36,41 +38,6 @@ from worker.engine.step import Stepper
 from worker.engine.stopping import advance
 
 log = logging.getLogger(__name__)
-
-Prompt = str | Mapping[str, Any]
-Prompts = list[str] | list[dict[str, Any]] | list[Prompt] | tuple[Prompt, ...]
-
-
-class RequestHandle:
-    """A submitted request: wait for it, abort it."""
-
-    def __init__(self, engine: VDiffEngine, request: EngineRequest) -> None:
-        self._engine, self._request = engine, request
-        self._future: Future[RequestOutput] = Future()
-
-    @property
-    def request_id(self) -> str:
-        return self._request.request_id
-
-    def result(self, timeout: float | None = None) -> RequestOutput:
-        """The output; after an abort it holds what was committed, with finish_reason "abort".
-
-        Raises:
-            TimeoutError: not finished within `timeout` seconds.
-            VDiffError: what ended the request.
-        """
-        return self._future.result(timeout)
-
-    def done(self) -> bool:
-        return self._future.done()
-
-    def add_done_callback(self, fn: Callable[[RequestHandle], object]) -> None:
-        """Call `fn(handle)` when finished, from the engine's thread (or at once): it must be quick."""
-        self._future.add_done_callback(lambda _: fn(self))
-
-    def abort(self) -> None:
-        """Ask the engine to drop the request; its slot is free within one step."""
-        self._engine.abort(self.request_id)
 
 
 class VDiffEngine:
@@ -140,9 +107,7 @@ class VDiffEngine:
             InvalidParameter: empty prompt, a token outside the vocabulary, prompt and answer beyond the context or the
                 memory, parameters that do not fit the model, or a request_id that is already in the engine.
         """
-        ids = self._checked_ids(prompt_token_ids, params, canvas)
-        if canvas is not None and params.max_tokens != len(canvas):
-            raise InvalidParameter("max_tokens must be the canvas's length", param="max_tokens")
+        ids = checked_ids(self.card, prompt_token_ids, params, canvas)
         return self._enqueue(
             request_id, ids, params, prompt=prompt, priority=priority, listener=listener, canvas=canvas
         )
@@ -182,7 +147,7 @@ class VDiffEngine:
         if needed > self._scheduler.max_memory:
             message = f"the K/V cache of this request needs {needed} positions; there are {self._scheduler.max_memory}"
             raise InvalidParameter(f"{message}: shorten it, or use cache none", param="diffusion.cache")
-        handle = RequestHandle(self, request)
+        handle = RequestHandle(request, self.abort)
         with self._changed:
             if self._state not in (EngineState.READY, EngineState.BUSY):
                 raise EngineShutDown(f"the engine is {self._state.value} and takes no requests")
@@ -199,33 +164,13 @@ class VDiffEngine:
         Raises:
             InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows a hole.
         """
-        if self.card.regime != FULL:
-            raise InvalidParameter(f"{self.card.name} cannot see what follows a hole", param="parts")
-        ids: list[int] = []
-        holes: list[tuple[int, int]] = []
-        for i, part in enumerate(parts):
-            if isinstance(part, str):
-                ids += self.tokenizer.encode(part)
-                continue
-            if isinstance(part, bool) or part < 1:
-                raise InvalidParameter("a hole has at least one token", param=f"parts[{i}]")
-            holes.append((len(ids), len(ids) + part))
-            ids += [self.card.mask_token_id] * part
-        if not holes:
-            raise InvalidParameter("there is no hole to fill", param="parts")
-        begin = holes[0][0]
+        task, ids = holed(parts, self.card, self.tokenizer)
+        begin = task.holes()[0][0]
         asked = replace(params or SamplingParams(temperature=0.0), max_tokens=len(ids) - begin)
         output = self.submit(new_id("req"), ids[:begin], asked, canvas=ids[begin:]).result()
-        filled = ids[:begin] + output.outputs[0].token_ids
-        texts = [self.tokenizer.decode(self._until_end(filled[a:b])) for a, b in holes]
-        pieces = iter(texts)
-        text = "".join(part if isinstance(part, str) else next(pieces) for part in parts)
+        answer, ends = output.outputs[0].token_ids, self.card.end_token_ids
+        texts, text, _ = filled(task, ids, answer, ends, self.tokenizer)
         return InfillOutput(text, texts, output)
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        """A hole's tokens up to an end token: a model says so that it wants less than the hole."""
-        stop = next((i for i, token in enumerate(ids) if token in self.card.end_token_ids), len(ids))
-        return ids[:stop]
 
     def submit_score(
         self,
@@ -256,8 +201,8 @@ class VDiffEngine:
             raise InvalidParameter(f"{self.card.name} gives no likelihoods", param="model")
         diffusion = DiffusionParams(cache="none", cfg_scale=cfg_scale)
         params = SamplingParams(max_tokens=max(len(target), 1), temperature=0.0, diffusion=diffusion)
-        ids = self._checked_ids(context, params, None)
-        self._checked_ids(target or [0], SamplingParams(max_tokens=1), None)
+        ids = checked_ids(self.card, context, params, None)
+        checked_ids(self.card, target or [0], SamplingParams(max_tokens=1), None)
         method = method or (MONTE_CARLO if self.card.regime == FULL else CHAIN_RULE)
         task = task or task_of(target, method, mc_num, seed, self.card.regime, top)
         return self._enqueue(request_id, ids, params, priority=priority, seed=seed, score=task, listener=listener)
@@ -267,28 +212,6 @@ class VDiffEngine:
         likelihood = self.submit_score(new_id("req"), context, target, **options).result().likelihood
         assert likelihood is not None
         return likelihood
-
-    def _checked_ids(
-        self, prompt_token_ids: Sequence[int], params: SamplingParams, canvas: Sequence[int] | None
-    ) -> list[int]:
-        ids = list(prompt_token_ids)
-        if not ids and canvas is None:
-            raise InvalidParameter("the prompt is empty", param="prompt")
-        if canvas is not None and self.card.regime != FULL:
-            raise InvalidParameter(f"{self.card.name} cannot see what follows a hole", param="canvas")
-        if canvas is not None and params.diffusion.algorithm == "apd":
-            raise InvalidParameter("apd goes from left to right and fills no holes", param="diffusion.algorithm")
-        if canvas is not None and params.response_format is not None:
-            raise InvalidParameter("response_format goes from left to right and fits no holes", param="response_format")
-        for where, some in (("prompt", ids), ("canvas", canvas or ())):
-            if some and (min(some) < 0 or max(some) >= self.card.vocab_size):
-                raise InvalidParameter(f"token ids must be from 0 to {self.card.vocab_size - 1}", param=where)
-        if canvas is not None and self.card.mask_token_id not in canvas:
-            raise InvalidParameter("nothing is masked", param="canvas")
-        if len(ids) + params.max_tokens > self.card.context_length:
-            message = f"{len(ids)} prompt tokens and max_tokens {params.max_tokens} exceed {self.card.context_length}"
-            raise InvalidParameter(message, param="max_tokens")
-        return ids
 
     def abort(self, request_id: str) -> bool:
         """Drop a request before the next step; False when the engine does not have it."""
@@ -300,17 +223,8 @@ class VDiffEngine:
             return True
 
     def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        """A prompt in any of its forms: a string, or {prompt | prompt_token_ids | messages}."""
-        if isinstance(prompt, str):
-            return prompt, self.tokenizer.encode(prompt)
-        if prompt.get("messages") is not None:
-            text = self.tokenizer.apply_chat_template(prompt["messages"])
-            return text, self.tokenizer.encode(text)
-        if prompt.get("prompt_token_ids") is not None:
-            return None, list(prompt["prompt_token_ids"])
-        if prompt.get("prompt") is not None:
-            return prompt["prompt"], self.tokenizer.encode(prompt["prompt"])
-        raise MissingParameter("a prompt needs one of prompt, prompt_token_ids, messages", param="prompt")
+        """A prompt's text and token ids, in any of its forms: a string, or {prompt | prompt_token_ids | messages}."""
+        return tokenized(prompt, self.tokenizer)
 
     def submit_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
         """Tokenise and queue."""
@@ -336,7 +250,7 @@ class VDiffEngine:
 
         handle = self.submit_prompt(prompt, params)
         try:
-            return await asyncio.wrap_future(handle._future)
+            return await asyncio.wrap_future(handle.future)
         except asyncio.CancelledError:
             handle.abort()
             raise
@@ -485,20 +399,20 @@ class VDiffEngine:
         else:
             self.stats.requests_finished += 1
         if handle := self._take(request):
-            handle._future.set_result(output)
+            handle.future.set_result(output)
 
     def _fail(self, request: EngineRequest, error: VDiffError) -> None:
         if handle := self._take(request):
             self.stats.requests_failed += 1
-            handle._future.set_exception(error)
+            handle.future.set_exception(error)
 
     def _drop_aborted(self) -> None:
         """Called with the lock held (it is re-entrant)."""
         for request_id in list(self._aborted):
-            request = self._handles[request_id]._request
+            request = self._handles[request_id].request
             request.aborted = True
             self._finish(request)
 
     def _fail_all(self, error: VDiffError) -> None:
         for handle in list(self._handles.values()):
-            self._fail(handle._request, error)
+            self._fail(handle.request, error)

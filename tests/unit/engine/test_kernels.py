@@ -142,7 +142,7 @@ def test_apds_verifier_counts_in_the_memory_budget() -> None:
                 name, one.prompt, resolve(engine, {"max_tokens": 10, "diffusion": diffusion}, len(one.prompt))
             )
             handle.result(60)
-            made[name] = need(handle._request.sequences[0]), len(one.prompt) + 10
+            made[name] = need(handle.request.sequences[0]), len(one.prompt) + 10
         positions = made["apd"][1]
         assert made["alone"][0] == positions
         assert made["apd"][0] == positions + -(-positions * share // 1)

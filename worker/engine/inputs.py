@@ -1,0 +1,82 @@
+"""What is asked of the engine, as token ids: prompts in any of their forms, texts with holes, and what may not be asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from shared.algorithms import FULL
+from shared.errors import InvalidParameter, MissingParameter
+from shared.jobs.tasks import InfillTask
+from shared.model_card import ModelCard
+from shared.sampling_params import SamplingParams
+from shared.tokenizer import TokenizerWrapper
+
+Prompt = str | Mapping[str, Any]
+Prompts = list[str] | list[dict[str, Any]] | list[Prompt] | tuple[Prompt, ...]
+
+
+def tokenized(prompt: Prompt, tokenizer: TokenizerWrapper) -> tuple[str | None, list[int]]:
+    """A prompt's text and token ids: a string, or {prompt | prompt_token_ids | messages}. Raises MissingParameter."""
+    if isinstance(prompt, str):
+        return prompt, tokenizer.encode(prompt)
+    if prompt.get("messages") is not None:
+        text = tokenizer.apply_chat_template(prompt["messages"])
+        return text, tokenizer.encode(text)
+    if prompt.get("prompt_token_ids") is not None:
+        return None, list(prompt["prompt_token_ids"])
+    if prompt.get("prompt") is not None:
+        return prompt["prompt"], tokenizer.encode(prompt["prompt"])
+    raise MissingParameter("a prompt needs one of prompt, prompt_token_ids, messages", param="prompt")
+
+
+def checked_ids(
+    card: ModelCard, prompt_token_ids: Sequence[int], params: SamplingParams, canvas: Sequence[int] | None
+) -> list[int]:
+    """The prompt's token ids. Raises InvalidParameter for what this model cannot be asked."""
+    ids = list(prompt_token_ids)
+    if not ids and canvas is None:
+        raise InvalidParameter("the prompt is empty", param="prompt")
+    if canvas is not None:
+        _check_canvas(card, params, canvas)
+    for where, some in (("prompt", ids), ("canvas", canvas or ())):
+        if some and (min(some) < 0 or max(some) >= card.vocab_size):
+            raise InvalidParameter(f"token ids must be from 0 to {card.vocab_size - 1}", param=where)
+    if len(ids) + params.max_tokens > card.context_length:
+        message = f"{len(ids)} prompt tokens and max_tokens {params.max_tokens} exceed {card.context_length}"
+        raise InvalidParameter(message, param="max_tokens")
+    return ids
+
+
+def _check_canvas(card: ModelCard, params: SamplingParams, canvas: Sequence[int]) -> None:
+    if card.regime != FULL:
+        raise InvalidParameter(f"{card.name} cannot see what follows a hole", param="canvas")
+    if params.diffusion.algorithm == "apd":
+        raise InvalidParameter("apd goes from left to right and fills no holes", param="diffusion.algorithm")
+    if params.response_format is not None:
+        raise InvalidParameter("response_format goes from left to right and fits no holes", param="response_format")
+    if card.mask_token_id not in canvas:
+        raise InvalidParameter("nothing is masked", param="canvas")
+    if params.max_tokens != len(canvas):
+        raise InvalidParameter("max_tokens must be the canvas's length", param="max_tokens")
+
+
+def holed(parts: Sequence[str | int], card: ModelCard, tokenizer: TokenizerWrapper) -> tuple[InfillTask, list[int]]:
+    """A text with holes: where they lie, and the token ids of all of it with the mask in the holes.
+
+    Raises:
+        InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows a hole.
+    """
+    if card.regime != FULL:
+        raise InvalidParameter(f"{card.name} cannot see what follows a hole", param="parts")
+    ids: list[int] = []
+    counts = []
+    for i, part in enumerate(parts):
+        if isinstance(part, bool) or (isinstance(part, int) and part < 1):
+            raise InvalidParameter("a hole has at least one token", param=f"parts[{i}]")
+        piece = tokenizer.encode(part) if isinstance(part, str) else [card.mask_token_id] * part
+        counts.append(len(piece))
+        ids += piece
+    if all(isinstance(part, str) for part in parts):
+        raise InvalidParameter("there is no hole to fill", param="parts")
+    return InfillTask(tuple(parts), tuple(counts)), ids
