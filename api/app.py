@@ -19,10 +19,13 @@ from api.limits import RequestLimiter
 from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import batches, files, responses
 from api.openai import routes as openai_routes
-from api.routes import health, jobs, keys, metrics, models, overview, queue, usage, webhooks
+from api.routes import evaluations, health, jobs, keys, metrics, models, overview, queue, usage, webhooks
 from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
+from shared.evaluations.caretaker import EvaluationCaretaker
+from shared.evaluations.reading import EvaluationReader
+from shared.evaluations.service import EvaluationService
 from shared.events import DoneWaiter, EventReader
 from shared.files.objects import open_store
 from shared.files.service import FileService
@@ -30,6 +33,7 @@ from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
+from vdiff import bundled
 
 FORM_BYTES = 64 * 1024  # what a form may add to its file
 REDIS_TIMEOUT_S = 5.0
@@ -55,7 +59,7 @@ def make_context(settings: Settings) -> Context:
     service = JobService(database, client, models, waiter, settings)
     objects = None if settings.file_store is None else open_store(settings.file_store)
     file_service = FileService(database, objects, max_bytes=settings.max_file_bytes)
-    wake = asyncio.Event()
+    wake, evaluations_wake = asyncio.Event(), asyncio.Event()
     return Context(
         settings=settings,
         database=database,
@@ -67,6 +71,9 @@ def make_context(settings: Settings) -> Context:
         files=file_service,
         batches=BatchService(database, wake),
         caretaker=BatchCaretaker(database, client, service, file_service, settings, wake),
+        evaluations=EvaluationService(database, service, file_service, bundled.DATASETS, settings, evaluations_wake),
+        evaluation_reader=EvaluationReader(database, settings),
+        evaluation_caretaker=EvaluationCaretaker(database, client, service, settings, evaluations_wake),
         forecasts=Forecasts(database),
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
@@ -89,11 +96,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         context = app.state.context = make_context(settings)
         context.waiter.start()
         context.caretaker.start()
+        context.evaluation_caretaker.start()
         try:
             yield
         finally:
             context.stopping.set()
-            await context.caretaker.stop()
+            await asyncio.gather(context.caretaker.stop(), context.evaluation_caretaker.stop())
             await asyncio.gather(*context.background, return_exceptions=True)
             await context.waiter.stop()
             await context.redis.aclose()
@@ -107,7 +115,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (jobs, openai_routes, responses, files, batches, models, overview, queue, usage, webhooks):
+    for module in (
+        jobs,
+        openai_routes,
+        responses,
+        files,
+        batches,
+        evaluations,
+        models,
+        overview,
+        queue,
+        usage,
+        webhooks,
+    ):
         app.include_router(module.router, dependencies=[Depends(known_query)])
     for router in (keys.own, keys.router, responses.creating):  # `self` before the ids
         app.include_router(router, dependencies=[Depends(known_query)])

@@ -14,6 +14,9 @@ from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
 from shared.errors import InvalidBody, InvalidParameter, UnknownParameter, UnsupportedMediaType
+from shared.evaluations.caretaker import EvaluationCaretaker
+from shared.evaluations.reading import EvaluationReader
+from shared.evaluations.service import EvaluationService
 from shared.events import DoneWaiter, EventReader
 from shared.files.service import FileService
 from shared.jobs.estimate import Forecasts
@@ -46,6 +49,9 @@ class Context:
     files: FileService
     batches: BatchService
     caretaker: BatchCaretaker
+    evaluations: EvaluationService
+    evaluation_reader: EvaluationReader
+    evaluation_caretaker: EvaluationCaretaker
     auth: Authenticator
     limiter: RequestLimiter
     waiting_room: WaitingRoom

@@ -69,6 +69,9 @@ class Settings(BaseSettings):
     )
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file that may be uploaded, bytes")
     max_batch_lines: int = Field(50_000, ge=1, description="lines that a batch may have")
+    code_graders: bool = Field(
+        False, description="let evaluations have graders that run code, in a sandbox of the API process (Linux)"
+    )
     worker_stale_seconds: float = Field(30.0, gt=0, description="a worker unheard of for so long counts as away")
 
     # Client and command line

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 from shared.algorithms import BLOCK, FULL
 from shared.errors import ConfigurationError
+from shared.plots import Point, scatter
 from shared.sampling_params import resolve_params
 from shared.statistics import wilson
 from worker.engine import VDiffEngine
@@ -159,66 +159,13 @@ def write(measured: Sequence[Measured], folder: Path, facts: Mapping[str, Any]) 
     return folder / "decoders.json", folder / "decoders.svg"
 
 
-_COLOURS = (
-    "#4269d0",
-    "#efb118",
-    "#ff725c",
-    "#6cc5b0",
-    "#3ca951",
-    "#ff8ab7",
-    "#a463f2",
-    "#97bbf5",
-    "#9c6b4e",
-    "#9498a0",
-)
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 900, 520, 60, 230, 30, 50
-
-
 def plot(measured: Sequence[Measured]) -> str:
     """Accuracy with its interval against tokens per forward, as SVG; one colour for each algorithm."""
-    most = max(m.tokens_per_forward for m in measured) * 1.08
-    least = max(min(m.low for m in measured) - 0.02, 0.0)
-    inner_w, inner_h = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-
-    def x(value: float) -> float:
-        return _LEFT + value / most * inner_w
-
-    def y(value: float) -> float:
-        return _TOP + (1 - (value - least) / (1 - least + 1e-9)) * inner_h
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" font-size="12">',
-        f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT + inner_w / 2}" y="{_HEIGHT - 12}" text-anchor="middle">tokens per forward</text>',
-        f'<text x="16" y="{_TOP + inner_h / 2}" text-anchor="middle" '
-        f'transform="rotate(-90 16 {_TOP + inner_h / 2})">exact match, with 95% interval</text>',
-    ]
-    for i in range(6):
-        value, share = most * i / 5, least + (1 - least) * i / 5
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{_LEFT + inner_w}" y1="{y(share):.1f}" y2="{y(share):.1f}" stroke="#ddd"/>'
+    points = [
+        Point(
+            m.name, m.name.split()[0].rstrip(","), m.tokens_per_forward, m.accuracy, m.low, m.high,
+            f"{m.name}: {m.accuracy:.1%}, {m.tokens_per_forward:.2f} tokens per forward",
         )
-        parts.append(f'<text x="{_LEFT - 8}" y="{y(share) + 4:.1f}" text-anchor="end">{share:.0%}</text>')
-        parts.append(f'<text x="{x(value):.1f}" y="{_TOP + inner_h + 18}" text-anchor="middle">{value:.1f}</text>')
-    families = list(dict.fromkeys(m.name.split()[0].rstrip(",") for m in measured))
-    for i, family in enumerate(families):
-        colour = _COLOURS[i % len(_COLOURS)]
-        shape = "square" if i >= len(_COLOURS) else "circle"
-        for m in (m for m in measured if m.name.split()[0].rstrip(",") == family):
-            at, mid = x(m.tokens_per_forward), y(m.accuracy)
-            title = escape(f"{m.name}: {m.accuracy:.1%}, {m.tokens_per_forward:.2f} tokens per forward")
-            parts.append(
-                f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{y(m.low):.1f}" y2="{y(m.high):.1f}" stroke="{colour}"/>'
-            )
-            parts.append(_mark(shape, at, mid, colour, title))
-        parts.append(_mark(shape, _WIDTH - _RIGHT + 24, _TOP + 8 + 22 * i, colour, family))
-        parts.append(f'<text x="{_WIDTH - _RIGHT + 36}" y="{_TOP + 12 + 22 * i}">{escape(family)}</text>')
-    return "\n".join([*parts, "</svg>\n"])
-
-
-def _mark(shape: str, x: float, y: float, colour: str, title: str) -> str:
-    if shape == "square":
-        return (
-            f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{colour}"><title>{title}</title></rect>'
-        )
-    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}"><title>{title}</title></circle>'
+        for m in measured
+    ]  # fmt: skip
+    return scatter(points, x_label="tokens per forward", y_label="exact match, with 95% interval", alone=True)

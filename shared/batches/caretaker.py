@@ -19,8 +19,7 @@ from typing import Any
 import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import Row, func
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Row, Update, func
 
 from shared.batches import repository
 from shared.batches.lines import InputLine, LineSplitter, output_line, parse_line
@@ -30,30 +29,24 @@ from shared.db.session import AsyncDatabase
 from shared.errors import VDiffError
 from shared.events import publish_cancel
 from shared.files.service import OUTPUT_PURPOSE, FileNotFound, FileService, Upload, publish_statement
-from shared.files.store import ContentMissing, StoreUnavailable
-from shared.ids import new_id
+from shared.files.store import ContentMissing
 from shared.jobs import lanes, queries
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.service import JobService, Prepared, Served, Submission
 from shared.jobs.status import JobStatus, Priority
 from shared.keys.principal import Principal
+from shared.leases import Caretaker, Lost
 from shared.settings import Settings
 
 LINES_CHUNK = 250  # checked in one go in a thread, stored in one transaction
 MAX_ERRORS = 100  # of validation; then it stops looking
-TOGETHER = 2  # batches that one process works on
-LOOK_SECONDS = 1.0
 CLEAN_SECONDS = 60.0
 CANCEL_LOOK_SECONDS = 0.5
 DAY_SECONDS = 86_400.0
 MAX_OUTPUT_BYTES = 1 << 40
 
 _log = structlog.get_logger(__name__)
-
-
-class Lost(Exception):
-    """The batch is not ours any more, or somebody moved it."""
 
 
 @dataclass(slots=True)
@@ -160,7 +153,9 @@ def line_error(exc: VDiffError, line: int, *, inner: bool) -> dict[str, Any]:
     return error_object(exc.code, exc.message, param, line)
 
 
-class BatchCaretaker:
+class BatchCaretaker(Caretaker):
+    kind = "batch"
+
     def __init__(
         self,
         database: AsyncDatabase,
@@ -170,80 +165,27 @@ class BatchCaretaker:
         settings: Settings,
         wake: asyncio.Event,
     ) -> None:
-        self._database = database
+        super().__init__(database, lease_seconds=settings.lease_seconds, wake=wake)
         self._redis = client
         self._jobs = jobs
         self._files = files
         self._settings = settings
-        self._lease = settings.lease_seconds
-        self._wake = wake
-        self._task: asyncio.Task[None] | None = None
-        self._working: set[asyncio.Task[None]] = set()
+        self._next_clean = 0.0
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="batch-caretaker")
+    def claim(self, holder: str) -> Update:
+        return repository.claim(holder, self._lease)
 
-    async def stop(self) -> None:
-        """Let go of everything; another process goes on at once."""
-        tasks = [t for t in (self._task, *self._working) if t is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    def release(self, row_id: str, holder: str, *, for_seconds: float) -> Update:
+        return repository.release(row_id, holder, for_seconds=for_seconds)
 
-    async def _run(self) -> None:
-        next_clean = 0.0
-        clock = asyncio.get_running_loop().time
-        while True:
-            self._wake.clear()
-            try:
-                while len(self._working) < TOGETHER and await self._take():
-                    pass
-                if clock() >= next_clean:
-                    next_clean = clock() + CLEAN_SECONDS
-                    await self._files.clean()
-            except (SQLAlchemyError, OSError) as exc:
-                _log.warning("batches_not_seen_to", error=type(exc).__name__)
-            try:
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
+    async def see_to(self, row: Row[Any], holder: str) -> float:
+        return await _Work(self, row, holder).run()
 
-    async def _take(self) -> bool:
-        holder = new_id("holder")
-        async with self._database.write() as session:
-            row = (await session.execute(repository.claim(holder, self._lease))).one_or_none()
-        if row is None:
-            return False
-        task = asyncio.create_task(self._work(row, holder), name=f"batch {row.id}")
-        self._working.add(task)
-        task.add_done_callback(self._done)
-        return True
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
-        self._wake.set()
-
-    async def _work(self, row: Row[Any], holder: str) -> None:
-        work = _Work(self, row, holder)
-        log = _log.bind(batch_id=row.id)
-        pause = 0.0
-        try:
-            pause = await work.run()
-        except Lost:
-            log.info("batch_let_go")
-        except (SQLAlchemyError, OSError, RedisError, StoreUnavailable) as exc:
-            log.warning("batch_interrupted", error=type(exc).__name__)
-            pause = LOOK_SECONDS
-        except Exception:
-            log.exception("batch_failed_unexpectedly")  # it is tried again, and the log says why
-            pause = self._lease
-        finally:
-            try:
-                async with self._database.write() as session:
-                    await session.execute(repository.release(row.id, holder, for_seconds=pause))
-            except (SQLAlchemyError, OSError) as exc:
-                log.warning("batch_not_released", error=type(exc).__name__)  # the lease runs out
+    async def now_and_then(self) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_clean:
+            self._next_clean = now + CLEAN_SECONDS
+            await self._files.clean()
 
 
 class _Work:

@@ -9,7 +9,7 @@
     choice       the label that the answer chooses
     code         your own `grade(output, reference, item)`, in a sandbox
 
-A verdict is right, wrong, or an error that says why the grader could not tell (`regex_timeout`, `grader_timeout`).
+A verdict is yes, no, or an error that says why the grader could not tell (`regex_timeout`, `grader_timeout`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import regex
 from shared.evaluations.templates import Template
 
 REGEX_SECONDS = 1.0  # for one answer
+PASSED, FAILED, ERROR = "passed", "failed", "error"  # outcomes; sorted, what needs a look comes first
 SHOWN = 500  # characters of what was taken out of an answer
 _NUMBER = regex.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?")
 _FENCE = regex.compile(r"```(?:json)?\s*\n(.*?)```", regex.DOTALL)
@@ -222,7 +223,7 @@ TYPES = (*_BY_TYPE, "code")
 
 
 def outcome_of(verdicts: Sequence[Verdict]) -> str:
-    """Of an answer: right when every grader passes it; error when one could not tell and none found it wrong."""
+    """Of an answer: passed when every grader passes it; error when one could not tell and none found it wrong."""
     if any(v.passed is False for v in verdicts):
-        return "wrong"
-    return "error" if any(v.passed is None for v in verdicts) else "right"
+        return FAILED
+    return ERROR if any(v.passed is None for v in verdicts) else PASSED

@@ -327,7 +327,7 @@ def served(
         )
         stack.callback(worker.end)
         jobs.model = "vdiff-tiny"
-        api = ApiProcess(jobs, folder / "api.log", max_body_bytes=2_000_000)
+        api = ApiProcess(jobs, folder / "api.log", max_body_bytes=2_000_000, code_graders=True)
         stack.callback(api.end)
         worker.wait_ready()
         api.wait_ready()

@@ -278,3 +278,28 @@ def test_a_static_key_may_everything(served: Served, tmp_path: Any) -> None:
     finally:
         api.end()
     assert "open-sesame" not in api.log.read_text()
+
+
+def test_evaluations_are_their_tenants(served: Served, guarded: httpx.Client) -> None:
+    one, other = make_key(served), make_key(served)
+    configuration = {"name": "c", "model": "vdiff-tiny", "max_tokens": 4}
+    body = {
+        "dataset": {"bundled": "vdiff-tiny", "limit": 2}, "template": "{{input}}", "graders": [{"type": "exact"}],
+        "configurations": [configuration],
+    }  # fmt: skip
+    made = guarded.post("/v1/evaluations", json=body, headers=auth(one)).json()
+    own = f"/v1/evaluations/{made['id']}"
+    side = {"evaluation": made["id"], "configuration": "c"}
+    for method, path, content in (
+        ("GET", own, None), ("GET", f"{own}/items", None), ("POST", f"{own}/cancel", None), ("DELETE", own, None),
+        ("POST", f"{own}/configurations", {"configurations": [configuration]}),
+        ("POST", "/v1/evaluations/compare", {"first": side, "second": side}),
+    ):  # fmt: skip
+        answer = guarded.request(method, path, json=content, headers=auth(other))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "evaluation_not_found"), path
+    assert guarded.get("/v1/evaluations", headers=auth(other)).json()["data"] == []
+    assert [e["id"] for e in guarded.get("/v1/evaluations", headers=auth(one)).json()["data"]] == [made["id"]]
+    # The same content is another tenant's own evaluation.
+    assert guarded.post("/v1/evaluations", json=body, headers=auth(other)).status_code == 201
+    only_jobs = make_key(served, "--scope", "jobs")
+    assert guarded.get("/v1/evaluations", headers=auth(only_jobs)).json()["error"]["code"] == "insufficient_scope"

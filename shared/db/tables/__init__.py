@@ -2,6 +2,7 @@
 
 from shared.db.tables.batches import Batch, File, FileChunk
 from shared.db.tables.dispatch import Lane, LaneDelta, Queue
+from shared.db.tables.evaluations import Evaluation, EvaluationItem, EvaluationRun, EvaluationSample
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
 from shared.db.tables.serving import Model, Worker, WorkerFailure
@@ -16,7 +17,7 @@ from shared.db.tables.webhooks import (
 )
 
 __all__ = [
-    "ApiKey", "Attempt", "Batch", "File", "FileChunk", "Job", "Lane", "LaneDelta", "Model", "Queue", "Sender", "Usage",
-    "UsageDelta", "WebhookAttempt", "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker",
-    "WorkerFailure",
+    "ApiKey", "Attempt", "Batch", "Evaluation", "EvaluationItem", "EvaluationRun", "EvaluationSample", "File", "FileChunk",
+    "Job", "Lane", "LaneDelta", "Model", "Queue", "Sender", "Usage", "UsageDelta", "WebhookAttempt", "WebhookDelivery",
+    "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker", "WorkerFailure",
 ]  # fmt: skip

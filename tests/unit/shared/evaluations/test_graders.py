@@ -82,8 +82,8 @@ def test_a_pattern_that_runs_away_is_stopped_and_said() -> None:
 
 def test_an_answer_is_right_when_all_graders_say_so() -> None:
     right, wrong, unsure = Verdict(True), Verdict(False), Verdict(None, error={"code": "x", "message": "y"})
-    assert outcome_of([right, right]) == "right"
-    assert outcome_of([right, wrong, unsure]) == "wrong"
+    assert outcome_of([right, right]) == "passed"
+    assert outcome_of([right, wrong, unsure]) == "failed"
     assert outcome_of([right, unsure]) == "error"
 
 

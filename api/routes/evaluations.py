@@ -1,0 +1,218 @@
+"""`/v1/evaluations`: a dataset, a template, graders and configurations become jobs; their answers are graded and compared."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from api.auth import PrincipalDep, requires
+from api.dependencies import Context, ContextDep, JsonBody
+from api.openai.batches import window_seconds
+from api.openai.paging import no_nul, page_limit, page_object
+from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
+from shared.evaluations import report as reports
+from shared.evaluations.repository import Place
+from shared.evaluations.requests import parse_configurations, parse_evaluation
+from shared.evaluations.service import Made
+from shared.evaluations.views import OUTCOMES, item_object, short_object
+from shared.keys.principal import Principal, Scope
+
+router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"], dependencies=[requires(Scope.BATCHES)])
+
+MAX_PAGE, DEFAULT_PAGE = 100, 20
+MAX_ITEMS, DEFAULT_ITEMS = 1_000, 100
+RESAMPLES_MIN, RESAMPLES_MAX = 100, 100_000
+
+
+def _body(*required: str, **properties: Any) -> dict[str, Any]:
+    schema = {"type": "object", "required": list(required), "additionalProperties": False, "properties": properties}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_CONFIGURATIONS = {"type": "array", "items": {"type": "object", "required": ["name", "model"]}, "minItems": 1}
+_SIDE = {
+    "type": "object",
+    "required": ["evaluation", "configuration"],
+    "properties": {"evaluation": {"type": "string"}, "configuration": {"type": "string"}},
+}
+
+
+async def _told(context: Context, made: Made) -> JSONResponse:
+    shown = await context.evaluation_reader.show(made.row)
+    body = {**shown, "reused": not made.created, "added": made.configurations}
+    headers = {"Location": shown["urls"]["self"]}
+    return JSONResponse(body, 201 if made.created else 200, headers)
+
+
+@router.post(
+    "",
+    status_code=201,
+    openapi_extra=_body(
+        "dataset", "template", "graders", "configurations",
+        name={"type": "string"}, dataset={"type": "object"}, template={"type": ["string", "array"]},
+        endpoint={"type": "string"}, graders={"type": "array", "items": {"type": "object"}},
+        configurations=_CONFIGURATIONS, completion_window={"type": "string"}, metadata={"type": "object"},
+    ),
+)  # fmt: skip
+async def create_evaluation(body: JsonBody, context: ContextDep, principal: PrincipalDep) -> Response:
+    """Check all of it and begin; 200 instead of 201 when the same evaluation is there, which then gets what is new."""
+    new = parse_evaluation(body, code_allowed=context.settings.code_graders)
+    window = window_seconds(new.completion_window)
+    return await _told(context, await context.evaluations.create(new, principal, window))
+
+
+@router.get("")
+async def list_evaluations(
+    request: Request, context: ContextDep, principal: PrincipalDep, after: str | None = None, limit: str | None = None
+) -> dict[str, Any]:
+    """The tenant's evaluations, newest first, without results."""
+    no_nul(request)
+    size = page_limit(limit, DEFAULT_PAGE, MAX_PAGE)
+    rows, runs = await context.evaluations.page(principal.tenant, after=after, limit=size)
+    return page_object([short_object(row, runs) for row in rows], size)
+
+
+@router.post(
+    "/compare",
+    openapi_extra=_body(
+        "first", "second", first=_SIDE, second=_SIDE, seed={"type": "integer"}, resamples={"type": "integer"}
+    ),
+)
+async def compare_configurations(body: JsonBody, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Two configurations, of one evaluation or of two, on the items that both answered."""
+    if not isinstance(body, dict):
+        raise InvalidParameter("the body must be an object", param="body")
+    for name in body:
+        if name not in ("first", "second", "seed", "resamples"):
+            raise UnknownParameter(f"{name[:80]} is not a field of a comparison", param=name[:80])
+    options = {
+        "seed": _whole(body, "seed", 0, 0, (1 << 53) - 1),
+        "resamples": _whole(body, "resamples", 10_000, RESAMPLES_MIN, RESAMPLES_MAX),
+    }
+    sides = [await _side(context, principal, body.get(name), name) for name in ("first", "second")]
+    return await context.evaluation_reader.compare(sides[0], sides[1], **options)
+
+
+def _whole(body: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
+    value = body.get(name)
+    if value is None:
+        return default
+    if type(value) is not int or not low <= value <= high:
+        raise InvalidParameter(f"{name} must be an integer from {low} to {high}", param=name)
+    return value
+
+
+async def _side(context: Context, principal: Principal, value: Any, name: str) -> tuple[Any, Any]:
+    if value is None:
+        raise MissingParameter(f"{name} is required", param=name)
+    fields = {"evaluation", "configuration"}
+    if not isinstance(value, dict) or set(value) != fields or not all(isinstance(v, str) for v in value.values()):
+        raise InvalidParameter(f"{name} must be an object of evaluation and configuration, both strings", param=name)
+    row = await context.evaluations.get(value["evaluation"], principal.tenant)
+    return row, await context.evaluations.run(row.id, value["configuration"], f"{name}.configuration")
+
+
+@router.get("/{evaluation_id}")
+async def get_evaluation(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Progress, and results as they are by now."""
+    return await context.evaluation_reader.show(await context.evaluations.get(evaluation_id, principal.tenant))
+
+
+@router.delete("/{evaluation_id}", status_code=204)
+async def delete_evaluation(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> Response:
+    """Remove it with its items and grades; not while it runs. Its jobs stay, as jobs do."""
+    await context.evaluations.remove(evaluation_id, principal.tenant)
+    return Response(status_code=204)
+
+
+@router.post("/{evaluation_id}/configurations", openapi_extra=_body("configurations", configurations=_CONFIGURATIONS))
+async def add_configurations(
+    evaluation_id: str, body: JsonBody, context: ContextDep, principal: PrincipalDep
+) -> Response:
+    """More configurations, or more seeds of one; only what is missing runs."""
+    if not isinstance(body, dict) or set(body) - {"configurations"}:
+        raise InvalidParameter("the body takes configurations alone", param="body")
+    if "configurations" not in body:
+        raise MissingParameter("configurations is required", param="configurations")
+    configurations = parse_configurations(body["configurations"])
+    return await _told(context, await context.evaluations.add(evaluation_id, configurations, principal))
+
+
+@router.post("/{evaluation_id}/cancel")
+async def cancel_evaluation(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Stop what has not ended; what is graded stays. Creating it again goes on where it stopped."""
+    row = await context.evaluations.cancel(evaluation_id, principal.tenant)
+    return await context.evaluation_reader.show(row)
+
+
+@router.get("/{evaluation_id}/items")
+async def list_items(
+    request: Request,
+    evaluation_id: str,
+    context: ContextDep,
+    principal: PrincipalDep,
+    configuration: str | None = None,
+    outcome: str | None = None,
+    cursor: str | None = None,
+    limit: str | None = None,
+) -> dict[str, Any]:
+    """Graded answers, also while it runs: errors first, then what failed, then what passed; `next_cursor` goes on."""
+    no_nul(request)
+    if outcome is not None and outcome not in OUTCOMES:
+        raise InvalidParameter(f"outcome must be one of {', '.join(OUTCOMES)}", param="outcome")
+    size = page_limit(limit, DEFAULT_ITEMS, MAX_ITEMS)
+    rows = await context.evaluations.samples(
+        evaluation_id, principal.tenant, configuration=configuration, outcome=outcome, after=_place(cursor), limit=size
+    )
+    page = rows[:size]
+    more = len(rows) > size
+    last = f"{page[-1].outcome}.{page[-1].item}.{page[-1].position}.{page[-1].repeat}" if more else None
+    return {"object": "list", "data": [item_object(row) for row in page], "has_more": more, "next_cursor": last}
+
+
+def _place(cursor: str | None) -> Place | None:
+    if cursor is None:
+        return None
+    outcome, *numbers = cursor.split(".")
+    if (
+        outcome in OUTCOMES
+        and len(numbers) == 3
+        and all(n.isascii() and n.isdecimal() and len(n) <= 9 for n in numbers)
+    ):
+        return outcome, int(numbers[0]), int(numbers[1]), int(numbers[2])
+    raise InvalidParameter("cursor must be the next_cursor of another page", param="cursor")
+
+
+@router.get("/{evaluation_id}/report")
+async def get_report(
+    request: Request, evaluation_id: str, context: ContextDep, principal: PrincipalDep, format: str | None = None
+) -> Response:
+    """Results, comparisons and items that did not pass: JSON, Markdown or one HTML page, as `format` or `Accept` says."""
+    if format is not None and format not in reports.FORMATS:
+        raise InvalidParameter(f"format must be one of {', '.join(reports.FORMATS)}", param="format")
+    kind = format or accepted(request.headers.get("accept", ""))
+    row = await context.evaluations.get(evaluation_id, principal.tenant)
+    made = await context.evaluation_reader.report(row)
+    if kind == "json":
+        return JSONResponse(made)
+    text = await asyncio.to_thread(reports.markdown if kind == "markdown" else reports.page, made)
+    # The page has texts of a model; whatever they are, they are no part of this site.
+    headers = {"Content-Security-Policy": f"{reports.POLICY}; sandbox", "X-Content-Type-Options": "nosniff"}
+    return PlainTextResponse(text, media_type=reports.FORMATS[kind], headers=headers)
+
+
+def accepted(header: str) -> str:
+    """The format that an Accept header likes best; JSON when it says nothing that we have."""
+    names = {media: name for name, media in reports.FORMATS.items()}
+    best, liked = "json", 0.0
+    for part in header.split(","):
+        media, *options = (piece.strip() for piece in part.lower().split(";"))
+        weight = next((o[2:] for o in options if o.startswith("q=")), "1")
+        quality = float(weight) if re.fullmatch(r"[01](\.\d{0,3})?", weight) else 0.0
+        if media in names and quality > liked:
+            best, liked = names[media], quality
+    return best

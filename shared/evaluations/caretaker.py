@@ -1,0 +1,267 @@
+"""What an evaluation needs between its requests, in every API process; each is held by one at a time, under a lease.
+
+    store     make jobs of the samples that are none yet, a chunk a transaction together with the count of what is stored
+    grade     look at the jobs that are over, a chunk a transaction; the primary key refuses a sample twice
+    end       of a run when all is graded; of the evaluation when no run is open
+
+A process that dies leaves the rows as they are: another goes on behind the last chunk that was committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import redis.asyncio
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Executable, Row, Update
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.session import AsyncDatabase
+from shared.errors import ModelNotFound, VDiffError
+from shared.evaluations import grading, repository
+from shared.evaluations.grader_requests import parse_graders
+from shared.evaluations.requests import Prompt, parse_prompt, sample_seed
+from shared.evaluations.service import submission_of
+from shared.evaluations.status import EvaluationStatus, RunStatus
+from shared.events import publish_cancel
+from shared.jobs import queries
+from shared.jobs.deadlines import Deadlines
+from shared.jobs.requests import parse
+from shared.jobs.service import JobService, Served
+from shared.jobs.status import JobStatus, Priority
+from shared.keys.principal import Principal
+from shared.leases import LOOK_SECONDS, Caretaker, Lost
+from shared.settings import Settings
+
+STORE_CHUNK = 250  # samples, in one transaction
+STORE_CHUNKS = 4  # of one run, before another has its turn
+CANCEL_LOOK_SECONDS = 0.5
+REST = 5  # times as long as a look took, so that large evaluations are not looked at all the time
+DAY_SECONDS = 86_400.0
+LOST_ERROR = {"code": "job_gone", "message": "the job was forgotten before it was graded", "param": None}
+
+_log = structlog.get_logger(__name__)
+
+
+class EvaluationCaretaker(Caretaker):
+    kind = "evaluation"
+
+    def __init__(
+        self, database: AsyncDatabase, client: redis.asyncio.Redis, jobs: JobService, settings: Settings,
+        wake: asyncio.Event,
+    ) -> None:  # fmt: skip
+        super().__init__(database, lease_seconds=settings.lease_seconds, wake=wake)
+        self._redis = client
+        self._jobs = jobs
+        self._settings = settings
+
+    def claim(self, holder: str) -> Update:
+        return repository.claim(holder, self._lease)
+
+    def release(self, row_id: str, holder: str, *, for_seconds: float) -> Update:
+        return repository.release(row_id, holder, for_seconds=for_seconds)
+
+    async def see_to(self, row: Row[Any], holder: str) -> float:
+        work = _Work(self, row, holder)
+        keeper = asyncio.create_task(work.keep())
+        try:
+            return await work.run()
+        finally:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
+
+
+class _Work:
+    """One hold of one evaluation."""
+
+    def __init__(self, caretaker: EvaluationCaretaker, row: Row[Any], holder: str) -> None:
+        self._database = caretaker._database
+        self._redis = caretaker._redis
+        self._jobs = caretaker._jobs
+        self._settings = caretaker._settings
+        self._lease = caretaker._lease
+        self._row = row
+        self._holder = holder
+        self._prompt: Prompt = parse_prompt(row.template, row.endpoint)
+        # Whether code may run is looked at when a grader is accepted, and here again: the operator may have changed it.
+        self._code_allowed = caretaker._settings.code_graders
+        self._graders = parse_graders(row.graders, code_allowed=True)
+
+    @property
+    def _cancelling(self) -> bool:
+        return bool(self._row.status == EvaluationStatus.CANCELLING)
+
+    async def keep(self) -> None:
+        """Renew the lease while graders take their time; a write of the work finds out when it is lost."""
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            with suppress(SQLAlchemyError, OSError, Lost):
+                await self._write()
+
+    async def _write(self, *statements: Executable) -> None:
+        """All in one transaction that only the holder can make."""
+        async with self._database.write() as session:
+            held = repository.hold(self._row.id, self._holder, lease_seconds=self._lease)
+            if (await session.execute(held)).one_or_none() is None:
+                raise Lost
+            for statement in statements:
+                await session.execute(statement)
+
+    async def run(self) -> float:
+        """One look at everything; the seconds until the next."""
+        began = asyncio.get_running_loop().time()
+        async with self._database.read() as session:
+            runs = (await session.execute(repository.runs(self._row.id))).all()
+        busy = False
+        for run in runs:
+            if run.status == RunStatus.IN_PROGRESS:
+                busy |= await self._see_to(run)
+        async with self._database.write() as session:
+            ended = (await session.execute(repository.finish(self._row.id, self._holder))).one_or_none()
+        if ended is not None:
+            _log.info("evaluation_ended", evaluation_id=self._row.id, now=ended.status)
+            return 0.0
+        if busy:
+            return 0.0
+        took = asyncio.get_running_loop().time() - began
+        return CANCEL_LOOK_SECONDS if self._cancelling else max(LOOK_SECONDS, REST * took)
+
+    async def _see_to(self, run: Row[Any]) -> bool:
+        """One run; whether there is more to do at once."""
+        stored = run.stored
+        if self._cancelling:
+            await self._cancel_jobs(run)
+        else:
+            try:
+                served = await self._served(run)
+            except VDiffError as exc:
+                await self._give_up(run, exc)
+                return False
+            if stored < run.total:
+                stored = await self._store(run, served)
+        while await self._grade(run):
+            pass
+        return await self._end(run, stored)
+
+    async def _served(self, run: Row[Any]) -> Served:
+        """Raises ModelNotFound: nobody serves what the run was begun with."""
+        served = await self._jobs.served(run.model, self._row.endpoint)
+        revision = served[0].card.revision
+        if revision != run.revision:
+            message = f"{run.model} is served in revision {revision} now; this configuration began with {run.revision}"
+            raise ModelNotFound(message, code="model_revision_changed", param="model")
+        return served
+
+    async def _give_up(self, run: Row[Any], exc: VDiffError) -> None:
+        """What is graded stays; the rest is not run."""
+        await self._cancel_jobs(run)
+        while await self._grade(run):
+            pass
+        error = {"code": exc.code, "message": exc.message, "param": exc.param}
+        await self._write(repository.end_run(run.id, RunStatus.FAILED, error))
+        _log.warning("evaluation_run_failed", run_id=run.id, code=exc.code, error=exc.message)
+
+    async def _end(self, run: Row[Any], stored: int) -> bool:
+        async with self._database.read() as session:
+            counts = (await session.execute(repository.run_counts(run.id))).one()
+        if counts.graded >= run.total:
+            await self._write(repository.end_run(run.id, RunStatus.COMPLETED))
+        elif self._cancelling:
+            if not counts.open:
+                await self._write(repository.end_run(run.id, RunStatus.CANCELLED))
+        elif stored < run.total:
+            return True
+        elif not counts.open and not await self._grade(run):
+            await self._write(repository.lost_samples(run.id, self._row.items, LOST_ERROR))
+            return True
+        return False
+
+    # Jobs
+
+    async def _store(self, run: Row[Any], served: Served) -> int:
+        stored: int = run.stored
+        for _ in range(STORE_CHUNKS):
+            if stored >= run.total:
+                break
+            repeat, before = divmod(stored, self._row.items)
+            last = min(before + STORE_CHUNK, self._row.items)
+            async with self._database.read() as session:
+                items = (await session.execute(repository.items(self._row.id, before + 1, last))).all()
+            jobs, errors = await asyncio.to_thread(self._prepare, run, served, repeat, items)
+            stored += len(items)
+            statements: list[Executable] = [repository.note_stored(run.id, stored)]
+            if jobs:
+                statements.append(queries.insert_lines(jobs))
+            if errors:
+                statements.append(repository.insert_samples(errors))
+            await self._write(*statements)
+        return stored
+
+    def _prepare(
+        self, run: Row[Any], served: Served, repeat: int, items: Sequence[Row[Any]]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of jobs; and of samples for those items that make none, a prompt that is too long for one."""
+        principal = Principal(self._row.tenant, frozenset(), key_id=run.key_id or None)
+        retain = self._settings.retain_seconds
+        if retain is not None:
+            retain += self._row.window_seconds + DAY_SECONDS  # no answer is purged before it is graded
+        more: dict[str, Any] = {
+            "priority": Priority.BULK,
+            "metadata": {"evaluation_id": self._row.id, "configuration": run.name},
+            "deadlines": Deadlines(complete_by=run.expires_at, retain_for=retain),
+        }
+        jobs, errors = [], []
+        for item in items:
+            number = repeat * self._row.items + item.number
+            seed = sample_seed(run.seeds[repeat], item.number)
+            try:
+                submission = submission_of(
+                    run.model, run.fields, seed, self._prompt, item.data, principal,
+                    custom_id=f"item-{item.number}-{repeat}", **more,
+                )  # fmt: skip
+                request = parse(submission.endpoint, submission.body, streaming=False)
+                prepared = self._jobs.complete(submission, request, served)
+            except VDiffError as exc:
+                error = {"code": exc.code, "message": exc.message, "param": exc.param}
+                errors.append(grading.unanswered(run.id, number, item.number, repeat, None, error))
+                continue
+            jobs.append(
+                {**prepared.values, "batch_id": run.id, "batch_line": number, "pushed_at": None,
+                 "pinned_revision": run.revision}
+            )  # fmt: skip
+        return jobs, errors
+
+    async def _cancel_jobs(self, run: Row[Any]) -> None:
+        while True:
+            async with self._database.write() as session:
+                moved = (await session.execute(repository.cancel_jobs(run.id))).all()
+            if not moved:
+                return
+            await self._write()
+            for job in moved:
+                if job.status == JobStatus.RUNNING:
+                    try:
+                        await publish_cancel(self._redis, job.id)
+                    except (RedisError, OSError) as exc:
+                        _log.warning("publish_failed", job_id=job.id, error=type(exc).__name__)  # heartbeat brings it
+
+    # Grades
+
+    async def _grade(self, run: Row[Any]) -> int:
+        """The next answers; how many."""
+        async with self._database.read() as session:
+            statement = repository.to_grade(
+                run.id, cancelled_too=not self._cancelling, limit=grading.chunk_of(self._graders)
+            )
+            rows = (await session.execute(statement)).all()
+        if rows:
+            samples: list[Mapping[str, Any]] = await grading.grade_all(
+                rows, self._graders, run_id=run.id, items=self._row.items, code_allowed=self._code_allowed
+            )
+            await self._write(repository.insert_samples(samples))
+        return len(rows)

@@ -1,0 +1,109 @@
+"""Datasets: JSONL, one object a line, any columns. Read in a stream, checked line by line before anything is accepted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.batches.lines import LineSplitter
+from shared.errors import InvalidBody, InvalidParameter, InvalidRequest
+from shared.evaluations.graders import Grader
+from shared.evaluations.requests import Prompt, digest
+from shared.evaluations.templates import MissingColumn
+from shared.strict_json import parse_json
+
+MAX_ITEM_BYTES = 1024 * 1024
+
+
+class BadDataset(InvalidRequest):
+    """A line is wrong; the message says which."""
+
+    code = "invalid_dataset"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    number: int  # from 1
+    line: int  # of the file
+    key: str  # of its content, and which of its like it is
+    cluster: str  # of its prompt
+    data: dict[str, Any]
+
+
+@dataclass(slots=True)
+class DatasetReader:
+    """Bytes in, items out; the first bad line ends it."""
+
+    prompt: Prompt
+    graders: Sequence[Grader]
+    max_items: int
+    limit: int | None
+    items: list[Item] = field(default_factory=list)
+    _splitter: LineSplitter = field(default_factory=lambda: LineSplitter(MAX_ITEM_BYTES))
+    _seen: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None and len(self.items) >= self.limit
+
+    def feed(self, data: bytes) -> None:
+        """Raises BadDataset, MissingColumn."""
+        for number, raw in self._splitter.feed(data):
+            self._line(number, raw)
+
+    def finish(self) -> list[Item]:
+        """Raises BadDataset, MissingColumn."""
+        for number, raw in self._splitter.finish():
+            self._line(number, raw)
+        if not self.items:
+            raise BadDataset("the dataset has no lines", param="dataset", code="empty_file")
+        return self.items
+
+    def _line(self, number: int, raw: bytes | None) -> None:
+        if self.full:
+            return
+        if raw is None:
+            raise BadDataset(f"line {number} is longer than {MAX_ITEM_BYTES} bytes", param="dataset")
+        if number == 1:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        if not raw.strip():
+            return
+        if len(self.items) >= self.max_items:
+            raise BadDataset(f"a dataset takes at most {self.max_items} lines", param="dataset", code="too_many_lines")
+        try:
+            row = parse_json(raw)
+        except InvalidBody as exc:
+            message = exc.message.replace("the body", f"line {number}", 1)
+            raise BadDataset(
+                message if message != exc.message else f"line {number}: {message}", param="dataset"
+            ) from exc
+        if not isinstance(row, dict) or not row:
+            raise BadDataset(f"line {number} must be an object with columns", param="dataset")
+        self.add(row, number)
+
+    def add(self, row: dict[str, Any], line: int) -> None:
+        """Raises MissingColumn, BadDataset: with the line."""
+        try:
+            body = self.prompt.body(row)
+            for grader in self.graders:
+                if grader.reference is not None:
+                    grader.reference.value(row)
+        except MissingColumn as exc:
+            raise MissingColumn(f"line {line}: {exc.message}", param=exc.param) from exc
+        content = digest(row)
+        self._seen[content] += 1
+        key = f"{content[:40]}-{self._seen[content]}"
+        self.items.append(Item(len(self.items) + 1, line, key, digest(body)[:40], row))
+
+
+def bundled_rows(datasets: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Raises InvalidParameter: no such dataset."""
+    if name not in datasets:
+        known = ", ".join(sorted(datasets)) or "none"
+        raise InvalidParameter(
+            f"dataset.bundled: there is no {name[:80]!r}; there are: {known}", param="dataset.bundled"
+        )
+    rows: list[dict[str, Any]] = datasets[name]()
+    return rows

@@ -1,0 +1,117 @@
+"""A caretaker of rows that need more than a request: claims one at a time under a lease, works, lets go.
+
+What is due and what to do is the subclass's (`shared.batches.caretaker`, `shared.evaluations.caretaker`). Every write carries
+the holder, so that one that lost its lease changes nothing; who dies is followed when the lease runs out (ADR 0011).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Any
+
+import structlog
+from redis.exceptions import RedisError
+from sqlalchemy import Executable, Row
+from sqlalchemy.exc import SQLAlchemyError
+
+from shared.db.session import AsyncDatabase
+from shared.files.store import StoreUnavailable
+from shared.ids import new_id
+
+TOGETHER = 2  # rows that one process works on
+LOOK_SECONDS = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Lost(Exception):
+    """The row is not ours any more, or somebody moved it."""
+
+
+class Caretaker(ABC):
+    """One per process and kind; `wake` is set when there is something to do."""
+
+    kind: str  # in logs and names of tasks
+
+    def __init__(self, database: AsyncDatabase, *, lease_seconds: float, wake: asyncio.Event) -> None:
+        self._database = database
+        self._lease = lease_seconds
+        self._wake = wake
+        self._task: asyncio.Task[None] | None = None
+        self._working: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    def claim(self, holder: str) -> Executable:
+        """A row that is due and that nobody holds, held by `holder` now."""
+
+    @abstractmethod
+    def release(self, row_id: str, holder: str, *, for_seconds: float) -> Executable:
+        """Let go; nobody looks at it again before that."""
+
+    @abstractmethod
+    async def see_to(self, row: Row[Any], holder: str) -> float:
+        """Do what the row needs now; the seconds until it needs somebody again. Raises Lost."""
+
+    async def now_and_then(self) -> None:  # noqa: B027  # not every kind has something
+        """Between two looks."""
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"{self.kind}-caretaker")
+
+    async def stop(self) -> None:
+        """Let go of everything; another process goes on at once."""
+        tasks = [t for t in (self._task, *self._working) if t is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            self._wake.clear()
+            try:
+                while len(self._working) < TOGETHER and await self._take():
+                    pass
+                await self.now_and_then()
+            except (SQLAlchemyError, OSError) as exc:
+                _log.warning(f"{self.kind}_not_seen_to", error=type(exc).__name__)
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._wake.wait()
+            except TimeoutError:
+                pass
+
+    async def _take(self) -> bool:
+        holder = new_id("holder")
+        async with self._database.write() as session:
+            row = (await session.execute(self.claim(holder))).one_or_none()
+        if row is None:
+            return False
+        task = asyncio.create_task(self._work(row, holder), name=f"{self.kind} {row.id}")
+        self._working.add(task)
+        task.add_done_callback(self._done)
+        return True
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        self._wake.set()
+
+    async def _work(self, row: Row[Any], holder: str) -> None:
+        log = _log.bind(**{f"{self.kind}_id": row.id})
+        pause = 0.0
+        try:
+            pause = await self.see_to(row, holder)
+        except Lost:
+            log.info(f"{self.kind}_let_go")
+        except (SQLAlchemyError, OSError, RedisError, StoreUnavailable) as exc:
+            log.warning(f"{self.kind}_interrupted", error=type(exc).__name__)
+            pause = LOOK_SECONDS
+        except Exception:
+            log.exception(f"{self.kind}_failed_unexpectedly")  # it is tried again, and the log says why
+            pause = self._lease
+        finally:
+            try:
+                async with self._database.write() as session:
+                    await session.execute(self.release(row.id, holder, for_seconds=pause))
+            except (SQLAlchemyError, OSError) as exc:
+                log.warning(f"{self.kind}_not_released", error=type(exc).__name__)  # the lease runs out
