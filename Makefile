@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: help setup up check test test-unit test-integration test-browser fuzz chaos bench migrate lock docs docs-site
+.PHONY: help setup up check test test-unit test-integration test-browser test-helm fuzz chaos bench migrate lock docs docs-site
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -40,6 +40,10 @@ test-integration: setup ## tests against a real PostgreSQL, a real Redis and rea
 test-browser: setup ## the dashboard in a real Chromium (CHROMIUM, or one on PATH), accessibility included
 	$(BIN)/pytest tests/browser $(ARGS)
 
+test-helm: setup ## the chart rendered by Helm itself, which is installed as a library for it (244 MB)
+	$(BIN)/python -m pip install --quiet helm-python-sdk==0.2.2
+	$(BIN)/pytest tests/unit/test_helm.py $(ARGS)
+
 fuzz: setup ## random requests against the engine for minutes (ARGS="--minutes 10 --seed 7")
 	$(BIN)/python -m tests.unit.engine.fuzz $(ARGS)
 
@@ -59,6 +63,6 @@ docs-site: setup ## the documentation as a site, in build/docs/site; fails on a 
 	$(BIN)/python scripts/docs_site.py
 
 lock: setup ## pin all dependencies anew
-	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra api --extra worker --extra embedded --extra flower --output-file requirements.txt pyproject.toml
-	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe --extra api --extra worker --extra embedded --extra flower --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra api --extra worker --extra embedded --extra flower --extra otel --output-file requirements.txt pyproject.toml
+	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe --extra api --extra worker --extra embedded --extra flower --extra otel --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
 	sed -i 's/^torch==2.13.0.*/torch==2.13.0/; s/^--.*//' requirements.txt requirements-dev.txt

@@ -16,7 +16,7 @@ from api.auth import Authenticator
 from api.backpressure import WaitingRoom
 from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
-from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
+from api.middleware import QUIET, BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import batches, files, responses
 from api.openai import routes as openai_routes
 from api.routes import evaluations, health, jobs, keys, metrics, models, overview, queue, usage, webhooks
@@ -113,7 +113,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=health.version(),
         lifespan=lifespan,
         redoc_url=None,
-    )
+        # FastAPI makes a span of each request once `shared.tracing` has a collector; nothing else is measured by it.
+        telemetry={
+            "auto_configure": False, "metrics": False, "logs": False, "operation_spans": False,
+            "exclude": lambda scope: str(scope.get("path", "")).startswith(QUIET),
+        },
+    )  # fmt: skip
     errors.install(app)
     for module in (
         jobs,

@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem
+from shared import tracing
 from shared.ids import new_id
 from shared.metrics import LATENCY, REQUESTS
 
@@ -84,7 +85,9 @@ class RateHeadersMiddleware:
 
 
 class RequestIDMiddleware:
-    """X-Request-ID: the client's if it is short and plain, else a new one; in the answer and in every log line."""
+    """X-Request-ID: the client's if it is short and plain, else a new one; in the answer and in every log line.
+
+    And the client's `traceparent`, for the jobs that this request makes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -96,6 +99,7 @@ class RequestIDMiddleware:
         given = Headers(scope=scope).get("x-request-id", "")
         request_id = given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else new_id("req")
         scope.setdefault("state", {})["request_id"] = request_id
+        tracing.remember(Headers(scope=scope).get(tracing.HEADER, ""))
 
         async def with_id(message: Message) -> None:
             if message["type"] == "http.response.start":

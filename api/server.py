@@ -10,6 +10,7 @@ import uvicorn
 
 from api.app import create_app
 from migrations import run as migrations
+from shared import tracing
 from shared.errors import ConfigurationError
 from shared.logging import setup_logging
 from shared.settings import Settings
@@ -50,6 +51,7 @@ def run(settings: Settings) -> int:
         ConfigurationError: the port is taken, PostgreSQL is away or not migrated.
     """
     setup_logging(settings.log_level, settings.log_format)
+    tracing.start("api")
     migrations.require_current(settings.require_database_url())
     app = create_app(settings)
     listener = listening_socket(settings.host, settings.port)
@@ -59,4 +61,5 @@ def run(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)
     server.run(sockets=[listener])
+    tracing.stop()
     return 0 if server.started else 1

@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout wins over an installed vdiff
 FRONT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
          "examples/README.md": "examples.md"}  # fmt: skip
+REST = "*"  # in the navigation: what it does not name
 _CODE_BLOCK = re.compile(r"(```.*?```)", re.DOTALL)
 _LINK = re.compile(r"(\[[^\]]*\]\()([^)\s]+)(\))")
 
@@ -175,13 +176,16 @@ def build(folder: Path, *, root: Path = ROOT) -> Path:
     (pages / "reference/http.md").write_text(docs_reference.http_page(), encoding="utf-8")
     (pages / "reference/openapi.json").write_text(json.dumps(docs_reference.openapi(), indent=1), encoding="utf-8")
     (pages / "reference/metrics.md").write_text(docs_reference.metrics_page(), encoding="utf-8")
-    config = _FOLDER_IN_NAV.sub(
-        lambda match: _listed(pages, match.group(1)), (root / "zensical.toml").read_text("utf-8")
-    )
-    (folder / "zensical.toml").write_text(config, encoding="utf-8")
-
+    text = (root / "zensical.toml").read_text("utf-8")
+    config = _FOLDER_IN_NAV.sub(lambda match: _listed(pages, match.group(1)), text)
     named = set(navigation(tomllib.loads(config)["project"]["nav"]))
     there = {page.relative_to(pages).as_posix() for page in pages.rglob("*.md")}
+    if REST in named:  # the pages that nobody gave a place
+        named.remove(REST)
+        rest = "".join(f"{json.dumps(name)}, " for name in sorted(there - named))
+        config = re.sub(rf"{re.escape(json.dumps(REST))},?", rest, config)
+        named |= there
+    (folder / "zensical.toml").write_text(config, encoding="utf-8")
     if named != there:
         raise SiteError(
             f"not in zensical.toml's nav: {sorted(there - named)}; there, but no page: {sorted(named - there)}"

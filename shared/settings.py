@@ -263,6 +263,29 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         raise ConfigurationError(f"{where}{first['msg']}", param=field or None) from exc
 
 
+def trace_endpoint(environ: Mapping[str, str] | None = None) -> str | None:
+    """Where OpenTelemetry's own variables send traces; None where they ask for none.
+
+    Raises:
+        ConfigurationError: they ask for an exporter or a protocol that is not built.
+    """
+    env = os.environ if environ is None else environ
+    exporter = env.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
+    endpoint = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+    if not endpoint or exporter == "none" or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    if exporter != "otlp":
+        raise ConfigurationError(f"OTEL_TRACES_EXPORTER: otlp or none, not {exporter}", param="OTEL_TRACES_EXPORTER")
+    for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        if protocol := env.get(name, "").strip():
+            if protocol != "http/protobuf":
+                raise ConfigurationError(f"{name}: http/protobuf, not {protocol}", param=name)
+            break
+    if not endpoint.startswith(("http://", "https://")):
+        raise ConfigurationError("OTEL_EXPORTER_OTLP_ENDPOINT is not an http:// or https:// URL")
+    return endpoint
+
+
 @lru_cache(maxsize=1)
 def get_settings() -> Settings:
     """The settings of this process, read once."""

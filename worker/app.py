@@ -12,8 +12,11 @@ from shared.queue.names import queue_names
 
 
 def broker_url(redis_url: str) -> str:
-    """The Redis URL as kombu spells it; only sockets differ (`unix://` is `redis+socket://` there)."""
+    """The Redis URL as kombu spells it (`unix://` is `redis+socket://` there), and as careful: with TLS and nothing said of
+    certificates kombu checks none, where redis-py does."""
     parts = urlsplit(redis_url)
+    if parts.scheme == "rediss" and "ssl_cert_reqs" not in parse_qs(parts.query):
+        return parts._replace(query="&".join(filter(None, [parts.query, "ssl_cert_reqs=required"]))).geturl()
     if parts.scheme != "unix":
         return redis_url
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}

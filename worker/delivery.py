@@ -32,7 +32,7 @@ from sqlalchemy import CursorResult, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
-from shared import metrics
+from shared import metrics, tracing
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.ids import new_id
@@ -84,12 +84,15 @@ class Sender:
         if row.endpoint_id is not None and not row.enabled:
             self._write([repository.close(row.id, row.attempts, "discarded")])
             return
-        began = time.monotonic()
-        answer, outcome, error = self._post(row)
-        seconds = time.monotonic() - began
-        WEBHOOK_ATTEMPTS.labels(outcome=outcome).inc()
-        WEBHOOK_SECONDS.observe(seconds)
-        self._record(row, answer, error, duration_ms=1000 * seconds)
+        told = {"job_id": row.job_id, "event_id": row.event_id, "event_type": row.type, "attempt": row.attempts + 1}
+        with tracing.span("vdiff.deliver", parent=row.traceparent, kind="CLIENT", **told):
+            began = time.monotonic()
+            answer, outcome, error = self._post(row)
+            seconds = time.monotonic() - began
+            WEBHOOK_ATTEMPTS.labels(outcome=outcome).inc()
+            WEBHOOK_SECONDS.observe(seconds)
+            tracing.note(outcome=outcome, status=None if answer is None else answer.status_code, error=error)
+            self._record(row, answer, error, duration_ms=1000 * seconds)
 
     def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, str, str | None]:
         """The answer, what became of the attempt as the metrics call it, and why it was no success."""
@@ -97,6 +100,8 @@ class Sender:
         secrets = [row.secret, row.previous_secret] if row.endpoint_id else [row.key_secret or row.tenant_secret]
         body = event_body({**row._mapping, "id": row.event_id}, row.result)
         headers = signed_headers(row.event_id, body, [s for s in secrets if s], now=datetime.now(UTC))
+        if traceparent := tracing.current() or row.traceparent:
+            headers[tracing.HEADER] = traceparent
         try:
             target = targets.parse_target(url, allow_private=self._settings.webhook_allow_private)
             addresses = targets.checked_addresses(
@@ -282,6 +287,7 @@ def run(settings: Settings) -> int:
         ConfigurationError: PostgreSQL is away or not migrated, a URL is missing.
     """
     setup_logging(settings.log_level, settings.log_format)
+    tracing.start("deliver")
     database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
     migrations.require_current(database_url)
     database = Database(database_url, pool_size=4, max_overflow=settings.webhook_concurrency)
@@ -319,4 +325,5 @@ def run(settings: Settings) -> int:
         pump.close()
         sender.close()
         database.dispose()
+        tracing.stop()
     return 0

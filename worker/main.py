@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
-from shared import metrics, serving
+from shared import metrics, serving, tracing
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.events import EventPublisher
@@ -59,6 +59,7 @@ def run(settings: Settings) -> int:
     setup_logging(settings.log_level, settings.log_format)
     try:
         database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
+        tracing.start("worker")
         migrations.require_current(database_url)
         engine = load_or_tell(lambda: VDiffEngine(engine_config(settings)), settings, database_url, version=_version())
     except VDiffError as exc:
@@ -68,6 +69,7 @@ def run(settings: Settings) -> int:
         return serve(settings, engine, database_url, redis_url)
     finally:
         engine.shutdown()
+        tracing.stop()
 
 
 def engine_config(settings: Settings) -> VDiffConfig:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Row, Select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
+from shared import tracing
 from shared.db.session import Database
 from shared.errors import EngineError, VDiffError
 from shared.events import Event
@@ -27,6 +28,7 @@ from shared.jobs import lanes, repository
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams, shown_diffusion
+from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
 from worker.sweeper import push_again
@@ -93,6 +95,7 @@ class Runner:
         """Claim and run one job; returns when its attempt is over, however it ended."""
         if not self._accepts():
             return  # shutting down: the row stays queued and is pushed again
+        began = time.time()
         try:
             with self._database.write() as session:
                 job = session.execute(
@@ -110,7 +113,8 @@ class Runner:
         self.on_claim()
         held = self._held.add(job.id, job.attempt)
         try:
-            self._run(job, held)
+            with traces.attempt(job, began=began, worker_id=self._worker_id):
+                self._run(job, held)
         finally:
             self._held.remove(held)
 
@@ -138,6 +142,7 @@ class Runner:
             )
             held.attach(handle)
             output = self._result_in_time(handle, job, held)
+            traces.engine(output.metrics)
         except VDiffError as exc:
             error = exc
         except Exception as exc:
@@ -212,6 +217,7 @@ class Runner:
         moved = self._write(statement, log)
         if moved is None:
             return
+        tracing.note(outcome=moved.status, error=None if error is None else error.code)
         self._count(moved.status, output, elapsed_ms)
         algorithm = job.params["diffusion"]["algorithm"]
         RUN_SECONDS.labels(algorithm=algorithm).observe(elapsed_ms / 1000)
@@ -236,7 +242,7 @@ class Runner:
                 wait_initial=0.1,
                 wait_max=2.0,
             ):
-                with attempt, self._database.write() as session:
+                with attempt, tracing.span("vdiff.record"), self._database.write() as session:
                     row = session.execute(statement).one_or_none()
         except SQLAlchemyError as exc:
             # The lease runs out and the sweeper gives the job to somebody else.

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
+from urllib.parse import urlencode
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DisconnectionError
@@ -23,6 +24,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
+from shared import tracing
 from shared.errors import ConfigurationError
 
 CONNECT_TIMEOUT_S = 5
@@ -32,11 +34,16 @@ POOL_WAIT_S = 10
 POOL_RECYCLE_S = 1800
 
 
+# libpq's, which both drivers understand; each of the others would stop one of the processes and not the rest.
+TLS_OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword")
+URL_OPTIONS = (*TLS_OPTIONS, "host", "port", "target_session_attrs")
+
+
 def database_url(url: str, *, driver: str) -> URL:
     """`postgresql://...` (or `postgres://`) with SQLAlchemy's driver put in.
 
     Raises:
-        ConfigurationError: not a PostgreSQL URL.
+        ConfigurationError: not a PostgreSQL URL, or with an option that not every process could use.
     """
     try:
         parsed = make_url(url)
@@ -44,6 +51,9 @@ def database_url(url: str, *, driver: str) -> URL:
         raise ConfigurationError("VDIFF_DATABASE_URL is not a URL", param="database_url") from exc
     if parsed.drivername.partition("+")[0] not in ("postgresql", "postgres"):
         raise ConfigurationError("VDIFF_DATABASE_URL must start with postgresql://", param="database_url")
+    if unknown := [name for name in parsed.query if name not in URL_OPTIONS]:
+        message = f"VDIFF_DATABASE_URL: the option {unknown[0]} cannot be used; there are {', '.join(URL_OPTIONS)}"
+        raise ConfigurationError(message, param="database_url")
     return parsed.set(drivername=f"postgresql+{driver}")
 
 
@@ -75,13 +85,17 @@ def sync_engine_unpooled(url: str) -> Engine:
 
 def async_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20, **options: Any) -> AsyncEngine:
     """An engine for one event loop."""
+    parsed = database_url(url, driver="asyncpg")
+    # asyncpg reads libpq's TLS options from a DSN only, and SQLAlchemy would hand them over as arguments, which it refuses.
+    tls = {name: str(value) for name, value in parsed.query.items() if name in TLS_OPTIONS}
     engine = create_async_engine(
-        database_url(url, driver="asyncpg"),
+        parsed.difference_update_query(tls),
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=POOL_WAIT_S,
         pool_recycle=POOL_RECYCLE_S,
         connect_args={
+            **({"dsn": f"postgresql:///?{urlencode(tls)}"} if tls else {}),
             "timeout": CONNECT_TIMEOUT_S,
             # The server's own timeout ends a slow statement; this one ends the wait for a server that is gone.
             "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 5,
@@ -125,6 +139,7 @@ class Database:
 
     def __init__(self, url: str, *, pool_size: int = 5, max_overflow: int = 5) -> None:
         self.engine = sync_engine(url, pool_size=pool_size, max_overflow=max_overflow)
+        tracing.watch(self.engine)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @contextmanager
@@ -146,6 +161,7 @@ class AsyncDatabase:
 
     def __init__(self, url: str, *, pool_size: int = 10, max_overflow: int = 20) -> None:
         self.engine = async_engine(url, pool_size=pool_size, max_overflow=max_overflow)
+        tracing.watch(self.engine.sync_engine)
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager

@@ -191,6 +191,7 @@ def claim(
             _J.created_at,
             _J.queued_at,
             _J.started_at,
+            _J.traceparent,
         )
         .cte("claimed")
     )

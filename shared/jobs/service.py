@@ -23,6 +23,7 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Row, func
 
+from shared import tracing
 from shared.db.session import AsyncDatabase
 from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound, TooManyRequests
 from shared.events import DoneWaiter, publish_cancel, publish_done
@@ -180,6 +181,7 @@ class JobService:
             "max_attempts": self._settings.max_attempts,
             **submission.deadlines.columns(),
             "webhook": None,
+            "traceparent": tracing.current(),
         }
         limits = submission.principal.limits
         return Prepared(values["id"], request, values, submission.automatic_retry, limits)
@@ -214,7 +216,9 @@ class JobService:
                 _log.info("job_attached", job_id=found)
                 return Accepted(found, created=False)
             await self._check_depth((values["tenant"], values["key_id"]), values["tokens"], prepared.limits)
-            if await self._insert(values):
+            with tracing.span("vdiff.enqueue", kind="PRODUCER", job_id=values["id"], model=values["model"]):
+                created = await self._insert(values)
+            if created:
                 _log.info("job_accepted", job_id=prepared.id, model=values["model"], endpoint=values["endpoint"])
                 return Accepted(prepared.id, created=True)
             # Lost a race for the key: the winner's row is there now (or its key was freed just then).
@@ -357,6 +361,7 @@ class JobService:
             "request_hash": None,
             "pinned_revision": row.revision,
             "replay_of": row.id,
+            "traceparent": tracing.current(),
         }  # fmt: skip
         request = parse(row.endpoint, row.body, streaming=True)
         return Prepared(values["id"], request, values, automatic_retry=False, limits=principal.limits)

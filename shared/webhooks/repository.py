@@ -239,7 +239,7 @@ def to_send(delivery_id: int) -> Select[Any]:
             case((_E.previous_until > func.now(), _E.previous_secret)).label("previous_secret"),
             _K.webhook_secret.label("key_secret"), _S.secret.label("tenant_secret"),
             _V.id.label("event_id"), _V.type, _V.job_id, _V.status, _V.sequence, _V.created_at,
-            case((_D.inline_result & (_V.status == _J.status), _J.result)).label("result"),
+            case((_D.inline_result & (_V.status == _J.status), _J.result)).label("result"), _J.traceparent,
         )
         .join_from(DELIVERIES, EVENTS, _V.id == _D.event_id)
         .join(ENDPOINTS, _E.id == _D.endpoint_id, isouter=True)

@@ -4,10 +4,14 @@ in a folder that cannot be written. Only addresses and ports differ."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import stat
 import subprocess
 import sys
+import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -35,16 +39,58 @@ def container(part: str) -> dict[str, Any]:
     return next(c for name, _, c in CONTAINERS if name.startswith(part))
 
 
-def may_be_another() -> bool:
-    """Whether we may become the containers' user, and it may read this checkout and its environment."""
-    if os.geteuid() != 0:
-        return False
-    program = "import sys, os; sys.exit(not (os.access(sys.argv[1], os.R_OK) and os.access(sys.argv[2], os.X_OK)))"
-    command = ["/usr/bin/python3", "-c", program, str(ROOT / "shared/settings.py"), sys.executable]
+@pytest.fixture(scope="module")
+def another_user() -> Iterator[dict[str, str] | None]:
+    """Variables with which the containers' user runs our Python; None where the tests may not become that user.
+
+    A Python under /root is out of its reach: then a tree of links to it is not.
+    """
+    with tempfile.TemporaryDirectory(prefix="vdiff-python-", ignore_cleanup_errors=True) as folder:
+        yield None if os.geteuid() != 0 else next(filter(runs_as_another, pythons(Path(folder))), None)
+
+
+def pythons(folder: Path) -> Iterator[dict[str, str]]:
+    yield {"PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    folder.chmod(0o755)
+    linked, leave_out = folder / "python", shutil.ignore_patterns("test", "site-packages", "share")
+    with suppress(shutil.Error, OSError):  # another file system
+        shutil.copytree(sys.base_prefix, linked, copy_function=os.link, symlinks=True, ignore=leave_out)
+        program = folder / "vdiff"
+        program.write_text(f'#!/bin/sh\nexec {linked}/bin/python3.{sys.version_info.minor} -m vdiff "$@"\n')
+        program.chmod(0o755)
+        yield {
+            "PATH": f"{folder}:/usr/bin:/bin",
+            "PYTHONPATH": f"{ROOT}:{sysconfig.get_path('purelib')}",
+            "PYTHONHOME": str(linked),
+            "LD_LIBRARY_PATH": str(linked / "lib"),
+        }
+
+
+def runs_as_another(env: dict[str, str]) -> bool:
     with suppress(OSError):
-        done = subprocess.run(command, user=USER, group=USER, extra_groups=[], cwd="/", check=False)
-        return done.returncode == 0
+        command = ["/bin/sh", "-c", "exec vdiff version"]
+        return subprocess.run(command, **as_user(), cwd="/", env=env, capture_output=True, check=False).returncode == 0
     return False
+
+
+def as_user() -> dict[str, Any]:
+    return {"user": USER, "group": USER, "extra_groups": []}
+
+
+def written_elsewhere(since: float) -> list[str]:
+    """What the containers' user wrote where everybody may, beside the folders that stand for mounts."""
+    found, folders = [], ["/tmp", "/var/tmp"]
+    while folders:
+        folder = folders.pop()
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    about = entry.stat(follow_symlinks=False)
+                    if about.st_uid == USER and about.st_mtime >= since and "vdiff-pod-" not in entry.path:
+                        found.append(entry.path)
+                    if stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_IWOTH and "vdiff-pod-" not in entry.path:
+                        folders.append(entry.path)
+    return found
 
 
 @pytest.fixture
@@ -55,7 +101,7 @@ def database_url(postgres_url: str) -> Iterator[str]:
 
 
 @pytest.fixture
-def run(database_url: str, redis_url: str) -> Iterator[Run]:
+def run(database_url: str, redis_url: str, another_user: dict[str, str] | None) -> Iterator[Run]:
     """Start a container's command; keywords replace variables."""
     started: list[subprocess.Popen[bytes]] = []
     with tempfile.TemporaryDirectory(prefix="vdiff-pod-", ignore_cleanup_errors=True) as folder:
@@ -68,15 +114,17 @@ def run(database_url: str, redis_url: str) -> Iterator[Run]:
                 "VDIFF_DATABASE_URL": database_url,
                 "VDIFF_REDIS_URL": redis_url.rsplit("/", 1)[0] + "/9",
                 "VDIFF_HOST": "127.0.0.1",
-                "HF_HOME": str(tmp),
-                "HOME": "/nonexistent",
+                "HF_HOME": str(tmp),  # the mount of models; /tmp is the other. No HOME: nothing may need one
                 "TMPDIR": str(tmp),
                 "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
                 "PYTHONPATH": str(ROOT),
                 "PYTHONDONTWRITEBYTECODE": "1",
                 **replaced,
             }
-            user = {"user": USER, "group": USER, "extra_groups": []} if may_be_another() else {}
+            if another_user is not None:
+                env |= another_user
+                command = ["/bin/sh", "-c", 'exec "$@"', "sh", *command]  # which looks for it on that user's PATH
+            user = {} if another_user is None else as_user()
             log = (tmp / f"{len(started)}.log").open("wb")
             process = subprocess.Popen(command, env=env, cwd="/", stdout=log, stderr=log, **user)  # type: ignore[call-overload]
             log.close()
@@ -84,11 +132,14 @@ def run(database_url: str, redis_url: str) -> Iterator[Run]:
             started.append(process)
             return process  # type: ignore[no-any-return]
 
+        began = time.time()
         yield start
         for process in started:
             if process.poll() is None:
                 process.kill()
                 process.wait(10)
+        if another_user is not None:
+            assert written_elsewhere(began) == [], "a read-only container has only its mounts to write to"
 
 
 def said(process: Any) -> str:
@@ -104,8 +155,20 @@ def answers(url: str, status: int = 200) -> Callable[[], bool]:
     return ask
 
 
+def test_what_is_written_beside_the_mounts_is_noticed(another_user: dict[str, str] | None) -> None:
+    if another_user is None:
+        pytest.skip("only root may become the containers' user")
+    began, stray = time.time(), Path(tempfile.gettempdir()) / f"stray-{os.getpid()}"
+    try:
+        subprocess.run(["/bin/sh", "-c", f": > {stray}"], check=True, cwd="/", **as_user())
+        assert written_elsewhere(began - 1) == [str(stray)]
+    finally:
+        stray.unlink(missing_ok=True)
+
+
 def test_standalone_as_processes(run: Run, database_url: str) -> None:
-    migrate, api, worker = (container(f"standalone/{name}.yaml") for name in ("migrate", "api", "worker"))
+    names = ("migrate", "api", "worker", "deliver")
+    migrate, api, worker, deliver = (container(f"standalone/{name}.yaml") for name in names)
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
 
@@ -119,6 +182,7 @@ def test_standalone_as_processes(run: Run, database_url: str) -> None:
     served = run(api, words(api), VDIFF_PORT=port)
     eventually(answers(url + api["livenessProbe"]["httpGet"]["path"]), seconds=60, what="live")
     assert httpx.get(url + api["readinessProbe"]["httpGet"]["path"]).status_code == 503  # no model yet
+    delivering = run(deliver, words(deliver))
     working = run(worker, words(worker), VDIFF_DRAIN_SECONDS="2")
     probe = worker["startupProbe"]["exec"]["command"]
     eventually(lambda: run(worker, probe).wait(60) == 0 or working.poll(), seconds=90, what="the worker's probe")
@@ -129,7 +193,8 @@ def test_standalone_as_processes(run: Run, database_url: str) -> None:
     job = httpx.post(f"{url}/v1/jobs", json=chat_job(), headers={**KEY, "prefer": "wait=30"}, timeout=60).json()
     assert job["result"]["choices"][0]["message"]["content"] == "42"
 
-    for process in (working, served):
+    eventually(lambda: "delivery_ready" in said(delivering), seconds=30, what="deliver")
+    for process in (working, served, delivering):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, said(process)
     assert run(worker, probe).wait(60) == 1  # gone in good order

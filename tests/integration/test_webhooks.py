@@ -161,6 +161,14 @@ def test_a_jobs_own_url_with_the_result_inline(hooks: httpx.Client, receiver: Re
     assert [d["url"] for d in found] == [webhook["url"]]
 
 
+def test_a_clients_trace_reaches_its_receiver(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    run(hooks, {**mine, "traceparent": parent}, chat_job(webhook={"url": f"{receiver.url}/traced"}))
+    assert receiver.got("/traced")[0][0]["traceparent"] == parent
+    run(hooks, {**mine, "traceparent": "00-nothing"}, chat_job(webhook={"url": f"{receiver.url}/untraced"}))
+    assert "traceparent" not in receiver.got("/untraced")[0][0]
+
+
 def test_without_a_key_the_tenants_secret_signs(hooks: httpx.Client, receiver: Receiver) -> None:
     run(hooks, {}, chat_job(webhook={"url": f"{receiver.url}/anonymous"}))
     headers, body = receiver.got("/anonymous")[0]

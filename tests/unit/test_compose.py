@@ -53,10 +53,14 @@ def filled_in(value: Any) -> str:
 
 
 def check_command(words: list[str]) -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    assert words[0] == "vdiff" and words[1] in commands, words
-    options = {option for p in commands[words[1]].params for option in p.opts}
-    assert {word for word in words[2:] if word.startswith("-")} <= options, words
+    """A command of ours, in a group or not, with options that it has."""
+    assert words[0] == "vdiff", words
+    command, rest = typer.main.get_command(app), words[1:]
+    while commands := getattr(command, "commands", None):
+        assert rest and rest[0] in commands, words
+        command, rest = commands[rest[0]], rest[1:]
+    options = {option for p in command.params for option in (*p.opts, *p.secondary_opts)}
+    assert {word for word in rest if word.startswith("-")} <= options, words
 
 
 def test_compose_is_valid_by_its_schema() -> None:
@@ -139,6 +143,13 @@ def test_probes_exist() -> None:
     probe = SERVICES["worker"]["healthcheck"]["test"]
     assert probe[0] == "CMD"
     check_command(probe[1:])
+
+
+def test_our_containers_cannot_write_their_image() -> None:
+    for service in OURS:
+        given = SERVICES[service]
+        assert given["read_only"] is True and given["tmpfs"] == ["/tmp"] and given["cap_drop"] == ["ALL"], service
+    assert SERVICES["worker"]["volumes"] == ["models:" + environment(dockerfile_of("worker"))["HF_HOME"]]
 
 
 def test_passwords_come_from_outside_and_must_be_given() -> None:

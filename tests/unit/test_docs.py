@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -137,8 +138,26 @@ def test_every_error_code_has_words() -> None:
     def below(kind: type[errors.VDiffError]) -> list[type[errors.VDiffError]]:
         return [kind, *(k for child in kind.__subclasses__() for k in below(child))]
 
-    page = text("docs/api.md")
-    assert [kind.code for kind in below(errors.VDiffError) if f"`{kind.code}`" not in page] == []
+    kinds = below(errors.VDiffError)
+    assert [kind.code for kind in kinds if f"`{kind.code}`" not in text("docs/api.md")] == []
+    common = [kind.code for kind in kinds if kind.__module__ == errors.__name__]
+    assert common and [code for code in common if f"`{code}`" not in text("docs/errors.md")] == []
+
+
+def test_commands_of_the_pages_exist() -> None:
+    """Every `vdiff` line of a block of commands: a command that there is, with options that it has."""
+    from tests.unit.test_compose import check_command
+
+    lines = []
+    for page in pages():
+        for block in re.findall(r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+            joined = block.replace("\\\n", " ")
+            lines += [line.split("#")[0].strip() for line in joined.splitlines()]
+    commands = [line.removeprefix(".venv/bin/") for line in lines]
+    ours = [shlex.split(line) for line in commands if line.startswith("vdiff ")]
+    assert len(ours) > 5
+    for words in ours:
+        check_command([word.partition("=")[0] for word in words])
 
 
 @pytest.mark.parametrize("where", ["GENERATION_FIELDS", "DIFFUSION_FIELDS", "ALGORITHMS"])

@@ -150,6 +150,17 @@ def test_a_pod_gets_the_time_that_draining_takes() -> None:
                 assert pod["terminationGracePeriodSeconds"] > drain + 10, name
 
 
+def test_webhooks_are_sent_wherever_jobs_run() -> None:
+    """By `vdiff deliver`, or by `vdiff up`, which starts it."""
+    for folder in ("standalone", "kserve", "llmd"):
+        commands = {words(c)[1] for name, _, c in CONTAINERS if name.startswith(folder)}
+        assert commands & {"deliver", "up"}, folder
+    source = (ROOT / "vdiff/up.py").read_text(encoding="utf-8")
+    assert '"deliver"' in source
+    assert any(d["metadata"]["labels"]["app.kubernetes.io/component"] == "deliver"
+               for _, d in DOCUMENTS if d["kind"] == "NetworkPolicy")  # fmt: skip
+
+
 def test_selectors_and_references_meet() -> None:
     labels = [d["spec"]["template"]["metadata"]["labels"] for _, d in DOCUMENTS if d["kind"] in ("Deployment", "Job")]
     deployments = {d["metadata"]["name"] for _, d in DOCUMENTS if d["kind"] == "Deployment"}

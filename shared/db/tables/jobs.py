@@ -93,6 +93,7 @@ class Job(Base):
     purged_at: Mapped[datetime | None] = mapped_column(Timestamp)  # input and output are gone, the row is the ledger
     revision: Mapped[str | None] = mapped_column(Text)  # of the model that ran it last
     pinned_revision: Mapped[str | None] = mapped_column(Text)  # a replay's: no other may run it
+    traceparent: Mapped[str | None] = mapped_column(Text)  # W3C's: the trace that attempts and webhooks belong to
     replay_of: Mapped[str | None] = mapped_column(Text)
 
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {tokens_committed, tokens_total, step}

@@ -13,7 +13,9 @@ from worker.tasks import register_tasks
 @pytest.mark.parametrize(
     ("url", "kombu"),
     [
-        ("redis://:p@h:6379/3", "redis://:p@h:6379/3"), ("rediss://h/0", "rediss://h/0"),
+        ("redis://:p@h:6379/3", "redis://:p@h:6379/3"), ("rediss://h/0", "rediss://h/0?ssl_cert_reqs=required"),
+        ("rediss://h/0?ssl_ca_certs=/ca.pem", "rediss://h/0?ssl_ca_certs=/ca.pem&ssl_cert_reqs=required"),
+        ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
         ("unix:///run/r.sock", "redis+socket:///run/r.sock?virtual_host=0"),
         ("unix://:p@/run/r.sock?db=3", "redis+socket:///run/r.sock?virtual_host=3&password=p"),
     ],
