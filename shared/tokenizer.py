@@ -14,13 +14,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
-from shared.errors import InvalidParameter, ModelLoadError
+from shared.errors import InvalidParameter, ModelLoadError, UnknownParameter
 
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token")
+_OURS = frozenset({"messages", "add_generation_prompt", "tools", "documents"})  # the last two are always absent
 FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
@@ -53,7 +55,7 @@ class TokenizerWrapper:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self.special_tokens: dict[str, str] = {}
-        for name in ("bos_token", "eos_token", "pad_token", "mask_token"):
+        for name in _SPECIAL:
             text = _content(self.config.get(name)) or _content(special.get(name))
             if text is not None:
                 self.special_tokens[name] = text
@@ -61,6 +63,7 @@ class TokenizerWrapper:
         if isinstance(template, list):  # named templates: the one called "default"
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
         self._template = None
+        self.template_variables: frozenset[str] = frozenset()  # what a request may set: `enable_thinking`, say
         if template is not None:
             environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
             environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
@@ -68,6 +71,8 @@ class TokenizerWrapper:
             environment.globals["strftime_now"] = lambda fmt: date.today().strftime(fmt)
             try:
                 self._template = environment.from_string(template)
+                wanted = meta.find_undeclared_variables(environment.parse(template))
+                self.template_variables = frozenset(wanted - _OURS - set(environment.globals) - set(_SPECIAL))
             except TemplateError as exc:
                 raise ModelLoadError(f"{source}: the chat template does not parse: {exc}") from exc
 
@@ -117,20 +122,45 @@ class TokenizerWrapper:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
 
-    def apply_chat_template(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-        """Render messages. Raises InvalidParameter (param `messages`) when the template refuses them or there is none."""
+    def apply_chat_template(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Render messages.
+
+        Args:
+            variables: `chat_template_kwargs`, what this template knows beside the messages.
+
+        Raises:
+            InvalidParameter: the template refuses the messages, or there is none.
+            UnknownParameter: the template has no such variable.
+        """
         if self._template is None:
             raise InvalidParameter("this model has no chat template; use /v1/completions", param="messages")
+        for name in variables or ():
+            if name not in self.template_variables:
+                known = ", ".join(sorted(self.template_variables)) or "none"
+                param = f"chat_template_kwargs.{name}"
+                raise UnknownParameter(
+                    f"{param}: this model's chat template has no such variable; it has {known}", param=param
+                )
         try:
             return self._template.render(
-                messages=[dict(m) for m in messages], add_generation_prompt=add_generation_prompt, **self.special_tokens
+                **(variables or {}),
+                messages=[dict(m) for m in messages],
+                add_generation_prompt=add_generation_prompt,
+                **self.special_tokens,
             )
         except (TemplateRefusal, TemplateError, TypeError) as exc:
             raise InvalidParameter(f"the chat template refuses these messages: {exc}", param="messages") from exc
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of the rendered messages with the generation prompt."""
-        return self.encode(self.apply_chat_template(messages))
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of the rendered messages with the generation prompt. Raises as `apply_chat_template` does."""
+        return self.encode(self.apply_chat_template(messages, variables=variables))
 
 
 class IncrementalText:

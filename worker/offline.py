@@ -1,8 +1,8 @@
 """`vdiff generate`: a JSONL of prompts through the engine, without queue, database or server.
 
-A line in: {custom_id, prompt | prompt_token_ids | messages, and the generation fields of the API}. A line out:
-{custom_id, token_ids, text, finish_reason, forwards, tokens_per_forward, seconds, error}, in the input's order. Lines are
-read as the engine takes them, so a file may be larger than memory.
+A line in: {custom_id, prompt | prompt_token_ids | messages (and chat_template_kwargs), and the generation fields of the API}. A
+line out: {custom_id, token_ids, text, finish_reason, forwards, tokens_per_forward, seconds, error}, in the input's order. Lines
+are read as the engine takes them, so a file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from types import FrameType
 from typing import Any, TextIO
 
 from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter, VDiffError
+from shared.jobs.fields import template_variables_of
 from shared.jobs.requests import messages_of, prompt_of
 from shared.sampling_params import GENERATION_FIELDS, resolve_params
 from worker.engine import RequestHandle, VDiffConfig, VDiffEngine
 
 PROMPTS = ("prompt", "prompt_token_ids", "messages")
+VARIABLES = "chat_template_kwargs"
 AHEAD = 4  # requests per slot that wait in the engine, so that no slot is ever empty
 REPORT_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -77,7 +79,7 @@ def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dic
             seen[custom_id] = number
         line.metadata = data.pop("metadata", None)
         for name in data:
-            if name not in (*PROMPTS, *GENERATION_FIELDS):
+            if name not in (*PROMPTS, *GENERATION_FIELDS, VARIABLES):
                 raise UnknownParameter(f"{name[:80]} is not a field of a line", param=name[:80])
         return line, data
     except VDiffError as exc:
@@ -98,13 +100,16 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
         where = given[0]
         text: str | None = None
         if where == "messages":
-            text = engine.tokenizer.apply_chat_template(messages_of(data[where]))
+            variables = template_variables_of(data.get(VARIABLES) or {})
+            text = engine.tokenizer.apply_chat_template(messages_of(data[where]), variables=variables)
             ids = engine.tokenizer.encode(text)
         else:
             text, token_ids = prompt_of(data[where], where)
             if where == "prompt_token_ids" and token_ids is None:
                 raise InvalidParameter("prompt_token_ids must be a list of token ids", param=where)
             ids = engine.tokenizer.encode(text) if text is not None else list(token_ids or ())
+        if where != "messages" and data.get(VARIABLES) is not None:
+            raise InvalidParameter(f"{VARIABLES} has no effect without messages", param=VARIABLES)
         if not ids:
             raise InvalidParameter(f"{where} is empty", param=where)
         fields = {k: v for k, v in data.items() if k in GENERATION_FIELDS}

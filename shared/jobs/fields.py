@@ -8,6 +8,8 @@ from typing import Any
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 
 LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
+SERVICE_TIERS = ("auto", "default")  # others would ask for a different treatment
+MAX_VARIABLES, MAX_VARIABLE_LENGTH = 16, 4096
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 
 
@@ -37,7 +39,26 @@ def labels_of(body: dict[str, Any]) -> dict[str, str]:
     for name in LABELS:
         if name != "metadata" and not isinstance(body.get(name, ""), str):
             raise InvalidParameter(f"{name} must be a string", param=name)
+    if body.get("service_tier", "auto") not in SERVICE_TIERS:
+        raise InvalidParameter(f"service_tier must be one of {', '.join(SERVICE_TIERS)}", param="service_tier")
     return metadata_of(body.get("metadata", {}), "metadata")
+
+
+def template_variables_of(value: Any) -> dict[str, Any]:
+    """`chat_template_kwargs`: a few plain values by name; which names there are, the model's template says.
+
+    Raises:
+        InvalidParameter
+    """
+    at = "chat_template_kwargs"
+    if not isinstance(value, dict) or len(value) > MAX_VARIABLES:
+        raise InvalidParameter(f"{at} must be an object of at most {MAX_VARIABLES} values", param=at)
+    for name, one in value.items():
+        plain = one is None or isinstance(one, bool | int | float | str)
+        if not plain or (isinstance(one, str) and len(one) > MAX_VARIABLE_LENGTH):
+            message = f"{at}.{name[:80]} must be a plain value, text of at most {MAX_VARIABLE_LENGTH} characters"
+            raise InvalidParameter(message, param=f"{at}.{name[:80]}")
+    return dict(value)
 
 
 def metadata_of(value: Any, param: str) -> dict[str, str]:

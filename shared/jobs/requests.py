@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.errors import InvalidParameter, InvalidRequest, MissingParameter, UnknownParameter
-from shared.jobs.fields import LABELS, labels_of, model_of
+from shared.jobs.fields import LABELS, labels_of, model_of, template_variables_of
 from shared.jobs.responses import CHAT, COMPLETIONS, RESPONSES
 from shared.jobs.tasks import TASK, Task
 from shared.model_card import ModelCard
@@ -22,12 +22,18 @@ from shared.tokenizer import TokenizerWrapper
 
 ROLES = ("system", "user", "assistant", "developer")
 MAX_MESSAGES = 1000
+MAX_NAME = 256
 # OpenAI's own fields and the values at which they change nothing; `user` and the like only label a request.
 OPENAI_NO_OPS: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,), "frequency_penalty": (0,), "best_of": (1,), "echo": (False,),
     "suffix": ("",), "store": (False,), "tools": ([],),
     "parallel_tool_calls": (True, False), "modalities": (["text"],),
 }  # fmt: skip
+# What else OpenAI's endpoints take; a test compares these lists with the SDK's own.
+OPENAI_REFUSED = (
+    "audio", "function_call", "functions", "moderation", "prediction", "prompt_cache_options", "prompt_cache_retention",
+    "reasoning_effort", "tool_choice", "verbosity", "web_search_options",
+)  # fmt: skip
 _STREAMING = ("stream", "stream_options")
 
 
@@ -58,6 +64,7 @@ class ParsedRequest:
     stream: bool
     include_usage: bool
     metadata: dict[str, str]
+    template_variables: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)  # our name of a field -> the one that the client used
 
     @property
@@ -92,7 +99,7 @@ class ParsedRequest:
         where = "messages" if self.messages is not None else "prompt"
         if self.messages is not None:
             try:
-                ids = tokenizer.encode_chat(self.messages)
+                ids = tokenizer.encode_chat(self.messages, self.template_variables)
             except InvalidRequest as exc:
                 raise self._as_written(exc) from exc
         elif self.prompt is not None:
@@ -117,13 +124,18 @@ def messages_of(value: Any) -> list[dict[str, str]]:
         at = f"messages[{i}]"
         if not isinstance(message, dict):
             raise InvalidParameter(f"{at} must be an object", param=at)
+        message = {k: v for k, v in message.items() if v is not None}  # an answer of ours has `refusal: null`
         for name in message:
             if name not in ("role", "content", "name"):
                 raise UnknownParameter(f"{at}.{name[:80]} is not supported", param=f"{at}.{name[:80]}")
         role = message.get("role")
         if role not in ROLES:
             raise InvalidParameter(f"{at}.role must be one of {', '.join(ROLES)}", param=f"{at}.role")
-        made.append({"role": "system" if role == "developer" else role, "content": _content(message, at)})
+        name = message.get("name", "")
+        if not isinstance(name, str) or len(name) > MAX_NAME:
+            raise InvalidParameter(f"{at}.name must be a string of at most {MAX_NAME} characters", param=f"{at}.name")
+        named = {"name": name} if name else {}  # whether it is said, the chat template decides
+        made.append({"role": "system" if role == "developer" else role, "content": _content(message, at), **named})
     return made
 
 
@@ -175,12 +187,12 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
         raise InvalidParameter("body must be an object", param="body")
     body = {k: v for k, v in body.items() if v is not None}
     chat = endpoint == CHAT
-    own = ("model", "messages", "max_completion_tokens") if chat else ("model", "prompt")
+    own = ("model", "messages", "max_completion_tokens", "chat_template_kwargs") if chat else ("model", "prompt")
     allowed = {*own, *GENERATION_FIELDS, *LABELS, *_STREAMING}
     for name, value in body.items():
         if is_no_op(name, value):
             continue
-        if name in OPENAI_NO_OPS:
+        if name in OPENAI_NO_OPS or name in OPENAI_REFUSED:
             raise UnknownParameter(f"{name} is not served; leave it out", param=name)
         if name not in allowed:
             raise UnknownParameter(f"{name[:80]} is not a field of {endpoint}", param=name[:80])
@@ -205,7 +217,10 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
         if "prompt" not in body:
             raise MissingParameter("prompt is required", param="prompt")
         prompt, ids = prompt_of(body["prompt"])
-    return ParsedRequest(endpoint, model, prompt, ids, messages, fields, stream, include_usage, labels, renamed)
+    variables = template_variables_of(body.get("chat_template_kwargs", {}))
+    return ParsedRequest(
+        endpoint, model, prompt, ids, messages, fields, stream, include_usage, labels, variables, renamed
+    )  # fmt: skip
 
 
 def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
@@ -215,8 +230,11 @@ def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
     if stream and not streaming:
         raise InvalidParameter("a job does not stream its answer; read /v1/jobs/{id}/events", param="stream")
     options = body.get("stream_options", {})
-    if not isinstance(options, dict) or set(options) - {"include_usage"}:
+    if not isinstance(options, dict) or set(options) - {"include_usage", "include_obfuscation"}:
         raise InvalidParameter("stream_options takes include_usage alone", param="stream_options")
+    if options.get("include_obfuscation", False) is not False:
+        param = "stream_options.include_obfuscation"
+        raise InvalidParameter(f"{param} must be false: nothing is obfuscated", param=param)
     if options and not stream:
         raise InvalidParameter("stream_options has no effect without stream", param="stream_options")
     include = options.get("include_usage", False)

@@ -7,12 +7,12 @@ It is a chat with another form: `instructions` are the system message, `input` a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
-from shared.jobs.fields import LABELS, labels_of, model_of
+from shared.jobs.fields import LABELS, labels_of, model_of, template_variables_of
 from shared.jobs.requests import MAX_MESSAGES, ROLES, ParsedRequest, Resolved
 from shared.jobs.responses import RESPONSES
 from shared.jobs.tasks import ResponseTask
@@ -26,7 +26,7 @@ LOGPROBS = "message.output_text.logprobs"
 _SAME = ("temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos", "logit_bias", "diffusion")
 _OWN = (
     "model", "input", "instructions", "max_output_tokens", "text", "include", "top_logprobs", "previous_response_id",
-    "background", "store", "stream", "stream_options",
+    "background", "store", "stream", "stream_options", "chat_template_kwargs",
 )  # fmt: skip
 _NO_OPS: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "truncation": ("disabled",),
@@ -55,6 +55,7 @@ class ResponseRequest:
     instructions: str | None = None
     previous: str | None = None
     earlier: Messages | None = None
+    template_variables: dict[str, Any] = field(default_factory=dict)
     endpoint: str = RESPONSES
     include_usage: bool = False
 
@@ -74,7 +75,7 @@ class ResponseRequest:
         system = [] if self.instructions is None else [("system", self.instructions)]
         chat = ParsedRequest(
             RESPONSES, self.model, None, None, [{"role": r, "content": c} for r, c in (*system, *said)], self.fields,
-            False, False, {},
+            False, False, {}, self.template_variables,
             {"max_tokens": "max_output_tokens", "response_format.json_schema": "text.format", "response_format": "text.format",
              "messages": "input"},
         )  # fmt: skip
@@ -129,8 +130,9 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
         **{name: given[name] for name in LABELS if name in given and name != "metadata"},
     }
     return ResponseRequest(
-        model, messages_of(given["input"]), fields, labels, shown, stream, background, stored, instructions, previous
-    )
+        model, messages_of(given["input"]), fields, labels, shown, stream, background, stored, instructions, previous,
+        template_variables=template_variables_of(given.get("chat_template_kwargs", {})),
+    )  # fmt: skip
 
 
 def _ways(given: Mapping[str, Any], streaming: bool) -> tuple[bool, bool, bool]:

@@ -34,6 +34,7 @@ from shared.jobs.deadlines import Deadlines
 from shared.jobs.formats import ROW_FORMAT
 from shared.jobs.requests import ParsedRequest
 from shared.jobs.response_requests import ResponseRequest, job_id_of, next_messages
+from shared.jobs.responses import CHAT, RESPONSES
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.tasks import ResponseTask, task_of
 from shared.jobs.turns import Who
@@ -152,7 +153,8 @@ class JobService:
         model = await self._models.get(model_name)
         endpoints = model.card.capabilities.get("endpoints", ())
         if endpoint not in endpoints:
-            raise InvalidParameter(f"{model.name} serves {', '.join(endpoints)} only", param="endpoint")
+            reason = " has no chat template: it" if endpoint in (CHAT, RESPONSES) else ""
+            raise InvalidParameter(f"{model.name}{reason} serves {', '.join(endpoints)} only", param="endpoint")
         return model, await self._models.tokenizer(model)
 
     def complete(self, submission: Submission, request: Request, served: Served) -> Prepared:

@@ -21,7 +21,7 @@ def tokenized(prompt: Prompt, tokenizer: TokenizerWrapper) -> tuple[str | None, 
     if isinstance(prompt, str):
         return prompt, tokenizer.encode(prompt)
     if prompt.get("messages") is not None:
-        text = tokenizer.apply_chat_template(prompt["messages"])
+        text = tokenizer.apply_chat_template(prompt["messages"], variables=prompt.get("chat_template_kwargs"))
         return text, tokenizer.encode(text)
     if prompt.get("prompt_token_ids") is not None:
         return None, list(prompt["prompt_token_ids"])

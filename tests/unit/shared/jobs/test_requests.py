@@ -63,6 +63,7 @@ def test_openais_fields_are_taken_where_they_change_nothing(name: str, value: An
         ("presence_penalty", 0.5), ("frequency_penalty", False), ("best_of", 2), ("echo", True),
         ("suffix", "x"), ("store", True), ("tools", [{}]),
         ("modalities", ["audio"]), ("tool_choice", "auto"), ("functions", []), ("reasoning_effort", "low"),
+        ("audio", {}), ("verbosity", "low"), ("web_search_options", {}), ("prediction", {}),
         ("min_p", 0.1), ("repetition_penalty", 1.0), ("colour", 1),
     ],
 )  # fmt: skip
@@ -116,14 +117,17 @@ def test_messages() -> None:
         },
         streaming=True,
     )
-    assert made.messages == [{"role": "system", "content": "d"}, {"role": "user", "content": "ab"}]
+    assert made.messages == [{"role": "system", "content": "d"}, {"role": "user", "content": "ab", "name": "u"}]
     assert made.characters == 3
+    answer = {"role": "assistant", "content": "a", "refusal": None, "tool_calls": None}  # as the SDK sends ours back
+    assert chat(messages=[*USER, answer]).messages == [*USER, {"role": "assistant", "content": "a"}]
 
 
 @pytest.mark.parametrize(
     ("messages", "param"),
     [
         ([], "messages"), ({}, "messages"), (USER * 1001, "messages"), (["x"], "messages[0]"),
+        ([{"role": "user", "content": "x", "name": 5}], "messages[0].name"),
         ([*USER, {"role": "tool", "content": "x"}], "messages[1].role"), ([{"content": "x"}], "messages[0].role"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": []}], "messages[0].content"),
