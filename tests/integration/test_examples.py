@@ -125,6 +125,17 @@ def test_requests(stack: Stack) -> None:
     assert said[0].startswith("step ") and all(re.match(r"step \d+ \d+:", line) for line in said[:-3])
 
 
+def test_bulk_evaluation(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QUESTIONS", "8")
+    careful, fast = stack.run([sys.executable, "examples/bulk_evaluation.py"]).splitlines()
+    shape = re.compile(r"(.+): (\d+)% right \(\d+% to \d+%\), (\d+\.\d\d) tokens per forward")
+    found = [shape.fullmatch(line) for line in (careful, fast)]
+    assert all(found), (careful, fast)
+    named = [match.groups() for match in found if match]
+    assert [name for name, _, _ in named] == ["one per step", "threshold"]
+    assert all(int(right) >= 75 for _, right, _ in named) and float(named[1][2]) > float(named[0][2])
+
+
 def test_notebook(stack: Stack, tmp_path: Path) -> None:
     """Its cells in order, in one process, as a notebook runs them."""
     notebook = json.loads((ROOT / "examples/denoising.ipynb").read_text(encoding="utf-8"))
