@@ -19,7 +19,7 @@ from api.limits import RequestLimiter
 from api.middleware import QUIET, BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import batches, files, responses
 from api.openai import routes as openai_routes
-from api.routes import evaluations, health, jobs, keys, metrics, models, overview, queue, usage, webhooks
+from api.routes import evaluations, health, jobs, keys, metrics, models, overview, queue, steps, usage, webhooks
 from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
@@ -122,6 +122,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     for module in (
         jobs,
+        steps,
         openai_routes,
         responses,
         files,

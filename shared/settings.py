@@ -145,6 +145,9 @@ class Settings(BaseSettings):
         None, gt=0, description="even the ledger row of a finished job goes after so long; empty means never"
     )
     hang_seconds: float = Field(120.0, gt=0, description="an engine with work that makes no step for so long is hung")
+    keep_steps_tokens: int = Field(
+        8_192, ge=0, description="a job keeps which step committed which token, unless there are more tokens; 0: none"
+    )
     event_stream_seconds: int = Field(600, ge=1, description="how long a job's progress events stay in Redis")
     event_stream_length: int = Field(10_000, ge=10, description="events kept per job in Redis")
 

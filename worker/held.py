@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from shared.jobs.repository import Pair
+from shared.jobs.steps import StepLog
 
 
 class StopReason(Enum):
@@ -34,6 +35,7 @@ class Held:
     job_id: str
     attempt: int
     progress: dict[str, Any] | None = None  # {tokens_committed, tokens_total, step}; written by the engine's thread
+    steps: StepLog | None = None  # what was committed, to be kept with the job; likewise
     reason: StopReason | None = None
     expired: Mapping[str, Any] | None = None  # the error of a deadline that passed
     handle: Abortable | None = None

@@ -138,6 +138,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         accepts=lambda: not lifecycle.draining,
         revision=engine.card.revision,
         token_text=lambda token: engine.tokenizer.decode([token], skip_special_tokens=False),
+        keep_steps_tokens=settings.keep_steps_tokens,
     )
     heartbeat = Heartbeat(
         database,

@@ -26,6 +26,7 @@ from shared.errors import EngineError, VDiffError
 from shared.events import Event
 from shared.jobs import lanes, repository
 from shared.jobs.status import TERMINAL, JobStatus
+from shared.jobs.steps import StepLog
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams, shown_diffusion
 from worker import traces
@@ -77,6 +78,7 @@ class Runner:
         accepts: Callable[[], bool] = lambda: True,
         revision: str | None = None,
         token_text: Callable[[int], str] = str,
+        keep_steps_tokens: int = 0,
     ) -> None:
         self._database = database
         self._redis = client
@@ -89,6 +91,7 @@ class Runner:
         self._accepts = accepts
         self._revision = revision
         self._token_text = lru_cache(TOKEN_TEXTS)(token_text)
+        self._keep_steps_tokens = keep_steps_tokens
         self.on_claim: Callable[[], None] = lambda: None
 
     def run_job(self, job_id: str) -> None:
@@ -187,6 +190,7 @@ class Runner:
                 error=repository.CANCELLED_ERROR if cancelled else held.expired,
                 **({} if output is None else report(job, output, elapsed_ms)),
                 progress=held.progress,
+                steps=self._kept(held),
             )
         elif error is not None:
             log.warning("attempt_failed", code=error.code, error=type(error).__name__, retryable=error.retryable)
@@ -213,6 +217,7 @@ class Runner:
                 timing=numbers["timing"],
                 diffusion=numbers["diffusion"],
                 progress=held.progress,
+                steps=self._kept(held),
             )
         moved = self._write(statement, log)
         if moved is None:
@@ -253,6 +258,9 @@ class Runner:
             log.warning("end_fenced")
         return row
 
+    def _kept(self, held: Held) -> bytes | None:
+        return None if held.steps is None else held.steps.packed(self._token_text)
+
     def _shown(self, provisional: Mapping[str, Any]) -> dict[str, Any]:
         """Tokens that a step proposes and has not committed, with their texts, named as the committed ones are."""
         ids = list(provisional["token_ids"])
@@ -268,6 +276,7 @@ class Runner:
         committed: dict[int, int] = {}
         total: dict[int, int] = {}
         characters: dict[int, int] = {}
+        log = held.steps = StepLog(attempt, self._keep_steps_tokens)
 
         def listen(event: StepEvent) -> None:
             TOKENS_COMMITTED.inc(len(event.positions))
@@ -294,6 +303,7 @@ class Runner:
             self._emit(Event(job_id, "progress", progress))
             if not event.positions and event.provisional is None:
                 return  # a score, which denoises nothing
+            log.note(event.index, event.step, event.positions, event.token_ids, event.confidences, event.tokens_total)
             self._emit(
                 Event(
                     job_id,

@@ -76,6 +76,10 @@ def result_of(job_id: str, tenant: str) -> Select[Any]:
     return select(_J.result).where(_J.id == job_id, _J.tenant == tenant)
 
 
+def steps_of(job_id: str, tenant: str) -> Select[Any]:
+    return select(_J.steps).where(_J.id == job_id, _J.tenant == tenant)
+
+
 def attempts(job_id: str) -> Select[Any]:
     return select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.attempt)
 

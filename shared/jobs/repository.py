@@ -238,6 +238,7 @@ def finish(
     timing: Mapping[str, Any] | None = None,
     diffusion: Mapping[str, Any] | None = None,
     progress: Mapping[str, Any] | None = None,
+    steps: bytes | None = None,
 ) -> Select[Any]:
     """running -> an end, by the holder of the attempt; nothing for a stale one. A success after complete_by is expired."""
     columns = {"result": result, "error": error, "usage": usage, "timing": timing, "diffusion": diffusion}
@@ -257,6 +258,7 @@ def finish(
             **RELEASED,
             **values,
             **({} if progress is None else {"progress": json_value(progress)}),
+            steps=steps,
         )
     )
 
@@ -389,7 +391,7 @@ def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None
             cancel_requested=False,
             queued_at=func.now(),
             **dict.fromkeys(
-                ("finished_at", "started_at", "purge_after", "pushed_at", "progress", "result", "error", "usage",
+                ("finished_at", "started_at", "purge_after", "pushed_at", "progress", "result", "steps", "error", "usage",
                  "timing", "diffusion"),
                 null(),
             ),
@@ -404,6 +406,7 @@ PURGED: dict[str, Any] = {
     "params": literal({}, JSONB),
     "prompt_token_ids": literal_column("'{}'::integer[]"),
     "result": null(),
+    "steps": null(),
     "progress": null(),
     "request_hash": null(),
     "purged_at": func.now(),

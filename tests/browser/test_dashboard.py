@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import Page, Route, expect
+from sqlalchemy import text
 
 from tests.browser.conftest import chromium, finished, look, sse, visit
 from tests.integration.conftest import ApiProcess, Served
@@ -82,6 +83,23 @@ def test_a_finished_job_shows_how_its_answer_came_about(page: Page, served: Serv
     assert texts.startswith("42"), texts
     page.get_by_label("Colour").select_option("confidence")
     expect(page.get_by_text("unsure")).to_be_visible()
+
+
+def test_the_steps_stay_when_redis_has_forgotten_them(page: Page, served: Served) -> None:
+    job = finished(served)
+    served.jobs.redis.delete(f"vdiff:events:{job['id']}")
+    visit(page, f"#/jobs/{job['id']}")
+    tokens = page.locator(".token:not(.mask)")
+    expect(tokens).not_to_have_count(0)
+    page.get_by_role("slider").focus()
+    page.keyboard.press("Home")
+    expect(tokens).to_have_count(0)
+    page.keyboard.press("ArrowRight")
+    expect(tokens).not_to_have_count(0)
+    with served.jobs.database.write() as session:
+        session.execute(text("UPDATE jobs SET steps = NULL WHERE id = :id"), {"id": job["id"]})
+    page.reload()
+    expect(page.get_by_text("were not kept", exact=False)).to_be_visible()
 
 
 def test_a_running_job_fills_in_and_can_be_cancelled(page: Page, served: Served) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
+from shared.ids import new_id
 from tests.integration.conftest import Served, eventually, metric
 
 pytestmark = pytest.mark.integration
@@ -150,6 +151,12 @@ def test_events_tell_the_whole_story_and_resume(served: Served) -> None:
     assert text == done["result"]["choices"][0]["message"]["content"] == "42"
     denoised = sorted(p for _, kind, data in events if kind == "denoise" for p in data["positions"])
     assert len(denoised) == len(set(denoised))  # no position twice
+    steps = served.client.get(f"/v1/jobs/{job['id']}/steps").json()  # the same, kept with the job
+    told = [data for _, kind, data in events if kind == "denoise"]
+    kept = steps["answers"][0]["steps"]
+    for name in ("step", "positions", "tokens", "texts"):
+        assert [s[name] for s in kept] == [data[name] for data in told]
+    assert served.client.get(f"/v1/jobs/{new_id('job')}/steps").status_code == 404
     middle = len(events) // 2
     rest = follow(served, job["id"], **{"last-event-id": events[middle][0]})
     assert rest == events[middle + 1 :]

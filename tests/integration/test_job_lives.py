@@ -203,6 +203,7 @@ def test_estimate_accepts_nothing(served: Served) -> None:
 def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     running = submit(served, long_job())
     assert served.client.delete(running["urls"]["self"]).json()["error"]["code"] == "job_not_done"
+    assert served.client.get(f"{running['urls']['self']}/steps").json()["error"]["code"] == "job_not_done"
     served.client.post(running["urls"]["cancel"])
     secret = f"tell-nobody-{time.time_ns()}"
     body = {"messages": [{"role": "user", "content": secret}], "stop": [secret]}
@@ -216,13 +217,14 @@ def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     for method, path in [("GET", "self"), ("GET", "result"), ("GET", "events"), ("POST", "retry"), ("POST", "replay")]:
         answer = served.client.request(method, job["urls"][path])
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "job_purged"), path
+    assert served.client.get(f"{job['urls']['self']}/steps").status_code == 410
     ledger = served.client.get(job["urls"]["self"]).json()["job"]
     assert (ledger["status"], ledger["result"], ledger["usage"]) == ("succeeded", None, job["usage"])
     assert ledger["purged_at"] >= ledger["finished_at"]
     listed = served.client.get("/v1/jobs", params={"limit": 100}).json()["data"]
     assert [j["purged_at"] is not None for j in listed if j["id"] == job["id"]] == [True]
     row = served.jobs.row(job["id"])
-    assert secret not in str(row._mapping)
+    assert secret not in str(row._mapping) and row.steps is None
     assert served.client.delete("/v1/jobs/job_none").status_code == 404
 
 

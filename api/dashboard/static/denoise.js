@@ -15,6 +15,23 @@ export class Trace {
     return (this.answers[index] ??= { total: 0, said: 0, end: null, step: 0, cells: [], provisional: new Map() });
   }
 
+  // Whether every token that counts is there: a stream is bounded, and Redis forgets.
+  get complete() {
+    return this.answers.length > 0 && this.answers.every((a) => a && Array.from({ length: a.end ?? a.total }).every((_, i) => a.cells[i]));
+  }
+
+  // What the server kept of a job that is over.
+  recall(kept) {
+    this.answers = [];
+    this.attempt = kept.attempt;
+    for (const { index, canvas, tokens_total, steps } of kept.answers) {
+      const common = { attempt: kept.attempt, index };
+      this.event("progress", { ...common, step: 0, tokens_total: canvas });
+      for (const step of steps) this.event("denoise", { ...common, ...step });
+      this.event("progress", { ...common, step: steps.at(-1)?.step ?? 0, tokens_total });
+    }
+  }
+
   event(type, data) {
     if (type !== "progress" && type !== "denoise") return;
     if (data.attempt > this.attempt) {

@@ -26,6 +26,7 @@ export class Job {
     this.trace = new Trace();
     this.view = new DenoiseView(this.trace);
     this.state = "";
+    this.recalled = false;
     this.deliveries = new Deliveries({ job_id: id });
   }
 
@@ -48,6 +49,7 @@ export class Job {
         this.events = [...this.events, { type, data, at: Date.now() }].slice(-EVENTS_SHOWN);
         if (type === "done") {
           this.job = data;
+          if (!this.trace.complete) this.recall();
           this.deliveries.start(); // one stream after the other: what is told of a job is mostly its end
         }
         if (type === "done" || type === "started") this.load();
@@ -75,6 +77,16 @@ export class Job {
     } catch (error) {
       this.error = error;
     }
+    changed();
+  }
+
+  async recall() {
+    try {
+      this.trace.recall(await call("GET", `${this.path}/steps`));
+    } catch {
+      // Not kept: what the stream still had is shown, or the reason why there is nothing.
+    }
+    this.recalled = true;
     changed();
   }
 
@@ -137,7 +149,7 @@ export class Job {
 
   denoise(job) {
     if (this.trace.answers.length) return this.view.render();
-    if (job.done) return html`<p>The steps of this job are not kept any more: they stay for a while (<code>VDIFF_EVENT_STREAM_SECONDS</code>).</p>`;
+    if (job.done) return this.recalled ? html`<p>The steps of this job were not kept: there were none, or too many (<code>VDIFF_KEEP_STEPS_TOKENS</code>).</p>` : html`<p role="status">Loading…</p>`;
     return html`<p role="status">It has not started.</p>`;
   }
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     Text,
     func,
     text,
@@ -98,6 +99,7 @@ class Job(Base):
 
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {tokens_committed, tokens_total, step}
     result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # the endpoint's own response object
+    steps: Mapped[bytes | None] = mapped_column(LargeBinary)  # how the answer came about (shared.jobs.steps)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {code, message, param, retryable}
     usage: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
     timing: Mapped[dict[str, Any] | None] = mapped_column(JSONB)

@@ -81,7 +81,10 @@ class WebhookEvent(Base):
     sequence: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
 
-    __table_args__ = (Index("ix_webhook_events_created_at", "created_at"),)
+    __table_args__ = (
+        Index("ix_webhook_events_created_at", "created_at"),
+        Index("ix_webhook_events_job", "job_id", postgresql_where=text("job_id IS NOT NULL")),
+    )
 
 
 class WebhookDelivery(Base):
