@@ -8,8 +8,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.sse import EventSourceResponse
 
 from api.auth import PrincipalDep, requires
+from api.changes import changes
 from api.dependencies import Context, ContextDep, JsonBody
 from api.openai.batches import window_seconds
 from api.openai.paging import no_nul, page_limit, page_object
@@ -18,6 +20,7 @@ from shared.evaluations import report as reports
 from shared.evaluations.repository import Place
 from shared.evaluations.requests import parse_configurations, parse_evaluation
 from shared.evaluations.service import Made
+from shared.evaluations.status import OPEN
 from shared.evaluations.views import OUTCOMES, item_object, short_object
 from shared.keys.principal import Principal, Scope
 
@@ -120,6 +123,18 @@ async def _side(context: Context, principal: Principal, value: Any, name: str) -
 async def get_evaluation(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Progress, and results as they are by now."""
     return await context.evaluation_reader.show(await context.evaluations.get(evaluation_id, principal.tenant))
+
+
+@router.get("/{evaluation_id}/events")
+async def evaluation_events(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
+    """Server-sent events: `evaluation` with the same object whenever it changed, `done` with it once it is over."""
+
+    async def read() -> dict[str, Any]:
+        row = await context.evaluations.get(evaluation_id, principal.tenant)
+        return await context.evaluation_reader.show(row)
+
+    await context.evaluations.get(evaluation_id, principal.tenant)  # an unknown one is 404, not an empty stream
+    return EventSourceResponse(changes(context, "evaluation", read, is_over=lambda e: e["status"] not in OPEN))
 
 
 @router.delete("/{evaluation_id}", status_code=204)

@@ -14,6 +14,8 @@ from playwright.sync_api import Page, expect
 from tests.browser.conftest import finished, look, visit
 from tests.integration.conftest import Served, eventually, new_key
 from tests.integration.test_api_jobs import chat_job
+from tests.integration.test_evaluations import FAST, SLOW, begin, request, sums
+from tests.integration.test_evaluations import upload as upload_dataset
 from tests.integration.test_webhooks import Receiver, hooks, receiver
 
 pytestmark = pytest.mark.integration
@@ -134,6 +136,40 @@ def test_webhooks_from_an_endpoint_to_its_redelivery(page: Page, hooks: httpx.Cl
     page.get_by_role("button", name="Delete").click()
     page.get_by_role("button", name="Delete it and its deliveries").click()
     expect(page.get_by_role("link", name=receiver.url + "/page")).to_have_count(0)
+
+
+def test_an_evaluation_shows_intervals_plots_and_failures_first(page: Page, served: Served, tmp_path: Path) -> None:
+    lines = sums(12, wrong=2)
+    lines[0]["note"] = "<b>not bold</b>"
+    made = begin(served, request(upload_dataset(served, lines), FAST, SLOW, name="<i>sums</i>"))
+    visit(page, "#/evaluations")
+    page.get_by_role("link", name="<i>sums</i>").click()
+    expect(page.locator(".bar .status").first).to_have_text("completed", timeout=60_000)
+    rows = page.get_by_role("region", name="Configurations").locator("tbody tr")
+    expect(rows).to_have_count(2)
+    expect(rows.first).to_contain_text("83.3 %")
+    expect(rows.first).to_contain_text("10, 2, 0")
+    for name in (
+        "Accuracy with its 95 % interval",
+        "Accuracy against tokens per forward",
+        "Share of answers by latency",
+    ):
+        expect(page.get_by_role("img", name=name)).to_be_visible()
+    expect(page.get_by_role("region", name="Comparisons").locator("tbody tr")).to_contain_text("slow against fast")
+    outcomes = page.get_by_role("region", name="Answers").locator("tbody .status")
+    expect(outcomes).to_have_count(24)
+    assert outcomes.all_inner_texts() == ["failed"] * 4 + ["passed"] * 20
+    expect(page.get_by_text("<b>not bold</b>").first).to_be_visible()
+    look(page, "evaluation")
+    page.get_by_label("Outcome").select_option("passed")
+    expect(outcomes).to_have_count(20)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save the report").click()
+    saved.value.save_as(tmp_path / "report.html")
+    assert made["id"] in (tmp_path / "report.html").read_text()
+    visit(page, "#/evaluations")
+    expect(page.get_by_role("region", name="Evaluations").locator("tbody tr").first).to_contain_text("24 of 24")
+    look(page, "evaluations")
 
 
 def test_keys_are_made_rotated_and_revoked(page: Page, served: Served) -> None:

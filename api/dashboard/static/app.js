@@ -2,6 +2,7 @@
 
 import { Batch, Batches } from "./batches.js";
 import { call, key } from "./client.js";
+import { Evaluation, Evaluations } from "./evaluations.js";
 import { Job } from "./job.js";
 import { Jobs } from "./jobs.js";
 import { Keys } from "./keys.js";
@@ -21,7 +22,7 @@ const models = {
   },
 };
 const playground = new Playground(models); // kept, so that what was typed survives a look at another page
-const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/batches", "Batches"], ["#/playground", "Playground"], ["#/workers", "Workers"], ["#/webhooks", "Webhooks"], ["#/keys", "Keys"]];
+const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/batches", "Batches"], ["#/evaluations", "Evaluations"], ["#/playground", "Playground"], ["#/workers", "Workers"], ["#/webhooks", "Webhooks"], ["#/keys", "Keys"]];
 
 class NotFound {
   title = "No such page";
@@ -41,6 +42,8 @@ function route() {
   if (parts[0] === "jobs" && parts.length === 2) return new Job(parts[1]);
   if (parts[0] === "batches" && parts.length === 1) return new Batches(live);
   if (parts[0] === "batches" && parts.length === 2) return new Batch(parts[1]);
+  if (parts[0] === "evaluations" && parts.length === 1) return new Evaluations(live);
+  if (parts[0] === "evaluations" && parts.length === 2) return new Evaluation(parts[1]);
   if (parts[0] === "webhooks" && parts.length === 1) return new Webhooks();
   if (parts[0] === "webhooks" && parts.length === 2) return new Webhook(parts[1]);
   if (parts[0] === "keys" && parts.length === 1) return new Keys();
@@ -101,7 +104,7 @@ function skip(event) {
 // A page of one thing begins with its path, and says its heading itself until the thing is there.
 function heading() {
   if (page && !("id" in page)) return html`<h1>${page.title}</h1>`;
-  return page?.job ?? page?.batch ?? page?.endpoint ? html`<h1 class="hidden">${page.title}</h1>` : nothing;
+  return page?.job ?? page?.batch ?? page?.evaluation ?? page?.endpoint ? html`<h1 class="hidden">${page.title}</h1>` : nothing;
 }
 
 function frame() {
