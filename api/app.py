@@ -11,7 +11,7 @@ from fastapi import Depends, FastAPI
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from api import dashboard, errors
+from api import dashboard, errors, openapi
 from api.auth import Authenticator
 from api.backpressure import WaitingRoom
 from api.dependencies import Context, known_query
@@ -139,6 +139,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)
+    openapi.document(app)
     dashboard.install(app)
     # The last added is the outermost.
     app.add_middleware(

@@ -23,6 +23,9 @@ _NAME = re.compile(
 _NUMBERLIKE = re.compile(r"(?:0x[0-9a-f]*|\d+)(?:\.(?:0x[0-9a-f]*|\d+))*\.?", re.I)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that is routed; site-local fec0::/10 is `is_global` to Python
+_NEVER = tuple(ipaddress.ip_network(n) for n in ("3fff::/20", "192.88.99.0/24"))  # documentation; dead 6to4 relays
+_ISATAP = (0x00005EFE, 0x02005EFE)  # in the interface id, before an IPv4 address
 
 Resolver = Callable[[str, int], Sequence[str]]
 
@@ -104,10 +107,16 @@ def is_public(address: str) -> bool:
         inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
         if ip in _NAT64 or ip in _COMPATIBLE:
             inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        if (int(ip) >> 32) & 0xFFFFFFFF in _ISATAP:
+            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
         if any(one is not None and not is_public(str(one)) for one in inner):
             return False
-        if ip.ipv4_mapped is not None:
+        if ip.ipv4_mapped is not None or ip in _NAT64:
             return True
+        if ip not in _GLOBAL_UNICAST:
+            return False
+    if any(ip in network for network in _NEVER if network.version == ip.version):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 

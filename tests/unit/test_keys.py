@@ -136,3 +136,20 @@ def test_nobody_gives_more_than_they_have(
     assert refused.value.param == param
     Giver("o", own, operator=True).check(tenant, limits, weight, expires_at)
     Giver("team", own, weight=3, expires_at=SOON).check("team", own, 3, SOON)
+
+
+def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stored hash is looked at, by the one function that does not stop at the first difference."""
+    looked: list[tuple[str, str]] = []
+
+    def constant(a: str, b: str) -> bool:
+        looked.append((a, b))
+        return a == b
+
+    monkeypatch.setattr(tokens.hmac, "compare_digest", constant)
+    key = tokens.new_key(tokens.new_key_id())
+    assert tokens.matches(key, tokens.hash_key(key), "0" * 64)
+    assert [b for _, b in looked] == [tokens.hash_key(key), "0" * 64]  # also after it was found
+    looked.clear()
+    assert not tokens.same_text("a", "b")
+    assert len(looked) == 1 and all(len(side) == 64 for side in looked[0])  # of hashes: lengths tell nothing either

@@ -13,7 +13,10 @@ REFUSED_URLS = [
     "https://example.com@127.0.0.1/", "https://127.0.0.1:443@example.com/", "https://example.com\\@127.0.0.1/",
     "https://example.com/#fragment", "https://exa mple.com/", "https://example.com/\r\nHost: x", "https://example.com/\x00",
     "https://2130706433/", "https://0x7f000001/", "https://0x7f.0.0.1/", "https://0177.0.0.1/", "https://017700000001/",
-    "https://127.1/", "https://127.0.1/", "https://1.2.3.4.5/", "https://999.1.1.1/", "https://[::1/", "https://[fe80::1%25eth0]/",
+    "https://127.1/", "https://127.0.1/", "https://0/", "https://0x0/", "https://00000177.1/", "https://0X7F.1/",
+    "https://[::ffff:0x7f.1]/", "https://127.0.0.1.:x/",
+    "https://%31%32%37.0.0.1/", "https://127。0。0。1/", "https://[::1]@example.com/",
+    "https://1.2.3.4.5/", "https://999.1.1.1/", "https://[::1/", "https://[fe80::1%25eth0]/",
     "https://[zz]/", "https://example.com:0/", "https://example.com:22/", "https://example.com:80/", "https://example.com:99999/",
     "https://example.com:x/", "https://ex\u00e4mple.com/", "https://\u2460\u2461\u2466.0.0.1/", "https://-a.com/", "https://a..b/",
 ]  # fmt: skip
@@ -56,6 +59,8 @@ PRIVATE = [
     "100.64.0.1", "192.0.2.1", "198.18.0.1", "224.0.0.1", "240.0.0.1", "255.255.255.255", "::", "::1", "fe80::1",
     "fe80::1%eth0", "fc00::1", "fd12::1", "ff02::1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "::127.0.0.1", "64:ff9b::7f00:1",
     "2002:7f00:1::", "2002:a00:1::1", "2001:db8::1", "::ffff:169.254.169.254",
+    "fec0::1", "3fff::1", "192.88.99.1", "4000::1", "fe00::1", "::ffff:0:127.0.0.1", "64:ff9b:1::7f00:1", "5f00::1", "100::1",
+    "2001:4860::5efe:7f00:1", "2001:4860::200:5efe:a00:1", "2001:0:4136:e378:8000:63bf:3fff:fdd2", "::ffff:0.0.0.0",
 ]  # fmt: skip
 
 
@@ -69,7 +74,9 @@ def test_addresses_that_are_not_public(address: str) -> None:
         checked_addresses(target, allow_private=False, resolver=lambda host, port: ["93.184.216.34", address])
 
 
-@pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]
+)
 def test_public_addresses(address: str) -> None:
     assert is_public(address)
 
@@ -83,3 +90,28 @@ def test_a_name_that_does_not_resolve() -> None:
     for resolver in (fails, lambda host, port: []):
         with pytest.raises(ForbiddenTarget):
             checked_addresses(target, allow_private=False, resolver=resolver)
+
+
+@pytest.mark.parametrize(
+    "name", ["localhost", "localhost.", "127.0.0.1.nip.example", "metadata.google.internal", "a.b"]
+)
+def test_a_name_is_what_it_resolves_to(name: str) -> None:
+    """No list of bad names: whatever is inside is found by where it leads, at each attempt anew."""
+    target = parse_target(f"https://{name}/", allow_private=False)
+    answers = iter([["93.184.216.34"], ["169.254.169.254"]])
+    asked: list[tuple[str, int]] = []
+
+    def rebinding(host: str, port: int) -> list[str]:
+        asked.append((host, port))
+        return next(answers)
+
+    assert checked_addresses(target, allow_private=False, resolver=rebinding) == ["93.184.216.34"]
+    with pytest.raises(ForbiddenTarget) as refused:
+        checked_addresses(target, allow_private=False, resolver=rebinding)
+    assert "169.254" not in str(refused.value)
+    assert asked == [(name.lower(), 443)] * 2
+
+
+def test_the_systems_resolver_is_asked_once_and_its_answer_checked() -> None:
+    with pytest.raises(ForbiddenTarget):
+        checked_addresses(parse_target("https://localhost/", allow_private=False), allow_private=False)
