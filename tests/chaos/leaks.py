@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -40,6 +42,7 @@ ALLOWED = {  # growth from the baseline to the end, of one process
     "keys": 12.0,
     "connections": 12.0,
 }
+_ID = re.compile(r"(?<=[_:.])[0-9a-z]{26}|[0-9a-f]{8}-[0-9a-f-]{27}|\d{4,}")
 Look = Mapping[str, Mapping[str, float]]  # by process: what it holds
 
 
@@ -59,11 +62,13 @@ class Growth:
 def growth(looks: Sequence[Look]) -> list[Growth]:
     """From the baseline, the first after the warm waves, to the lowest of the last two: a wave's own noise is no leak."""
     baseline, last = looks[WARM_WAVES - 1], looks[-2:]
-    return [
-        Growth(who, what, value, min(look[who][what] for look in last), ALLOWED[what])
-        for who, held in baseline.items()
-        for what, value in held.items()
-    ]
+    found = []
+    for who, held in looks[-1].items():
+        for what in held:
+            end = min(look[who].get(what, 0.0) for look in last)
+            allowed = next(most for name, most in ALLOWED.items() if name in what)
+            found.append(Growth(who, what, baseline[who].get(what, 0.0), end, allowed))
+    return found
 
 
 def look(stack: Stack) -> Look:
@@ -78,19 +83,28 @@ def look(stack: Stack) -> Look:
                 "sockets": float(len(process.net_connections())),
                 "threads": float(process.num_threads()),
             }
-    client = redis.Redis.from_url(stack.redis_url)
-    try:
-        found["Redis"] = {
-            "keys": float(client.dbsize()),
-            "connections": float(client.info("clients")["connected_clients"]),
-        }
-    finally:
-        client.close()
+    found["Redis"] = _redis(stack.redis_url)
     with psycopg.connect(stack.database_url) as connection:
         row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vdiff'").fetchone()
     assert row is not None
     found["PostgreSQL"] = {"connections": float(row[0])}
     return found
+
+
+def _redis(url: str) -> dict[str, float]:
+    """Its clients, and its keys by kind: a job's or a worker's id left out, and whether they go by themselves."""
+    client = redis.Redis.from_url(url)
+    try:
+        kinds: Counter[str] = Counter()
+        for key in client.scan_iter(count=1000):
+            lasting = "" if client.ttl(key) >= 0 else "lasting "
+            kinds[f"{lasting}keys {_ID.sub('*', key.decode())}"] += 1
+        return {
+            "connections": float(client.info("clients")["connected_clients"]),
+            **{k: float(n) for k, n in kinds.items()},
+        }
+    finally:
+        client.close()
 
 
 def settle(stack: Stack, seconds: float = 120.0) -> None:
