@@ -60,6 +60,9 @@ def options_of(arguments: list[str]) -> tuple[Options, Path | None]:
     parser.add_argument("--seed", type=int, default=None, help="decides the jobs and the plan [drawn, and told]")
     parser.add_argument("--workers", type=int, default=2, help="worker processes, at least 2 [%(default)s]")
     parser.add_argument("--concurrency", type=int, default=32, help="clients at once [%(default)s]")
+    parser.add_argument(
+        "--minutes", type=float, help="begin no more jobs and faults after so long, and judge [no limit]"
+    )
     parser.add_argument("--only", action="append", choices=list(KINDS), help="only this kind of fault; repeatable")
     parser.add_argument("--plant", choices=list(BUGS), help="plant this bug: succeeds when the checker complains")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
@@ -71,7 +74,7 @@ def options_of(arguments: list[str]) -> tuple[Options, Path | None]:
     kinds = tuple(dict.fromkeys(given.only)) if given.only else tuple(KINDS)
     options = Options(
         jobs=given.jobs, faults=given.faults, seed=seed, workers=given.workers, concurrency=given.concurrency, kinds=kinds,
-        bug=given.plant, logs=given.logs,
+        bug=given.plant, logs=given.logs, minutes=given.minutes,
     )  # fmt: skip
     return options, given.json
 

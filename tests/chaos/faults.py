@@ -66,6 +66,9 @@ class Faults:
         self._waiting.pop(0)
         self._begin(fault)
 
+    def begin_no_more(self) -> None:
+        self._waiting.clear()
+
     def end_all(self) -> None:
         for running in list(self._running):
             self._end(running)

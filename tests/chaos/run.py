@@ -43,6 +43,7 @@ class Options:
     concurrency: int = 32
     kinds: tuple[str, ...] = tuple(KINDS)
     bug: str | None = None
+    minutes: float | None = None  # after which no more jobs and faults begin; what was done is judged
     logs: Path | None = None  # where the processes' logs are left
 
     @property
@@ -89,7 +90,7 @@ def run(options: Options, *, tell: Callable[[Progress], None] = lambda progress:
 
             working = asyncio.run_coroutine_threadsafe(load.run(), stack.background.loop)
             try:
-                _work(stack, load, faults, working, say)
+                _work(stack, load, faults, working, say, options.minutes)
                 receiver.mode, receiver.failures = "good", 0.0
                 _settle(stack, say)
             finally:
@@ -109,10 +110,16 @@ def run(options: Options, *, tell: Callable[[Progress], None] = lambda progress:
     )  # fmt: skip
 
 
-def _work(stack: Stack, load: Load, faults: Faults, working: Future[None], say: Callable[[str], None]) -> None:
+def _work(
+    stack: Stack, load: Load, faults: Faults, working: Future[None], say: Callable[[str], None], minutes: float | None
+) -> None:
     """Until the clients are content and all faults are over; or nothing moves any more, which the checker will tell."""
     moved_at, seen = time.monotonic(), -1
+    ends_at = float("inf") if minutes is None else time.monotonic() + 60 * minutes
     while not working.done() or faults.left:
+        if time.monotonic() > ends_at:
+            load.jobs = min(load.jobs, load.begun)
+            faults.begin_no_more()
         faults.tick(load.begun, hurry=working.done() or load.begun >= load.jobs)
         stack.tend()
         if load.over + faults.done != seen:
