@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Sequence
-from urllib.parse import parse_qs, urlencode, urlsplit
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from celery import Celery
 from kombu import Queue
 
+from shared.errors import ConfigurationError
 from shared.queue.names import queue_names
+
+_TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_CERT_REQS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
 
 
 def broker_url(redis_url: str) -> str:
-    """The Redis URL as kombu spells it (`unix://` is `redis+socket://` there), and as careful: with TLS and nothing said of
-    certificates kombu checks none, where redis-py does."""
+    """The Redis URL as kombu spells it (`unix://` is `redis+socket://` there), with its TLS options in `broker_tls`."""
     parts = urlsplit(redis_url)
-    if parts.scheme == "rediss" and "ssl_cert_reqs" not in parse_qs(parts.query):
-        return parts._replace(query="&".join(filter(None, [parts.query, "ssl_cert_reqs=required"]))).geturl()
+    if parts.scheme == "rediss":
+        rest = [(name, value) for name, value in parse_qsl(parts.query) if not name.startswith("ssl_")]
+        return parts._replace(query=urlencode(rest)).geturl()
     if parts.scheme != "unix":
         return redis_url
     query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
@@ -26,10 +32,29 @@ def broker_url(redis_url: str) -> str:
     return f"redis+socket://{parts.path}?{urlencode(options)}"
 
 
+def broker_tls(redis_url: str) -> dict[str, Any] | None:
+    """The URL's TLS options as Celery, and Flower with it, take them; None without TLS.
+
+    With nothing said of certificates kombu would check none, where redis-py does: then they are checked here too.
+
+    Raises:
+        ConfigurationError: ssl_cert_reqs is none of the three.
+    """
+    parts = urlsplit(redis_url)
+    if parts.scheme != "rediss":
+        return None
+    given = {name: values[-1] for name, values in parse_qs(parts.query).items() if name in _TLS_FILES}
+    wanted = parse_qs(parts.query).get("ssl_cert_reqs", ["required"])[-1]
+    if wanted not in _CERT_REQS:
+        raise ConfigurationError("VDIFF_REDIS_URL: ssl_cert_reqs is required, optional or none", param="redis_url")
+    return {**given, "ssl_cert_reqs": _CERT_REQS[wanted]}
+
+
 def celery_app(redis_url: str, *, model: str | None, queues: Sequence[str] = ()) -> Celery:
     """An app that consumes the queues of one model, interactive first; without a model the given ones."""
     app = Celery("vdiff", broker=broker_url(redis_url), set_as_current=False)
     app.conf.update(
+        broker_use_ssl=broker_tls(redis_url),
         # The lease makes early acks safe; with late acks a 3 s Redis outage killed the worker in 6 of 6 runs.
         task_acks_late=False,
         # A worker holds only what it runs; the rest stays for others, and for a better priority.

@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import kombu
 import kombu.exceptions
 import pytest
 import redis
 import redis.asyncio
+from flower.utils import broker as flower_broker
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.limits import RequestLimiter
 from shared.db.session import AsyncDatabase, Database
 from shared.keys.principal import Limits, Principal
-from worker.app import broker_url
+from worker.app import celery_app
 
 pytestmark = [pytest.mark.integration, pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")]
 SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # what a client of PostgreSQL sends before it speaks TLS
@@ -136,8 +136,15 @@ def test_postgresql(fronts: Fronts, postgres_url: str) -> None:
 
 
 def consume(url: str) -> None:
-    with kombu.Connection(broker_url(url)) as connection:
+    """As a worker connects."""
+    with celery_app(url, model="m").connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0.0)
+
+
+def shown_by_flower(url: str) -> list[dict[str, int]]:
+    conf = celery_app(url, model=None).conf
+    page = flower_broker.Broker(conf.broker_url, broker_options={}, broker_use_ssl=conf.broker_use_ssl)
+    return list(asyncio.run(page.queues(["tls"])))
 
 
 async def limited(url: str) -> dict[str, str]:
@@ -154,6 +161,7 @@ def test_redis(fronts: Fronts, redis_url: str) -> None:
     good = secured(redis_url, fronts.redis, f"ssl_ca_certs={fronts.ca}")
     assert redis.Redis.from_url(good).ping()
     consume(good)
+    assert [queue["name"] for queue in shown_by_flower(good)] == ["tls"]
     assert asyncio.run(limited(good))
     for options in ("", f"ssl_ca_certs={fronts.another_ca}"):
         bad = secured(redis_url, fronts.redis, options)

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import ssl
+
 import pytest
 
+from shared.errors import ConfigurationError
 from shared.queue.messages import OLDEST_PAYLOAD_VERSION, PAYLOAD_VERSION, is_readable, payload
 from shared.queue.names import GENERATE_TASK
-from worker.app import broker_url, celery_app
+from worker.app import broker_tls, broker_url, celery_app
 from worker.tasks import register_tasks
 
 
 @pytest.mark.parametrize(
     ("url", "kombu"),
     [
-        ("redis://:p@h:6379/3", "redis://:p@h:6379/3"), ("rediss://h/0", "rediss://h/0?ssl_cert_reqs=required"),
-        ("rediss://h/0?ssl_ca_certs=/ca.pem", "rediss://h/0?ssl_ca_certs=/ca.pem&ssl_cert_reqs=required"),
-        ("rediss://h/0?ssl_cert_reqs=none", "rediss://h/0?ssl_cert_reqs=none"),
+        ("redis://:p@h:6379/3", "redis://:p@h:6379/3"), ("rediss://h/0?ssl_ca_certs=/ca.pem", "rediss://h/0"),
+        ("rediss://h/0?ssl_ca_certs=/ca.pem&health_check_interval=5", "rediss://h/0?health_check_interval=5"),
         ("unix:///run/r.sock", "redis+socket:///run/r.sock?virtual_host=0"),
         ("unix://:p@/run/r.sock?db=3", "redis+socket:///run/r.sock?virtual_host=3&password=p"),
     ],
 )  # fmt: skip
 def test_broker_urls(url: str, kombu: str) -> None:
     assert broker_url(url) == kombu
+
+
+@pytest.mark.parametrize(
+    ("url", "tls"),
+    [
+        ("redis://h/0", None), ("unix:///run/r.sock", None),
+        ("rediss://h/0", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        ("rediss://h/0?ssl_ca_certs=/ca.pem", {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        ("rediss://h/0?ssl_cert_reqs=none", {"ssl_cert_reqs": ssl.CERT_NONE}),
+    ],
+)  # fmt: skip
+def test_certificates_are_checked_unless_the_url_says_otherwise(url: str, tls: dict[str, object] | None) -> None:
+    assert broker_tls(url) == tls == celery_app(url, model="m").conf.broker_use_ssl
+
+
+def test_a_way_of_checking_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ConfigurationError, match="ssl_cert_reqs"):
+        broker_tls("rediss://h/0?ssl_cert_reqs=sometimes")
 
 
 def test_settings_that_keep_jobs_safe() -> None:
