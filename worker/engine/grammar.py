@@ -163,19 +163,25 @@ class Structure:
         return tokens[:stop]
 
     def ending(self, most: int) -> list[int] | None:
-        """Few tokens that complete the answer from here, at most `most`; None when none are found."""
-        if self._known is not None:
-            behind, tokens = self._known
-            rest = tokens[len(self._held) - behind :]
-            if (
-                behind <= len(self._held)
-                and self._held[behind:] == tokens[: len(self._held) - behind]
-                and len(rest) <= most
-            ):
-                return rest
-        found = None if most < 0 else _Search(self, most).run()
+        """Tokens that complete the answer from here, at most `most`; None when none are found.
+
+        The last ending found is tried first, or what is left of it: inside a string or a number it stays one.
+        """
+        behind, tokens = self._known or (len(self._held), [])
+        taken = self._held[behind:]
+        candidates = [tokens[len(taken) :]] if tokens[: len(taken)] == taken else [tokens, tokens[1:], tokens[2:]]
+        found = next((t for t in candidates if len(t) <= most and self._completes(t)), None)
+        if found is None and most >= 0:
+            found = _Search(self, most).run()
         self._known = None if found is None else (len(self._held), found)
         return found
+
+    def _completes(self, tokens: list[int]) -> bool:
+        if not self.push(tokens):
+            return False
+        complete = self.is_complete
+        self.pop(len(tokens))
+        return complete
 
     def fits(self, tokens: Sequence[int], most: int) -> bool:
         """Whether the answer can be completed by at most `most` tokens behind `tokens`, as far as that can be told."""
@@ -215,7 +221,7 @@ class Structure:
 
 
 class _Search:
-    """Depth first, the likeliest closer first, within a number of nodes: short endings, not always the shortest."""
+    """Depth first, the likeliest closer first, within a number of nodes; the first ending that is short enough will do."""
 
     def __init__(self, structure: Structure, most: int) -> None:
         self._structure, self._nodes, self._most = structure, SEARCH_NODES, most
@@ -232,7 +238,7 @@ class _Search:
         while self._nodes > 0:
             self._nodes -= 1
             if self._structure.is_complete:
-                self._best, self._most = list(self._path), len(self._path) - 1
+                self._best = list(self._path)
                 break
             steps = self._structure.steps()
             if len(steps) == 1:
@@ -243,6 +249,8 @@ class _Search:
                 if self._push(tokens):
                     self._visit()
                     self._pop(len(tokens))
+                if self._best is not None:
+                    break
             break
         self._pop(len(self._path) - mark)
 

@@ -76,7 +76,10 @@ def random_requests(engine: VDiffEngine, seed: int) -> list[tuple[dict[str, Any]
             diffusion["threshold"] = rng.choice([0.02, 0.5])
         elif rng.random() < 0.5:
             diffusion["tokens_per_step"] = 3
-        if engine.card.regime == "full":
+        windowed = algorithm == "sequential" and engine.card.regime == "full" and rng.random() < 0.5
+        if windowed:
+            diffusion = {"algorithm": algorithm, "max_lookahead": 6, "kv_window": 4}
+        elif engine.card.regime == "full":
             diffusion["cache"] = rng.choice(["none", "prefix", "dual"])
             if rng.random() < 0.2:
                 diffusion["cfg_scale"] = 0.5
