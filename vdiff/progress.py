@@ -33,13 +33,15 @@ class Bar:
         shown: False draws nothing.
     """
 
-    def __init__(self, label: str, *, shown: bool = True, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, label: str, *, total: int | None = None, shown: bool = True, stream: TextIO | None = None
+    ) -> None:
         self._label = label
         self._shown = shown
         self._stream = sys.stderr if stream is None else stream
         self._began = self._said_at = time.monotonic()
-        self._counts: tuple[int, int, int | None] = (0, 0, None)
-        self._line = ""
+        self._counts: tuple[int, int, int | None] = (0, 0, total)
+        self._said: tuple[int, int, int | None] | None = None  # the counts of the last line
         self._drawn: Progress | None = None
         if shown and self._stream.isatty():
             columns = (
@@ -48,7 +50,7 @@ class Bar:
                 TextColumn("{task.fields[errors]}"),
             )  # fmt: skip
             self._drawn = Progress(*columns, console=Console(file=self._stream), expand=True)
-            self._task = self._drawn.add_task(label, total=None, rate="", errors="")
+            self._task = self._drawn.add_task(label, total=total, rate="", errors="")
 
     def __enter__(self) -> Bar:
         if self._drawn is not None:
@@ -60,7 +62,7 @@ class Bar:
     ) -> None:
         if self._drawn is not None:
             self._drawn.stop()
-        elif self._shown and self.text() != self._line:
+        elif self._shown and self._counts != self._said:
             self._say(last=True)
         elif self._shown and in_notebook():
             self._stream.write("\n")
@@ -85,16 +87,16 @@ class Bar:
         parts = [f"{done}" if total is None else f"{done}/{total}"]
         if failed:
             parts.append(f"{failed} failed")
-        if done and (total is None or done < total):
+        if done:
             parts.append(f"{rate:.1f}/s")
-            if total is not None:
-                parts.append(f"ETA {duration((total - done) / rate)}")
+        if done and total is not None and done < total:
+            parts.append(f"ETA {duration((total - done) / rate)}")
         return f"{self._label}: {', '.join(parts)}"
 
     def _say(self, *, last: bool = False) -> None:
-        self._line = self.text()
+        self._said = self._counts
         if in_notebook():
-            self._stream.write(f"\r{self._line:<79}" + ("\n" if last else ""))
+            self._stream.write(f"\r{self.text():<79}" + ("\n" if last else ""))
         else:
-            self._stream.write(self._line + "\n")
+            self._stream.write(self.text() + "\n")
         self._stream.flush()

@@ -3,7 +3,10 @@
 servers.py    run a part: up, api, worker, migrate, health, flower        offline.py    generate
 keys.py       keys create, list, revoke, rotate                           config.py     config show, check
 bench.py      bench decoders                            doctor.py     doctor
-options.py, output.py, exits.py    what they share
+jobs.py       jobs list, get, watch, cancel, retry      submit.py     submit
+batch.py      batch submit, list, get, results ...      models.py     models
+chat.py       chat                                      canvas.py     a job's text as it comes
+connect.py, options.py, output.py, exits.py    what they share
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import sys
 import typer
 
 from shared.errors import VDiffError
-from vdiff.cli import bench, config, doctor, exits, keys, offline, servers
+from vdiff.cli import batch, bench, chat, config, doctor, exits, jobs, keys, models, offline, servers, submit
 
 app = typer.Typer(
     name="vdiff",
@@ -24,6 +27,11 @@ app = typer.Typer(
 )
 app.add_typer(servers.app)
 app.add_typer(doctor.app)
+app.add_typer(submit.app)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(batch.app, name="batch")
+app.add_typer(chat.app)
+app.add_typer(models.app)
 app.add_typer(offline.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from typing import Annotated
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from vdiff.cli.exits import FAILED
 from vdiff.cli.options import AsJson, examples, settings_of
@@ -36,11 +38,14 @@ def doctor(
     for check in examine(with_local_services(settings_of())):
         found.append(check)
         if not as_json:
-            style = _STYLE[check.state]
-            out.print(f"[{style}]{check.state:<5}[/]", f"{check.name:<11}", end="")
-            out.print(check.text, markup=False, highlight=False)
+            line = Table.grid(padding=(0, 1))
+            for width in (5, 10):
+                line.add_column(width=width, no_wrap=True)
+            line.add_column(overflow="fold")
+            line.add_row(Text(check.state, style=_STYLE[check.state]), check.name, Text(check.text))
             if check.advice:
-                out.print(f"{'':<18}-> {check.advice}", markup=False, highlight=False)
+                line.add_row("", "", Text(f"-> {check.advice}"))
+            out.print(line)
     wrong = [c for c in found if c.state == "bad" or (strict and c.state == "note")]
     if as_json:
         typer.echo(json.dumps({"ok": not wrong, "checks": [asdict(c) for c in found]}, indent=2))

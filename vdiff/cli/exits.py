@@ -6,7 +6,7 @@ OK, FAILED, USAGE, UNREACHABLE, REFUSED, MISSING, TIMEOUT, INTERRUPTED = 0, 1, 2
 
 MEANINGS = {
     OK: "done",
-    FAILED: "a job, a line of a batch or a check did not succeed",
+    FAILED: "a job, a line of a batch or a check did not succeed; or what was asked does not fit the job's state (409)",
     USAGE: "an option, a setting or the request itself is wrong; one line says which",
     UNREACHABLE: "the server does not answer, or answered 5xx",
     REFUSED: "the API key is missing, unknown or lacks a scope, or a limit is reached (401, 403, 429)",

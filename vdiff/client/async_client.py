@@ -335,7 +335,7 @@ class AsyncClient:
 
     async def batch_results(self, batch: Batch | str) -> dict[str, BatchItem]:
         """The lines that are over, by custom_id."""
-        return {item.custom_id: item async for item in self.batch_items(batch) if calls.is_over(item)}
+        return {item.custom_id: item async for item in self.batch_items(batch) if item.done}
 
     def list_batches(self, *, limit: int | None = None) -> AsyncIterator[Batch]:
         return self._every(calls.batches(), limit)

@@ -274,10 +274,6 @@ def batch_items(name: Any, status: str | None) -> Call[Page[BatchItem]]:
     )
 
 
-def is_over(item: BatchItem) -> bool:
-    return item.status not in ("queued", "running")
-
-
 def batch_progress(
     progress: bool | Callable[[int, int, int | None], None], stack: ExitStack
 ) -> Callable[[Batch], None]:

@@ -34,7 +34,7 @@ class Ledger:
         self._lock = threading.Lock()
         self.stopped = False
         self._report = progress if callable(progress) else None
-        self.bar = Bar("prompts", shown=progress is True)
+        self.bar = Bar("prompts", total=self._total, shown=progress is True)
 
     def useful(self, concurrency: int) -> int:
         """How many may work at once. Raises ClientError."""

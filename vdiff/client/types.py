@@ -198,6 +198,10 @@ class BatchItem(Wire):
     usage: dict[str, Any] | None
 
     @property
+    def done(self) -> bool:
+        return self.status not in ("queued", "running")
+
+    @property
     def ok(self) -> bool:
         return self.status == "succeeded"
 

@@ -1,0 +1,121 @@
+"""What the commands that talk to a server share: their options, a client that fails at once when nobody is there, prompts and
+parameters from the command line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from vdiff.client import Client
+
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="the server [default: VDIFF_BASE_URL, else a `vdiff up` of this folder, else http://127.0.0.1:8000]"
+    ),
+]
+Key = Annotated[str | None, typer.Option("--api-key", help="[default: VDIFF_API_KEY, which keeps it out of `ps`]")]
+ModelName = Annotated[str | None, typer.Option("--model", help="[default: the server's, if it has only one]")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, help="longest answer, tokens")]
+Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token")]
+Seed = Annotated[int | None, typer.Option(help="the same request with the same seed gives the same text")]
+Algorithm = Annotated[str | None, typer.Option(help="unmasking rule, or apd; `vdiff models` lists them")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="any other field of the request, repeatable: diffusion.threshold=0.9"
+    ),
+]
+Metadata = Annotated[
+    list[str] | None, typer.Option("--metadata", metavar="KEY=VALUE", help="label, repeatable; lists filter by it")
+]
+Timeout = Annotated[float | None, typer.Option(min=0, help="seconds to wait; then exit code 6, and it goes on")]
+
+
+@contextmanager
+def connected(base_url: str | None, api_key: str | None, model: str | None = None) -> Iterator[Client]:
+    """A patient client of a server that answers now. Raises ServerUnreachable at once when it does not."""
+    from vdiff.client import Client, ServerUnreachable
+
+    with Client(base_url, api_key, retry_seconds=0) as probe:
+        try:
+            probe.server_version()
+        except ServerUnreachable as exc:
+            message = f"{exc.message}; is a server running? `vdiff up` starts one, VDIFF_BASE_URL says where it is"
+            raise ServerUnreachable(message, sent=False) from exc
+    with Client(base_url, api_key, model=model) as client:
+        yield client
+
+
+def pairs(values: list[str] | None, option: str) -> dict[str, str]:
+    """KEY=VALUE, each. Raises InvalidParameter."""
+    found = {}
+    for value in values or ():
+        name, sign, said = value.partition("=")
+        if not sign or not name:
+            raise InvalidParameter(f"{option} takes NAME=VALUE, not {value!r}", param=option)
+        found[name] = said
+    return found
+
+
+def fields_of(
+    given: list[str] | None,
+    *,
+    max_tokens: int | None,
+    temperature: float | None,
+    seed: int | None,
+    algorithm: str | None,
+) -> dict[str, Any]:
+    """The body's fields that options and `--set` name; a value is JSON where it can be, else text; a dot goes inside."""
+    fields: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+    fields = {name: value for name, value in fields.items() if value is not None}
+    named = pairs(given, "--set")
+    if algorithm is not None:
+        named = {"diffusion.algorithm": json.dumps(algorithm), **named}
+    for name, text in named.items():
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = text
+        *path, last = name.split(".")
+        inside = fields
+        for part in path:
+            inside = inside.setdefault(part, {})
+            if not isinstance(inside, dict):
+                raise InvalidParameter(f"--set {name}: {part} is no object", param="--set")
+        inside[last] = value
+    return fields
+
+
+def prompts_of(file: Path) -> list[Any]:
+    """A prompt a line: text, or in a .jsonl a string, a list of messages or a whole body. Raises InvalidParameter."""
+    try:
+        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidParameter(f"{file}: {getattr(exc, 'strerror', None) or exc}", param="--file") from exc
+    found: list[Any] = []
+    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 is a character of a prompt
+        if not line.strip():
+            continue
+        if file.suffix != ".jsonl":
+            found.append(line.rstrip("\r"))
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as exc:
+            raise InvalidParameter(f"{file}, line {number}: no JSON: {exc}", param="--file") from exc
+        if not isinstance(value, str | list | dict):
+            raise InvalidParameter(f"{file}, line {number}: a text, a list or an object is wanted", param="--file")
+        found.append(value)
+    if not found:
+        raise InvalidParameter(f"{file} has no prompts", param="--file")
+    return found
