@@ -1,0 +1,161 @@
+"""The command line against a real server, as scripts use it: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from tests.integration.conftest import ROOT, Served, eventually
+from vdiff.cli import main
+
+pytestmark = pytest.mark.integration
+
+_KEYS = text("SELECT idempotency_key FROM jobs WHERE idempotency_key LIKE '%cli-detach%'")
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def vdiff(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a command here: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("VDIFF_BASE_URL", served.url)
+
+    def run(*args: str, stdin: str | None = None) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["vdiff", *args])
+        if stdin is not None:
+            monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert "\x1b" not in out + err  # no terminal, no control codes
+        return int(ended.value.code or 0), out, err
+
+    return run
+
+
+def test_one_prompt(vdiff: Run) -> None:
+    assert vdiff("submit", "What is 17 + 25?", "--wait", "--temperature", "0")[:2] == (0, "42\n")
+    code, out, err = vdiff("submit", "-", "--set", "temperature=0", "--metadata", "cli=one", stdin="What is 1 + 2?")
+    job_id = out.strip()
+    assert code == 0 and job_id.startswith("job_") and f"vdiff jobs get {job_id} --wait" in err
+    code, out, _ = vdiff("jobs", "get", job_id, "--wait", "--json")
+    assert code == 0 and json.loads(out)["result"]["choices"][0]["message"]["content"] == "3"
+    code, out, _ = vdiff("jobs", "get", job_id)
+    assert "status    succeeded\n" in out and out.endswith("\n3\n")
+    code, out, _ = vdiff("jobs", "list", "--metadata", "cli=one")
+    assert [line.split()[:3] for line in out.splitlines()][1:] == [[job_id, "succeeded", "vdiff-tiny"]]
+    code, out, _ = vdiff("jobs", "watch", job_id)
+    assert (code, out.splitlines()[0]) == (0, "queued") and "started on worker_" in out
+    code, out, _ = vdiff("jobs", "watch", job_id, "--json")
+    assert [json.loads(line)["event"] for line in out.splitlines()][-1] == "done"
+    code, out, _ = vdiff("jobs", "replay", job_id)
+    replayed = out.split()[0]
+    code, out, _ = vdiff("jobs", "get", replayed, "--wait", "--json")
+    assert json.loads(out)["replay"]["same_text"] is True
+    code, out, err = vdiff("jobs", "retry", job_id, "job_none")
+    assert code == 1 and "final" in err and "job_none" in err
+
+
+def test_what_is_refused_has_a_code(vdiff: Run) -> None:
+    code, _, err = vdiff("submit", "hi", "--algorithm", "threshold", "--set", "diffusion.threshold=7")
+    assert code == 2 and "diffusion.threshold" in err and len(err.splitlines()) == 1
+    assert vdiff("jobs", "get", "job_none")[0] == 5
+    assert vdiff("submit", "hi", "--model", "no-such-model")[0] == 5
+    assert vdiff("jobs", "list", "--status", "nope")[0] == 2
+
+
+def test_a_job_that_is_stopped(served: Served, vdiff: Run) -> None:
+    served.worker.signal(signal.SIGSTOP)
+    try:
+        _, out, _ = vdiff("submit", "What is 17 + 25?", "--json")
+        job_id = json.loads(out)["id"]
+        code, _, err = vdiff("jobs", "get", job_id, "--wait", "--timeout", "0.2")
+        assert code == 6 and "it goes on" in err
+        env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")} | {"VDIFF_BASE_URL": served.url}
+        waiting = subprocess.Popen(
+            [sys.executable, "-m", "vdiff", "submit", "--file", "-", "--wait", "--idempotency-key", "cli-detach"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT,
+        )  # fmt: skip
+        assert waiting.stdin is not None
+        waiting.stdin.write("What is 3 + 4?\n")
+        waiting.stdin.close()
+        waiting.stdin = None
+
+        def accepted() -> bool:
+            return "cli-detach" in str(served.jobs.execute(_KEYS))
+
+        eventually(accepted, seconds=60)
+        waiting.send_signal(signal.SIGINT)
+        _, err = waiting.communicate(timeout=30)
+        assert waiting.returncode == 130 and "--idempotency-key cli-detach" in err and "Traceback" not in err
+        code, out, _ = vdiff("jobs", "cancel", job_id)
+        assert code == 0 and job_id in out
+    finally:
+        served.worker.signal(signal.SIGCONT)
+    assert vdiff("jobs", "get", job_id, "--wait")[0] == 1
+    code, out, _ = vdiff("submit", "--file", "-", "--wait", "--idempotency-key", "cli-detach", stdin="What is 3 + 4?\n")
+    assert (code, out) == (0, "7\n")
+    assert len([row for row in served.jobs.execute(_KEYS) if "cli-detach" in str(row)]) == 1  # not paid twice
+
+
+def test_a_file_of_prompts(vdiff: Run, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(
+        '"What is 17 + 25?"\n{"prompt": ""}\n[{"role": "user", "content": "Sort the numbers: 5 2 9 1"}]\n'
+    )
+    code, out, err = vdiff("submit", "--file", str(prompts), "--wait", "--json", "--temperature", "0")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and [line["text"] for line in lines] == ["42", None, "1 2 5 9"]
+    assert lines[1]["error"]["param"] == "prompt" and "1 of 3 failed" in err and "prompts: 3/3, 1 failed" in err
+    answers = tmp_path / "answers.txt"
+    code, out, err = vdiff("submit", "--file", str(prompts), "--wait", "--output", str(answers), "--temperature", "0")
+    assert answers.read_text() == "42\n\n1 2 5 9\n" and out == ""
+    code, out, err = vdiff("submit", "--file", str(prompts))
+    assert code == 1 and len(out.splitlines()) == 2 and "prompt 2: " in err
+
+
+def lines_of(count: int, **body: Any) -> str:
+    messages = [[{"role": "user", "content": f"What is {i} + 1?"}] for i in range(count)]
+    return "".join(
+        json.dumps({"custom_id": f"a-{i}", "method": "POST", "url": "/v1/chat/completions",
+                    "body": {"model": "vdiff-tiny", "messages": messages[i], "temperature": 0, **body}}) + "\n"
+        for i in range(count)
+    )  # fmt: skip
+
+
+def test_batches(vdiff: Run, tmp_path: Path) -> None:
+    requests, results = tmp_path / "requests.jsonl", tmp_path / "results.jsonl"
+    requests.write_text(lines_of(5))
+    code, out, err = vdiff("batch", "submit", str(requests), "--wait", "--output", str(results))
+    assert code == 0 and "status    completed, all_succeeded" in out and "lines: 5/5" in err
+    batch_id = out.split()[1]
+    written = [json.loads(line) for line in results.read_text().splitlines()]
+    assert [line["custom_id"] for line in written] == [f"a-{i}" for i in range(5)]
+    assert vdiff("batch", "results", batch_id, "--text")[1].splitlines()[3] == "a-3\t4"
+    assert vdiff("batch", "results", batch_id, "--status", "failed")[1] == ""
+    assert json.loads(vdiff("batch", "get", batch_id, "--json")[1])["status"] == "completed"
+    assert batch_id in vdiff("batch", "list")[1]
+    assert vdiff("batch", "retry", batch_id)[0] == 1  # nothing failed
+    assert vdiff("batch", "cancel", "batch_none")[0] == 5
+
+    requests.write_text(lines_of(2, max_tokens=-1))
+    code, out, _ = vdiff("batch", "submit", str(requests), "--wait")
+    assert code == 1 and "status    failed" in out and "line 1: " in out and "max_tokens" in out
+
+
+def test_models_and_a_chat_without_a_terminal(vdiff: Run) -> None:
+    code, out, _ = vdiff("models")
+    assert code == 0 and out.splitlines()[1].split()[:3] == ["vdiff-tiny", "1", "4"] and "threshold" in out
+    assert json.loads(vdiff("models", "--json")[1])["id"] == "vdiff-tiny"
+    code, out, err = vdiff("chat", "--temperature", "0", stdin="What is 17 + 25?\n/new\nSort the numbers: 5 2 9 1\n")
+    assert (code, out, err) == (0, "42\n1 2 5 9\n", "")
