@@ -2,6 +2,10 @@
 
     python benchmarks/run_benchmark.py queue        what a job costs over the same request in process
     python benchmarks/run_benchmark.py throughput   32 HTTP clients against `vdiff generate`
+    python benchmarks/run_benchmark.py accept       jobs accepted a second, one by one and as a batch
+    python benchmarks/run_benchmark.py overhead     from claim to end, less the engine's work
+    python benchmarks/run_benchmark.py webhooks     webhooks delivered a second
+    python benchmarks/run_benchmark.py interactive  a chat's time while 50,000 bulk jobs wait
     python benchmarks/run_benchmark.py engine       the engine against a plain loop
     python benchmarks/run_benchmark.py startup      `make up` of a fresh clone to the first answer
     python benchmarks/run_benchmark.py all          these one after another
@@ -48,6 +52,30 @@ def engine(args: argparse.Namespace) -> Rows:
     )  # fmt: skip
 
 
+def accept(args: argparse.Namespace) -> Rows:
+    import job_system
+
+    return job_system.accept(jobs=args.jobs, clients=args.submitters)
+
+
+def overhead(args: argparse.Namespace) -> Rows:
+    import job_system
+
+    return job_system.overhead(samples=args.overhead_samples)
+
+
+def webhooks(args: argparse.Namespace) -> Rows:
+    import job_system
+
+    return job_system.webhooks(deliveries=args.deliveries)
+
+
+def interactive(args: argparse.Namespace) -> Rows:
+    import job_system
+
+    return job_system.interactive(samples=args.chats, waiting=args.waiting)
+
+
 def startup(args: argparse.Namespace) -> Rows:
     import startup as benchmark
 
@@ -55,7 +83,8 @@ def startup(args: argparse.Namespace) -> Rows:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
-    "queue": queue, "throughput": throughput, "engine": engine, "startup": startup,
+    "queue": queue, "throughput": throughput, "accept": accept, "overhead": overhead, "webhooks": webhooks,
+    "interactive": interactive, "engine": engine, "startup": startup,
 }  # fmt: skip
 
 
@@ -71,6 +100,12 @@ def parser() -> argparse.ArgumentParser:
     options["throughput"].add_argument("--requests", type=int, default=256, help="in all [256]")
     options["throughput"].add_argument("--slots", type=int, default=8, help="of the engine [8]")
     options["throughput"].add_argument("--step-ms", type=float, default=50.0, help="of the slow model, at least [50]")
+    options["accept"].add_argument("--jobs", type=int, default=5000, help="of each kind [5000]")
+    options["accept"].add_argument("--submitters", type=int, default=32, help="clients at once [32]")
+    options["overhead"].add_argument("--overhead-samples", type=int, default=200, help="jobs, one at a time [200]")
+    options["webhooks"].add_argument("--deliveries", type=int, default=5000, help="in all [5000]")
+    options["interactive"].add_argument("--chats", type=int, default=200, help="one at a time, with and without [200]")
+    options["interactive"].add_argument("--waiting", type=int, default=50_000, help="bulk jobs that wait [50000]")
     options["engine"].add_argument("--width", type=int, default=256, help="of the random model [256]")
     options["engine"].add_argument("--layers", type=int, default=4, help="of the random model [4]")
     options["engine"].add_argument("--vocab", type=int, default=32_000, help="of the random model [32000]")

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -45,9 +46,30 @@ def _start(command: str, env: dict[str, str], log: Path) -> subprocess.Popen[byt
         )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Where the parts are."""
+
+    url: str
+    database_url: str
+
+
 @contextmanager
 def served(model: Path, *, name: str, slots: int) -> Iterator[str]:
-    """The URL of an API whose only worker serves the model as `name` with so many slots.
+    """The URL of an API whose only worker serves the model as `name` with so many slots. Raises as `whole` does."""
+    with whole(model, name=name, slots=slots) as parts:
+        yield parts.url
+
+
+@contextmanager
+def whole(
+    model: Path, *, name: str, slots: int, settings: Mapping[str, str] | None = None, more: Sequence[str] = ()
+) -> Iterator[Whole]:
+    """`served`, with its database.
+
+    Args:
+        settings: further variables of every part.
+        more: commands to be run beside worker and API: `deliver` for one.
 
     Raises:
         RuntimeError: a part ended or was not ready in time; the last lines of its log are in the message.
@@ -71,8 +93,9 @@ def served(model: Path, *, name: str, slots: int) -> Iterator[str]:
             "VDIFF_MAX_NUM_SEQS": str(slots),
             "VDIFF_DEVICE": "cpu",
             "VDIFF_DRAIN_SECONDS": "0",
+            **(settings or {}),
         }
-        parts = {part: _start(part, env, folder / f"{part}.log") for part in ("worker", "api")}
+        parts = {part: _start(part, env, folder / f"{part}.log") for part in ("worker", "api", *more)}
         for process in parts.values():
             stack.callback(stop_process, process, signal.SIGTERM, STOP_SECONDS)
         url = f"http://127.0.0.1:{port}"
@@ -83,7 +106,7 @@ def served(model: Path, *, name: str, slots: int) -> Iterator[str]:
                     log = (folder / f"{part}.log").read_text(errors="replace")
                     raise RuntimeError(f"the {part} is not ready:\n{log[-2000:]}")
             time.sleep(0.1)
-        yield url
+        yield Whole(url, database_url)
 
 
 def _ready(url: str) -> bool:

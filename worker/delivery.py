@@ -214,6 +214,7 @@ class Pump:
         self._beat_at = float("-inf")
         self._cleaned_at = float("-inf")
         self._stop = threading.Event()
+        self._room = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vdiff-pump", daemon=True)
 
     def start(self) -> None:
@@ -226,9 +227,14 @@ class Pump:
 
     def close(self) -> None:
         self._stop.set()
+        self._room.set()
         self._thread.join(2.0)
         with suppress(SQLAlchemyError):
             self._beat("stopped")
+
+    def delivered(self) -> None:
+        """A receiver has room for another: look at once, else it would get a few each `IDLE_SECONDS` and no more."""
+        self._room.set()
 
     def _beat(self, state: str = "ready") -> None:
         """From the pump's own thread, so that one that hangs is seen to hang."""
@@ -247,7 +253,8 @@ class Pump:
                 _log.warning("pump_failed", error=type(exc).__name__)
                 self._stop.wait(1.0)
             if not moved:
-                self._stop.wait(IDLE_SECONDS)
+                self._room.wait(IDLE_SECONDS)
+            self._room.clear()
 
     def pump(self) -> int:
         """One round; how many deliveries went out."""
@@ -304,6 +311,7 @@ def run(settings: Settings) -> int:
             return  # its lease runs out, and a process that can read it takes it
         try:
             sender.deliver(int(payload["delivery_id"]))
+            pump.delivered()
         except SQLAlchemyError as exc:
             _log.warning("delivery_not_recorded", error=type(exc).__name__)  # sent again when its lease runs out
 

@@ -45,6 +45,14 @@ def test_throughput(tmp_path: Path) -> None:
     assert tiny["ratio"] > 0 and slow["ratio"] > 0 and slow["step_ms"] >= 2
 
 
+def test_the_job_systems_own(tmp_path: Path) -> None:
+    """The commands work; what they measure is the business of a quiet machine."""
+    single, bulk = bench(tmp_path, "accept", "--jobs", 20, "--submitters", 4)
+    assert single["jobs_per_s"] > 0 and bulk["jobs_per_s"] > 0 and single["synchronous_commit"] == "on"
+    (sent,) = bench(tmp_path, "webhooks", "--deliveries", 32)
+    assert sent["deliveries"] == 32 and sent["deliveries_per_s"] > 0
+
+
 def test_engine(tmp_path: Path) -> None:
     sizes = ["--width", 64, "--layers", 1, "--vocab", 800, "--prompt-tokens", 4, "--max-tokens", 8]
     one, two = bench(tmp_path, "engine", *sizes, "--batches", 1, 2)
