@@ -137,11 +137,11 @@ async def evaluation_events(evaluation_id: str, context: ContextDep, principal: 
     return EventSourceResponse(changes(context, "evaluation", read, is_over=lambda e: e["status"] not in OPEN))
 
 
-@router.delete("/{evaluation_id}", status_code=204)
-async def delete_evaluation(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> Response:
+@router.delete("/{evaluation_id}")
+async def delete_evaluation(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Remove it with its items and grades; not while it runs. Its jobs stay, as jobs do."""
     await context.evaluations.remove(evaluation_id, principal.tenant)
-    return Response(status_code=204)
+    return {"id": evaluation_id, "object": "evaluation", "deleted": True}
 
 
 @router.post("/{evaluation_id}/configurations", openapi_extra=_body("configurations", configurations=_CONFIGURATIONS))

@@ -137,7 +137,8 @@ class EvaluationService:
         self, configurations: Sequence[Configuration], prompt: Prompt, row: Mapping[str, Any], principal: Principal
     ) -> list[str | None]:
         """Each with the first item, as a job is checked; the revisions of their models."""
-        revisions = []
+        revisions: list[str | None] = []
+        seen: dict[str, Configuration] = {}
         for configuration in configurations:
             submission = submission_of(configuration.model, configuration.fields, 0, prompt, row, principal)
             try:
@@ -147,8 +148,13 @@ class EvaluationService:
             except VDiffError as exc:
                 if exc.param is not None and exc.param.split("[")[0] not in ("messages", "prompt"):
                     exc.param = f"{configuration.at}.{exc.param}"
+                exc.message = f"{configuration.at} ({configuration.name}): {exc.message}"
                 raise
             revisions.append(served[0].card.revision)
+            same = seen.setdefault(configuration.content_hash(revisions[-1]), configuration)
+            if same is not configuration:
+                message = f"{configuration.at}: {same.at} asks for the same; give one of them the seeds of both"
+                raise InvalidParameter(message, param=configuration.at)
         return revisions
 
     async def _add(

@@ -170,7 +170,7 @@ def test_what_was_run_is_not_run_again(served: Served) -> None:
     )
     assert (taken.status_code, taken.json()["error"]["code"]) == (409, "configuration_name_taken")
     # Removed, it is forgotten, and its jobs are not.
-    assert served.client.delete(f"/v1/evaluations/{first['id']}").status_code == 204
+    assert served.client.delete(f"/v1/evaluations/{first['id']}").json()["deleted"] is True
     assert served.client.get(f"/v1/evaluations/{first['id']}").json()["error"]["code"] == "evaluation_not_found"
     assert jobs_of(served, fast["run_id"]) == 18
     assert begin(served, body)["id"] != first["id"]
@@ -235,6 +235,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"completion_window": "1s"}, "invalid_parameter", "completion_window"),
     ({"configurations": []}, "invalid_parameter", "configurations"),
     ({"configurations": [FAST, FAST]}, "invalid_parameter", "configurations[1].name"),
+    ({"configurations": [FAST, {**FAST, "name": "other", "seed": 3}]}, "invalid_parameter", "configurations[1]"),
     ({"configurations": [{**FAST, "model": "nobody"}]}, "model_not_found", "configurations[0].model"),
     ({"configurations": [FAST, {**SLOW, "max_tokens": 0}]}, "invalid_parameter", "configurations[1].max_tokens"),
     ({"configurations": [{**FAST, "diffusion": {"threshold": 2}}]}, "invalid_parameter",

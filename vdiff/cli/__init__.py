@@ -3,6 +3,7 @@
 servers.py    run a part: up, api, worker, migrate, health, flower        offline.py    generate
 keys.py       keys create, list, revoke, rotate                           config.py     config show, check
 bench.py      bench decoders                            doctor.py     doctor
+evaluations.py    eval run, wait, show, list, compare, report, cancel
 jobs.py       jobs list, get, watch, cancel, retry      submit.py     submit
 batch.py      batch submit, list, get, results ...      models.py     models
 chat.py       chat                                      canvas.py     a job's text as it comes
@@ -16,7 +17,21 @@ import sys
 import typer
 
 from shared.errors import VDiffError
-from vdiff.cli import batch, bench, chat, config, doctor, exits, jobs, keys, models, offline, servers, submit
+from vdiff.cli import (
+    batch,
+    bench,
+    chat,
+    config,
+    doctor,
+    evaluations,
+    exits,
+    jobs,
+    keys,
+    models,
+    offline,
+    servers,
+    submit,
+)
 
 app = typer.Typer(
     name="vdiff",
@@ -36,6 +51,7 @@ app.add_typer(offline.app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
+app.add_typer(evaluations.app, name="eval")
 
 
 @app.command()

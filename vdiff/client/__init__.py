@@ -4,6 +4,7 @@ sync_client.py, async_client.py   how requests are sent        calls.py    what 
 retry.py                          whether one is sent again    mapping.py  the bookkeeping of `map`
 types.py, errors.py               what comes back              sse.py      events from bytes
 connection.py                     address, key, headers; verify_webhook
+evaluations.py                    evaluations: calls, types and the methods of both clients
 
 docs/client.md has an example of each method; tests run them.
 """
@@ -28,6 +29,7 @@ from vdiff.client.errors import (
     UnexpectedAnswer,
     WaitTimeout,
 )
+from vdiff.client.evaluations import Evaluation, EvaluationItem
 from vdiff.client.sync_client import Client
 from vdiff.client.types import Batch, BatchItem, Event, File, Job, Model, Outcome
 
@@ -41,6 +43,8 @@ __all__ = [
     "Client",
     "ClientError",
     "Conflict",
+    "Evaluation",
+    "EvaluationItem",
     "Event",
     "File",
     "Gone",

@@ -26,6 +26,7 @@ from vdiff.client.connection import (
     verify_webhook,
 )
 from vdiff.client.errors import BadRequest, ClientError, WaitTimeout
+from vdiff.client.evaluations import AsyncEvaluations
 from vdiff.client.mapping import Ledger, Progress
 from vdiff.client.retry import Attempts, error_of
 from vdiff.client.sse import EventParser
@@ -35,7 +36,7 @@ T = TypeVar("T")
 W = TypeVar("W", bound=Wire)
 
 
-class AsyncClient:
+class AsyncClient(AsyncEvaluations):
     """A vdiff server for programs with an event loop; the same methods and arguments as `vdiff.Client`.
 
         async with vdiff.AsyncClient() as client:

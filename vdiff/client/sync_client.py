@@ -25,6 +25,7 @@ from vdiff.client.connection import (
     verify_webhook,
 )
 from vdiff.client.errors import BadRequest, ClientError, WaitTimeout
+from vdiff.client.evaluations import SyncEvaluations
 from vdiff.client.mapping import Ledger, Progress
 from vdiff.client.retry import Attempts, error_of
 from vdiff.client.sse import EventParser
@@ -34,7 +35,7 @@ T = TypeVar("T")
 W = TypeVar("W", bound=Wire)
 
 
-class Client:
+class Client(SyncEvaluations):
     """A vdiff server, as Python sees it.
 
         with vdiff.Client() as client:
