@@ -19,7 +19,20 @@ from api.limits import RequestLimiter
 from api.middleware import QUIET, BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
 from api.openai import batches, files, responses
 from api.openai import routes as openai_routes
-from api.routes import evaluations, health, jobs, keys, metrics, models, overview, queue, steps, usage, webhooks
+from api.routes import (
+    evaluations,
+    health,
+    jobs,
+    keys,
+    metrics,
+    models,
+    overview,
+    queue,
+    steps,
+    tokenizer,
+    usage,
+    webhooks,
+)
 from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
@@ -69,7 +82,7 @@ def make_context(settings: Settings) -> Context:
         events=EventReader(client),
         jobs=service,
         files=file_service,
-        batches=BatchService(database, wake),
+        batches=BatchService(database, wake, service),
         caretaker=BatchCaretaker(database, client, service, file_service, settings, wake),
         evaluations=EvaluationService(database, service, file_service, bundled.DATASETS, settings, evaluations_wake),
         evaluation_reader=EvaluationReader(database, settings),
@@ -131,6 +144,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         models,
         overview,
         queue,
+        tokenizer,
         usage,
         webhooks,
     ):

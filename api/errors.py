@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -74,6 +74,16 @@ def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
     )
 
 
+def available(app: FastAPI) -> list[str]:
+    """Every route as `METHOD /path`."""
+    return [f"{m.upper()} {path}" for path, methods in app.openapi()["paths"].items() for m in methods]
+
+
+def roots(routes: Sequence[str]) -> list[str]:
+    """The paths that name no object, each once."""
+    return list(dict.fromkeys(path for path in (route.partition(" ")[2] for route in routes) if "{" not in path))
+
+
 def install(app: FastAPI) -> None:
     """Register the handlers."""
 
@@ -92,9 +102,20 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, exc: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-        detail = f"{request.method} {request.url.path}: {exc.detail}"
+        detail, more = f"{request.method} {request.url.path}: {exc.detail}", None
+        if exc.status_code == HTTPStatus.NOT_FOUND:
+            # A client of another server asks for what that one has: say what there is here.
+            there = available(app)
+            detail = f"{request.method} {request.url.path} is not served; there are {', '.join(roots(there))}"
+            more = {"available": there}
         return problem(
-            exc.status_code, detail, code=code, param=None, instance=request.url.path, headers=exc.headers or {}
+            exc.status_code,
+            detail,
+            code=code,
+            param=None,
+            instance=request.url.path,
+            headers=exc.headers or {},
+            more=more,
         )
 
     @app.exception_handler(SQLAlchemyError)

@@ -7,6 +7,7 @@
     python benchmarks/run_benchmark.py webhooks     webhooks delivered a second
     python benchmarks/run_benchmark.py interactive  a chat's time while 50,000 bulk jobs wait
     python benchmarks/run_benchmark.py engine       the engine against a plain loop
+    python benchmarks/run_benchmark.py batch        a batch of 50,000 lines: time to accept it, memory of the API
     python benchmarks/run_benchmark.py startup      `make up` of a fresh clone to the first answer
     python benchmarks/run_benchmark.py all          these one after another
 
@@ -76,6 +77,14 @@ def interactive(args: argparse.Namespace) -> Rows:
     return job_system.interactive(samples=args.chats, waiting=args.waiting)
 
 
+def batch(args: argparse.Namespace) -> Rows:
+    import batch_accept
+
+    return [
+        batch_accept.run(lines=lines, words=args.words, worker=worker) for lines in args.lines for worker in args.worker
+    ]
+
+
 def startup(args: argparse.Namespace) -> Rows:
     import startup as benchmark
 
@@ -84,7 +93,7 @@ def startup(args: argparse.Namespace) -> Rows:
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "queue": queue, "throughput": throughput, "accept": accept, "overhead": overhead, "webhooks": webhooks,
-    "interactive": interactive, "engine": engine, "startup": startup,
+    "interactive": interactive, "engine": engine, "batch": batch, "startup": startup,
 }  # fmt: skip
 
 
@@ -112,6 +121,11 @@ def parser() -> argparse.ArgumentParser:
     options["engine"].add_argument("--prompt-tokens", type=int, default=64, help="[64]")
     options["engine"].add_argument("--max-tokens", type=int, default=128, help="tokens and steps of an answer [128]")
     options["engine"].add_argument("--batches", type=int, nargs="+", default=[1, 8], help="requests at once [1 8]")
+    options["batch"].add_argument("--lines", type=int, nargs="+", default=[50_000], help="of the file [50000]")
+    options["batch"].add_argument(
+        "--worker", nargs="+", choices=["running", "stopped"], default=["running"], help="meanwhile [running]"
+    )
+    options["batch"].add_argument("--words", type=int, default=20, help="of each prompt [20]")
     options["startup"].add_argument("--source", default=".", help="repository to clone [.]")
     options["startup"].add_argument("--limit-seconds", type=float, default=900.0, help="give up after [900]")
     for name in BENCHMARKS:

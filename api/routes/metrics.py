@@ -14,6 +14,9 @@ from api.auth import requires
 from api.dependencies import ContextDep
 from shared import metrics as measured
 from shared import serving
+from shared.batches import repository as batches
+from shared.batches.status import BatchStatus
+from shared.files import repository as files
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Scope
@@ -128,6 +131,22 @@ def webhook_metrics(waiting: Any, endpoints: Any, senders: Any) -> Iterator[Metr
     yield from measured.merged(((None, row.metrics) for row in senders), measured.DELIVERY)
 
 
+def batch_metrics(by_status: Any, lines_open: int, stored: Any) -> Iterator[Metric]:
+    """Batches and files; pure."""
+    batches = GaugeMetricFamily("vdiff_batches", "Batches by state", labels=["status"])
+    counts = {row.status: row.count for row in by_status}
+    for status in BatchStatus:
+        batches.add_metric([status.value], counts.get(status.value, 0))
+    lines = GaugeMetricFamily("vdiff_batch_lines_open", "Lines of unfinished batches that have not ended")
+    lines.add_metric([], lines_open)
+    files = GaugeMetricFamily("vdiff_files", "Files that are kept", labels=["purpose"])
+    size = GaugeMetricFamily("vdiff_file_bytes", "Bytes of files that are kept", labels=["purpose"])
+    for row in stored:
+        files.add_metric([row.purpose], int(row.files))
+        size.add_metric([row.purpose], int(row.bytes))
+    yield from (batches, lines, files, size)
+
+
 @router.get("/metrics", response_class=Response)
 async def metrics(context: ContextDep) -> Response:
     async with context.database.read() as session:
@@ -144,7 +163,13 @@ async def metrics(context: ContextDep) -> Response:
         webhooks = [
             (await session.execute(s)).all() for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
         ]
+        bulk = batch_metrics(
+            (await session.execute(batches.by_status())).all(),
+            int((await session.execute(batches.lines_open())).scalar_one()),
+            (await session.execute(files.totals())).all(),
+        )
     registry = CollectorRegistry()
+    registry.register(_Snapshot(bulk))
     registry.register(_Snapshot(webhook_metrics(*webhooks)))
     registry.register(_Snapshot(database_metrics(by_status, queue_totals(depths, ages), workers, live)))
     return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -311,7 +311,8 @@ class _Work:
                     continue
                 async with self._database.write() as session:
                     await self._move_in(session, BatchStatus.IN_PROGRESS, stored=passed)
-                    await session.execute(queries.insert_lines(rows))
+                    await session.execute(queries.insert_lines(), rows)
+                await self._jobs.announce(rows[0]["model"], Priority.BULK)
         except (FileNotFound, ContentMissing) as exc:
             await self._abandon([error_object("input_file_unreadable", exc.message, "input_file_id", None)])
 

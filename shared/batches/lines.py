@@ -102,8 +102,11 @@ def parse_line(number: int, raw: bytes | None, endpoint: str) -> InputLine | Non
 
 
 def output_line(row: Mapping[Any, Any]) -> bytes:
-    """A finished job as a line of the output file (it succeeded) or of the error file."""
-    return (json.dumps(output_object(row), ensure_ascii=False, separators=(",", ":")) + "\n").encode()
+    """A finished job as a line of the output file (it succeeded) or of the error file.
+
+    In ASCII: clients split the text with str.splitlines, which breaks at U+2028, U+0085 and others too.
+    """
+    return (json.dumps(output_object(row), separators=(",", ":")) + "\n").encode()
 
 
 def output_object(row: Mapping[Any, Any]) -> dict[str, Any]:

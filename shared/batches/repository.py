@@ -90,6 +90,24 @@ def counts(batch_id: str) -> Select[Any]:
     return select(_J.status, func.count().label("count")).where(_J.batch_id == batch_id).group_by(_J.status)
 
 
+def by_status() -> Select[Any]:
+    """(status, count) of all batches there ever were."""
+    return select(_B.status, func.count().label("count")).group_by(_B.status)
+
+
+def lines_open() -> Select[Any]:
+    """How many lines of batches that are not over have not ended, those that are no jobs yet included."""
+    over = [s.value for s in OVER]
+    unfinished = select(_B.id).where(_B.status.not_in(over))
+    jobs_open = select(func.count()).where(_J.batch_id.in_(unfinished), _J.status.in_(_OPEN_JOBS)).scalar_subquery()
+    unstored = (
+        select(func.coalesce(func.sum(func.coalesce(_B.total, 0) - _B.stored), 0))
+        .where(_B.status.not_in(over))
+        .scalar_subquery()
+    )
+    return select(jobs_open + unstored)
+
+
 def items(batch_id: str, *, status: str | None, after_line: int, limit: int) -> Select[Any]:
     """Its jobs in the order of the lines, one row more than asked."""
     query = select(

@@ -18,7 +18,8 @@ from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFo
 from shared.files import repository as files
 from shared.files.service import FileNotFound
 from shared.ids import may_be_an_id, new_id
-from shared.jobs.service import RETRY_WINDOW_SECONDS
+from shared.jobs.service import RETRY_WINDOW_SECONDS, JobService
+from shared.jobs.status import Priority
 from shared.keys.principal import Principal
 
 
@@ -48,8 +49,9 @@ class NewBatch:
 class BatchService:
     """One per API process. `wake` is set when the caretaker has something to do."""
 
-    def __init__(self, database: AsyncDatabase, wake: asyncio.Event) -> None:
+    def __init__(self, database: AsyncDatabase, wake: asyncio.Event, jobs: JobService) -> None:
         self._database = database
+        self._jobs = jobs
         self._wake = wake
 
     async def create(self, new: NewBatch) -> Row[Any]:
@@ -157,4 +159,6 @@ class BatchService:
             if not retried:
                 raise Conflict("no line of the batch failed", code="nothing_to_retry")
         self._wake.set()
-        return await self.get(batch_id, tenant), retried
+        row = await self.get(batch_id, tenant)
+        await self._jobs.announce(row.model, Priority.BULK)
+        return row, retried

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +34,24 @@ def open_store(url: str) -> ObjectStoreContent:
 
 
 class _ObjectWriter:
-    def __init__(self, writer: Any) -> None:
-        self._writer = writer
+    """Raises StoreUnavailable. obstore's writers speak in OSErrors, which elsewhere mean the database."""
+
+    def __init__(self, writer: Any, file_id: str) -> None:
+        self._writer, self._file_id = writer, file_id
 
     async def write(self, data: bytes) -> None:
-        await self._writer.write(data)
+        await self._done(self._writer.write(data))
+
+    async def close(self) -> None:
+        await self._done(self._writer.close())
+
+    async def _done(self, doing: Awaitable[Any]) -> None:
+        from obstore.exceptions import BaseError
+
+        try:
+            await doing
+        except (BaseError, OSError) as exc:
+            raise StoreUnavailable(f"the file store does not take {self._file_id}: {type(exc).__name__}") from exc
 
 
 class ObjectStoreContent:
@@ -56,14 +69,11 @@ class ObjectStoreContent:
     @asynccontextmanager
     async def writer(self, file_id: str) -> AsyncIterator[Writer]:
         import obstore
-        from obstore.exceptions import BaseError
 
-        try:
-            target = obstore.open_writer_async(self._store, self._key(file_id), buffer_size=PART_BYTES)
-            yield _ObjectWriter(target)
-            await target.close()
-        except BaseError as exc:
-            raise StoreUnavailable(f"the file store does not take {file_id}: {type(exc).__name__}") from exc
+        target = obstore.open_writer_async(self._store, self._key(file_id), buffer_size=PART_BYTES)
+        writer = _ObjectWriter(target, file_id)
+        yield writer
+        await writer.close()
 
     async def read(self, file_id: str, size: int) -> AsyncIterator[bytes]:
         import obstore

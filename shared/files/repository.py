@@ -51,6 +51,15 @@ def _needed() -> Any:
     )
 
 
+def totals() -> Select[Any]:
+    """(purpose, files, bytes) of the files that can be seen."""
+    return (
+        select(_F.purpose, func.count().label("files"), func.coalesce(func.sum(_F.bytes), 0).label("bytes"))
+        .where(_F.status == "ready")
+        .group_by(_F.purpose)
+    )
+
+
 def begin(file_id: str, *, tenant: str, filename: str, purpose: str, store: str) -> Insert:
     return insert(FILES).values(id=file_id, tenant=tenant, filename=filename, purpose=purpose, store=store)
 

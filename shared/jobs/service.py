@@ -248,6 +248,10 @@ class JobService:
             await self._window.leave(model, priority)
         return True
 
+    async def announce(self, model: str, priority: Priority) -> None:
+        """Jobs were stored without a message: the dispatchers need not find them by looking."""
+        await self._window.leave(model, priority.value)
+
     async def _earlier(self, prepared: Prepared) -> str | None:
         values = prepared.values
         key = values["idempotency_key"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,16 +19,21 @@ TYPES = {
     "job.failed": "the job failed for good",
     "job.cancelled": "the job was cancelled",
     "job.expired": "a deadline of the job passed",
+    "batch.completed": "every line of the batch ended, whatever became of it",
+    "batch.failed": "the batch was refused, or its file was lost",
+    "batch.cancelled": "the batch was cancelled",
+    "batch.expired": "the batch's completion window ended first",
 }
+JOB_TYPES = tuple(kind for kind in TYPES if kind.startswith("job."))
 TEST_TYPE = "webhook.test"
 DEFAULT_TYPES = [f"job.{s.value}" for s in JobStatus if s in TERMINAL]
 INLINE_MAX_BYTES = 16_384
 
 
-def event_types(value: Any, param: str) -> list[str]:
+def event_types(value: Any, param: str, known: Collection[str] = tuple(TYPES)) -> list[str]:
     """A list of event types. Raises InvalidParameter."""
-    if not isinstance(value, list) or not value or any(v not in TYPES for v in value):
-        raise InvalidParameter(f"{param} must be a list of some of {', '.join(TYPES)}", param=param)
+    if not isinstance(value, list) or not value or any(v not in known for v in value):
+        raise InvalidParameter(f"{param} must be a list of some of {', '.join(known)}", param=param)
     return list(dict.fromkeys(value))
 
 
@@ -40,9 +45,15 @@ def event_body(event: Mapping[Any, Any], result: Mapping[str, Any] | None = None
         result: the job's result, to be inlined if it is no larger than 16 kB.
     """
     created: datetime = event["created_at"]
-    data: dict[str, Any] = {"id": event["job_id"], "status": event["status"], "sequence": event["sequence"]}
+    data: dict[str, Any] = {
+        "id": event["job_id"] or event["batch_id"],
+        "status": event["status"],
+        "sequence": event["sequence"],
+    }
     if event["job_id"] is not None:
         data["result_url"] = f"/v1/jobs/{event['job_id']}/result"
+    elif event["batch_id"] is not None:
+        data["result_url"] = f"/v1/batches/{event['batch_id']}"
     if result is not None and len(json.dumps(result, ensure_ascii=False).encode()) <= INLINE_MAX_BYTES:
         data["result"] = result
     body = {

@@ -130,7 +130,7 @@ def list_deliveries(
     found = (
         select(
             _D.id, _D.event_id, _D.endpoint_id, _D.url, _D.status, _D.attempts, _D.next_attempt_at, _D.created_at,
-            _D.delivered_at, _V.type, _V.job_id, _V.sequence,
+            _D.delivered_at, _V.type, _V.job_id, _V.batch_id, _V.sequence,
         )
         .join_from(DELIVERIES, EVENTS, _V.id == _D.event_id)
         .where(_D.tenant == tenant)
@@ -238,7 +238,7 @@ def to_send(delivery_id: int) -> Select[Any]:
             _E.url.label("endpoint_url"), _E.enabled, _E.secret,
             case((_E.previous_until > func.now(), _E.previous_secret)).label("previous_secret"),
             _K.webhook_secret.label("key_secret"), _S.secret.label("tenant_secret"),
-            _V.id.label("event_id"), _V.type, _V.job_id, _V.status, _V.sequence, _V.created_at,
+            _V.id.label("event_id"), _V.type, _V.job_id, _V.batch_id, _V.status, _V.sequence, _V.created_at,
             case((_D.inline_result & (_V.status == _J.status), _J.result)).label("result"), _J.traceparent,
         )
         .join_from(DELIVERIES, EVENTS, _V.id == _D.event_id)

@@ -8,7 +8,7 @@ from typing import Any
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
 from shared.jobs.fields import metadata_of
-from shared.webhooks.events import DEFAULT_TYPES, event_types
+from shared.webhooks.events import DEFAULT_TYPES, JOB_TYPES, event_types
 from shared.webhooks.targets import parse_target
 
 ENDPOINT_FIELDS = ("url", "events", "description", "metadata_filter", "inline_result", "enabled")
@@ -67,7 +67,7 @@ def job_webhook(value: Any, *, allow_private: bool) -> dict[str, Any] | None:
     given = _object(value, JOB_FIELDS, "webhook.", "webhook")
     if ("url" in given) == ("endpoint_id" in given):
         raise MissingParameter("webhook needs one of url and endpoint_id", param="webhook.url")
-    made: dict[str, Any] = {"events": event_types(given.get("events", DEFAULT_TYPES), "webhook.events")}
+    made: dict[str, Any] = {"events": event_types(given.get("events", DEFAULT_TYPES), "webhook.events", JOB_TYPES)}
     if "url" in given:
         parse_target(given["url"], allow_private=allow_private, param="webhook.url")
         made["url"] = given["url"]
@@ -111,6 +111,7 @@ def delivery_object(row: Mapping[Any, Any], attempts: list[Mapping[Any, Any]]) -
         "event_id": row["event_id"],
         "type": row["type"],
         "job_id": row["job_id"],
+        "batch_id": row["batch_id"],
         "sequence": row["sequence"],
         "endpoint_id": row["endpoint_id"],
         "url": row["url"],

@@ -116,6 +116,39 @@ def test_nobody_sees_another_tenants_jobs(served: Served, guarded: httpx.Client)
     assert served.client.get(own, headers=mine).status_code == 200
 
 
+def test_nobody_sees_another_tenants_files_and_batches(served: Served, guarded: httpx.Client) -> None:
+    mine, theirs = auth(make_key(served)), auth(make_key(served))
+    line = {"custom_id": "a", "method": "POST", "url": CHAT, "body": chat_job()["body"]}
+    form = {"files": {"file": ("in.jsonl", json.dumps(line).encode())}, "data": {"purpose": "batch"}}
+    file = guarded.post("/v1/files", headers=mine, **form).json()  # type: ignore[arg-type]
+    body = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "1h"}
+    once = {"idempotency-key": f"same-{time.time_ns()}"}
+    batch = guarded.post("/v1/batches", json=body, headers={**mine, **once}).json()
+    own_file, own_batch = f"/v1/files/{file['id']}", f"/v1/batches/{batch['id']}"
+
+    def over() -> Any:
+        shown = guarded.get(own_batch, headers=mine).json()
+        return shown if shown["status"] == "completed" else None
+
+    output = f"/v1/files/{eventually(over)['output_file_id']}"
+    for method, path, code in [
+        ("GET", own_file, "file_not_found"), ("GET", f"{own_file}/content", "file_not_found"),
+        ("DELETE", own_file, "file_not_found"), ("GET", output, "file_not_found"),
+        ("GET", f"{output}/content", "file_not_found"), ("GET", own_batch, "batch_not_found"),
+        ("GET", f"{own_batch}/items", "batch_not_found"), ("GET", f"{own_batch}/events", "batch_not_found"),
+        ("POST", f"{own_batch}/cancel", "batch_not_found"), ("POST", f"{own_batch}/retry_failed", "batch_not_found"),
+    ]:  # fmt: skip
+        answer = guarded.request(method, path, headers=theirs)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, code), (path, answer.text)
+    for path in ("/v1/files", "/v1/batches"):
+        assert guarded.get(path, headers=theirs).json()["data"] == []
+    # Another's file is no input, neither by name nor under the same idempotency key.
+    stolen = guarded.post("/v1/batches", json=body, headers={**theirs, **once})
+    assert (stolen.status_code, stolen.json()["error"]["param"]) == (404, "input_file_id")
+    assert guarded.get(f"{own_file}/content", headers=mine).content == json.dumps(line).encode()
+    assert served.client.get(own_file).status_code == 404  # without a key one is the anonymous tenant
+
+
 def test_keys_of_one_tenant_share_its_jobs(served: Served, guarded: httpx.Client) -> None:
     tenant = f"team-{time.time_ns()}"
     first, second = (auth(make_key(served, "--tenant", tenant)) for _ in range(2))

@@ -53,6 +53,11 @@ def test_the_job_systems_own(tmp_path: Path) -> None:
     assert sent["deliveries"] == 32 and sent["deliveries_per_s"] > 0
 
 
+def test_batch(tmp_path: Path) -> None:
+    (row,) = bench(tmp_path, "batch", "--lines", 300)
+    assert row["checked_s"] > 0 and row["stored_s"] >= 0 and row["api_peak_mb"] >= row["api_before_mb"] > 0
+
+
 def test_engine(tmp_path: Path) -> None:
     sizes = ["--width", 64, "--layers", 1, "--vocab", 800, "--prompt-tokens", 4, "--max-tokens", 8]
     one, two = bench(tmp_path, "engine", *sizes, "--batches", 1, 2)

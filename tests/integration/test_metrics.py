@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Callable
 
+import openai
 import pytest
 from sqlalchemy import text
 
@@ -13,12 +14,17 @@ from shared.jobs import repository
 from shared.jobs.status import JobStatus
 from tests.integration.conftest import Served, eventually, metric
 from tests.integration.test_api_jobs import chat_job, long_job
+from tests.integration.test_batches import long_line, over, start
 
 pytestmark = pytest.mark.integration
 MODEL = {"model": "vdiff-tiny"}
 Read = Callable[[], float]
-# What a test of its own sees move: test_backpressure.py.
-MOVED: set[str] = {"vdiff_requests_waiting"}
+# What a test of its own sees move: test_backpressure.py, test_webhooks.py.
+MOVED: set[str] = {
+    "vdiff_requests_waiting", "vdiff_webhook_attempts_total", "vdiff_webhook_attempt_seconds",
+    "vdiff_webhook_deliveries_pending", "vdiff_webhook_late_seconds", "vdiff_webhook_endpoints",
+    "vdiff_webhook_endpoints_disabled_total",
+}  # fmt: skip
 
 
 def reader(served: Served, name: str, **labels: str) -> Read:
@@ -53,6 +59,27 @@ def test_a_job_moves_the_counters(served: Served) -> None:
     served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"})
     served.client.get("/v1/jobs/job_none")
     eventually(lambda: all_rise(reads, before), what="the counters")
+
+
+def test_a_batch_moves_its_gauges(served: Served) -> None:
+    reads = [
+        reader(served, "vdiff_batches", status="completed"),
+        reader(served, "vdiff_files", purpose="batch"),
+        reader(served, "vdiff_file_bytes", purpose="batch"),
+        reader(served, "vdiff_file_bytes", purpose="batch_output"),
+    ]
+    before = [read() for read in reads]
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused") as client:
+        batch = start(client, [long_line(f"l-{i}", tokens=200) for i in range(4)])
+
+        def open_lines() -> float:
+            found = re.search(r"^vdiff_batch_lines_open (\S+)$", served.client.get("/metrics").text, re.MULTILINE)
+            return float(found.group(1)) if found else 0.0
+
+        MOVED.add("vdiff_batch_lines_open")
+        eventually(lambda: open_lines() >= 1, what="open lines")
+        assert over(client, batch.id).status == "completed"
+        eventually(lambda: all_rise(reads, before) and open_lines() == 0, what="the gauges")
 
 
 def test_apd_and_caches_move_theirs(served: Served) -> None:

@@ -256,6 +256,19 @@ def test_a_job_that_somebody_cancels_ends_the_call(served: Served, stream: bool)
     assert [job["status"] for job in everything] == ["cancelled"]  # the SDK did not try again
 
 
+def test_what_is_not_there_names_what_is(served: Served, client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as missing:
+        client.embeddings.create(model="vdiff-tiny", input="x")
+    assert "/v1/chat/completions" in str(missing.value) and "/v1/infill" in str(missing.value)
+    assert missing.value.code == "not_found"
+    for method, path in (("POST", "/v1/images/generations"), ("GET", "/v1/assistants"), ("GET", "/nothing")):
+        answer = served.client.request(method, path)
+        assert answer.status_code == 404
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert {"POST /v1/completions", "GET /v1/batches/{batch_id}", "GET /health"} <= set(answer.json()["available"])
+    assert served.client.get("/v1/embeddings").json()["error"]["message"].startswith("GET /v1/embeddings is not served")
+
+
 def test_logprobs_of_both_endpoints(served: Served, client: openai.OpenAI) -> None:
     chat = client.chat.completions.create(model=served.model, messages=QUESTION, logprobs=True, top_logprobs=2)
     found = chat.choices[0].logprobs

@@ -150,6 +150,35 @@ def test_a_registered_endpoint_is_told_and_can_verify(
     assert receiver.got("/all")[0][0]["host"] == receiver.url.removeprefix("http://")
 
 
+def test_a_batchs_end_is_told(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+    ends = ["batch.completed", "batch.failed"]
+    endpoint = register(hooks, receiver, "/batch", mine, events=ends, metadata_filter={"team": "x"})
+
+    def begin(team: str, lines: list[dict[str, Any]]) -> str:
+        content = "".join(json.dumps({"method": "POST", "url": "/v1/completions", **line}) + "\n" for line in lines)
+        form = {"files": {"file": ("in.jsonl", content.encode())}, "data": {"purpose": "batch"}, "headers": mine}
+        file = hooks.post("/v1/files", **form).json()["id"]  # type: ignore[arg-type]
+        body = {
+            "input_file_id": file,
+            "endpoint": "/v1/completions",
+            "completion_window": "1h",
+            "metadata": {"team": team},
+        }
+        return str(hooks.post("/v1/batches", json=body, headers=mine).json()["id"])
+
+    good = {"custom_id": "a", "body": {"model": "vdiff-tiny", "prompt": "What is 1 + 1?", "max_tokens": 8}}
+    begin("y", [good])  # the endpoint's filter leaves it out
+    completed, failed = begin("x", [good]), begin("x", [{"custom_id": "a", "body": {}}])
+    told = {}
+    for headers, body in receiver.got("/batch", 2):
+        event = Webhook(endpoint["secret"]).verify(body, headers)
+        told[event["data"]["id"]] = event
+    assert {batch: event["type"] for batch, event in told.items()} == dict(zip((completed, failed), ends, strict=True))
+    batch = hooks.get(told[completed]["data"]["result_url"], headers=mine).json()
+    assert (batch["id"], batch["status"], batch["request_counts"]["completed"]) == (completed, "completed", 1)
+    assert {d["batch_id"] for d in deliveries(hooks, endpoint, mine)} == {completed, failed}
+
+
 def test_a_jobs_own_url_with_the_result_inline(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
     webhook = {"url": f"{receiver.url}/own", "inline_result": True}
     job = run(hooks, mine, chat_job(webhook=webhook))

@@ -102,6 +102,7 @@ class Batch(Base):
     cancelling_at: Mapped[datetime | None] = mapped_column(Timestamp)
     cancelled_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
+    sequence: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # moves so far, counted by a trigger
     holder: Mapped[str | None] = mapped_column(Text)
     lease_until: Mapped[datetime | None] = mapped_column(Timestamp)
 

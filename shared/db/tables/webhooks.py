@@ -77,6 +77,7 @@ class WebhookEvent(Base):
     tenant: Mapped[str] = mapped_column(Text)
     type: Mapped[str] = mapped_column(Text)
     job_id: Mapped[str | None] = mapped_column(Text)  # no foreign key: an event outlives its job's ledger row
+    batch_id: Mapped[str | None] = mapped_column(Text)  # likewise; an event is about a job, about a batch, or a test
     status: Mapped[str | None] = mapped_column(Text)
     sequence: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())

@@ -152,7 +152,8 @@ async def client() -> Any:
 def problem_of(answer: httpx.Response) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()
-    assert set(body) == {"type", "title", "status", "detail", "instance", "error"}
+    more = {"available"} if body["error"]["code"] == "not_found" else set()
+    assert set(body) == {"type", "title", "status", "detail", "instance", "error", *more}
     assert set(body["error"]) == {"message", "type", "param", "code"}
     assert body["status"] == answer.status_code
     assert body["type"] == f"urn:vdiff:error:{body['error']['code']}"
@@ -170,7 +171,9 @@ async def test_every_error_has_the_one_body(client: httpx.AsyncClient) -> None:
     assert (busy.status_code, busy.headers["retry-after"]) == (429, "5")
     wrong = await client.post("/model", json={"names": [1, "x"]})
     assert (wrong.status_code, problem_of(wrong)["param"]) == (400, "names[1]")
-    assert problem_of(await client.get("/none"))["code"] == "not_found"
+    missing = await client.get("/none")
+    assert problem_of(missing)["code"] == "not_found"
+    assert "POST /model" in missing.json()["available"]
     method = await client.get("/echo")
     assert (method.status_code, problem_of(method)["code"], method.headers["allow"]) == (
         405,

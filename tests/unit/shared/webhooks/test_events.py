@@ -16,7 +16,7 @@ from shared.webhooks.requests import endpoint_values, job_webhook
 from shared.webhooks.secrets import new_secret
 from worker.delivery import retry_after
 
-EVENT = {"id": "evt_1", "type": "job.succeeded", "job_id": "job_1", "status": "succeeded", "sequence": 3,
+EVENT = {"id": "evt_1", "type": "job.succeeded", "job_id": "job_1", "batch_id": None, "status": "succeeded", "sequence": 3,
          "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
 
 
@@ -42,6 +42,18 @@ def test_the_body_is_thin_and_the_result_inline_to_16_kb() -> None:
     }  # fmt: skip
     assert json.loads(event_body(EVENT, {"a": "\u00e9"}))["data"]["result"] == {"a": "\u00e9"}
     assert "result" not in json.loads(event_body(EVENT, {"a": "x" * INLINE_MAX_BYTES}))["data"]
+
+
+def test_a_batchs_event_names_the_batch() -> None:
+    event = {**EVENT, "type": "batch.completed", "job_id": None, "batch_id": "batch_1", "status": "completed"}
+    data = json.loads(event_body(event))["data"]
+    assert data == {"id": "batch_1", "status": "completed", "sequence": 3, "result_url": "/v1/batches/batch_1"}
+
+
+def test_a_job_subscribes_to_events_of_jobs_alone() -> None:
+    with pytest.raises(InvalidParameter) as wrong:
+        job_webhook({"url": "https://x.example", "events": ["batch.completed"]}, allow_private=False)
+    assert wrong.value.param == "webhook.events"
 
 
 @pytest.mark.parametrize("value", [None, [], "job.failed", ["job.done"], [1]])
