@@ -41,6 +41,7 @@ STORE_CHUNK = 250  # samples, in one transaction
 STORE_CHUNKS = 4  # of one run, before another has its turn
 CANCEL_LOOK_SECONDS = 0.5
 REST = 5  # times as long as a look took, so that large evaluations are not looked at all the time
+REST_SECONDS_MAX = 5.0  # whoever waits wants to see the first grades
 DAY_SECONDS = 86_400.0
 LOST_ERROR = {"code": "job_gone", "message": "the job was forgotten before it was graded", "param": None}
 
@@ -129,7 +130,7 @@ class _Work:
         if busy:
             return 0.0
         took = asyncio.get_running_loop().time() - began
-        return CANCEL_LOOK_SECONDS if self._cancelling else max(LOOK_SECONDS, REST * took)
+        return CANCEL_LOOK_SECONDS if self._cancelling else min(max(LOOK_SECONDS, REST * took), REST_SECONDS_MAX)
 
     async def _see_to(self, run: Row[Any]) -> bool:
         """One run; whether there is more to do at once."""
