@@ -6,6 +6,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -184,14 +185,15 @@ class Faults:
     def _postgres(self, kind: str) -> tuple[int | None, Callable[[], None] | None]:
         if kind != "kill -9 a backend of PostgreSQL":
             return self._server(kind, self._stack.postgres)
-        # The server then ends all others and recovers, as after a crash.
+        # The server then ends all others and recovers, as after a crash. Clients come and go: a backend may be gone by now.
         server = self._stack.postgres.process
         assert server is not None
-        backends = [
-            p for p in psutil.Process(server.pid).children() if any("127.0.0.1" in part for part in p.cmdline())
-        ]
-        if backends:
-            random.choice(backends).kill()
+        children = psutil.Process(server.pid).children()
+        for backend in random.sample(children, len(children)):
+            with suppress(psutil.NoSuchProcess):
+                if any("127.0.0.1" in part for part in backend.cmdline()):
+                    backend.kill()
+                    break
         return None, None
 
     def _redis(self, fault: Fault) -> tuple[int | None, Callable[[], None] | None]:
