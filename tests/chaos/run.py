@@ -49,10 +49,11 @@ class Options:
     @property
     def command(self) -> str:
         plant = f" --plant {self.bug}" if self.bug else ""
+        minutes = "" if self.minutes is None else f" --minutes {self.minutes:g}"
         kinds = "" if self.kinds == tuple(KINDS) else "".join(f' --only "{kind}"' for kind in self.kinds)
         return (
             f"make chaos ARGS='--jobs {self.jobs} --faults {self.faults} --seed {self.seed} --workers {self.workers}"
-            f" --concurrency {self.concurrency}{kinds}{plant}'"
+            f" --concurrency {self.concurrency}{minutes}{kinds}{plant}'"
         )
 
 
