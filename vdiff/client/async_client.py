@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio import sleep
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -14,7 +14,7 @@ from typing import IO, Any, TypeVar, Unpack
 import httpx
 
 from vdiff.client import calls
-from vdiff.client.calls import CHAT, REST_SECONDS, WAIT_SECONDS, Call, Page
+from vdiff.client.calls import CHAT, INFILL, LOGLIKELIHOOD, REST_SECONDS, WAIT_SECONDS, Call, Page
 from vdiff.client.connection import (
     MAP_RETRY_SECONDS,
     RETRY_SECONDS,
@@ -340,6 +340,23 @@ class AsyncClient(AsyncEvaluations):
 
     def list_batches(self, *, limit: int | None = None) -> AsyncIterator[Batch]:
         return self._every(calls.batches(), limit)
+
+    # Holes and scores
+
+    async def infill(self, parts: Sequence[str | Mapping[str, int]], **options: Unpack[JobOptions]) -> Job:
+        """Fill the holes of a text: parts are text or {"hole": tokens}. The job's `text` is the whole text."""
+        options["endpoint"] = INFILL
+        return await self.run({"parts": list(parts)}, **options)
+
+    async def loglikelihood(
+        self, context: str | Sequence[int], continuation: str | Sequence[int], **options: Unpack[JobOptions]
+    ) -> dict[str, Any]:
+        """How likely the continuation is: loglikelihood, standard_error, tokens, is_greedy, token_logprobs. Fields of the
+        endpoint's own, as mc_num, go into `extra_body`."""
+        pair = {"context": context, "continuation": continuation}
+        options["endpoint"] = LOGLIKELIHOOD
+        job = await self.run(pair, **options)
+        return calls.score(job)
 
     # The rest
 

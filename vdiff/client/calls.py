@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from vdiff.client.errors import BadRequest, ClientError, JobFailed
+from vdiff.client.errors import BadRequest, ClientError, JobFailed, UnexpectedAnswer
 from vdiff.client.types import Batch, BatchItem, File, Job, Model, Prompt, Wire
 from vdiff.progress import Bar
 
@@ -23,6 +23,7 @@ T = TypeVar("T")
 W = TypeVar("W", bound=Wire)
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+INFILL, LOGLIKELIHOOD = "/v1/infill", "/v1/loglikelihood"
 JOB_FIELDS = ("priority", "metadata", "custom_id", "deadlines", "webhook")
 MAX_PAGE, MAX_ITEMS = 100, 1000
 WAIT_SECONDS = 30.0  # of one long poll; the server may allow less
@@ -223,6 +224,15 @@ def less_wait(error: BadRequest, wait: float) -> float:
     if error.param != "wait" or not wait:
         raise error
     return wait / 2 if wait > 1 else 0.0
+
+
+def score(job: Job) -> dict[str, Any]:
+    """Of the one pair that a log-likelihood job was about. Raises UnexpectedAnswer."""
+    try:
+        found: dict[str, Any] = (job.result or {})["data"][0]
+    except (KeyError, IndexError, TypeError) as exc:
+        raise UnexpectedAnswer(f"{job.id} has no scores") from exc
+    return found
 
 
 def failure(job: Job) -> JobFailed | None:
