@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -162,6 +162,26 @@ def recent_failures(*, limit: int = 50) -> Select[Any]:
 def all_workers() -> Select[Any]:
     """(model, stats) of every worker that ever was."""
     return select(_W.model, _W.stats)
+
+
+def foldable_workers(*, older_than_seconds: float, limit: int = 500) -> Select[Any]:
+    """(id, model, stats) of workers that stopped long ago, of models with more than one of them; a model's together."""
+    old = (
+        select(_W.id, _W.model, _W.stats, _W.started_at, func.count().over(partition_by=_W.model).label("n"))
+        .where(_W.state == "stopped", _W.last_beat_at < func.now() - _seconds(older_than_seconds))
+        .subquery("old")
+    )
+    c = old.c
+    return select(c.id, c.model, c.stats).where(c.n > 1).order_by(c.model, c.started_at, c.id).limit(limit)
+
+
+def keep_stats(worker_id: str, stats: Mapping[str, Any]) -> Update:
+    """What a stopped worker counted, with what it took over; it is not heard of thereby."""
+    return update(WORKERS).where(_W.id == worker_id).values(stats=dict(stats))
+
+
+def delete_workers(worker_ids: Sequence[str]) -> Delete:
+    return delete(WORKERS).where(_W.id.in_(list(worker_ids)))
 
 
 def list_models() -> Select[Any]:

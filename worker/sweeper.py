@@ -6,7 +6,7 @@
     deadlines          queued jobs that are too late expire; running ones too, should their worker not see to it
     retention          what `retain_for` has run out for is purged; very old ledger rows go, both in batches
     old keys           idempotency keys older than 24 h are freed
-    silent workers     are called stopped
+    silent workers     are called stopped; those that stopped long ago are folded into one row a model
 
 It is what makes "Redis lost everything" cost seconds.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import redis
 import structlog
@@ -30,10 +31,12 @@ from shared.jobs.status import TERMINAL, JobStatus
 from shared.queue.messages import push_sync
 from shared.queue.names import queue_name
 from shared.usage import repository as usage
+from shared.worker_stats import folded
 
 SWEEP_LOCK = 0x7653_7770  # any number that nothing else in the database uses ("vSwp")
 IDEMPOTENCY_SECONDS = 24 * 3600
 REPUSH_BATCH = 1_000  # messages per queue and round
+FOLD_WORKERS_SECONDS = 7 * 86_400.0
 SILENT_LEASES = 10  # a worker silent for so many leases is called stopped
 
 _log = structlog.get_logger(__name__)
@@ -88,6 +91,7 @@ class Sweeper:
             self._expired_leases()
             self._passed_deadlines()
             self._retention()
+            self._fold_workers()
             self._missing_messages()
         return True
 
@@ -106,6 +110,16 @@ class Sweeper:
         self._publisher.publish(
             Event(row.id, "done", {"status": row.status}) for row in moved if JobStatus(row.status) in TERMINAL
         )
+
+    def _fold_workers(self) -> None:
+        """Of workers that stopped long ago one row a model is kept, with what all of them counted: counters never fall."""
+        with self._database.write() as session:
+            old = session.execute(serving.foldable_workers(older_than_seconds=FOLD_WORKERS_SECONDS)).all()
+            for _, rows in groupby(old, key=lambda row: row.model):
+                first, *rest = rows
+                if rest:
+                    session.execute(serving.keep_stats(first.id, folded(row.stats for row in (first, *rest))))
+                    session.execute(serving.delete_workers([row.id for row in rest]))
 
     def _passed_deadlines(self) -> None:
         with self._database.write() as session:

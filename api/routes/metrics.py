@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from api.auth import requires
@@ -40,6 +41,11 @@ _ENGINE_COUNTERS = {
     "drafted": ("vdiff_apd_drafted_total", "Tokens that APD proposed to its verifier"),
     "accepted": ("vdiff_apd_accepted_total", "Tokens that it accepted; by drafted: the acceptance rate"),
     "verifier_seconds": ("vdiff_apd_verifier_seconds_total", "Seconds spent in APD's verifiers"),
+    "preemptions": ("vdiff_engine_preemptions_total", "Sequences that were set aside for others while they ran"),
+    "prefill_forwards": (
+        "vdiff_engine_prefill_forwards_total",
+        "Forwards of a sequence that only stored its prompt's keys and values",
+    ),
     "cache_refreshes": ("vdiff_engine_cache_refreshes_total", "Full forwards that renewed an approximate cache"),
 }
 
@@ -108,7 +114,27 @@ def database_metrics(
             for model, total in sorted(totals.items()):
                 family.add_metric([model], total)
             yield family
+    yield batch_sizes(workers)
     yield from measured.merged((row.model, row.stats.get("metrics", ())) for row in workers)
+
+
+def batch_sizes(workers: Any) -> Metric:
+    """How many sequences the steps of each model's engines had."""
+    family = HistogramMetricFamily(
+        "vdiff_engine_sequences_per_step", "Sequences that a denoising step batched", labels=["model"]
+    )
+    models: dict[str, tuple[dict[str, int], float]] = {}
+    for row in workers:
+        engine = row.stats.get("engine", {})
+        sizes, total = models.get(row.model, ({}, 0.0))
+        for bound, count in engine.get("batch_sizes", {}).items():
+            sizes[bound] = sizes.get(bound, 0) + count
+        models[row.model] = (sizes, total + engine.get("sequence_steps", 0))
+    for model, (sizes, total) in sorted(models.items()):
+        bounds = sorted(sizes, key=lambda bound: float(bound.strip("+")))
+        if bounds:
+            family.add_metric([model], list(zip(bounds, accumulate(sizes[b] for b in bounds), strict=True)), total)
+    return family
 
 
 def webhook_metrics(waiting: Any, endpoints: Any, senders: Any) -> Iterator[Metric]:

@@ -19,11 +19,13 @@ from tests.integration.test_batches import long_line, over, start
 pytestmark = pytest.mark.integration
 MODEL = {"model": "vdiff-tiny"}
 Read = Callable[[], float]
-# What a test of its own sees move: test_backpressure.py, test_webhooks.py.
+# What tests of their own see move: test_backpressure.py, test_webhooks.py; and those of the engine, as a worker takes no more
+# jobs than it has slots, and the bundled model's prompts are never stored in parts.
 MOVED: set[str] = {
     "vdiff_requests_waiting", "vdiff_webhook_attempts_total", "vdiff_webhook_attempt_seconds",
     "vdiff_webhook_deliveries_pending", "vdiff_webhook_late_seconds", "vdiff_webhook_endpoints",
     "vdiff_webhook_endpoints_disabled_total",
+    "vdiff_engine_preemptions_total", "vdiff_engine_prefill_forwards_total",
 }  # fmt: skip
 
 
@@ -49,6 +51,8 @@ def test_a_job_moves_the_counters(served: Served) -> None:
         reader(served, "vdiff_engine_forwards_total", **MODEL),
         reader(served, "vdiff_engine_sequence_steps_total", **MODEL),
         reader(served, "vdiff_engine_step_seconds_total", **MODEL),
+        reader(served, "vdiff_engine_sequences_per_step_count", **MODEL),
+        reader(served, "vdiff_engine_sequences_per_step_sum", **MODEL),
         reader(served, "vdiff_tokens_committed_total", **MODEL),
         reader(served, "vdiff_attempts_total", **MODEL, outcome="succeeded"),
         reader(served, "vdiff_job_queue_seconds_count", **MODEL, priority="normal"),
@@ -94,6 +98,24 @@ def test_apd_and_caches_move_theirs(served: Served) -> None:
         job = chat_job(body={"max_tokens": 32, "diffusion": diffusion})
         assert served.client.post("/v1/jobs", json=job, headers={"prefer": "wait=30"}).status_code == 200
     eventually(lambda: all_rise(reads, before), what="the counters")
+
+
+def test_workers_of_long_ago_are_one_row_and_still_count(served: Served) -> None:
+    generated = reader(served, "vdiff_tokens_generated_total", **MODEL)
+    eventually(lambda: metric(served, "vdiff_jobs_running", **MODEL) == 0, what="rest")
+    before = generated()
+    old = (
+        "INSERT INTO workers (id, model, hostname, pid, device, slots, version, state, stats, last_beat_at)"
+        " SELECT 'worker_old_' || i, 'vdiff-tiny', 'h', 1, 'cpu', 1, '0', 'stopped', '{\"tokens_generated\": 7}',"
+        " now() - interval '8 days' FROM generate_series(1, 5) AS i RETURNING id"
+    )
+    served.jobs.execute(text(old))
+
+    def rows() -> int:
+        return len(served.jobs.execute(text("SELECT id FROM workers WHERE id LIKE 'worker_old_%'")))
+
+    eventually(lambda: rows() == 1, what="one row of five")
+    assert generated() == before + 35
 
 
 def test_the_memory_of_caches_is_shown(served: Served) -> None:

@@ -83,7 +83,9 @@ def test_every_metric_has_words_and_a_unit() -> None:
     for family in families():
         assert len(family.documentation) > 8, family.name
         if family.type == "histogram":
-            assert family.name.endswith(("_seconds", "_per_forward")), f"{family.name}: the unit stands last"
+            assert family.name.endswith(("_seconds", "_per_forward", "_per_step")), (
+                f"{family.name}: the unit stands last"
+            )
 
 
 def test_alerts_say_what_they_mean_and_are_explained() -> None:

@@ -359,9 +359,7 @@ class VDiffEngine:
             else:
                 self._record(commit)
         self.last_step_at = time.monotonic()
-        self.stats.steps += 1
-        self.stats.sequence_steps += len(decision.run)
-        self.stats.step_seconds += self.last_step_at - began
+        self.stats.note_step(len(decision.run), self.last_step_at - began)
 
     def _record(self, commit: Commit) -> None:
         answer, request = commit.answer, commit.answer.request
