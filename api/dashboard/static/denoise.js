@@ -20,8 +20,11 @@ export class Trace {
     return this.answers.length > 0 && this.answers.every((a) => a && Array.from({ length: a.end ?? a.total }).every((_, i) => a.cells[i]));
   }
 
-  // What the server kept of a job that is over.
+  // What the server kept of a job that is over; what was heard live stays when it is no less, as it has the proposed tokens too.
   recall(kept) {
+    const heard = this.answers.reduce((sum, a) => sum + a.cells.reduce((n, commits) => n + commits.length, 0), 0);
+    const stored = kept.answers.reduce((sum, a) => sum + a.steps.reduce((n, s) => n + s.positions.length, 0), 0);
+    if (heard >= stored) return;
     this.answers = [];
     this.attempt = kept.attempt;
     for (const { index, canvas, tokens_total, steps } of kept.answers) {
