@@ -64,14 +64,12 @@ def errors_of(method: str, path: str, *, has_body: bool) -> set[int]:
     found = {400, 401, 403, 429, 503}
     if "{" in path or has_body or method == "get":  # also a model, a file or an endpoint that a body or a query names
         found.add(404)
-    if method in ("post", "delete"):
+    if method in ("post", "delete") or "}/" in path:  # also to be read only once it is over: a result, steps, a report
         found.add(409)
     if has_body:
         found |= {413, 415}
     if path.startswith(("/v1/jobs", "/v1/files", "/v1/batches", "/v1/responses")) or path in SYNC:
         found.add(410)
-    if "/result" in path:
-        found.add(409)
     if method == "post" and path in _KEYED:
         found.add(422)
     if method == "post" and path in SYNC:
