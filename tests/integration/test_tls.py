@@ -51,11 +51,24 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(OSError, ssl.SSLError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    try:
+        with suppress(OSError, ssl.SSLError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+    finally:
+        writer.close()
+
+
+async def leave(servers: list[asyncio.Server]) -> None:
+    """Nothing of ours stays open."""
+    for server in servers:
+        server.close()
+    running = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    await asyncio.sleep(0)  # in which the transports close
 
 
 async def front(context: ssl.SSLContext, target: tuple[str, int], *, postgres: bool) -> asyncio.Server:
@@ -93,8 +106,7 @@ def fronts(postgres_url: str, redis_url: str, tmp_path_factory: pytest.TempPathF
     servers = [listen(postgres_url, True), listen(redis_url, False)]
     ports = [server.sockets[0].getsockname()[1] for server in servers]
     yield Fronts(ports[0], ports[1], ca, another)
-    for server in servers:
-        loop.call_soon_threadsafe(server.close)
+    asyncio.run_coroutine_threadsafe(leave(servers), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)
     thread.join(5)
     loop.close()
