@@ -57,9 +57,12 @@ PROBLEM = {
 }
 
 
+_TOKENIZER = ("/tokenizer_info", "/tokenize", "/detokenize")  # lm-eval's paths, and keyed like those under /v1
+
+
 def errors_of(method: str, path: str, *, has_body: bool) -> set[int]:
     """The statuses of errors that an operation may answer with. Pure."""
-    if not path.startswith("/v1/"):
+    if not path.startswith("/v1/") and path not in _TOKENIZER:
         return {401, 403, 429, 503} if path == "/metrics" else {503} if path.startswith("/health") else set()
     found = {400, 401, 403, 429, 503}
     if "{" in path or has_body or method == "get":  # also a model, a file or an endpoint that a body or a query names
