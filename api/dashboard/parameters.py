@@ -6,7 +6,7 @@ from typing import Any
 
 from shared.algorithms import ALGORITHMS, own_parameters
 from shared.algorithms import PARAMETERS as OWN
-from shared.sampling_params import DIFFUSION_FIELDS
+from shared.diffusion_params import DIFFUSION_FIELDS
 
 RULES = {
     "low_confidence": "The most confident tokens first, as many in each step as the number of steps demands.",

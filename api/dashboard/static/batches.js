@@ -1,7 +1,9 @@
 // Batches: the list with an upload, and one batch with its lines, those that failed first.
 
-import { ApiError, call, download, follow } from "./client.js";
-import { ago, changed, connection, duration, facts, failure, html, moment, nothing, number, pages, progress, size, status } from "./ui.js";
+import { call, download } from "./client.js";
+import { Listing } from "./listing.js";
+import { ago, changed, connection, duration, facts, failure, html, moment, nothing, number, progress, size, status } from "./ui.js";
+import { watch } from "./watching.js";
 
 const PAGE = 20;
 const LINES = 50;
@@ -13,43 +15,13 @@ const LOST = ["failed", "expired", "cancelled"];
 
 const counts = (batch) => progress(batch.request_counts.completed, batch.request_counts.failed, batch.request_counts.total);
 
-export class Batches {
+export class Batches extends Listing {
   title = "Batches";
 
   constructor(live) {
-    this.live = live;
-    this.after = [""];
-    this.page = null;
-    this.error = null;
+    super(live, { path: "v1/batches", size: PAGE });
     this.refused = null;
     this.sending = "";
-  }
-
-  start() {
-    this.seen = () => this.after.length === 1 && this.load();
-    this.live.listeners.add(this.seen);
-    this.timer = setInterval(changed, 5000);
-    this.load();
-  }
-
-  stop() {
-    this.live.listeners.delete(this.seen);
-    clearInterval(this.timer);
-    this.request?.abort();
-  }
-
-  async load() {
-    this.request?.abort();
-    const request = (this.request = new AbortController());
-    const params = new URLSearchParams({ limit: PAGE, ...(this.after.at(-1) ? { after: this.after.at(-1) } : {}) });
-    try {
-      this.page = await call("GET", `v1/batches?${params}`, undefined, { signal: request.signal });
-      this.error = null;
-    } catch (error) {
-      if (!(error instanceof ApiError)) return; // a newer request took its place
-      this.error = error;
-    }
-    changed();
   }
 
   async create(event) {
@@ -103,7 +75,7 @@ export class Batches {
             <td data-name="Metadata">${Object.entries(b.metadata ?? {}).map(([k, v]) => html`<span class="chip">${k}=${v}</span> `)}</td>
           </tr>`,
         )}</tbody></table></div>
-      ${pages(this.after.length, page.has_more, () => { this.after.pop(); this.load(); }, () => { this.after.push(page.last_id); this.load(); })}`;
+      ${this.pager()}`;
   }
 }
 
@@ -138,23 +110,12 @@ export class Batch {
 
   listen() {
     this.end?.();
-    this.end = follow(
-      `${this.path}/events`,
-      (type, data) => {
-        if (type === "trouble") this.state = new Error("PostgreSQL does not answer. What is shown may be old.");
-        else {
-          this.state = "open";
-          this.batch = data;
-          this.load();
-        }
-        changed();
+    this.end = watch(this, `${this.path}/events`, {
+      seen: (type, data) => {
+        this.batch = data;
+        this.load();
       },
-      (state) => {
-        if (!(this.state instanceof Error && (state === "lost" || state === "open"))) this.state = state;
-        changed();
-      },
-      ["done"],
-    );
+    });
   }
 
   // The lines of one state after the other, until there are enough: those that failed come first.

@@ -1,8 +1,10 @@
 // Evaluations: the list, and one with its configurations, plots and answers, those that went wrong first.
 
-import { ApiError, call, download, follow, key } from "./client.js";
+import { call, download, key } from "./client.js";
+import { Listing } from "./listing.js";
 import { latencies, scatter, whiskers } from "./plots.js";
-import { ago, changed, connection, duration, facts, failure, html, moment, nothing, number, pages, progress, status } from "./ui.js";
+import { ago, changed, connection, duration, facts, failure, html, moment, nothing, number, progress, status } from "./ui.js";
+import { watch } from "./watching.js";
 
 const PAGE = 20;
 const ITEMS = 50;
@@ -10,41 +12,11 @@ const OVER = ["completed", "failed", "cancelled"];
 const OUTCOMES = ["error", "failed", "passed"];
 const share = (value) => (value === null || value === undefined ? "–" : `${number(100 * value, 1)} %`);
 
-export class Evaluations {
+export class Evaluations extends Listing {
   title = "Evaluations";
 
   constructor(live) {
-    this.live = live;
-    this.after = [""];
-    this.page = null;
-    this.error = null;
-  }
-
-  start() {
-    this.seen = () => this.after.length === 1 && this.load();
-    this.live.listeners.add(this.seen);
-    this.timer = setInterval(changed, 5000);
-    this.load();
-  }
-
-  stop() {
-    this.live.listeners.delete(this.seen);
-    clearInterval(this.timer);
-    this.request?.abort();
-  }
-
-  async load() {
-    this.request?.abort();
-    const request = (this.request = new AbortController());
-    const params = new URLSearchParams({ limit: PAGE, ...(this.after.at(-1) ? { after: this.after.at(-1) } : {}) });
-    try {
-      this.page = await call("GET", `v1/evaluations?${params}`, undefined, { signal: request.signal });
-      this.error = null;
-    } catch (error) {
-      if (!(error instanceof ApiError)) return; // a newer request took its place
-      this.error = error;
-    }
-    changed();
+    super(live, { path: "v1/evaluations", size: PAGE });
   }
 
   render() {
@@ -65,7 +37,7 @@ export class Evaluations {
             <td data-name="Configurations"><span>${e.configurations.map((c) => html`<span class="chip">${c.name}</span> `)}</span></td>
             <td data-name="Created">${ago(e.created_at)}</td></tr>`,
         )}</tbody></table></div>
-      ${pages(this.after.length, page.has_more, () => { this.after.pop(); this.load(); }, () => { this.after.push(page.last_id); this.load(); })}`;
+      ${this.pager()}`;
   }
 }
 
@@ -88,25 +60,14 @@ export class Evaluation {
   }
 
   start() {
-    this.end = follow(
-      `${this.path}/events`,
-      (type, data) => {
-        if (type === "trouble") this.state = new Error("PostgreSQL does not answer. What is shown may be old.");
-        else {
-          this.state = "open";
-          const before = this.evaluation?.progress.graded;
-          this.evaluation = data;
-          if (before !== data.progress.graded && this.items.length <= ITEMS) this.load();
-          if (type === "done") this.compare();
-        }
-        changed();
+    this.end = watch(this, `${this.path}/events`, {
+      seen: (type, data) => {
+        const before = this.evaluation?.progress.graded;
+        this.evaluation = data;
+        if (before !== data.progress.graded && this.items.length <= ITEMS) this.load();
+        if (type === "done") this.compare();
       },
-      (state) => {
-        if (!(this.state instanceof Error && (state === "lost" || state === "open"))) this.state = state;
-        changed();
-      },
-      ["done"],
-    );
+    });
   }
 
   stop() {

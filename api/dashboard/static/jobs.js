@@ -1,62 +1,37 @@
-// The list of jobs: filters, pages, newest first; it follows what happens while the first page is shown.
+// The list of jobs, with its filters.
 
-import { ApiError, call } from "./client.js";
-import { ago, changed, connection, duration, failure, html, nothing, number, pages, status } from "./ui.js";
+import { Listing } from "./listing.js";
+import { ago, connection, duration, failure, html, nothing, number, status } from "./ui.js";
 
 const STATES = ["queued", "running", "succeeded", "failed", "cancelled", "expired"];
 const PAGE = 25;
 
-export class Jobs {
+export class Jobs extends Listing {
   title = "Jobs";
 
   constructor(live, models, query) {
-    this.live = live;
+    super(live, { path: "v1/jobs", size: PAGE, cursor: "cursor" });
     this.models = models;
     this.filters = { status: query.get("status") ?? "", model: query.get("model") ?? "", metadata: query.get("metadata") ?? "" };
-    this.cursors = [""];
-    this.page = null;
-    this.error = null;
   }
 
   start() {
     this.models.load().catch(() => {}); // its names are missing in the filter; the list itself says why
-    this.seen = () => this.cursors.length === 1 && this.load();
-    this.live.listeners.add(this.seen);
-    this.timer = setInterval(changed, 5000);
-    this.load();
+    super.start();
   }
 
-  stop() {
-    this.live.listeners.delete(this.seen);
-    clearInterval(this.timer);
-    this.request?.abort();
-  }
-
-  async load() {
-    this.request?.abort();
-    const request = (this.request = new AbortController());
-    const params = new URLSearchParams({ limit: PAGE });
-    if (this.filters.status) params.set("status", this.filters.status);
-    if (this.filters.model) params.set("model", this.filters.model);
-    const [name, ...rest] = this.filters.metadata.split("=");
-    if (name.trim() && rest.length) params.set(`metadata[${name.trim()}]`, rest.join("=").trim());
-    if (this.cursors.at(-1)) params.set("cursor", this.cursors.at(-1));
-    try {
-      this.page = await call("GET", `v1/jobs?${params}`, undefined, { signal: request.signal });
-      this.error = null;
-    } catch (error) {
-      if (!(error instanceof ApiError)) return; // a newer request took its place
-      this.error = error;
-    }
-    changed();
+  query() {
+    const { status, model, metadata } = this.filters;
+    const [name, ...rest] = metadata.split("=");
+    const labels = name.trim() && rest.length ? { [`metadata[${name.trim()}]`]: rest.join("=").trim() } : {};
+    return { ...(status ? { status } : {}), ...(model ? { model } : {}), ...labels };
   }
 
   filter(name, value) {
     this.filters[name] = value;
-    this.cursors = [""];
     const query = new URLSearchParams(Object.entries(this.filters).filter(([, v]) => v));
     history.replaceState(null, "", query.size ? `#/jobs?${query}` : "#/jobs");
-    this.load();
+    this.restart();
   }
 
   open(event) {
@@ -95,6 +70,6 @@ export class Jobs {
             <td data-name="Metadata">${Object.entries(job.metadata ?? {}).map(([k, v]) => html`<span class="chip">${k}=${v}</span> `)}</td>
           </tr>`,
         )}</tbody></table></div>
-      ${pages(this.cursors.length, page.has_more, () => { this.cursors.pop(); this.load(); }, () => { this.cursors.push(page.next_cursor); this.load(); })}`;
+      ${this.pager()}`;
   }
 }

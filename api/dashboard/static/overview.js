@@ -1,7 +1,7 @@
 // The first page: what waits, what runs, how fast.
 
-import { follow } from "./client.js";
 import { ago, bytes, changed, connection, duration, facts, html, nothing, number, sparkline, status, tile } from "./ui.js";
+import { watch } from "./watching.js";
 
 const KEPT = 120;
 
@@ -21,24 +21,15 @@ export class Live {
 
   start() {
     this.stop();
-    this.end = follow(
-      "v1/overview/events",
-      (type, data) => {
-        if (type === "trouble") this.state = new Error("PostgreSQL does not answer. Jobs cannot be accepted until it does.");
-        if (type === "overview") {
-          this.state = "open";
-          this.data = data;
-          this.rates = [...this.rates, data.pace.tokens_per_second].slice(-KEPT);
-          for (const listener of this.listeners) listener(data);
-        }
-        changed();
+    this.end = watch(this, "v1/overview/events", {
+      trouble: "PostgreSQL does not answer. Jobs cannot be accepted until it does.",
+      seen: (type, data) => {
+        this.data = data;
+        this.rates = [...this.rates, data.pace.tokens_per_second].slice(-KEPT);
+        for (const listener of this.listeners) listener(data);
       },
-      (state) => {
-        if (state === "open" && this.state instanceof Error) return; // until the next overview
-        if (!(this.state instanceof Error && state === "lost")) this.state = state; // why is worth more than that
-        changed();
-      },
-    );
+      until: [],
+    });
   }
 }
 
