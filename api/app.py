@@ -16,7 +16,14 @@ from api.auth import Authenticator
 from api.backpressure import WaitingRoom
 from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
-from api.middleware import QUIET, BodyLimitMiddleware, LoggingMiddleware, RateHeadersMiddleware, RequestIDMiddleware
+from api.middleware import (
+    QUIET,
+    BodyLimitMiddleware,
+    CrossSiteMiddleware,
+    LoggingMiddleware,
+    RateHeadersMiddleware,
+    RequestIDMiddleware,
+)
 from api.openai import batches, files, responses
 from api.openai import routes as openai_routes
 from api.routes import (
@@ -161,6 +168,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_bytes=settings.max_body_bytes,
         larger={"/v1/files": settings.max_file_bytes + FORM_BYTES},
     )
+    app.add_middleware(CrossSiteMiddleware)
     app.add_middleware(RateHeadersMiddleware)
     app.add_middleware(LoggingMiddleware)
     app.add_middleware(RequestIDMiddleware)

@@ -10,6 +10,7 @@ import redis.asyncio
 from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 
+from shared import checks
 from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
 from shared.db.session import AsyncDatabase
@@ -90,6 +91,14 @@ async def json_body(request: Request) -> Any:
     if len(raw) > 1 << 20:
         return await asyncio.to_thread(parse_json, raw)
     return parse_json(raw)
+
+
+async def optional_body(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
+    """The fields of a body that may be left out, without nulls. Raises as `json_body`, InvalidParameter, UnknownParameter."""
+    given = await json_body(request) if await request.body() else {}
+    if not isinstance(given, dict):
+        raise InvalidParameter("the body must be an object", param="body")
+    return checks.known(given, known, "")
 
 
 JsonBody = Annotated[Any, Depends(json_body)]

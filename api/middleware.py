@@ -17,6 +17,7 @@ from shared.metrics import LATENCY, REQUESTS
 
 log = structlog.get_logger("vdiff.access")
 QUIET = ("/health", "/metrics")
+SAFE = ("GET", "HEAD", "OPTIONS")  # methods that change nothing
 
 
 class TooLarge(Exception):
@@ -65,6 +66,25 @@ class BodyLimitMiddleware:
     def _refusal(self, scope: Scope, most: int) -> JSONResponse:
         message = f"the body is larger than {most} bytes"
         return problem(413, message, code="body_too_large", param="body", instance=scope["path"])
+
+
+class CrossSiteMiddleware:
+    """403 for what another site's page has a browser send without a key. On loopback none is needed, so any page that somebody
+    opens could otherwise submit jobs and register webhooks here. Browsers name the site and pages cannot forge it; other
+    clients do not send the header (https://www.w3.org/TR/fetch-metadata/)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in SAFE:
+            headers = Headers(scope=scope)
+            if headers.get("sec-fetch-site") in ("cross-site", "same-site") and "authorization" not in headers:
+                message = "a page of another site may not send this without a key"
+                refusal = problem(403, message, code="cross_site", param="sec-fetch-site", instance=scope["path"])
+                await refusal(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 class RateHeadersMiddleware:

@@ -94,6 +94,7 @@ def document(app: FastAPI) -> None:
             app.openapi_schema = described
         return app.openapi_schema
 
+    # A method put in the place of another, as FastAPI documents it; mypy knows no such thing.
     app.openapi = openapi  # type: ignore[method-assign]
 
 

@@ -31,7 +31,8 @@ import torch
 from report import machine, progress, publish, say
 from servers import public_folder
 
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.diffusion_params import DiffusionParams
+from shared.sampling_params import SamplingParams
 from vdiff import bundled
 from worker.engine import VDiffConfig, VDiffEngine
 from worker.engine.config import ModelConfig

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from report import progress, say
 from servers import public_folder
 
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.diffusion_params import DiffusionParams
+from shared.sampling_params import SamplingParams
 from worker.engine import VDiffConfig, VDiffEngine
 from worker.engine.batch import Pass, arrange
 from worker.engine.models.transformer import Transformer

@@ -22,13 +22,14 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 
 from shared import tracing
 from shared.db.session import Database
+from shared.diffusion_params import shown_diffusion
 from shared.errors import EngineError, VDiffError
 from shared.events import Event
 from shared.jobs import lanes, repository
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.jobs.steps import StepLog
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
-from shared.sampling_params import SamplingParams, shown_diffusion
+from shared.sampling_params import SamplingParams
 from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from shared.diffusion_params import DiffusionParams
 from shared.errors import VDiffError
 from shared.jobs.tasks import ScoreTask
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 from worker.engine.likelihood import LogLikelihood
 from worker.engine.outputs import CompletionOutput, RequestMetrics, RequestOutput, StepEvent
 

@@ -15,7 +15,8 @@ from api.changes import changes
 from api.dependencies import Context, ContextDep, JsonBody
 from api.openai.batches import window_seconds
 from api.openai.paging import no_nul, page_limit, page_object
-from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
+from shared import checks
+from shared.errors import InvalidParameter, MissingParameter
 from shared.evaluations import report as reports
 from shared.evaluations.repository import Place
 from shared.evaluations.requests import parse_configurations, parse_evaluation
@@ -89,24 +90,13 @@ async def compare_configurations(body: JsonBody, context: ContextDep, principal:
     """Two configurations, of one evaluation or of two, on the items that both answered."""
     if not isinstance(body, dict):
         raise InvalidParameter("the body must be an object", param="body")
-    for name in body:
-        if name not in ("first", "second", "seed", "resamples"):
-            raise UnknownParameter(f"{name[:80]} is not a field of a comparison", param=name[:80])
+    given = checks.known(body, ("first", "second", "seed", "resamples"), "")
     options = {
-        "seed": _whole(body, "seed", 0, 0, (1 << 53) - 1),
-        "resamples": _whole(body, "resamples", 10_000, RESAMPLES_MIN, RESAMPLES_MAX),
+        "seed": checks.integer(given.get("seed", 0), "seed", 0, (1 << 53) - 1),
+        "resamples": checks.integer(given.get("resamples", 10_000), "resamples", RESAMPLES_MIN, RESAMPLES_MAX),
     }
     sides = [await _side(context, principal, body.get(name), name) for name in ("first", "second")]
     return await context.evaluation_reader.compare(sides[0], sides[1], **options)
-
-
-def _whole(body: dict[str, Any], name: str, default: int, low: int, high: int) -> int:
-    value = body.get(name)
-    if value is None:
-        return default
-    if type(value) is not int or not low <= value <= high:
-        raise InvalidParameter(f"{name} must be an integer from {low} to {high}", param=name)
-    return value
 
 
 async def _side(context: Context, principal: Principal, value: Any, name: str) -> tuple[Any, Any]:

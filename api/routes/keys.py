@@ -13,8 +13,9 @@ from fastapi.responses import JSONResponse
 from sqlalchemy import Row
 
 from api.auth import PrincipalDep, requires
-from api.dependencies import Context, ContextDep, JsonBody, json_body
-from shared.errors import Conflict, InvalidParameter, NotFound, UnknownParameter
+from api.dependencies import Context, ContextDep, JsonBody, optional_body
+from shared import checks
+from shared.errors import Conflict, InvalidParameter, NotFound
 from shared.ids import is_id
 from shared.keys import repository, tokens
 from shared.keys.principal import Principal, Scope
@@ -112,25 +113,11 @@ async def get(key_id: str, context: ContextDep, principal: PrincipalDep) -> dict
     return key_object((await _row(context, key_id, _tenant(principal)))._mapping)
 
 
-async def _grace(request: Request) -> float:
-    given = await json_body(request) if await request.body() else {}
-    if not isinstance(given, dict):
-        raise InvalidParameter("the body must be an object", param="body")
-    for name in given:
-        if name != "grace_seconds":
-            raise UnknownParameter(f"{name[:80]} is not known here; known: grace_seconds", param=name[:80])
-    grace = given.get("grace_seconds")
-    if grace is None:
-        return DEFAULT_GRACE_SECONDS
-    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace <= GRACE_SECONDS_MAX:
-        raise InvalidParameter(f"grace_seconds must be from 0 to {GRACE_SECONDS_MAX}", param="grace_seconds")
-    return float(grace)
-
-
 @router.post("/{key_id}/rotate")
 async def rotate(request: Request, key_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Another secret for the key, shown this once; the former one goes on for `grace_seconds` (a day)."""
-    grace = await _grace(request)
+    given = await optional_body(request, ("grace_seconds",))
+    grace = checks.number(given.get("grace_seconds", DEFAULT_GRACE_SECONDS), "grace_seconds", 0, GRACE_SECONDS_MAX)
     row = await _row(context, key_id, _tenant(principal))
     giver = await _giver(context, principal)
     # Whoever rotates a key holds it: not one that may do more than one's own.

@@ -12,9 +12,10 @@ from sqlalchemy import Row
 
 from api.auth import PrincipalDep, requires
 from api.changes import changes
-from api.dependencies import Context, ContextDep, JsonBody, json_body
+from api.dependencies import Context, ContextDep, JsonBody, optional_body
+from shared import checks
 from shared.db.tables.webhooks import DELIVERY_STATES
-from shared.errors import Conflict, InvalidParameter, MissingParameter, NotFound, UnknownParameter
+from shared.errors import Conflict, InvalidParameter, MissingParameter, NotFound
 from shared.ids import is_id, new_id
 from shared.jobs.deadlines import moment_of
 from shared.keys.principal import Principal, Scope
@@ -124,23 +125,12 @@ async def delete(endpoint_id: str, context: ContextDep, principal: PrincipalDep)
     return {"id": endpoint_id, "object": "webhook_endpoint.deleted", "deleted": True}
 
 
-async def _optional_body(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
-    given = await json_body(request) if await request.body() else {}
-    if not isinstance(given, dict):
-        raise InvalidParameter("the body must be an object", param="body")
-    for name in given:
-        if name not in known:
-            raise UnknownParameter(f"{name[:80]} is not known here; known: {', '.join(known)}", param=name[:80])
-    return {k: v for k, v in given.items() if v is not None}
-
-
 @router.post("/webhook_endpoints/{endpoint_id}/rotate_secret")
 async def rotate(request: Request, endpoint_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Another secret; for `grace_seconds` (a day) both sign, so that no event is lost while the receiver changes over."""
     await _endpoint(context, endpoint_id, principal)
-    grace = (await _optional_body(request, ("grace_seconds",))).get("grace_seconds", DEFAULT_GRACE_SECONDS)
-    if isinstance(grace, bool) or not isinstance(grace, int | float) or not 0 <= grace <= GRACE_SECONDS_MAX:
-        raise InvalidParameter(f"grace_seconds must be from 0 to {GRACE_SECONDS_MAX}", param="grace_seconds")
+    grace = (await optional_body(request, ("grace_seconds",))).get("grace_seconds", DEFAULT_GRACE_SECONDS)
+    grace = checks.number(grace, "grace_seconds", 0, GRACE_SECONDS_MAX)
     async with context.database.write() as session:
         statement = repository.rotate_secret(endpoint_id, principal.tenant, new_secret(), grace_seconds=grace)
         await session.execute(statement)
@@ -241,7 +231,7 @@ async def redeliver_range(
 ) -> dict[str, Any]:
     """Send again what this endpoint should have got from `since` (to `until`): what failed or was discarded, or `statuses`."""
     row = await _endpoint(context, endpoint_id, principal)
-    given = await _optional_body(request, ("since", "until", "statuses"))
+    given = await optional_body(request, ("since", "until", "statuses"))
     if "since" not in given:
         raise MissingParameter("since is required", param="since")
     since = moment_of(given["since"], "since")

@@ -8,6 +8,7 @@ from typing import Any
 
 import regex
 
+from shared import checks
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.evaluations.graders import COMPARISONS, TYPES, Grader
 from shared.evaluations.templates import parse_template
@@ -93,10 +94,7 @@ def _one_of(given: Mapping[str, Any], name: str, at: str, choices: tuple[str, ..
 
 
 def _number_of(given: Mapping[str, Any], name: str, at: str, low: float, high: float) -> float:
-    value = given[name]
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidParameter(f"{at}.{name} must be a number from {low:g} to {high:g}", param=f"{at}.{name}")
-    return float(value)
+    return checks.number(given[name], f"{at}.{name}", low, high)
 
 
 def _string(given: Mapping[str, Any], name: str, at: str, longest: int) -> str:

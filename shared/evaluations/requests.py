@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared import checks
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.evaluations.grader_requests import parse_graders
 from shared.evaluations.graders import Grader
@@ -197,13 +198,7 @@ def _seeds(given: Mapping[str, Any], at: str) -> tuple[int, ...]:
             raise InvalidParameter(message, param=f"{at}.seeds")
         if len(set(map(str, seeds))) != len(seeds):
             raise InvalidParameter(f"{at}.seeds: one is there twice", param=f"{at}.seeds")
-        return tuple(_whole(seed, f"{at}.seeds[{i}]", 0, MAX_SEED) for i, seed in enumerate(seeds))
-    repeats = _whole(given.get("repeats", 1), f"{at}.repeats", 1, MAX_REPEATS)
-    first = _whole(given.get("seed", 0), f"{at}.seed", 0, MAX_SEED - MAX_REPEATS)
+        return tuple(checks.integer(seed, f"{at}.seeds[{i}]", 0, MAX_SEED) for i, seed in enumerate(seeds))
+    repeats = checks.integer(given.get("repeats", 1), f"{at}.repeats", 1, MAX_REPEATS)
+    first = checks.integer(given.get("seed", 0), f"{at}.seed", 0, MAX_SEED - MAX_REPEATS)
     return tuple(range(first, first + repeats))
-
-
-def _whole(value: Any, param: str, low: int, high: int) -> int:
-    if type(value) is not int or not low <= value <= high:
-        raise InvalidParameter(f"{param} must be an integer from {low} to {high}", param=param)
-    return value

@@ -7,42 +7,44 @@ descriptors (rlimits), and under root another user. Standard library alone, no i
 
 from __future__ import annotations
 
-# What graders are likely to import; afterwards other modules of the standard library may still be read.
-import ast  # noqa: F401
-import base64  # noqa: F401
-import bisect  # noqa: F401
-import collections  # noqa: F401
-import contextlib  # noqa: F401
-import copy  # noqa: F401
+# ruff: noqa: F401
+# What graders are likely to import: here they are loaded before the process shuts itself in, which makes them quick to have.
+# Afterwards other modules of the standard library may still be read.
+import ast
+import base64
+import bisect
+import collections
+import contextlib
+import copy
 import ctypes
-import dataclasses  # noqa: F401
-import datetime  # noqa: F401
-import decimal  # noqa: F401
-import difflib  # noqa: F401
-import fractions  # noqa: F401
-import functools  # noqa: F401
-import hashlib  # noqa: F401
-import heapq  # noqa: F401
-import html  # noqa: F401
-import io  # noqa: F401
-import itertools  # noqa: F401
+import dataclasses
+import datetime
+import decimal
+import difflib
+import fractions
+import functools
+import hashlib
+import heapq
+import html
+import io
+import itertools
 import json
 import math
-import operator  # noqa: F401
+import operator
 import os
 import platform
-import random  # noqa: F401
-import re  # noqa: F401
+import random
+import re
 import resource
 import signal
-import statistics  # noqa: F401
-import string  # noqa: F401
+import statistics
+import string
 import struct
 import sys
-import textwrap  # noqa: F401
-import time  # noqa: F401
+import textwrap
+import time
 import typing
-import unicodedata  # noqa: F401
+import unicodedata
 
 NOBODY = 65534
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2

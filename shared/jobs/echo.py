@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared import checks
 from shared.algorithms import CHAIN_RULE
+from shared.diffusion_params import DiffusionParams
 from shared.errors import InvalidParameter, MissingParameter, PromptTooLong, UnknownParameter
 from shared.jobs.fields import LABELS, labels_of, model_of, opened
 from shared.jobs.requests import OPENAI_NO_OPS, Resolved, is_no_op, prompt_of
@@ -19,7 +21,7 @@ from shared.jobs.responses import COMPLETIONS, LOGLIKELIHOOD, completion_logprob
 from shared.jobs.scoring import MAX_PAIRS, ScoreRequest, tokens_of
 from shared.jobs.tasks import ScoreTask
 from shared.model_card import ModelCard
-from shared.sampling_params import MAX_LOGPROBS, DiffusionParams, resolve_params
+from shared.sampling_params import MAX_LOGPROBS, resolve_params
 from shared.tokenizer import TokenizerWrapper
 
 GENERATION = ("temperature", "top_p", "top_k", "seed")
@@ -78,8 +80,7 @@ def parse(body: Any) -> ScoreRequest:
     tokens, top = given.get("max_tokens", 0), given["logprobs"]
     if isinstance(tokens, bool) or tokens not in (0, 1):
         raise InvalidParameter("max_tokens must be 0 or 1 with echo, which scores the prompt", param="max_tokens")
-    if isinstance(top, bool) or not isinstance(top, int) or not 0 <= top <= MAX_LOGPROBS:
-        raise InvalidParameter(f"logprobs must be from 0 to {MAX_LOGPROBS}", param="logprobs")
+    checks.integer(top, "logprobs", 0, MAX_LOGPROBS)
     fields = {name: given[name] for name in GENERATION if name in given}
     if not tokens:
         for name, value in fields.items():

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared import checks
 from shared.errors import InvalidParameter, MissingParameter, PromptTooLong
 from shared.jobs.fields import labels_of, model_of, opened
 from shared.jobs.requests import Resolved
@@ -93,10 +94,7 @@ def parts_of(value: Any) -> tuple[str | int, ...]:
             continue
         if not isinstance(part, dict) or set(part) != {"hole"}:
             raise InvalidParameter(f'{at} must be a non-empty string or {{"hole": tokens}}', param=at)
-        hole = part["hole"]
-        if isinstance(hole, bool) or not isinstance(hole, int) or hole < 1:
-            raise InvalidParameter(f"{at}.hole must be an integer of at least 1", param=f"{at}.hole")
-        made.append(hole)
+        made.append(checks.integer(part["hole"], f"{at}.hole", 1, None))
     if not any(isinstance(part, int) for part in made):
         raise InvalidParameter('parts has no hole; a hole is {"hole": tokens}', param="parts")
     return tuple(made)

@@ -11,14 +11,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from shared import checks
 from shared.algorithms import BLOCK, CHAIN_RULE, FULL, MONTE_CARLO
+from shared.diffusion_params import DiffusionParams
 from shared.errors import InvalidParameter, MissingParameter, PromptTooLong, UnknownParameter
 from shared.jobs.fields import labels_of, model_of, opened
 from shared.jobs.requests import Resolved, prompt_of
 from shared.jobs.responses import LOGLIKELIHOOD, response_id, usage_of
 from shared.jobs.tasks import ScoreTask
 from shared.model_card import ModelCard
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 
 FIELDS = ("model", "context", "continuation", "pairs", "method", "mc_num", "seed", "cfg_scale")
@@ -106,19 +108,17 @@ def parse(body: Any) -> ScoreRequest:
     if method is not None and method not in METHODS:
         raise InvalidParameter(f"method must be {' or '.join(METHODS)}", param="method")
     mc_num, seed, cfg = given.get("mc_num"), given.get("seed"), given.get("cfg_scale", 0.0)
-    if mc_num is not None and (not _is_integer(mc_num) or not 1 <= mc_num <= MAX_MC_NUM):
-        raise InvalidParameter(f"mc_num must be an integer from 1 to {MAX_MC_NUM}", param="mc_num")
-    if seed is not None and (not _is_integer(seed) or not -(2**63) <= seed < 2**63):
-        raise InvalidParameter("seed must be a 64-bit integer", param="seed")
-    if isinstance(cfg, bool) or not isinstance(cfg, int | float) or not 0 <= cfg <= MAX_CFG:
-        raise InvalidParameter(f"cfg_scale must be a number from 0 to {MAX_CFG:g}", param="cfg_scale")
     return ScoreRequest(
-        LOGLIKELIHOOD, model, pairs, paths, labels, method=method, mc_num=mc_num, seed=seed, cfg_scale=float(cfg)
+        LOGLIKELIHOOD,
+        model,
+        pairs,
+        paths,
+        labels,
+        method=method,
+        mc_num=None if mc_num is None else checks.integer(mc_num, "mc_num", 1, MAX_MC_NUM),
+        seed=None if seed is None else checks.integer(seed, "seed", -(2**63), 2**63 - 1),
+        cfg_scale=checks.number(cfg, "cfg_scale", 0.0, MAX_CFG),
     )
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _pairs(given: Mapping[str, Any]) -> tuple[tuple[tuple[Text, Text], ...], tuple[tuple[str, str], ...]]:

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from shared.diffusion_params import shown_diffusion
 from shared.jobs.status import TERMINAL, JobStatus
-from shared.sampling_params import shown_diffusion
 
 
 def _seconds(moment: datetime | None) -> int | None:

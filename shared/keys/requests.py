@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from shared import checks
 from shared.errors import Forbidden, InvalidParameter, MissingParameter, UnknownParameter
 from shared.jobs.deadlines import moment_of
 from shared.keys.principal import DEFAULT_SCOPES, Limits, Scope
@@ -32,12 +33,6 @@ def tenant_of(value: Any) -> str:
         message = f"a tenant has 1 to {_TEXT_MAX} printable characters without spaces"
         raise InvalidParameter(message, param="tenant")
     return str(value)
-
-
-def _count(value: Any, param: str, highest: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= highest:
-        raise InvalidParameter(f"{param} must be a whole number from 1 to {highest}", param=param)
-    return value
 
 
 def _scopes(value: Any) -> list[str]:
@@ -96,8 +91,10 @@ def key_values(body: Any, giver: Giver) -> dict[str, Any]:
         "name": name_of(given["name"]),
         "tenant": tenant_of(given.get("tenant", giver.tenant)),
         "scopes": _scopes(given.get("scopes", [s.value for s in DEFAULT_SCOPES])),
-        **{name: _count(given[name], name, LIMIT_MAX) if name in given else own.get(name) for name in LIMITS},
-        "weight": _count(given.get("weight", 1), "weight", WEIGHT_MAX),
+        **{
+            name: checks.integer(given[name], name, 1, LIMIT_MAX) if name in given else own.get(name) for name in LIMITS
+        },
+        "weight": checks.integer(given.get("weight", 1), "weight", 1, WEIGHT_MAX),
         "expires_at": moment_of(given["expires_at"], "expires_at") if "expires_at" in given else own.get("expires_at"),
     }
 

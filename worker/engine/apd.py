@@ -20,9 +20,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from shared.diffusion_params import DiffusionParams
 from shared.errors import InvalidParameter, NotFinite
 from shared.model_card import ModelCard
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
 from worker.engine.batch import Pass

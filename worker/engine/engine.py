@@ -17,10 +17,11 @@ from types import TracebackType
 from typing import Any, overload
 
 from shared.algorithms import CHAIN_RULE, FULL, MONTE_CARLO, UNIFORM
+from shared.diffusion_params import DiffusionParams
 from shared.errors import EngineError, EngineShutDown, InvalidParameter, VDiffError
 from shared.ids import new_id
 from shared.jobs.infill import filled
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 from worker.engine import passes
 from worker.engine.config import VDiffConfig
 from worker.engine.decoder import Commit

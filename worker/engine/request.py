@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from shared.algorithms import BLOCK, UNIFORM
+from shared.diffusion_params import DEFAULT_BLOCK_LENGTH
 from shared.model_card import ModelCard
-from shared.sampling_params import DEFAULT_BLOCK_LENGTH, SamplingParams
+from shared.sampling_params import SamplingParams
 from shared.tokenizer import IncrementalText, TokenizerWrapper
 from worker.engine import schedule
 from worker.engine.outputs import StepEvent, TokenLogprob

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from shared.algorithms import BLOCK
+from shared.diffusion_params import DiffusionParams
 from shared.errors import NotFinite
 from shared.model_card import ModelCard
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
 from worker.engine.bias import add_bias

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from shared.algorithms import FULL
-from shared.sampling_params import DiffusionParams
+from shared.diffusion_params import DiffusionParams
 
 DREAM_RULES = ("maskgit_plus", "topk_margin", "entropy", "origin")
 

@@ -17,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from api import errors
 from api.dependencies import JsonBody, idempotency_key, is_automatic_retry
-from api.middleware import BodyLimitMiddleware, LoggingMiddleware, RequestIDMiddleware
+from api.middleware import BodyLimitMiddleware, CrossSiteMiddleware, LoggingMiddleware, RequestIDMiddleware
 from api.routes.jobs import preferred_wait, wait_seconds
 from shared.errors import InvalidBody, InvalidParameter, TooManyRequests
 from shared.metrics import ERRORS, REQUESTS
@@ -137,6 +137,7 @@ def application() -> FastAPI:
         raise OperationalError("SELECT secret", {}, Exception("gone"))
 
     app.add_middleware(BodyLimitMiddleware, max_bytes=1024)
+    app.add_middleware(CrossSiteMiddleware)
     app.add_middleware(LoggingMiddleware)
     app.add_middleware(RequestIDMiddleware)
     return app
@@ -234,6 +235,25 @@ async def test_kinds_of_content(client: httpx.AsyncClient, content_type: str | N
     assert (answer.status_code, problem_of(answer)["param"]) == (415, "content-type")
     empty = await client.post("/echo", content=b"", headers=headers)
     assert (empty.status_code, problem_of(empty)["param"]) == (400, "body")
+
+
+@pytest.mark.parametrize(
+    ("site", "more", "status"),
+    [
+        (None, {}, 200), ("same-origin", {}, 200), ("none", {}, 200), ("cross-site", {}, 403), ("same-site", {}, 403),
+        ("cross-site", {"authorization": "Bearer a-key"}, 200),
+    ],
+)  # fmt: skip
+async def test_pages_of_other_sites(
+    client: httpx.AsyncClient, site: str | None, more: dict[str, str], status: int
+) -> None:
+    """A page that somebody opens must not submit jobs to a server on loopback, which needs no key."""
+    headers = {**({} if site is None else {"sec-fetch-site": site}), **more}
+    answer = await client.post("/echo", content=b"{}", headers=headers)  # no content-type: browsers send it unasked
+    assert answer.status_code == status
+    if status == 403:
+        assert problem_of(answer)["code"] == "cross_site"
+    assert (await client.get("/nothing", headers=headers)).status_code == 404  # what changes nothing is not refused
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import time
 import pytest
 import torch
 
+from shared.diffusion_params import DiffusionParams
 from shared.errors import InvalidParameter
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 from tests.unit.engine.conftest import GetEngine, make_engine
 from vdiff import bundled
 from worker.engine import EngineState, StepEvent, VDiffConfig, VDiffEngine

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.diffusion_params import DiffusionParams
 from shared.errors import ConfigurationError, ModelLoadError
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 from tests.unit.engine.golden_cases import GOLDEN
 from worker.engine import ModelConfig, VDiffConfig, VDiffEngine
 from worker.engine.loader import load

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shared.algorithms import ALGORITHMS, own_parameters
-from shared.sampling_params import DiffusionParams
+from shared.diffusion_params import DiffusionParams
 from worker.engine.rules import RULES, RuleInput
 from worker.engine.schedule import dream, even, quotas, times
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.diffusion_params import DiffusionParams
+from shared.sampling_params import SamplingParams
 from tests.unit.engine.conftest import GetEngine
 from worker.engine import VDiffEngine
 from worker.engine.batch import Pass

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from shared.sampling_params import DiffusionParams
+from shared.diffusion_params import DiffusionParams
 
 
 @dataclass(frozen=True, slots=True)

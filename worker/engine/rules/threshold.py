@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.sampling_params import DiffusionParams
+from shared.diffusion_params import DiffusionParams
 from worker.engine.rules.base import Rule, RuleInput, at_least_best, best
 
 CREDIT_DECAY, CREDIT_POWER = 0.8, 0.2

@@ -9,11 +9,12 @@ import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
+from shared.diffusion_params import DiffusionParams
 from shared.jobs.estimate import queued_eta, running_eta
 from shared.jobs.responses import CHAT, COMPLETIONS, build_result, response_id
 from shared.jobs.status import JobStatus
 from shared.jobs.views import attempt_object, first_difference, job_object
-from shared.sampling_params import DiffusionParams, SamplingParams
+from shared.sampling_params import SamplingParams
 
 CHOICES = [
     {"index": 1, "text": "b", "token_ids": [5], "finish_reason": "length"},

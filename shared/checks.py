@@ -1,0 +1,57 @@
+"""One value of a request's body at a time: the right type and within its bounds, or an error with the field's full name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from shared.errors import InvalidParameter, UnknownParameter
+
+
+def integer(value: Any, param: str, low: int, high: int | None) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidParameter(f"{param} must be an integer", param=param)
+    if value < low or (high is not None and value > high):
+        bounds = f"from {low} to {high}" if high is not None else f"at least {low}"
+        raise InvalidParameter(f"{param} must be {bounds}, not {value}", param=param)
+    return value
+
+
+def number(value: Any, param: str, low: float, high: float, *, open_low: bool = False) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidParameter(f"{param} must be a number", param=param)
+    try:
+        real = float(value)
+    except OverflowError:
+        real = math.inf
+    if not math.isfinite(real) or real > high or real < low or (open_low and real == low):
+        bounds = f"{'above' if open_low else 'from'} {low:g} {'and at most' if open_low else 'to'} {high:g}"
+        raise InvalidParameter(f"{param} must be {bounds}", param=param)
+    return real
+
+
+def flag(value: Any, param: str) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidParameter(f"{param} must be true or false", param=param)
+    return value
+
+
+def choice(value: Any, param: str, choices: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise InvalidParameter(f"{param} must be one of {', '.join(choices)}, not {str(value)[:80]!r}", param=param)
+    return value
+
+
+def token_ids(value: Any, param: str, vocab_size: int, *, longest: int = 256) -> tuple[int, ...]:
+    if not isinstance(value, list | tuple) or len(value) > longest:
+        raise InvalidParameter(f"{param} must be a list of at most {longest} token ids", param=param)
+    return tuple(integer(v, f"{param}[{i}]", 0, vocab_size - 1) for i, v in enumerate(value))
+
+
+def known(fields: Mapping[str, Any], allowed: tuple[str, ...], prefix: str) -> dict[str, Any]:
+    for name in fields:
+        if name not in allowed:
+            param = f"{prefix}{str(name)[:80]}"
+            raise UnknownParameter(f"{param} is not supported; known here: {', '.join(allowed)}", param=param)
+    return {k: v for k, v in fields.items() if v is not None}
