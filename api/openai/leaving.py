@@ -8,13 +8,16 @@ leaves its mark in Redis, and only a request that is not superseded cancels.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
 
 import structlog
 from fastapi import Request
+from fastapi.sse import EventSourceResponse
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.types import Receive, Scope, Send
 
 from api.dependencies import Context
 
@@ -82,3 +85,35 @@ def stay(
     return Stay(
         context, job_id, tenant, token, created, cancels=not keyed, grace_seconds=SDK_GRACE_SECONDS if is_sdk else 0.0
     )
+
+
+class StayingStream(EventSourceResponse):
+    """A job's events. A client that leaves early, however early that is, leaves the job; an error of ours in mid-stream does
+    not: the job goes on, and its client can come back for it.
+
+    Args:
+        staying: None for who only looks on.
+    """
+
+    def __init__(self, context: Context, job_id: str, events: AsyncIterator[bytes], staying: Stay | None) -> None:
+        self.over = False  # to be set when the job is
+        self._context, self._staying, self._broken = context, staying, False
+        headers = {"X-Job-Id": job_id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(self._watched(events), headers=headers)
+
+    async def _watched(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+        # Looked at here, because further out an OSError of a database looks like that of a closed connection.
+        try:
+            async for event in events:
+                yield event
+        except Exception:
+            self._broken = True
+            raise
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            left = not (self.over or self._broken or self._context.stopping.is_set())
+            if self._staying is not None and left:
+                self._staying.leave()

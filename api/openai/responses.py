@@ -8,15 +8,14 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import Row
-from starlette.types import Receive, Scope, Send
 
 from api.auth import CallerDep, PrincipalDep, requires
 from api.backpressure import Visit
 from api.dependencies import Context, ContextDep, JsonBody
 from api.events import follow
-from api.openai.leaving import Stay
+from api.openai.leaving import Stay, StayingStream
 from api.openai.response_events import ResponseEvents
 from api.openai.routes import Way, answer, body_schema, serve
 from api.openai.sse import Diverged
@@ -116,23 +115,14 @@ async def delete_response(response_id: str, context: ContextDep, principal: Prin
     return {"id": response_id, "object": "response", "deleted": True}
 
 
-class ResponseStream(EventSourceResponse):
-    """The events of a response. A client that leaves one which it waits for cancels the job; who only looks does not."""
+class ResponseStream(StayingStream):
+    """The events of a response; who comes back to it only looks on."""
 
     def __init__(
         self, context: Context, job_id: str, tenant: str, *, after: int | None = None, staying: Stay | None = None
     ) -> None:
-        self._context, self._job_id, self._tenant = context, job_id, tenant
-        self._staying, self._over = staying, False
-        headers = {"X-Job-Id": job_id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._events(after), headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            if self._staying is not None and not self._over and not self._context.stopping.is_set():
-                self._staying.leave()
+        self._job_id, self._tenant = job_id, tenant
+        super().__init__(context, job_id, self._events(after), staying)
 
     async def _events(self, after: int | None) -> AsyncIterator[bytes]:
         first = await self._context.jobs.get(self._job_id, self._tenant)
@@ -143,13 +133,13 @@ class ResponseStream(EventSourceResponse):
             if item is None:
                 yield KEEPALIVE_COMMENT
             elif isinstance(item, Row):
-                self._over = True
+                self.over = True
                 for event in _ending(events, item):
                     yield _sent(event)
             elif item[1] == "progress":
                 for event in events.progress(item[2]):
                     yield _sent(event)
-        if not self._over:
+        if not self.over:
             yield _sent(events.error("overloaded", "the server is stopping; the response goes on"))
 
 

@@ -11,16 +11,15 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import Row
-from starlette.types import Receive, Scope, Send
 
 from api.auth import CallerDep, count_request, rate_line, requires
 from api.backpressure import ClientLeft, Visit, disconnected
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.errors import error_type, from_vdiff, problem
 from api.events import follow
-from api.openai.leaving import Stay, stay
+from api.openai.leaving import Stay, StayingStream, stay
 from api.openai.sse import ChunkStream, Diverged
 from shared.errors import Overloaded, WaitTimeout
 from shared.jobs.deadlines import Deadlines
@@ -177,24 +176,12 @@ def _data(value: Any) -> bytes:
     return format_sse_event(data_str=value if isinstance(value, str) else json.dumps(value, separators=(",", ":")))
 
 
-class JobStream(EventSourceResponse):
-    """OpenAI's chunks, then `[DONE]`. A client that leaves early cancels the job, however early that is."""
+class JobStream(StayingStream):
+    """OpenAI's chunks, then `[DONE]`."""
 
     def __init__(self, prepared: Prepared, staying: Stay) -> None:
-        self._context = staying.context
-        self._job_id = staying.job_id
-        self._tenant = staying.tenant
-        self._staying = staying
-        self._over = False
-        headers = {"X-Job-Id": self._job_id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(self._chunks(prepared), headers=headers)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            if not self._over and not self._context.stopping.is_set():
-                self._staying.leave()
+        self._job_id, self._tenant = staying.job_id, staying.tenant
+        super().__init__(staying.context, staying.job_id, self._chunks(prepared), staying)
 
     async def _chunks(self, prepared: Prepared) -> AsyncIterator[bytes]:
         first = await self._context.jobs.get(self._job_id, self._tenant)
@@ -209,13 +196,13 @@ class JobStream(EventSourceResponse):
             if item is None:
                 yield KEEPALIVE_COMMENT
             elif isinstance(item, Row):
-                self._over = True
+                self.over = True
                 for chunk in ending(chunks, item):
                     yield _data(chunk)
             elif item[1] == "progress":
                 for chunk in chunks.progress(item[2]):
                     yield _data(chunk)
-        if not self._over:
+        if not self.over:
             yield _data({"error": {"message": "the server is stopping; the job goes on", "type": "server_error",
                                    "param": None, "code": "overloaded"}})  # fmt: skip
         yield _data("[DONE]")

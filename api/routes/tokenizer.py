@@ -113,7 +113,7 @@ async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
         "count": len(ids),
         "max_model_len": model.card.context_length,
         "tokens": ids,
-        "token_strs": pieces(tokenizer, ids) if flags["return_token_strs"] else None,
+        "token_strs": await asyncio.to_thread(pieces, tokenizer, ids) if flags["return_token_strs"] else None,
     }
 
 

@@ -29,7 +29,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """One caller. Tenants see their own things and nobody else's, administrators included."""
+    """One caller. Tenants see their own things and nobody else's, administrators included; those see sums over all as well."""
 
     tenant: str
     scopes: frozenset[str]

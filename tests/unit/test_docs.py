@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 
@@ -162,10 +163,14 @@ def test_commands_of_the_pages_exist() -> None:
 
 @pytest.mark.parametrize("where", ["GENERATION_FIELDS", "DIFFUSION_FIELDS", "ALGORITHMS"])
 def test_every_request_field_has_words(where: str) -> None:
-    from shared import sampling_params
+    from shared import algorithms, diffusion_params, sampling_params
 
     page = text("docs/api.md")
-    names = getattr(sampling_params, where)
+    names: Collection[str] = {
+        "GENERATION_FIELDS": sampling_params.GENERATION_FIELDS,
+        "DIFFUSION_FIELDS": diffusion_params.DIFFUSION_FIELDS,
+        "ALGORITHMS": algorithms.ALGORITHMS,
+    }[where]
     if where == "ALGORITHMS":
         assert [name for name in names if f"`{name}`" not in text("docs/decoding.md")] == []
     assert names and [name for name in names if f"`{name}`" not in page] == []
