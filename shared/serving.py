@@ -9,25 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, Literal, cast
 
 from sqlalchemy import (
-    ColumnElement,
     Delete,
     Insert,
-    Interval,
     Select,
     Table,
     Update,
     delete,
     func,
-    literal,
     select,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.db.expressions import seconds
 from shared.db.tables import Model, Worker, WorkerFailure
 from shared.model_card import ModelCard
 
@@ -98,7 +95,7 @@ def stop_silent_workers(*, silent_seconds: float) -> Update:
     """Workers that died without a word: call them stopped once nobody can expect them back."""
     return (
         update(WORKERS)
-        .where(_W.state != "stopped", _W.last_beat_at < func.now() - _seconds(silent_seconds))
+        .where(_W.state != "stopped", _W.last_beat_at < func.now() - seconds(silent_seconds))
         .values(state="stopped")
         .returning(_W.id)
     )
@@ -108,7 +105,7 @@ def live_workers(*, stale_seconds: float, model: str | None = None) -> Select[An
     """Workers heard of lately that take jobs, oldest first; of one model or of all."""
     statement = (
         select(WORKERS)
-        .where(_W.state == "ready", _W.last_beat_at >= func.now() - _seconds(stale_seconds))
+        .where(_W.state == "ready", _W.last_beat_at >= func.now() - seconds(stale_seconds))
         .order_by(_W.started_at, _W.id)
     )
     return statement if model is None else statement.where(_W.model == model)
@@ -116,8 +113,8 @@ def live_workers(*, stale_seconds: float, model: str | None = None) -> Select[An
 
 def recent_workers(*, stale_seconds: float, limit: int = 200) -> Select[Any]:
     """All columns and `live`, of workers that did not leave long ago: those that live first, then the latest seen."""
-    live = (_W.state != "stopped") & (_W.last_beat_at >= func.now() - _seconds(stale_seconds))
-    day = _seconds(24 * 3600)
+    live = (_W.state != "stopped") & (_W.last_beat_at >= func.now() - seconds(stale_seconds))
+    day = seconds(24 * 3600)
     return (
         select(WORKERS, live.label("live"))
         .where(_W.last_beat_at > func.now() - day)
@@ -146,16 +143,16 @@ def record_failure(*, hostname: str, model: str, code: str, message: str, pid: i
 def forget_failures(*, hostname: str, model: str) -> Delete:
     """A worker has started there. Gone is the failure of the same model, what nobody there has tried again for a while (its
     settings were mended, and the name with them), and what is a week old."""
-    untried = _F.last_at < func.now() - _seconds(FAILURE_UNTRIED_SECONDS)
+    untried = _F.last_at < func.now() - seconds(FAILURE_UNTRIED_SECONDS)
     return delete(FAILURES).where(
         ((_F.hostname == hostname) & ((_F.model == model) | untried))
-        | (_F.last_at < func.now() - _seconds(FAILURES_KEPT_SECONDS))
+        | (_F.last_at < func.now() - seconds(FAILURES_KEPT_SECONDS))
     )
 
 
 def recent_failures(*, limit: int = 50) -> Select[Any]:
     """Workers that could not load their model in the last day, the latest first."""
-    recent = _F.last_at > func.now() - _seconds(FAILURES_SHOWN_SECONDS)
+    recent = _F.last_at > func.now() - seconds(FAILURES_SHOWN_SECONDS)
     return select(FAILURES).where(recent).order_by(_F.last_at.desc()).limit(limit)
 
 
@@ -168,7 +165,7 @@ def foldable_workers(*, older_than_seconds: float, limit: int = 500) -> Select[A
     """(id, model, stats) of workers that stopped long ago, of models with more than one of them; a model's together."""
     old = (
         select(_W.id, _W.model, _W.stats, _W.started_at, func.count().over(partition_by=_W.model).label("n"))
-        .where(_W.state == "stopped", _W.last_beat_at < func.now() - _seconds(older_than_seconds))
+        .where(_W.state == "stopped", _W.last_beat_at < func.now() - seconds(older_than_seconds))
         .subquery("old")
     )
     c = old.c
@@ -192,7 +189,3 @@ def list_models() -> Select[Any]:
 def get_model(name: str) -> Select[Any]:
     """The whole row, tokenizer files included."""
     return select(MODELS).where(_M.name == name)
-
-
-def _seconds(value: float) -> ColumnElement[Any]:
-    return literal(timedelta(seconds=value), Interval)

@@ -170,7 +170,7 @@ class Sender:
                 statements.append(repository.disable_dead(row.endpoint_id, row.id))
         else:
             seconds = waits[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
-            statements.append(repository.try_later(row.id, attempt, seconds=max(seconds, retry_after(answer))))
+            statements.append(repository.try_later(row.id, attempt, after_seconds=max(seconds, retry_after(answer))))
         self._write(statements)
         _log.info(
             "webhook_attempt", job_id=row.job_id, event_id=row.event_id, delivery=row.id, attempt=attempt, status=code,

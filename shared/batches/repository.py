@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
     Executable,
-    Interval,
     Select,
     Table,
     Update,
     case,
     func,
-    literal,
     null,
     or_,
     select,
@@ -24,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.batches.status import OVER, BatchStatus
+from shared.db.expressions import seconds
 from shared.db.tables import Batch
 from shared.jobs import repository as jobs
 from shared.jobs.repository import JOBS
@@ -37,15 +36,11 @@ PAGE = 200
 CANCEL_CHUNK = 2_000
 
 
-def _seconds(value: float) -> Any:
-    return literal(timedelta(seconds=value), Interval)
-
-
 def create(values: Mapping[str, Any], window_seconds: float) -> Executable:
     """Returns the row, or nothing when the tenant used the idempotency key before."""
     return (
         insert(BATCHES)
-        .values(**values, window_seconds=window_seconds, expires_at=func.now() + _seconds(window_seconds))
+        .values(**values, window_seconds=window_seconds, expires_at=func.now() + seconds(window_seconds))
         .on_conflict_do_nothing(
             index_elements=[_B.tenant, _B.idempotency_key], index_where=_B.idempotency_key.is_not(None)
         )
@@ -61,7 +56,7 @@ def same_request(tenant: str, key_id: str, request_hash: str, within_seconds: fl
     return (
         select(BATCHES)
         .where(_B.tenant == tenant, _B.key_id == key_id, _B.request_hash == request_hash)
-        .where(_B.created_at > func.now() - _seconds(within_seconds))
+        .where(_B.created_at > func.now() - seconds(within_seconds))
         .order_by(_B.id.desc())
         .limit(1)
     )
@@ -222,7 +217,7 @@ def claim(holder: str, lease_seconds: float) -> Update:
     return (
         update(BATCHES)
         .where(_B.id == free)
-        .values(holder=holder, lease_until=func.now() + _seconds(lease_seconds))
+        .values(holder=holder, lease_until=func.now() + seconds(lease_seconds))
         .returning(*_B)
     )
 
@@ -232,7 +227,7 @@ def move(batch_id: str, holder: str, *statuses: BatchStatus, lease_seconds: floa
     return (
         update(BATCHES)
         .where(_B.id == batch_id, _B.holder == holder, _B.status.in_([s.value for s in statuses]))
-        .values(**values, lease_until=func.now() + _seconds(lease_seconds))
+        .values(**values, lease_until=func.now() + seconds(lease_seconds))
         .returning(*_B)
     )
 
@@ -253,7 +248,7 @@ def release(batch_id: str, holder: str, *, for_seconds: float) -> Update:
     return (
         update(BATCHES)
         .where(_B.id == batch_id, _B.holder == holder)
-        .values(holder=None, lease_until=func.now() + _seconds(for_seconds))
+        .values(holder=None, lease_until=func.now() + seconds(for_seconds))
     )
 
 

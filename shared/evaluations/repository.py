@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, cast
 
 from sqlalchemy import (
     Executable,
     Insert,
-    Interval,
     Select,
     Table,
     Update,
@@ -28,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import JSONPATH, insert
 
+from shared.db.expressions import seconds
 from shared.db.tables import Evaluation, EvaluationItem, EvaluationRun, EvaluationSample
 from shared.evaluations.status import OPEN, EvaluationStatus, RunStatus
 from shared.jobs import repository as jobs
@@ -42,10 +41,6 @@ _E, _I, _R, _S, _J = EVALUATIONS.c, ITEMS.c, RUNS.c, SAMPLES.c, JOBS.c
 _OPEN = [s.value for s in OPEN]
 _OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 CANCEL_CHUNK = 2_000
-
-
-def _seconds(value: float) -> Any:
-    return literal(timedelta(seconds=value), Interval)
 
 
 # What requests do
@@ -70,7 +65,7 @@ def insert_items(rows: Sequence[Mapping[str, Any]]) -> Insert:
 
 
 def insert_run(values: Mapping[str, Any], window_seconds: float) -> Insert:
-    return insert(RUNS).values(**values, expires_at=func.now() + _seconds(window_seconds))
+    return insert(RUNS).values(**values, expires_at=func.now() + seconds(window_seconds))
 
 
 def get(evaluation_id: str, tenant: str) -> Select[Any]:
@@ -122,7 +117,7 @@ def continue_run(run_id: str, *, key_id: str, seeds: Sequence[int], total: int, 
         .where(_R.id == run_id)
         .values(
             status=RunStatus.IN_PROGRESS.value, error=null(), finished_at=null(), key_id=key_id, seeds=list(seeds), total=total,
-            expires_at=func.now() + _seconds(window_seconds),
+            expires_at=func.now() + seconds(window_seconds),
         )
         .returning(_R.expires_at)
     )  # fmt: skip
@@ -250,7 +245,7 @@ def claim(holder: str, lease_seconds: float) -> Update:
     return (
         update(EVALUATIONS)
         .where(_E.id == free)
-        .values(holder=holder, lease_until=func.now() + _seconds(lease_seconds))
+        .values(holder=holder, lease_until=func.now() + seconds(lease_seconds))
         .returning(*_E)
     )
 
@@ -260,7 +255,7 @@ def hold(evaluation_id: str, holder: str, *, lease_seconds: float) -> Update:
     return (
         update(EVALUATIONS)
         .where(_E.id == evaluation_id, _E.holder == holder, _E.status.in_(_OPEN))
-        .values(lease_until=func.now() + _seconds(lease_seconds))
+        .values(lease_until=func.now() + seconds(lease_seconds))
         .returning(_E.id)
     )
 
@@ -270,7 +265,7 @@ def release(evaluation_id: str, holder: str, *, for_seconds: float) -> Update:
     return (
         update(EVALUATIONS)
         .where(_E.id == evaluation_id, _E.holder == holder)
-        .values(holder=None, lease_until=func.now() + _seconds(for_seconds))
+        .values(holder=None, lease_until=func.now() + seconds(for_seconds))
     )
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, cast
 
 from sqlalchemy import (
     Delete,
     Insert,
-    Interval,
     Select,
     Table,
     Update,
     delete,
     func,
     insert,
-    literal,
     or_,
     select,
     update,
 )
 
 from shared.batches.status import BatchStatus
+from shared.db.expressions import seconds
 from shared.db.tables import Batch, File, FileChunk
 
 FILES = cast(Table, File.__table__)
@@ -30,10 +28,6 @@ CHUNKS = cast(Table, FileChunk.__table__)
 BATCHES = cast(Table, Batch.__table__)
 _F, _C, _B = FILES.c, CHUNKS.c, BATCHES.c
 CLEAN_BATCH = 20
-
-
-def _seconds(value: float) -> Any:
-    return literal(timedelta(seconds=value), Interval)
 
 
 def _needed() -> Any:
@@ -66,7 +60,7 @@ def begin(file_id: str, *, tenant: str, filename: str, purpose: str, store: str)
 
 def make_ready(file_id: str, *, size: int, filename: str, purpose: str, expires_seconds: float | None) -> Update:
     """The content is whole: from now on the file can be seen. Returns its row."""
-    expires = None if expires_seconds is None else _F.created_at + _seconds(expires_seconds)
+    expires = None if expires_seconds is None else _F.created_at + seconds(expires_seconds)
     return (
         update(FILES)
         .where(_F.id == file_id, _F.status == "uploading")
@@ -122,7 +116,7 @@ def due(*, upload_seconds: float) -> Select[Any]:
         .where(
             or_(
                 _F.status == "deleting",
-                (_F.status == "uploading") & (_F.created_at < func.now() - _seconds(upload_seconds)),
+                (_F.status == "uploading") & (_F.created_at < func.now() - seconds(upload_seconds)),
                 (_F.status == "ready") & (_F.expires_at < func.now()),
             )
         )

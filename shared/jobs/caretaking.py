@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Select, Update, case, delete, func, literal, null, or_, select, union_all, update
 from sqlalchemy.sql.dml import ReturningDelete
 
+from shared.db.expressions import seconds
 from shared.jobs.repository import (
     COMPLETE_BY_ERROR,
     JOBS,
@@ -22,7 +23,6 @@ from shared.jobs.repository import (
     json_value,
     move,
     purge_after,
-    seconds,
     start_by_passed,
 )
 from shared.jobs.status import JobStatus

@@ -7,14 +7,12 @@ summed up yet, candidates from the first entries of an index (`ix_jobs_lane`), a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
     Delete,
     Executable,
-    Interval,
     Select,
     Table,
     Update,
@@ -22,7 +20,6 @@ from sqlalchemy import (
     extract,
     func,
     lateral,
-    literal,
     select,
     true,
     tuple_,
@@ -33,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.db.expressions import seconds
 from shared.db.tables import ApiKey, Lane, LaneDelta, Queue
 from shared.jobs.repository import JOBS
 from shared.jobs.status import JobStatus
@@ -197,7 +195,7 @@ def outcomes(model: str, *, within_seconds: float, limit: int = 200) -> Select[A
     return (
         select(_J.forecast_seconds.label("forecast"), actual.label("actual"))
         .where(
-            _J.finished_at > func.now() - literal(timedelta(seconds=within_seconds), Interval),
+            _J.finished_at > func.now() - seconds(within_seconds),
             _J.status == JobStatus.SUCCEEDED.value, _J.model == model, _J.forecast_seconds.is_not(None),
             _J.life == 1,
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Interval, Select, Update, func, literal, select, update
+from sqlalchemy import Executable, Select, Update, func, select, update
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.db.expressions import seconds
 from shared.jobs.repository import ATTEMPTS, JOBS
 from shared.jobs.status import JobStatus
 
@@ -54,7 +55,7 @@ def by_idempotency_key(tenant: str, key: str) -> Select[Any]:
 
 def same_request(tenant: str, key_id: str, request_hash: str, within_seconds: float) -> Select[Any]:
     """The id of the newest job that the same request made lately and that may still give its answer."""
-    since = func.now() - literal(timedelta(seconds=within_seconds), Interval)
+    since = func.now() - seconds(within_seconds)
     useful = (JobStatus.QUEUED.value, JobStatus.RUNNING.value, JobStatus.SUCCEEDED.value)
     return (
         select(_J.id)

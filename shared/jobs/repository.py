@@ -22,12 +22,10 @@ Times are the database's (`now()`), so clocks of machines need not agree. Who ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from typing import Any, cast
 
 from sqlalchemy import (
     ColumnElement,
-    Interval,
     Select,
     Table,
     Update,
@@ -46,6 +44,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from shared.db.expressions import seconds
 from shared.db.tables import Attempt, Job
 from shared.jobs.formats import ROW_FORMAT
 from shared.jobs.status import RETRIABLE, AttemptOutcome, JobStatus, sources
@@ -88,10 +87,6 @@ MAX_RUN_ERROR = {
 RELEASED: dict[str, Any] = {"lease_until": None, "worker_id": None}
 
 Pair = tuple[str, int]  # (job id, attempt): what a worker holds
-
-
-def seconds(value: float) -> ColumnElement[Any]:
-    return literal(timedelta(seconds=value), Interval)
 
 
 def json_value(value: Mapping[str, Any]) -> ColumnElement[Any]:

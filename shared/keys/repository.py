@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Insert, Interval, Select, Table, Update, func, insert, literal, null, or_, select, update
+from sqlalchemy import Insert, Select, Table, Update, func, insert, null, or_, select, update
 
+from shared.db.expressions import seconds
 from shared.db.tables import ApiKey
 
 KEYS = cast(Table, ApiKey.__table__)
@@ -80,9 +81,7 @@ def rotate(key_id: str, *, key_hash: str, grace_seconds: float) -> Update:
         .where(_K.id == key_id, _K.revoked_at.is_(None))
         .values(
             previous_hash=_K.key_hash if grace_seconds > 0 else null(),
-            previous_until=func.now() + literal(timedelta(seconds=grace_seconds), Interval)
-            if grace_seconds > 0
-            else null(),
+            previous_until=func.now() + seconds(grace_seconds) if grace_seconds > 0 else null(),
             key_hash=key_hash,
         )
         .returning(_K.id)
@@ -91,7 +90,7 @@ def rotate(key_id: str, *, key_hash: str, grace_seconds: float) -> Update:
 
 def note_use(key_id: str) -> Update:
     """At most once a minute and key, so that a busy key costs no write per request."""
-    since = func.now() - literal(timedelta(seconds=USED_EVERY_SECONDS), Interval)
+    since = func.now() - seconds(USED_EVERY_SECONDS)
     return (
         update(KEYS)
         .where(_K.id == key_id, or_(_K.last_used_at.is_(None), _K.last_used_at < since))

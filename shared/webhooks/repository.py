@@ -6,15 +6,13 @@ The event rows themselves are written by a trigger on `jobs` (migration 0005).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
-    ColumnElement,
     Delete,
     Executable,
     Insert,
-    Interval,
     Select,
     Table,
     Update,
@@ -22,7 +20,6 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    literal,
     null,
     or_,
     select,
@@ -31,6 +28,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.sql.dml import ReturningDelete
 
+from shared.db.expressions import seconds
 from shared.db.tables import (
     ApiKey,
     Job,
@@ -48,10 +46,6 @@ ATTEMPTS = cast(Table, WebhookAttempt.__table__)
 SECRETS = cast(Table, WebhookSecret.__table__)
 _E, _V, _D, _A, _S = ENDPOINTS.c, EVENTS.c, DELIVERIES.c, ATTEMPTS.c, SECRETS.c
 _J, _K = cast(Table, Job.__table__).c, cast(Table, ApiKey.__table__).c
-
-
-def _seconds(value: float) -> ColumnElement[Any]:
-    return literal(timedelta(seconds=value), Interval)
 
 
 # Endpoints
@@ -93,7 +87,7 @@ def rotate_secret(endpoint_id: str, tenant: str, secret: str, *, grace_seconds: 
         .where(_E.id == endpoint_id, _E.tenant == tenant)
         .values(
             previous_secret=_E.secret if keeps else null(),
-            previous_until=func.now() + _seconds(grace_seconds) if keeps else null(),
+            previous_until=func.now() + seconds(grace_seconds) if keeps else null(),
             secret=secret,
         )
         .returning(_E.id)
@@ -219,7 +213,7 @@ def lease_due(*, lease_seconds: float, limit: int, per_receiver: int) -> Select[
             _D.id.in_(chosen), _D.status == "pending",
             or_(_D.lease_until.is_(None), _D.lease_until <= func.now()),
         )
-        .values(lease_until=func.now() + _seconds(lease_seconds))
+        .values(lease_until=func.now() + seconds(lease_seconds))
         .returning(_D.id)
         .cte("taken")
     )  # fmt: skip
@@ -272,11 +266,11 @@ def close(delivery_id: int, attempts: int, status: str) -> Update:
     )
 
 
-def try_later(delivery_id: int, attempts: int, *, seconds: float) -> Update:
+def try_later(delivery_id: int, attempts: int, *, after_seconds: float) -> Update:
     return (
         update(DELIVERIES)
         .where(_D.id == delivery_id, _D.status == "pending")
-        .values(attempts=attempts, lease_until=null(), next_attempt_at=func.now() + _seconds(seconds))
+        .values(attempts=attempts, lease_until=null(), next_attempt_at=func.now() + seconds(after_seconds))
     )
 
 
@@ -284,7 +278,7 @@ def note_success(endpoint_id: str) -> Update:
     """At most once a second: a busy endpoint's row is not a place to queue at."""
     return (
         update(ENDPOINTS)
-        .where(_E.id == endpoint_id, or_(_E.last_success_at.is_(None), _E.last_success_at < func.now() - _seconds(1)))
+        .where(_E.id == endpoint_id, or_(_E.last_success_at.is_(None), _E.last_success_at < func.now() - seconds(1)))
         .values(last_success_at=func.now())
     )
 
@@ -320,7 +314,7 @@ def forget_events(*, older_than_seconds: float, limit: int = 500) -> Delete:
     pending = exists().where(_D.event_id == _V.id, _D.status == "pending")
     old = (
         select(_V.id)
-        .where(_V.created_at < func.now() - _seconds(older_than_seconds), ~pending)
+        .where(_V.created_at < func.now() - seconds(older_than_seconds), ~pending)
         .order_by(_V.created_at)
         .limit(limit)
     )

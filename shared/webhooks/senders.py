@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from typing import Any, cast
 
-from sqlalchemy import Insert, Interval, Select, Table, Update, func, insert, literal, select, update
+from sqlalchemy import Insert, Select, Table, Update, func, insert, select, update
 
+from shared.db.expressions import seconds
 from shared.db.tables import Sender, WebhookDelivery, WebhookEndpoint
 
 SENDERS = cast(Table, Sender.__table__)
@@ -24,7 +24,7 @@ def beat(sender_id: str, metrics: Sequence[Any], *, state: str = "ready") -> Upd
 
 def live(*, stale_seconds: float) -> Select[Any]:
     """Senders heard of lately, oldest first."""
-    since = func.now() - literal(timedelta(seconds=stale_seconds), Interval)
+    since = func.now() - seconds(stale_seconds)
     return select(SENDERS).where(_S.state == "ready", _S.last_beat_at >= since).order_by(_S.started_at, _S.id)
 
 
