@@ -11,16 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.algorithms import CACHES, PARAMETERS, algorithms_of, own_parameters
+from shared.diffusion_params import DIFFUSION_FIELDS, DiffusionParams, shown_diffusion
 from shared.errors import InvalidParameter, PromptTooLong, UnknownParameter, VDiffError
 from shared.model_card import ModelCard
-from shared.sampling_params import (
-    DIFFUSION_FIELDS,
-    GENERATION_FIELDS,
-    DiffusionParams,
-    SamplingParams,
-    resolve_params,
-    shown_diffusion,
-)
+from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
 from worker.engine.request import block_starts
 
 CARD = ModelCard(
