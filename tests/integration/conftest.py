@@ -353,8 +353,9 @@ def new_key(jobs: Jobs, *, tenant: str | None = None, **options: Any) -> str:
 
 
 def metric(served: Served, name: str, **labels: str) -> float:
-    """The value of a series at /metrics; 0 when it is not there."""
-    for line in served.client.get("/metrics").text.splitlines():
-        if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items()):
-            return float(line.rpartition(" ")[2])
-    return 0.0
+    """The sum of all series of that name and those labels at /metrics; 0 when there is none."""
+    return sum(
+        float(line.rpartition(" ")[2])
+        for line in served.client.get("/metrics").text.splitlines()
+        if line.startswith(name + "{") and all(f'{k}="{v}"' in line for k, v in labels.items())
+    )

@@ -31,11 +31,18 @@ MOVED: set[str] = {
 
 def reader(served: Served, name: str, **labels: str) -> Read:
     MOVED.add(re.sub("_(count|sum|bucket)$", "", name))
-    return lambda: metric(served, name, **labels)
+
+    def read() -> float:
+        return metric(served, name, **labels)
+
+    read.__name__ = f"{name} {labels}"
+    return read
 
 
-def all_rise(reads: list[Read], before: list[float]) -> bool:
-    return all(read() > old for read, old in zip(reads, before, strict=True))
+def all_rise(reads: list[Read], before: list[float]) -> None:
+    """Wait for each, so that a failure names the one that stays."""
+    for read, old in zip(reads, before, strict=True):
+        eventually(lambda read=read, old=old: read() > old, what=read.__name__)  # type: ignore[misc]
 
 
 def test_a_job_moves_the_counters(served: Served) -> None:
@@ -62,7 +69,7 @@ def test_a_job_moves_the_counters(served: Served) -> None:
     before = [read() for read in reads]
     served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"})
     served.client.get("/v1/jobs/job_none")
-    eventually(lambda: all_rise(reads, before), what="the counters")
+    all_rise(reads, before)
 
 
 def test_a_batch_moves_its_gauges(served: Served) -> None:
@@ -83,7 +90,8 @@ def test_a_batch_moves_its_gauges(served: Served) -> None:
         MOVED.add("vdiff_batch_lines_open")
         eventually(lambda: open_lines() >= 1, what="open lines")
         assert over(client, batch.id).status == "completed"
-        eventually(lambda: all_rise(reads, before) and open_lines() == 0, what="the gauges")
+        all_rise(reads, before)
+        eventually(lambda: open_lines() == 0, what="no open line")
 
 
 def test_apd_and_caches_move_theirs(served: Served) -> None:
@@ -97,7 +105,7 @@ def test_apd_and_caches_move_theirs(served: Served) -> None:
     for diffusion in ({"algorithm": "apd"}, {"cache": "prefix"}):
         job = chat_job(body={"max_tokens": 32, "diffusion": diffusion})
         assert served.client.post("/v1/jobs", json=job, headers={"prefer": "wait=30"}).status_code == 200
-    eventually(lambda: all_rise(reads, before), what="the counters")
+    all_rise(reads, before)
 
 
 def test_workers_of_long_ago_are_one_row_and_still_count(served: Served) -> None:
