@@ -27,12 +27,12 @@ check: setup ## lint, types, imports, unit tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/unit
+	$(BIN)/pytest tests/unit -n 2
 
 test: check test-integration ## everything
 
 test-unit: setup ## unit tests
-	$(BIN)/pytest tests/unit $(ARGS)
+	$(BIN)/pytest tests/unit -n 2 $(ARGS)
 
 test-integration: setup ## tests against a real PostgreSQL, a real Redis and real processes
 	$(BIN)/pytest tests/integration -n 2 --dist loadfile $(ARGS)
