@@ -1,6 +1,7 @@
 """Text to token ids and back, without torch and without transformers, so that the API counts tokens too.
 
-`TokenizerWrapper` reads a model folder's own files (`tokenizer.json`, `tokenizer_config.json`, ...). The same files travel
+`TokenizerWrapper` reads a model folder's own files (`tokenizer.json`, `tokenizer_config.json`, ...); where tokenizer.json is
+missing, bpe_files.py puts it together from vocab.json and merges.txt. The same files travel
 through the worker's registration, so the API and the engine tokenise alike. Chat templates run in a sandbox of jinja2.
 Special tokens written out in a prompt are parsed as such, in plain prompts and in messages alike, as the published
 tokenizers do.
@@ -19,6 +20,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from shared import bpe_files
 from shared.errors import InvalidParameter, ModelLoadError, UnknownParameter
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token")
@@ -38,13 +40,17 @@ def _content(token: Any) -> str | None:
     return token.get("content") if isinstance(token, Mapping) else token
 
 
+def _read(folder: Path, names: Sequence[str]) -> dict[str, str]:
+    return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
+
+
 class TokenizerWrapper:
     """A Hugging Face fast tokenizer with its chat template."""
 
     def __init__(self, files: Mapping[str, str], *, source: str = "tokenizer") -> None:
         """Args: files: name -> content. Raises ModelLoadError when tokenizer.json is missing or malformed."""
         if "tokenizer.json" not in files:
-            raise ModelLoadError(f"{source} has no tokenizer.json")
+            raise ModelLoadError(f"{source} has no tokenizer.json, nor vocab.json with merges.txt")
         self._files = {name: files[name] for name in FILES if name in files}
         try:
             self._tokenizer: Tokenizer = Tokenizer.from_str(files["tokenizer.json"])
@@ -79,8 +85,16 @@ class TokenizerWrapper:
     @classmethod
     def from_folder(cls, folder: str | Path) -> TokenizerWrapper:
         path = Path(folder)
-        files = {name: (path / name).read_text(encoding="utf-8") for name in FILES if (path / name).is_file()}
+        files = _read(path, FILES)
+        if "tokenizer.json" not in files and cls.is_in(path):
+            files["tokenizer.json"] = bpe_files.tokenizer_json(_read(path, bpe_files.FILES), source=str(path))
         return cls(files, source=str(path))
+
+    @staticmethod
+    def is_in(folder: Path) -> bool:
+        """Whether the folder has a tokenizer at all: a verifier's may be without."""
+        parts = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+        return parts or (folder / "tokenizer.json").is_file()
 
     @classmethod
     def from_files(cls, files: Mapping[str, str]) -> TokenizerWrapper:

@@ -28,7 +28,8 @@ from worker.engine.verifier import Verifier, check_tokenizers
 from worker.engine.weights import fill, quantize
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja"]
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
+_FACTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt")
 _HUB_CODE = ["*.py"]
 
 
@@ -93,7 +94,7 @@ def _revision(folder: Path) -> str:
             digest.update(f"{path.name}:{path.stat().st_size}".encode())
             with path.open("rb") as file:
                 digest.update(file.read(1 << 20))
-        elif path.name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        elif path.name in _FACTS:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -290,7 +291,7 @@ def _verifier(
     if facts.regime != FULL:
         raise ConfigurationError(f"APD does not fit {facts.family} models; leave --verifier out", param="verifier")
     folder = resolve_folder(config.verifier, param="verifier")
-    if (folder / "tokenizer.json").is_file():
+    if TokenizerWrapper.is_in(folder):
         check_tokenizers(tokenizer, TokenizerWrapper.from_folder(folder))
     raw = RawConfig(folder)
     if raw.architecture in causal.FAMILY.architectures:
@@ -301,7 +302,7 @@ def _verifier(
         model, vocab_size = model.eval(), own.vocab_size
     else:
         model, vocab_size = generic.load_causal(folder, dtype=dtype, device=device, trust=config.trust_remote_code)
-    if not (folder / "tokenizer.json").is_file() and vocab_size < tokenizer.vocab_size:
+    if not TokenizerWrapper.is_in(folder) and vocab_size < tokenizer.vocab_size:
         message = f"the verifier's vocabulary of {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
         raise ConfigurationError(message, param="verifier")
     return Verifier(model, vocab_size, folder.resolve().name)
