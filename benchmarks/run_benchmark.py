@@ -8,6 +8,7 @@
     python benchmarks/run_benchmark.py interactive  a chat's time while 50,000 bulk jobs wait
     python benchmarks/run_benchmark.py engine       the engine against a plain loop
     python benchmarks/run_benchmark.py batch        a batch of 50,000 lines: time to accept it, memory of the API
+    python benchmarks/run_benchmark.py bulk         jobs a second through a batch against `vdiff generate`
     python benchmarks/run_benchmark.py startup      `make up` of a fresh clone to the first answer
     python benchmarks/run_benchmark.py all          these one after another
 
@@ -85,6 +86,14 @@ def batch(args: argparse.Namespace) -> Rows:
     ]
 
 
+def bulk(args: argparse.Namespace) -> Rows:
+    import batch_ratio
+
+    return batch_ratio.run(
+        lines=args.bulk_lines, slow_lines=args.slow_lines, slots=args.bulk_slots, slow_ms=args.slow_step_ms
+    )
+
+
 def startup(args: argparse.Namespace) -> Rows:
     import startup as benchmark
 
@@ -93,7 +102,7 @@ def startup(args: argparse.Namespace) -> Rows:
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
     "queue": queue, "throughput": throughput, "accept": accept, "overhead": overhead, "webhooks": webhooks,
-    "interactive": interactive, "engine": engine, "batch": batch, "startup": startup,
+    "interactive": interactive, "engine": engine, "batch": batch, "bulk": bulk, "startup": startup,
 }  # fmt: skip
 
 
@@ -126,6 +135,10 @@ def parser() -> argparse.ArgumentParser:
         "--worker", nargs="+", choices=["running", "stopped"], default=["running"], help="meanwhile [running]"
     )
     options["batch"].add_argument("--words", type=int, default=20, help="of each prompt [20]")
+    options["bulk"].add_argument("--bulk-lines", type=int, default=4_000, help="of the file for vdiff-tiny [4000]")
+    options["bulk"].add_argument("--slow-lines", type=int, default=400, help="of that for the slow model [400]")
+    options["bulk"].add_argument("--bulk-slots", type=int, default=16, help="of the engine [16]")
+    options["bulk"].add_argument("--slow-step-ms", type=float, default=50.0, help="of the slow model, at least [50]")
     options["startup"].add_argument("--source", default=".", help="repository to clone [.]")
     options["startup"].add_argument("--limit-seconds", type=float, default=900.0, help="give up after [900]")
     for name in BENCHMARKS:

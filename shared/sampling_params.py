@@ -22,7 +22,7 @@ from shared.response_format import check_beside, response_format_of, with_order
 DEFAULT_CHAT_TOKENS = 256
 DEFAULT_COMPLETION_TOKENS = 16
 MAX_N = 16
-MAX_STOPS = 4
+MAX_STOPS = 16  # OpenAI takes 4; the few-shot tasks of lm-eval send more
 MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
 
