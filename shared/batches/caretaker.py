@@ -2,7 +2,7 @@
 
     validating    read the file, check every line; all good: in_progress, else failed with the lines' numbers
     in_progress   make a job of every line, a chunk a transaction; wait until none is open
-    cancelling    cancel the lines that are open
+    cancelling    cancel the lines that are open, those that are no jobs yet included: each is then a cancelled job
     finalizing    write the output and the error file; they appear with the batch's end, in one transaction
 
 A process that dies leaves the row as it is: another takes it over when the lease runs out, and goes on after the last chunk
@@ -205,10 +205,14 @@ class _Work:
         """Do what the batch's state asks for; the seconds until it needs somebody again."""
         if self._row.status == BatchStatus.VALIDATING:
             await self._validate()
-        if self._row.status == BatchStatus.CANCELLING and not await self._cancelled():
-            return CANCEL_LOOK_SECONDS
-        if self._row.status == BatchStatus.IN_PROGRESS and self._row.stored < self._row.total:
+        if self._row.status == BatchStatus.CANCELLING:
+            await self._cancel_open()
+        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and self._row.stored < (
+            self._row.total or 0
+        ):
             await self._store()
+        if self._row.status == BatchStatus.CANCELLING and await self._has_open_jobs():
+            return CANCEL_LOOK_SECONDS
         if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and await self._has_open_jobs():
             return 0.0  # `claim` looks for the end of the last one
         if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING, BatchStatus.FINALIZING):
@@ -294,13 +298,21 @@ class _Work:
     # in_progress
 
     async def _store(self) -> None:
-        """Make jobs of the lines that are none yet; a chunk and the count of what is stored are one transaction."""
+        """Make jobs of the lines that are none yet; a chunk and the count of what is stored are one transaction.
+
+        Of a batch that is cancelled each line is cancelled in the transaction that makes it a job, so no worker sees it, and
+        files, counts and `retry_failed` know all lines that were accepted.
+        """
         checker = self._checker()
         passed = 0
+        state = BatchStatus(self._row.status)
+        cancelling = state is BatchStatus.CANCELLING
         try:
             async for lines in self._chunks():
                 checked = await checker.check(lines)
                 if checked.errors:  # good before, bad now: the file or the model is another
+                    if cancelling:
+                        return
                     await self._abandon(checked.errors)
                 rows = []
                 for line, prepared in checked.prepared:
@@ -310,10 +322,15 @@ class _Work:
                 if not rows:
                     continue
                 async with self._database.write() as session:
-                    await self._move_in(session, BatchStatus.IN_PROGRESS, stored=passed)
+                    await self._move_in(session, state, stored=passed)
                     await session.execute(queries.insert_lines(), rows)
-                await self._jobs.announce(rows[0]["model"], Priority.BULK)
+                    if cancelling:
+                        await session.execute(repository.cancel_lines(self._row.id))
+                if not cancelling:
+                    await self._jobs.announce(rows[0]["model"], Priority.BULK)
         except (FileNotFound, ContentMissing) as exc:
+            if cancelling:
+                return
             await self._abandon([error_object("input_file_unreadable", exc.message, "input_file_id", None)])
 
     def _job_row(self, line: InputLine, prepared: Prepared) -> Mapping[str, Any]:
@@ -340,10 +357,6 @@ class _Work:
                         await publish_cancel(self._redis, job.id)
                     except (RedisError, OSError) as exc:
                         _log.warning("publish_failed", job_id=job.id, error=type(exc).__name__)  # heartbeat brings it
-
-    async def _cancelled(self) -> bool:
-        await self._cancel_open()
-        return not await self._has_open_jobs()
 
     async def _has_open_jobs(self) -> bool:
         async with self._database.read() as session:

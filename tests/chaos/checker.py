@@ -272,15 +272,17 @@ def batches_have_every_line(history: History, database: Database) -> Found:
             rows[row.batch_id].append(row)
     for batch in history.batches:
         batch_id, shown, wanted = batch.batch_id, batch.shown, Counter(batch.requests.keys())
+        if shown["status"] == "cancelled" and shown["in_progress_at"] is None:
+            wanted = Counter()  # cancelled while its lines were being checked: none was accepted
         jobs = Counter(row.custom_id or "" for row in rows[batch_id])
         written = Counter(str(line["custom_id"]) for line in (*batch.output, *batch.errors))
         if jobs - wanted or (shown["status"] == "completed" and jobs != wanted):
-            yield batch_id, f"has {sum(jobs.values())} jobs for {len(wanted)} lines"
+            yield batch_id, f"has {jobs.total()} jobs for {wanted.total()} lines"
         if written != wanted:
-            yield batch_id, f"its files have {sum(written.values())} lines for {len(wanted)}"
+            yield batch_id, f"its files have {written.total()} lines for {wanted.total()}"
         good = sum(row.status == "succeeded" for row in rows[batch_id])
         counts = (shown["request_counts"]["completed"], shown["request_counts"]["failed"])
-        if counts != (good, len(wanted) - good) or len(batch.output) != good:
+        if counts != (good, wanted.total() - good) or len(batch.output) != good:
             yield batch_id, f"counts {counts}, {len(batch.output)} lines of output, {good} jobs succeeded"
         results = {row.custom_id: digest(row.result) for row in rows[batch_id] if row.result}
         for line in batch.output:

@@ -372,6 +372,21 @@ def test_a_restart_in_the_middle_loses_and_repeats_nothing(whole: Callable[..., 
     assert sum(len(lines_of(client, f)) for f in written if f) == count
 
 
+def test_a_cancelled_batch_accounts_for_lines_that_were_no_jobs_yet(whole: Callable[..., ApiProcess]) -> None:
+    count = 2_000
+    api = whole()
+    client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
+    batch = start(client, [line(f"line-{i}") for i in range(count)])
+    eventually(lambda: client.batches.retrieve(batch.id).status != "validating", seconds=60)
+    client.batches.cancel(batch.id)
+    ended = over(client, batch.id)
+    assert (ended.status, ended.request_counts.total, ended.request_counts.failed) == ("cancelled", count, count)
+    assert ended.vdiff["stored"] == count
+    errors = lines_of(client, ended.error_file_id)
+    assert [e["custom_id"] for e in errors] == [f"line-{i}" for i in range(count)]
+    assert {e["error"]["code"] for e in errors} == {"batch_cancelled"}
+
+
 def test_a_file_in_use_stays_and_the_window_ends_a_batch(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
     api = whole()
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
