@@ -29,7 +29,7 @@ from worker.engine import passes
 from worker.engine.batch import Pass
 from worker.engine.bias import add_bias
 from worker.engine.config import ModelConfig
-from worker.engine.decoder import Commit, Model, Plan, error_of
+from worker.engine.decoder import Commit, Logits, Model, Plan, error_of
 from worker.engine.outputs import TokenLogprob
 from worker.engine.precision import wide
 from worker.engine.randomness import uniform
@@ -103,9 +103,9 @@ class APDDecoder:
         wanted = passes.lookahead(answer)
         return Plan(answer, passes.window_passes(answer, self.facts, wanted), wanted)
 
-    def read(self, plan: Plan, parts: Sequence[Tensor]) -> Draft:
+    def read(self, plan: Plan, parts: Sequence[Logits]) -> Draft:
         """The draft that a forward's logits give."""
-        logits, answer = parts[0], plan.answer
+        logits, answer = parts[0][:], plan.answer
         params, diffusion = answer.params, answer.params.diffusion
         add_bias(logits, params)
         if diffusion.suppress_token_ids:
@@ -117,7 +117,12 @@ class APDDecoder:
             return Draft(log_p, log_p.argmax(-1), None)
         rows = torch.tensor(plan.wanted, device=logits.device)
         noise = gumbel(uniform(answer.seed, answer.steps, TOKEN_STREAM, rows, logits.shape[-1]))
-        tempered = filter_logits(log_p.to(wide(log_p.device)) / params.temperature, params.top_k, params.top_p)
+        tempered = filter_logits(
+            log_p.to(wide(log_p.device)) / params.temperature,
+            params.top_k,
+            params.top_p,
+            nucleus_first=self.facts.shift,
+        )
         return Draft(log_p, (tempered + noise).argmax(-1), noise)
 
     def should_accept(self, draft: Draft, log_p_ar: Tensor | None, params: SamplingParams) -> Tensor:
@@ -134,7 +139,12 @@ class APDDecoder:
         if draft.noise is None:
             target = mixture.argmax(-1)
         else:
-            tempered = filter_logits(mixture.to(wide(mixture.device)) / params.temperature, params.top_k, params.top_p)
+            tempered = filter_logits(
+                mixture.to(wide(mixture.device)) / params.temperature,
+                params.top_k,
+                params.top_p,
+                nucleus_first=self.facts.shift,
+            )
             target = (tempered + draft.noise).argmax(-1)
         agrees = draft.tokens == target
         agrees[0] = True

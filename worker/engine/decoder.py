@@ -44,10 +44,20 @@ class Plan:
     prefill: bool = False  # stores a part of the prompt's K/V, and gives no logits
 
 
+class Rows(Protocol):
+    """The logits of a pass's wanted rows, [wanted, vocab] float32: a tensor, or what becomes one where it is sliced."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, rows: slice, /) -> Tensor: ...
+
+
+Logits = Tensor | Rows
+
+
 class Model(Protocol):
     """A model that computes passes and makes the caches that they read."""
 
-    def compute(self, passes: Sequence[Pass]) -> Iterator[Tensor]: ...
+    def compute(self, passes: Sequence[Pass]) -> Iterator[Logits]: ...
     def new_cache(self, capacity: int) -> Any: ...
 
 
@@ -55,7 +65,7 @@ class Decoder(Protocol):
     """One way of decoding: plan an answer's next forward, read its logits, commit."""
 
     def plan(self, answer: Answer, rows: int) -> Plan: ...
-    def read(self, plan: Plan, parts: Sequence[Tensor]) -> Any: ...
+    def read(self, plan: Plan, parts: Sequence[Logits]) -> Any: ...
     def finish(self, plans: Sequence[Plan], reads: Sequence[Any]) -> list[Commit]: ...
 
 
@@ -68,10 +78,10 @@ def error_of(exc: BaseException) -> VDiffError:
     return EngineError(f"{type(exc).__name__}: {exc}")
 
 
-def guided(parts: Sequence[Tensor], scale: float) -> Tensor:
+def guided(parts: Sequence[Logits], scale: float, rows: slice = slice(None)) -> Tensor:
     """Logits [wanted, vocab] of a pass, combined with those of its unconditional twin: u + (s + 1)(c - u) (LLaDA)."""
-    conditional = parts[0]
+    conditional = parts[0][rows]
     if len(parts) == 1:
         return conditional
-    unconditional = parts[1]
+    unconditional = parts[1][rows]
     return unconditional + (scale + 1) * (conditional - unconditional)

@@ -242,8 +242,15 @@ class VDiffEngine:
         """Generate and wait: one prompt in, one output out; a list in, a list out, batched."""
         if isinstance(prompt, str | Mapping):
             return self.submit_prompt(prompt, params).result()
-        handles = [self.submit_prompt(p, params) for p in prompt]
-        return [h.result() for h in handles]
+        handles: list[RequestHandle] = []
+        try:
+            for one in prompt:
+                handles.append(self.submit_prompt(one, params))
+            return [h.result() for h in handles]
+        except BaseException:
+            for handle in handles:  # nobody would fetch what the others write
+                handle.abort()
+            raise
 
     async def generate_async(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
         """Like `generate`, for one prompt, without blocking the event loop; a cancelled task aborts the request."""

@@ -39,7 +39,7 @@ def checked_ids(
         raise InvalidParameter("the prompt is empty", param="prompt")
     if canvas is not None:
         _check_canvas(card, params, canvas)
-    for where, some in (("prompt", ids), ("canvas", canvas or ())):
+    for where, some in (("prompt_token_ids", ids), ("canvas", canvas or ())):
         if some and (min(some) < 0 or max(some) >= card.vocab_size):
             raise InvalidParameter(f"token ids must be from 0 to {card.vocab_size - 1}", param=where)
     if len(ids) + params.max_tokens > card.context_length:

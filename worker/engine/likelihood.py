@@ -22,7 +22,7 @@ from shared.algorithms import BLOCK, CHAIN_RULE, MONTE_CARLO
 from shared.errors import InvalidParameter, NotFinite
 from worker.engine.batch import Pass
 from worker.engine.config import ModelConfig
-from worker.engine.decoder import Commit, Plan, guided
+from worker.engine.decoder import Commit, Logits, Plan, guided
 from worker.engine.passes import twins
 from worker.engine.request import Answer
 
@@ -156,7 +156,7 @@ class LikelihoodScorer:
                 made.append(Pass(tokens, rows))
         return made
 
-    def read(self, plan: Plan, parts: Sequence[Tensor]) -> list[Read]:
+    def read(self, plan: Plan, parts: Sequence[Logits]) -> list[Read]:
         """The weighted log-probability of each draw, whether its tokens are the likeliest, and the likeliest of the last."""
         answer = plan.answer
         task: ScoreTask = answer.request.score

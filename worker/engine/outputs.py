@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from worker.engine.likelihood import LogLikelihood
+
+
+LOWEST_LOGPROB = (
+    -9999.0
+)  # of a token that was ruled out and written all the same; OpenAI's number. JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +21,11 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens, best first
+    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens, best first, without those that were ruled out
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logprob", max(self.logprob, LOWEST_LOGPROB))
+        object.__setattr__(self, "top", tuple(pair for pair in self.top if pair[1] > -math.inf))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
 from worker.engine.bias import add_bias
 from worker.engine.config import ModelConfig
-from worker.engine.decoder import Commit, Model, Plan, error_of, guided
+from worker.engine.decoder import Commit, Logits, Model, Plan, error_of, guided
 from worker.engine.outputs import TokenLogprob
 from worker.engine.precision import wide
 from worker.engine.randomness import uniform
@@ -31,6 +31,7 @@ from worker.engine.rules.base import gumbel
 from worker.engine.stopping import advance
 
 TOKEN_STREAM, ORDER_STREAM = 0, 1  # uses of randomness
+CHOICE_NUMBERS = 1 << 23  # logits that are chosen from at once: 64 MiB for each of several copies in float64
 TINY = 1e-10  # inside logarithms of entropies, as in Dream's program
 
 
@@ -86,6 +87,16 @@ def to_cpu(choices: Sequence[Choice]) -> list[Choice]:
     return out
 
 
+def joined(choices: Sequence[Choice]) -> Choice:
+    """The choices of runs of rows, as one."""
+    made: dict[str, Tensor] = {}
+    for name in (*_COLUMNS, "top_logprobs", "top_tokens"):
+        parts = [part for choice in choices if (part := getattr(choice, name)) is not None]
+        if parts:
+            made[name] = torch.cat(parts)
+    return Choice(**made)
+
+
 def _parts(choice: Choice) -> Iterator[Tensor]:
     for name in (*_COLUMNS, "top_logprobs", "top_tokens"):
         part = getattr(choice, name)
@@ -93,21 +104,34 @@ def _parts(choice: Choice) -> Iterator[Tensor]:
             yield part
 
 
-def filter_logits(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+def filter_logits(logits: Tensor, top_k: int, top_p: float, *, nucleus_first: bool = False) -> Tensor:
     """-inf outside the top_k largest and outside the smallest set of probability >= top_p (Holtzman et al. 2020).
 
-    logits [n, vocab], already divided by the temperature.
+    Args:
+        logits: [n, vocab], already divided by the temperature.
+        nucleus_first: top_p of the whole distribution, then top_k of what is left, as Dream's program does; else top_p of
+            what top_k left, renormalised, as SDAR's does.
     """
-    if 0 < top_k < logits.shape[-1]:
-        floor = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < floor, -torch.inf)
-    if top_p < 1.0:
-        ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-        probability = ordered.softmax(-1)
-        before = probability.cumsum(-1) - probability
-        drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
-        logits = logits.masked_fill(drop, -torch.inf)
-    return logits
+    if nucleus_first:
+        return _largest(_nucleus(logits, top_p), top_k)
+    return _nucleus(_largest(logits, top_k), top_p)
+
+
+def _largest(logits: Tensor, top_k: int) -> Tensor:
+    if not 0 < top_k < logits.shape[-1]:
+        return logits
+    floor = logits.topk(top_k, dim=-1).values[:, -1:]
+    return logits.masked_fill(logits < floor, -torch.inf)
+
+
+def _nucleus(logits: Tensor, top_p: float) -> Tensor:
+    if top_p >= 1.0:
+        return logits
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
+    probability = ordered.softmax(-1)
+    before = probability.cumsum(-1) - probability
+    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    return logits.masked_fill(drop, -torch.inf)
 
 
 class DiffusionSampler:
@@ -161,15 +185,16 @@ class DiffusionSampler:
         sampled: Tensor | None = None
         filters = params.top_k > 0 or params.top_p < 1.0
         if params.temperature > 0:
-            sampled = filter_logits(logits.to(wide(logits.device)) / params.temperature, params.top_k, params.top_p)
+            sampled = self._filtered(logits.to(wide(logits.device)) / params.temperature, params)
             rows = torch.tensor(positions, device=logits.device)
             noise = uniform(answer.seed, answer.steps, TOKEN_STREAM, rows, logits.shape[-1])
             tokens = (sampled + gumbel(noise)).argmax(-1)
         else:
             tokens = logits.argmax(-1)
             if filters:
-                sampled = filter_logits(logits, params.top_k, params.top_p)
+                sampled = self._filtered(logits, params)
         logits[:, self.config.mask_id] = of_mask
+        logprobs = self._logprobs(logits, tokens, params.logprobs)  # what the model says, whatever is suppressed below
         judged = logits
         if (rule.filtered or answer.regime == BLOCK) and sampled is not None:
             judged = sampled
@@ -181,8 +206,11 @@ class DiffusionSampler:
             tokens,
             probability.gather(-1, tokens[:, None])[:, 0],
             **self._scores(rule, probability, answer, positions),
-            **self._logprobs(logits, tokens, params.logprobs),
+            **logprobs,
         )
+
+    def _filtered(self, logits: Tensor, params: SamplingParams) -> Tensor:
+        return filter_logits(logits, params.top_k, params.top_p, nucleus_first=self.facts.shift)
 
     @staticmethod
     def _scores(rule: Rule, probability: Tensor, answer: Answer, positions: Sequence[int]) -> dict[str, Tensor]:
@@ -254,10 +282,22 @@ class DiffusionSampler:
         answer.block_step += 1
         return Commit(answer, chosen, ids, choice.confidence[picked].tolist(), logprobs, block_done=block_done)
 
-    def read(self, plan: Plan, parts: Sequence[Tensor]) -> Choice:
-        """The choice that the logits of a plan's passes give; still on the device."""
-        logits = guided(parts, plan.answer.params.diffusion.cfg_scale)
-        return self.calculate_confidence(logits, plan.answer, plan.wanted)
+    def read(self, plan: Plan, parts: Sequence[Logits]) -> Choice:
+        """The choice that the logits of a plan's passes give; still on the device.
+
+        Some rows at a time, as choosing takes several times a row's logits in float64. Rules that compare a step with the one
+        before keep all rows anyhow, and see them at once.
+        """
+        answer, wanted = plan.answer, plan.wanted
+        scale, size = answer.params.diffusion.cfg_scale, max(1, CHOICE_NUMBERS // self.card.vocab_size)
+        if len(wanted) <= size or RULES[_algorithm(answer)].keeps_rows:
+            return self.calculate_confidence(guided(parts, scale), answer, wanted)
+        return joined(
+            [
+                self.calculate_confidence(guided(parts, scale, slice(at, at + size)), answer, wanted[at : at + size])
+                for at in range(0, len(wanted), size)
+            ]
+        )
 
     def finish(self, plans: Sequence[Plan], choices: Sequence[Choice]) -> list[Commit]:
         """Commit what was chosen. An error of one answer is its own."""

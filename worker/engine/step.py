@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from shared.algorithms import UNIFORM
 from shared.errors import OutOfMemory
 from worker.engine import passes
 from worker.engine.apd import APDDecoder
-from worker.engine.decoder import Commit, Decoder, Plan, error_of
+from worker.engine.decoder import Commit, Decoder, Logits, Plan, error_of
 from worker.engine.likelihood import LikelihoodScorer
 from worker.engine.loader import LoadedModel
 from worker.engine.renoise import RenoiseDecoder
@@ -139,7 +138,7 @@ class Stepper:
         return "rules", self.sampler
 
     @staticmethod
-    def _read(decoder: Decoder, plan: Plan, parts: list[Tensor]) -> Any:
+    def _read(decoder: Decoder, plan: Plan, parts: list[Logits]) -> Any:
         """What the decoder makes of a plan's logits; its error is the answer's own, but for memory."""
         try:
             return decoder.read(plan, parts)

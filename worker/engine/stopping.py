@@ -5,6 +5,9 @@ from __future__ import annotations
 from shared.algorithms import FULL
 from worker.engine.request import Answer
 
+# Rules whose published program closes an answer at its first end token, whatever is still masked before it.
+CLOSES_AT_END = frozenset({"threshold", "factor"})
+
 
 def advance(answer: Answer, *, block_done: bool | None = None) -> str:
     """Take note of what was committed; returns the text that may now be shown in addition.
@@ -15,7 +18,7 @@ def advance(answer: Answer, *, block_done: bool | None = None) -> str:
     Args:
         block_done: whether the open block is finished; None: when nothing in it is masked.
     """
-    if answer.regime == FULL:
+    if answer.regime == FULL and answer.params.diffusion.algorithm in CLOSES_AT_END:
         _close_after_end(answer)
     if block_done is None:
         block_done = not answer.masked()
@@ -53,10 +56,11 @@ def advance(answer: Answer, *, block_done: bool | None = None) -> str:
 
 
 def _close_after_end(answer: Answer) -> None:
-    """Fill what follows a committed end token with it, as the model's training padded answers (dInfer's early stop).
+    """Fill what follows a committed end token with it, as the model's training padded answers.
 
-    Nothing behind it is computed any more, and what is still masked before it sees an answer that ends there. Models with
-    block-causal attention decode a block whole, as their programs do.
+    Nothing behind it is computed any more, and what is still masked before it sees an answer that ends there: the early stop of
+    dInfer's `generate_fastdllm`. Under the other rules an end token, like a stop string, cuts an answer and changes nothing in
+    it. Models with block-causal attention decode a block whole, as their programs do.
     """
     if answer.request.canvas is not None or not answer.request.end_token_ids:
         return

@@ -27,7 +27,7 @@ from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine import passes
 from worker.engine.bias import add_bias
-from worker.engine.decoder import Commit, Plan, error_of, guided
+from worker.engine.decoder import Commit, Logits, Plan, error_of, guided
 from worker.engine.grammar import Grammars, Structure
 from worker.engine.outputs import TokenLogprob
 from worker.engine.request import Answer
@@ -63,7 +63,7 @@ class StructuredDecoder:
             answer.structure = self._grammars.start(answer.params.response_format)
         return self._sampler.plan(answer, rows)
 
-    def read(self, plan: Plan, parts: Sequence[Tensor]) -> Walk:
+    def read(self, plan: Plan, parts: Sequence[Logits]) -> Walk:
         """The tokens that a forward's logits and the grammar give."""
         answer = plan.answer
         logits = guided(parts, answer.params.diffusion.cfg_scale)

@@ -50,7 +50,7 @@ class Verifier:
 
     def score(self, passes: Sequence[Pass]) -> list[Tensor]:
         """Log-softmax [wanted, own vocabulary] of each pass, in one forward."""
-        return [logits.log_softmax(-1) for logits in self.model.compute(passes)]
+        return [logits[:].log_softmax(-1) for logits in self.model.compute(passes)]
 
     def fit(self, log_p: Tensor, vocab_size: int) -> Tensor:
         """The same over the model's vocabulary: cut, or filled with -inf."""

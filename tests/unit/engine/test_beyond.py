@@ -173,6 +173,29 @@ def test_nothing_behind_an_end_token_is_computed(engine_of: GetEngine) -> None:
     assert (output.finish_reason, output.forwards) == ("stop", first + 1)
 
 
+@pytest.mark.parametrize("family,algorithm", [
+    ("llada", "low_confidence"), ("llada", "random"), ("llada", "hierarchical"), ("llada", "credit"), ("llada", "klass"),
+    ("llada", "entropy_bound"), ("dream", "entropy"), ("dream", "maskgit_plus"), ("dream", "origin"), ("dream", "apd"),
+])  # fmt: skip
+def test_an_end_token_cuts_an_answer_and_changes_nothing_before_it(
+    engine_of: GetEngine, family: str, algorithm: str
+) -> None:
+    """Tokens are committed out of order: an end token that is there early must not be seen as the answer's end by the rest."""
+    engine, early = engine_of(family), 0
+    for prompt in ([5, 6, 7], [40, 41, 42, 43], [100, 3, 9]):
+        asked = {"algorithm": algorithm, "block_length": 32, "seed": 5, "ignore_eos": True}
+        events: list[StepEvent] = []
+        whole = (
+            engine.submit("whole", prompt, greedy(32, **asked), listener=events.append).result(60).outputs[0].token_ids
+        )
+        order = {position: event.step for event in events for position in event.positions}
+        for at in sorted({whole.index(token) for token in whole}):
+            early += any(order[before] > order[at] for before in range(at))
+            cut = engine.submit("cut", prompt, greedy(32, **asked, stop_token_ids=(whole[at],))).result(60).outputs[0]
+            assert (cut.token_ids, cut.finish_reason) == (whole[:at], "stop")
+    assert early or algorithm in ("apd",)
+
+
 def test_stop_strings_cut_the_text() -> None:
     with VDiffEngine(VDiffConfig(model=str(bundled.folder("vdiff-tiny")), device="cpu", num_threads=1)) as engine:
         ask = {"messages": [{"role": "user", "content": "Sort the numbers: 3 1 2"}]}

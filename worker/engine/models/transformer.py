@@ -7,7 +7,7 @@ rows (`worker.engine.batch`), and sends only the rows that are asked for through
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,19 @@ from worker.engine.models.attention import Varlen, attend
 from worker.engine.models.moe import MLP, MoE
 
 HEAD_ROWS = 256  # rows of one chunk through the head: with 152,000 tokens 156 MB of logits
+
+
+class LateLogits:
+    """The logits of a pass with very many rows, [rows, vocab] float32: what is sliced goes through the head then."""
+
+    def __init__(self, head: Callable[[Tensor], Tensor], hidden: Tensor) -> None:
+        self._head, self._hidden = head, hidden
+
+    def __len__(self) -> int:
+        return len(self._hidden)
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._head(self._hidden[rows])
 
 
 class RMSNorm(nn.Module):
@@ -149,17 +162,21 @@ class Transformer(nn.Module):
         out: Tensor = self.head(self.norm(rows))
         return out.float()
 
-    def compute(self, passes: Sequence[Pass]) -> Iterator[Tensor]:
+    def compute(self, passes: Sequence[Pass]) -> Iterator[Tensor | LateLogits]:
         """One forward of all passes; then, pass by pass, the logits of its wanted rows, [wanted, vocab] float32.
 
-        The head runs in chunks as the iterator is read, so that the logits of a whole batch never exist at once.
+        The head runs in chunks as the iterator is read, so that the logits of a whole batch never exist at once; those of a
+        pass with over HEAD_ROWS rows only as they are sliced.
         """
         pads = self.device.type != "cpu" if self.pads is None else self.pads
         layout = arrange(passes, self.device, pad=pads, varlen=self.varlen is not None)
         hidden = self.hidden(layout, max(p.first + len(p.ids) for p in passes))[layout.take]
         for counts in chunks(layout.counts, HEAD_ROWS):
             rows = sum(counts)
-            yield from torch.split(self.logits(hidden[:rows]), counts)
+            if rows > HEAD_ROWS:  # a single pass
+                yield LateLogits(self.logits, hidden[:rows])
+            else:
+                yield from torch.split(self.logits(hidden[:rows]), counts)
             hidden = hidden[rows:]
 
 

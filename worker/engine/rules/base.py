@@ -38,6 +38,7 @@ class Rule:
     name: ClassVar[str]
     filtered: ClassVar[bool] = False  # probabilities of the tempered, filtered distribution instead of the raw logits'
     needs: ClassVar[frozenset[str]] = frozenset()  # of "margin", "entropy", "divergence"
+    keeps_rows: ClassVar[bool] = False  # remembers something of each candidate's whole distribution
     sees_committed: ClassVar[bool] = False  # candidates are all tokens of the block, not the masked ones alone
 
     def adjust(self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]) -> Tensor:

@@ -94,6 +94,7 @@ class Credit(Threshold):
     """
 
     name = "credit"
+    keeps_rows = True
 
     def adjust(self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]) -> Tensor:
         top, token = logits.softmax(-1).max(-1)
@@ -113,6 +114,7 @@ class Klass(Rule):
 
     name = "klass"
     needs = frozenset({"divergence"})
+    keeps_rows = True
 
     def select(self, given: RuleInput) -> Tensor:
         assert given.divergence is not None
