@@ -1,7 +1,8 @@
 """Random valid requests that join, are aborted and set aside, while every step's invariants are watched.
 
-The unit tests run a round for each family; `make fuzz ARGS="--minutes 10"` goes on for as long as one likes. A failure names
-the family and the seed of its round, which repeat it.
+After every step the canvases, the slots and the memory are looked at (watch.py). The unit tests run a round for each family;
+`make fuzz ARGS="--minutes 10"` goes on for as long as one likes. A failure names the family and the seed of its round, which
+repeat it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-import threading
 import time
 from typing import Any
 
@@ -17,7 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from shared.algorithms import own_parameters
 from shared.sampling_params import SamplingParams, resolve_params
-from worker.engine import StepEvent, VDiffEngine
+from tests.unit.engine.watch import Watch
+from worker.engine import VDiffEngine
 
 FAMILIES = ("llada", "llada_gqa", "llada_moe", "dream", "llada2_moe", "sdar")
 ABORTED = "abort"
@@ -55,6 +56,8 @@ def random_fields(engine: VDiffEngine, rng: random.Random) -> dict[str, Any]:
     fields["ignore_eos"] = rng.random() < 0.5
     if rng.random() < 0.3:
         fields["stop_token_ids"] = [rng.randrange(card.mask_token_id) for _ in range(20)]
+    if rng.random() < 0.15:
+        fields["n"] = 2
     return fields
 
 
@@ -68,28 +71,36 @@ def random_requests(engine: VDiffEngine, count: int, seed: int) -> list[tuple[li
     return made
 
 
-class Watch:
-    """Listens to every step of every request, and notes what must not be."""
-
-    def __init__(self, mask: int) -> None:
-        self.mask, self.broken = mask, list[str]()
-        self._committed: dict[tuple[str, int], dict[int, int]] = {}
-        self._lock = threading.Lock()
-
-    def of(self, params: SamplingParams) -> Any:
-        edits = params.diffusion.algorithm == "joint_threshold"
-
-        def on_event(event: StepEvent) -> None:
-            with self._lock:
-                before = self._committed.setdefault((event.request_id, event.index), {})
-                for position, token in zip(event.positions, event.token_ids, strict=True):
-                    if token == self.mask:
-                        self.broken.append(f"{event.request_id}: a mask was committed")
-                    if position in before and not edits:
-                        self.broken.append(f"{event.request_id}: position {position} was committed twice")
-                    before[position] = token
-
-        return on_event
+def _submitted(
+    engine: VDiffEngine, requests: list[tuple[list[int], SamplingParams]], watch: Watch, seed: int
+) -> list[tuple[int, list[list[int]]]]:
+    """Run all, abort some; the tokens of those that were not aborted, with their number."""
+    rng = random.Random(seed)
+    handles = []
+    for i, (prompt, params) in enumerate(requests):
+        name = f"fuzz-{seed}-{i}"
+        handles.append(engine.submit(name, prompt, params, priority=rng.randrange(3), listener=watch.listen))
+        if rng.random() < 0.2:
+            rng.choice(handles).abort()
+        if rng.random() < 0.5:
+            time.sleep(0.002)
+    whole = []
+    for i, (handle, (_, params)) in enumerate(zip(handles, requests, strict=True)):
+        outputs = handle.result(120).outputs
+        for output in outputs:
+            what, tokens = f"request {i}, answer {output.index}", output.token_ids
+            assert engine.card.mask_token_id not in tokens, f"{what}: a mask in the output"
+            assert len(tokens) <= params.max_tokens, f"{what}: too long"
+            assert output.finish_reason in ("stop", "length", ABORTED), f"{what}: {output.finish_reason}"
+            if output.finish_reason == "length":
+                assert len(tokens) == params.max_tokens, f"{what}: length, but shorter"
+            assert not set(tokens) & set(params.stop_token_ids), f"{what}: a stop token in the output"
+            assert watch.said((handle.request_id, output.index), len(tokens)) == tokens, (
+                f"{what}: events said otherwise"
+            )
+        if all(output.finish_reason != ABORTED for output in outputs):
+            whole.append((i, [output.token_ids for output in outputs]))
+    return whole
 
 
 def fuzz_round(engine: VDiffEngine, seed: int, count: int, *, compared: int = 4) -> None:
@@ -101,33 +112,18 @@ def fuzz_round(engine: VDiffEngine, seed: int, count: int, *, compared: int = 4)
     Raises:
         AssertionError: saying what was broken.
     """
-    rng = random.Random(seed)
-    watch = Watch(engine.card.mask_token_id)
+    watch = Watch(engine)
     requests = random_requests(engine, count, seed)
     failed = engine.get_stats()["requests_failed"]
-    handles = []
-    for i, (prompt, params) in enumerate(requests):
-        name = f"fuzz-{seed}-{i}"
-        handles.append(engine.submit(name, prompt, params, priority=rng.randrange(3), listener=watch.of(params)))
-        if rng.random() < 0.2:
-            rng.choice(handles).abort()
-        if rng.random() < 0.5:
-            time.sleep(0.002)
-    whole = []
-    for i, (handle, (_, params)) in enumerate(zip(handles, requests, strict=True)):
-        output = handle.result(120).outputs[0]
-        assert engine.card.mask_token_id not in output.token_ids, f"request {i}: a mask in the output"
-        assert len(output.token_ids) <= params.max_tokens, f"request {i}: too long"
-        assert output.finish_reason in ("stop", "length", ABORTED), f"request {i}: {output.finish_reason}"
-        if output.finish_reason == "length":
-            assert len(output.token_ids) == params.max_tokens, f"request {i}: length, but shorter"
-        assert not set(output.token_ids) & set(params.stop_token_ids), f"request {i}: a stop token in the output"
-        if output.finish_reason != ABORTED:
-            whole.append((i, output.token_ids))
-    assert watch.broken == []
-    for i, tokens in rng.sample(whole, min(compared, len(whole))):
-        again = engine.submit(f"alone-{seed}-{i}", *requests[i]).result(60).outputs[0].token_ids
-        assert again == tokens, f"request {i}: other tokens alone"
+    try:
+        with watch.installed():
+            whole = _submitted(engine, requests, watch, seed)
+    finally:
+        assert not watch.broken, "; ".join(watch.broken)  # tells more than what came of it
+    assert watch.steps > 0, "nothing was watched"
+    for i, tokens in random.Random(seed).sample(whole, min(compared, len(whole))):
+        outputs = engine.submit(f"alone-{seed}-{i}", *requests[i]).result(60).outputs
+        assert [o.token_ids for o in outputs] == tokens, f"request {i}: other tokens alone"
     stats = engine.get_stats()
     held = (stats["running"], stats["waiting"], stats["cache_tokens_in_use"])
     assert held == (0, 0, 0), f"slots or memory were not returned: {held}"
