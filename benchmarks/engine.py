@@ -6,6 +6,7 @@
     python benchmarks/engine.py batch     tokens per second at 1, 4, 16 and 64 concurrent requests
     python benchmarks/engine.py cost      a step's time and memory as prompts and batches grow
     python benchmarks/engine.py fused     layers fused by torch.compile against layers as they are, on vdiff-tiny
+    python benchmarks/engine.py padding   attention of mixed lengths: a call for each shape against similar ones padded into one
     python benchmarks/engine.py flips     how often a token differs between batch shapes, float32 and bfloat16
     python benchmarks/engine.py floor     a step of LLaDA-8B's shape against the memory's bandwidth (GPU only)
 
@@ -165,6 +166,32 @@ def fused(args: argparse.Namespace) -> Rows:
     return rows
 
 
+def padding(args: argparse.Namespace) -> Rows:
+    """The same requests with and without padding, in turns; the best of three each."""
+    count, tokens = 16, args.max_tokens or 16
+    prompts_by = {
+        "equal": [64] * count, "near": [49 + i for i in range(count)], "far": [8 + 16 * i for i in range(count)],
+    }  # fmt: skip
+    rows: Rows = []
+    with public_folder() as folder:
+        for width in (64, 256):
+            shape = checkpoints.Shape(width=width, mlp=3 * width, context=300)
+            with engine_of(checkpoints.make(folder / f"model-{width}", shape), args, max_num_seqs=count) as engine:
+                cells = list(itertools.product(prompts_by, ("none", "dual")))
+                for lengths, cache in progress(cells, len(cells), f"{width} wide"):
+                    prompts = [p[:n] for p, n in zip(prompts_of(count, 256), prompts_by[lengths], strict=True)]
+                    best = {False: float("inf"), True: float("inf")}
+                    for _, pads in itertools.product(range(3), best):
+                        engine.model.pads = pads
+                        seconds, _ = timed(engine, prompts, greedy(tokens, block_length=tokens, cache=cache))
+                        best[pads] = min(best[pads], seconds)
+                    speeds = {pads: count * tokens / seconds for pads, seconds in best.items()}
+                    rows.append({"width": width, "lengths": lengths, "cache": cache,
+                                 "by_shape_tokens_per_s": speeds[False], "padded_tokens_per_s": speeds[True],
+                                 "ratio": speeds[False] / speeds[True]})  # fmt: skip
+    return rows
+
+
 def flips(args: argparse.Namespace) -> Rows:
     """The same requests alone and all together: positions whose token differs."""
     tokens, count = args.max_tokens or 32, 24
@@ -234,7 +261,8 @@ def floor(args: argparse.Namespace) -> Rows:
 
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
-    "loop": loop, "caches": caches, "apd": apd, "batch": batch, "cost": cost, "fused": fused, "flips": flips, "floor": floor,
+    "loop": loop, "caches": caches, "apd": apd, "batch": batch, "cost": cost, "fused": fused,
+    "padding": padding, "flips": flips, "floor": floor,
 }  # fmt: skip
 
 
