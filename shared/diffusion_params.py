@@ -225,6 +225,9 @@ def decide(
         message = "diffusion.low_threshold must be at most diffusion.threshold"
         raise InvalidParameter(message, param="diffusion.low_threshold")
     values["cache"] = _cache(given, card, algorithm, windowed)
+    if values["cache"] in ("prefix", "dual") and values.get("max_lookahead") is not None:
+        message = f"diffusion.cache {values['cache']} does not go with diffusion.max_lookahead; leave one out"
+        raise InvalidParameter(message, param="diffusion.cache")
     values["cfg_scale"] = checks.number(
         given.get("cfg_scale", defaults.get("cfg_scale", 0.0)), "diffusion.cfg_scale", 0.0, 100.0
     )

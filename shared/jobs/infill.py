@@ -65,6 +65,9 @@ class InfillRequest:
         if params.diffusion.algorithm == "apd":
             message = "apd goes from left to right and fills no holes"
             raise InvalidParameter(message, param="diffusion.algorithm")
+        if params.diffusion.max_lookahead is not None:
+            message = "diffusion.max_lookahead hides what follows a hole; leave it out"
+            raise InvalidParameter(message, param="diffusion.max_lookahead")
         return Resolved(ids, params, len(ids) - span + span * params.n, task)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,16 @@ class MoEConfig:
     selection_bias: bool = False  # a learned bias that decides who is chosen, not how much they count
     first_dense: int = 0  # leading layers with a plain MLP
 
+    def __post_init__(self) -> None:
+        """Raises ModelLoadError for what no router can do."""
+        if self.experts % self.groups:
+            raise ModelLoadError(f"{self.experts} experts do not fall into {self.groups} equal groups (n_group)")
+        if self.top_groups > self.groups:
+            raise ModelLoadError(f"topk_group {self.top_groups} is more than n_group, {self.groups}")
+        among = self.experts // self.groups * self.top_groups
+        if self.top_k > among:
+            raise ModelLoadError(f"num_experts_per_tok {self.top_k} is more than there are to choose from, {among}")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
@@ -162,11 +173,21 @@ class RawConfig:
         value = self.values.get(key)
         return default if value is None else value
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def _refuse(self, key: str, value: Any, wanted: str) -> ModelLoadError:
+        return ModelLoadError(f"{self.path}: {self.where} has {key} = {value!r}; {wanted} is wanted")
+
+    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = self[key] if default is None else self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise ModelLoadError(f"{self.path}: {self.where} has {key} = {value!r}; an integer is wanted")
+        if not _is_number(value) or value != int(value) or value < least:
+            raise self._refuse(key, value, f"an integer of at least {least}")
         return int(value)
+
+    def number(self, key: str, default: float) -> float:
+        """A positive number."""
+        value = self.get(key, default)
+        if not _is_number(value) or value <= 0:
+            raise self._refuse(key, value, "a number above 0")
+        return float(value)
 
     def only(self, **wanted: Any) -> None:
         """Refuse keys whose value is not the one that is built; absent ones are taken to be it."""
@@ -177,18 +198,51 @@ class RawConfig:
 
     @property
     def eos(self) -> tuple[int, ...]:
-        value = self.values.get("eos_token_id")
-        return () if value is None else tuple(value) if isinstance(value, list) else (int(value),)
+        value = self.get("eos_token_id", [])
+        ids = value if isinstance(value, list) else [value]
+        if not all(_is_id(one) for one in ids):
+            raise self._refuse("eos_token_id", value, "a token id or a list of them")
+        return tuple(ids)
+
+    @property
+    def mask(self) -> int | None:
+        value = self.get("mask_token_id")
+        if value is not None and not _is_id(value):
+            raise self._refuse("mask_token_id", value, "a token id")
+        return None if value is None else int(value)
+
+    @property
+    def rope(self) -> RawConfig:
+        """`rope_parameters`, where transformers 5 keeps what older files have beside it."""
+        return self.section("rope_parameters") if self.values.get("rope_parameters") is not None else self
 
     @property
     def rope_theta(self) -> float:
         """From `rope_theta`, or transformers 5's `rope_parameters`. Scaled variants are refused."""
-        parameters = self.get("rope_parameters", {})
-        scaling = self.get("rope_scaling", {})
-        for kind in (parameters.get("rope_type", "default"), scaling.get("rope_type", scaling.get("type", "default"))):
+        for name in ("rope_parameters", "rope_scaling"):
+            if self.values.get(name) is None:
+                continue
+            section = self.section(name)
+            kind = section.get("rope_type", section.get("type", "default"))
             if kind != "default":
                 raise ModelLoadError(f"{self.path}: {self.where} asks for {kind} RoPE scaling, which is not supported")
-        return float(self.get("rope_theta", parameters.get("rope_theta", 10_000.0)))
+        return self.number("rope_theta", self.rope.number("rope_theta", 10_000.0))
+
+    @property
+    def rotary_share(self) -> float:
+        """The share of a head's dimensions that positions turn; from `partial_rotary_factor`, wherever it stands."""
+        share = self.number("partial_rotary_factor", self.rope.number("partial_rotary_factor", 1.0))
+        if share > 1:
+            raise self._refuse("partial_rotary_factor", share, "a number up to 1")
+        return share
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def llama_like(raw: RawConfig, family: str, **own: Any) -> ModelConfig:
@@ -205,9 +259,9 @@ def llama_like(raw: RawConfig, family: str, **own: Any) -> ModelConfig:
         "vocab_size": raw.integer("vocab_size"),
         "context_length": raw.integer("max_position_embeddings"),
         "rope_theta": raw.rope_theta,
-        "norm_eps": float(raw.get("rms_norm_eps", 1e-6)),
+        "norm_eps": raw.number("rms_norm_eps", 1e-6),
         "tied": bool(raw.get("tie_word_embeddings", False)),
-        "mask_token_id": raw.get("mask_token_id"),
+        "mask_token_id": raw.mask,
         "eos_token_ids": raw.eos,
         "generation": raw.generation,
     }

@@ -53,6 +53,8 @@ def _check_canvas(card: ModelCard, params: SamplingParams, canvas: Sequence[int]
         raise InvalidParameter(f"{card.name} cannot see what follows a hole", param="canvas")
     if params.diffusion.algorithm == "apd":
         raise InvalidParameter("apd goes from left to right and fills no holes", param="diffusion.algorithm")
+    if params.diffusion.max_lookahead is not None:
+        raise InvalidParameter("max_lookahead hides what follows a hole", param="diffusion.max_lookahead")
     if params.response_format is not None:
         raise InvalidParameter("response_format goes from left to right and fits no holes", param="response_format")
     if card.mask_token_id not in canvas:

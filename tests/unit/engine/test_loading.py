@@ -177,6 +177,104 @@ def test_any_masked_model_of_transformers_runs_when_trusted(tmp_path: Path) -> N
             engine.generate({"prompt_token_ids": [5]}, SamplingParams(diffusion=DiffusionParams(cache="dual")))
 
 
+REPOSITORY_CODE = """
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import MaskedLMOutput, BaseModelOutput
+
+class TinyConfig(PretrainedConfig):
+    model_type = "tiny_diffusion"
+    def __init__(self, vocab_size=512, hidden_size=16, max_position_embeddings=128, **rest):
+        self.vocab_size, self.hidden_size, self.max_position_embeddings = vocab_size, hidden_size, max_position_embeddings
+        super().__init__(**rest)
+
+class TinyBackbone(PreTrainedModel):
+    config_class = TinyConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.post_init()
+    def forward(self, input_ids, attention_mask=None):
+        hidden = self.embedding(input_ids)
+        return BaseModelOutput(last_hidden_state=hidden + hidden.mean(1, keepdim=True))
+
+class TinyForDiffusion(PreTrainedModel):
+    config_class = TinyConfig
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = TinyBackbone(config)
+        self.head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+    def forward(self, input_ids, attention_mask=None):
+        return MaskedLMOutput(logits=self.head(self.model(input_ids).last_hidden_state))
+"""
+
+
+def test_a_repository_with_its_own_code_runs_when_trusted(tmp_path: Path) -> None:
+    """As Dream's or SDAR's: AutoModel is the bare layers, the causal entry of `auto_map` is the model that has a head."""
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "modeling_tiny.py").write_text(REPOSITORY_CODE)
+    space: dict[str, Any] = {}
+    exec(REPOSITORY_CODE, space)
+    torch.manual_seed(0)
+    config = space["TinyConfig"](
+        architectures=["TinyForDiffusion"], mask_token_id=487, eos_token_id=481, bos_token_id=480, pad_token_id=481,
+        auto_map={
+            "AutoConfig": "modeling_tiny.TinyConfig", "AutoModel": "modeling_tiny.TinyBackbone",
+            "AutoModelForCausalLM": "modeling_tiny.TinyForDiffusion",
+        },
+    )  # fmt: skip
+    model = space["TinyForDiffusion"](config)
+    save_file(
+        {k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    config.save_pretrained(folder)
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps({**raw, "architectures": ["TinyForDiffusion"], "auto_map": config.auto_map})
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        shutil.copy(GOLDEN / "llada" / name, folder / name)
+    assert "--trust-remote-code" in refusal(folder)
+    with VDiffEngine(VDiffConfig(model=str(folder), device="cpu", trust_remote_code=True)) as engine:
+        output = engine.generate({"prompt_token_ids": [5, 6, 7]}, GREEDY).outputs[0]
+        assert len(output.token_ids) == GREEDY.max_tokens
+
+
+@pytest.mark.parametrize("family,change,words", [
+    ("dream", {"vocab_size": "x"}, "vocab_size = 'x'"),
+    ("dream", {"eos_token_id": "481"}, "eos_token_id = '481'"),
+    ("dream", {"mask_token_id": "487"}, "mask_token_id = '487'"),
+    ("dream", {"rope_theta": "abc"}, "rope_theta = 'abc'"),
+    ("dream", {"rope_parameters": [1]}, "rope_parameters that is no object"),
+    ("dream", {"num_hidden_layers": 0}, "num_hidden_layers = 0"),
+    ("dream", {"rms_norm_eps": -1}, "rms_norm_eps = -1"),
+    ("sdar", {"block_size": 0}, "block_size = 0"),
+    ("llada", {"mlp_ratio": "4", "mlp_hidden_size": None}, "mlp_ratio = '4'"),
+    ("llada", {"mask_token_id": True}, "mask_token_id = True"),
+    ("llada_moe", {"num_experts_per_tok": 99}, "num_experts_per_tok 99 is more than there are"),
+    ("llada2_moe", {"n_group": 3}, "equal groups"),
+    ("llada2_moe", {"topk_group": 99}, "topk_group 99"),
+    ("llada2_moe", {"rotary_dim": None, "partial_rotary_factor": 1.5}, "partial_rotary_factor"),
+])  # fmt: skip
+def test_a_wrong_value_is_refused_by_its_key(tmp_path: Path, family: str, change: dict[str, Any], words: str) -> None:
+    assert words in refusal(copied(tmp_path, family, **change))
+
+
+def test_positions_turn_the_same_share_wherever_the_config_says_it(tmp_path: Path) -> None:
+    original = json.loads((GOLDEN / "llada2_moe" / "config.json").read_text())
+    head_dim = original.get("head_dim") or original["hidden_size"] // original["num_attention_heads"]
+    share = original.get("rotary_dim", head_dim * original.get("partial_rotary_factor", 1.0)) / head_dim
+    assert share < 1
+    parameters = {"rope_type": "default", "rope_theta": original["rope_theta"], "partial_rotary_factor": share}
+    folder = copied(
+        tmp_path, "llada2_moe", rotary_dim=None, partial_rotary_factor=None, rope_theta=None, rope_parameters=parameters
+    )
+    assert ModelConfig.from_folder(folder) == ModelConfig.from_folder(GOLDEN / "llada2_moe")
+
+
 def gpt2(tmp_path: Path, vocab_size: int = 512) -> Path:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -264,10 +264,18 @@ def test_apd_in_both_spellings() -> None:
     refused_by(card, "diffusion.apd", diffusion={"algorithm": "apd", "apd": 5})
     refused_by(card, "diffusion.block_length", diffusion={"algorithm": "apd", "block_length": 8})
     refused_by(card, "diffusion.cache", diffusion={"algorithm": "apd", "cache": "dual"})
+
     refused_by(card, "diffusion.cache", diffusion={"algorithm": "threshold", "cache": "window"})
     with pytest.raises(UnknownParameter) as wrong:
         resolve(card, diffusion={"algorithm": "apd", "apd": {"speed": 1}})
     assert wrong.value.param == "diffusion.apd.speed"
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_a_cache_of_blocks_does_not_go_with_a_lookahead(cache: str) -> None:
+    asked = {"algorithm": "sequential", "max_lookahead": 4}
+    refused_by(card_of("full"), "diffusion.cache", diffusion={**asked, "cache": cache})
+    assert resolve(card_of("full"), diffusion=asked).diffusion.cache == "none"
 
 
 def test_block_causal_models_take_any_length() -> None:

@@ -43,7 +43,7 @@ def config(path: Path) -> ModelConfig:
         vocab_size=text.integer("vocab_size"),
         context_length=text.integer("max_position_embeddings"),
         rope_theta=0.0,  # differs between kinds of layers; transformers reads it
-        norm_eps=float(text["rms_norm_eps"]),
+        norm_eps=text.number("rms_norm_eps", 1e-6),
         tied=True,
         regime=UNIFORM,
         block_length=raw.integer("canvas_length", 256),

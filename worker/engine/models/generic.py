@@ -30,7 +30,7 @@ def config(path: Path) -> ModelConfig:
     return ModelConfig(
         architecture=raw.architecture, family="transformers", width=0, layers=0, heads=0, kv_heads=0, head_dim=0, mlp_width=0,
         vocab_size=raw.integer("vocab_size"), context_length=context, rope_theta=0.0, norm_eps=0.0, tied=False,
-        mask_token_id=raw.get("mask_token_id"), eos_token_ids=raw.eos, generation=raw.generation,
+        mask_token_id=raw.mask, eos_token_ids=raw.eos, generation=raw.generation,
     )  # fmt: skip
 
 
@@ -73,18 +73,38 @@ class TransformersMasked:
             yield part
 
 
+_AUTO_CLASSES = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")  # heads before bare layers
+
+
+def _class_of(folder: Path, architecture: str) -> Any:
+    """The class of transformers that makes the model, in the order of what is likeliest to give logits.
+
+    A repository with code of its own says in `auto_map` which of its classes stands for which auto class; the one that
+    `architectures` names is the whole model. Without `auto_map` transformers knows the architecture itself.
+    """
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    theirs: dict[str, str] = getattr(settings, "auto_map", None) or {}
+    named = [name for name in _AUTO_CLASSES if name in theirs and theirs[name].rpartition(".")[2] == architecture]
+    kinds = [*named, *(name for name in _AUTO_CLASSES if name in theirs)]
+    known = type(settings)
+    if known in MODEL_FOR_MASKED_LM_MAPPING:
+        kinds.append("AutoModelForMaskedLM")
+    if known in MODEL_FOR_CAUSAL_LM_MAPPING and architecture.endswith("ForCausalLM"):
+        kinds.append("AutoModelForCausalLM")
+    return getattr(transformers, [*kinds, "AutoModel"][0])
+
+
 def load(folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> TransformersMasked:
     """Raises ModelLoadError with what transformers says."""
-    from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING
-
     try:
-        settings = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-        masked = type(settings) in MODEL_FOR_MASKED_LM_MAPPING
-        kind = AutoModelForMaskedLM if masked else AutoModel
+        kind = _class_of(folder, facts.architecture)
         model = kind.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError) as exc:
-        raise ModelLoadError(f"{folder}: transformers cannot load it: {exc}") from exc
+        said = str(exc).partition("\nModel type should be one of")[0]  # without the list of every model there is
+        raise ModelLoadError(f"{folder}: transformers cannot load it: {said}") from exc
     adapter = TransformersMasked(model.to(device).eval())
     with torch.inference_mode():
         try:

@@ -27,8 +27,8 @@ def config(path: Path) -> ModelConfig:
         normalize=bool(raw.get("norm_topk_prob", False)),
     )
     return llama_like(
-        raw, "llada_moe", mlp_width=raw.integer("dense_intermediate_size", 0), qk_norm=True, moe=moe,
-        norm_eps=float(raw.get("rms_norm_eps", 1e-5)),
+        raw, "llada_moe", mlp_width=raw.integer("dense_intermediate_size", 0, least=0), qk_norm=True, moe=moe,
+        norm_eps=raw.number("rms_norm_eps", 1e-5),
     )  # fmt: skip
 
 

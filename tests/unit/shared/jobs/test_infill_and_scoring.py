@@ -67,6 +67,8 @@ def test_infill_speaks_of_no_field_that_it_lacks() -> None:
     assert wrong.param == "diffusion.block_length"
     assert "max_tokens" not in wrong.message
     assert refused(INFILL, error=PromptTooLong, parts=[{"hole": 65}]).param == "parts"
+    blind = {"algorithm": "sequential", "max_lookahead": 2}  # what follows the hole would not be looked at
+    assert refused(INFILL, parts=["a", {"hole": 7}, "b"], diffusion=blind).param == "diffusion.max_lookahead"
 
 
 def test_what_a_score_asks_of_each_kind_of_model() -> None:
