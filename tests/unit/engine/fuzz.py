@@ -58,6 +58,8 @@ def random_fields(engine: VDiffEngine, rng: random.Random) -> dict[str, Any]:
         fields["stop_token_ids"] = [rng.randrange(card.mask_token_id) for _ in range(20)]
     if rng.random() < 0.15:
         fields["n"] = 2
+    if rng.random() < 0.15:
+        fields["stop"] = rng.sample(["e", "th", " a", "?", "\n"], 2)
     return fields
 
 

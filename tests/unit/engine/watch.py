@@ -87,10 +87,11 @@ class Watch:
         if len(answer.canvas) != len(before):
             self.complain(f"{key}: the canvas has another length")
         ends, closed = answer.request.end_token_ids, False
+        closes = answer.regime == FULL and answer.params.diffusion.algorithm in ("threshold", "factor")
         for position, (old, new) in enumerate(zip(before, answer.canvas, strict=False)):
-            # Behind a committed end token everything is that token: the answer ends there, whatever was drafted after it.
+            # Under the rules that close an answer at its end token, everything behind one is that token.
             filled = closed and new in ends
-            closed = closed or (answer.regime == FULL and new in ends)
+            closed = closed or (closes and new in ends)
             if filled:
                 continue
             told = announced.get(position)
