@@ -34,7 +34,7 @@ from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
 from worker.sweeper import push_again
-from worker.work import Engine, Handle, result_of, submit, usage_of, writes_text
+from worker.work import Engine, Handle, answers_of, result_of, submit, usage_of, writes_text
 
 _log = structlog.get_logger(__name__)
 
@@ -142,7 +142,11 @@ class Runner:
         try:
             params = SamplingParams.from_json(job.params)
             handle = submit(
-                self._engine, job, params, priority=PRIORITY_RANKS[job.priority], listener=self._listener(held, params)
+                self._engine,
+                job,
+                params,
+                priority=PRIORITY_RANKS[job.priority],
+                listener=self._listener(held, params, answers_of(job, params)),
             )
             held.attach(handle)
             output = self._result_in_time(handle, job, held)
@@ -271,7 +275,7 @@ class Runner:
             "texts": [self._token_text(token) for token in ids],
         }
 
-    def _listener(self, held: Held, params: SamplingParams) -> Callable[[StepEvent], None]:
+    def _listener(self, held: Held, params: SamplingParams, answers: int) -> Callable[[StepEvent], None]:
         """Runs in the engine's thread, once per step and answer: it only notes and passes on."""
         job_id, attempt = held.pair
         committed: dict[int, int] = {}
@@ -286,7 +290,7 @@ class Runner:
             held.progress = {
                 "tokens_committed": sum(committed.values()),
                 # Answers that have not begun will be as long as they may.
-                "tokens_total": sum(total.values()) + params.max_tokens * (params.n - len(total)),
+                "tokens_total": sum(total.values()) + params.max_tokens * (answers - len(total)),
                 "step": event.step,
             }
             common = {"attempt": attempt, "index": event.index, "step": event.step}

@@ -149,7 +149,10 @@ class Scores:
             self._ids,
             [],
             not self._aborted,
-            _together([part.metrics for part in parts], len(self._ids)),
+            # A score writes nothing; the one token after an echo is counted in its usage.
+            replace(
+                together([part.metrics for part in parts], len(self._ids)), generated_tokens=0, tokens_per_forward=0.0
+            ),
             self._params.seed or 0,
             scores=[None if part is None else part.likelihood for part in self._scored],
             generated=[None if part is None else part.outputs[0] for part in self._written],
@@ -157,7 +160,7 @@ class Scores:
         )
 
 
-def _together(metrics: list[RequestMetrics], prompt_tokens: int) -> RequestMetrics:
+def together(metrics: list[RequestMetrics], prompt_tokens: int) -> RequestMetrics:
     """Of several requests: from the first arrival to the last end; what counts is added up."""
     now = time.time()
 
@@ -165,15 +168,22 @@ def _together(metrics: list[RequestMetrics], prompt_tokens: int) -> RequestMetri
         known = [value for m in metrics if (value := getattr(m, name)) is not None]
         return min(known) if known else None
 
+    generated, forwards = (sum(getattr(m, name) for m in metrics) for name in ("generated_tokens", "forwards"))
+    accepted = [(m.acceptance_rate, m.forwards) for m in metrics if m.acceptance_rate is not None]
+    weight = sum(of for _, of in accepted)
     return RequestMetrics(
         arrival_time=first("arrival_time") or now,
         first_scheduled_time=first("first_scheduled_time"),
         first_token_time=first("first_token_time"),
         finished_time=max((m.finished_time for m in metrics), default=now),
         prompt_tokens=prompt_tokens,
-        generated_tokens=0,
-        forwards=sum(m.forwards for m in metrics),
-        tokens_per_forward=0.0,
+        generated_tokens=generated,
+        forwards=forwards,
+        tokens_per_forward=generated / forwards if forwards else 0.0,
         prompt_done_time=first("prompt_done_time"),
+        acceptance_rate=sum(rate * of for rate, of in accepted) / weight if weight else None,
+        cache_refreshes=sum(m.cache_refreshes for m in metrics),
         prefill_forwards=sum(m.prefill_forwards for m in metrics),
+        verifier_seconds=sum(m.verifier_seconds for m in metrics),
+        device_seconds=sum(m.device_seconds for m in metrics),
     )

@@ -13,11 +13,12 @@ from typing import Any, Protocol
 from shared.jobs import echo, infill, response_objects, scoring
 from shared.jobs.responses import build_result
 from shared.jobs.responses import usage_of as ledger_usage
-from shared.jobs.tasks import InfillTask, ResponseTask, ScoreTask, task_of
+from shared.jobs.tasks import InfillTask, PromptsTask, ResponseTask, ScoreTask, task_of
 from shared.model_card import ModelCard
 from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 from worker.engine.outputs import RequestOutput, StepEvent, TokenLogprob
+from worker.prompts import Prompts
 from worker.scores import Scores, ScoresOutput
 
 Listener = Callable[[StepEvent], None]
@@ -68,10 +69,18 @@ def submit(engine: Engine, job: Any, params: SamplingParams, *, priority: int, l
     request_id, ids, task = f"{job.id}/{job.attempt}", list(job.prompt_token_ids), task_of(job.params)
     if isinstance(task, ScoreTask):
         return Scores(engine, request_id, ids, params, task, priority=priority, listener=listener)
+    if isinstance(task, PromptsTask):
+        return Prompts(engine, request_id, ids, params, task, priority=priority, listener=listener)
     if isinstance(task, InfillTask):
         begin = task.holes()[0][0]
         return engine.submit(request_id, ids[:begin], params, priority=priority, listener=listener, canvas=ids[begin:])
     return engine.submit(request_id, ids, params, priority=priority, listener=listener)
+
+
+def answers_of(job: Any, params: SamplingParams) -> int:
+    """How many answers the job writes: n for each prompt."""
+    task = task_of(job.params)
+    return params.n * (len(task.tokens) if isinstance(task, PromptsTask) else 1)
 
 
 def writes_text(job: Any) -> bool:

@@ -57,6 +57,15 @@ class Stay:
         if self.cancels:
             self.context.spawn(self._leave())
 
+    def over(self) -> None:
+        """The job is over: whoever leaves now cancels nothing, and the mark has no use any more."""
+        if self.cancels and not self.created:
+            self.context.spawn(self._unmark())
+
+    async def _unmark(self) -> None:
+        with suppress(RedisError, OSError):  # it goes by itself after MARK_SECONDS
+            await self.context.redis.delete(attached_key(self.job_id))
+
     async def _leave(self) -> None:
         context = self.context
         if self.grace_seconds:
@@ -117,3 +126,5 @@ class StayingStream(EventSourceResponse):
             left = not (self.over or self._broken or self._context.stopping.is_set())
             if self._staying is not None and left:
                 self._staying.leave()
+            elif self._staying is not None and self.over:
+                self._staying.over()

@@ -138,6 +138,7 @@ async def answer(request: Request, context: Context, staying: Stay, seconds: flo
         await asyncio.gather(ended, gone, stopping, return_exceptions=True)
     headers = {"X-Job-Id": job_id}
     if row is not None and is_over(row):
+        staying.over()
         refuse_purged(row)  # it had less to live than its answer took to be read
         return JSONResponse(row.result, headers=headers) if row.result else failure(request, row._mapping)
     if left:

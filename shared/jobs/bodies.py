@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from shared.errors import InvalidParameter
-from shared.jobs import echo, infill, requests, response_requests, scoring
+from shared.jobs import echo, infill, prompts, requests, response_requests, scoring
 from shared.jobs.infill import InfillRequest
+from shared.jobs.prompts import PromptsRequest
 from shared.jobs.requests import ParsedRequest
 from shared.jobs.response_requests import ResponseRequest
 from shared.jobs.responses import COMPLETIONS, ENDPOINTS, INFILL, LOGLIKELIHOOD, RESPONSES
 from shared.jobs.scoring import ScoreRequest
 
-Request = ParsedRequest | ResponseRequest | InfillRequest | ScoreRequest
+Request = ParsedRequest | PromptsRequest | ResponseRequest | InfillRequest | ScoreRequest
 
 
 def parse(endpoint: str, body: Any, *, streaming: bool) -> Request:
@@ -34,4 +35,6 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> Request:
         return scoring.parse(body)
     if endpoint == COMPLETIONS and echo.is_asked(body):
         return echo.parse(body)
+    if endpoint == COMPLETIONS and prompts.are_several(body):
+        return prompts.parse(body, streaming=streaming)
     return requests.parse(endpoint, body, streaming=streaming)

@@ -17,7 +17,7 @@ from shared import serving
 from shared.db.session import AsyncDatabase, AsyncReadSession
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus, Priority
-from shared.jobs.tasks import ScoreTask, task_of
+from shared.jobs.tasks import PromptsTask, ScoreTask, task_of
 from shared.jobs.turns import Who
 from shared.sampling_params import SamplingParams
 
@@ -189,6 +189,8 @@ async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], st
     prompt = len(values["prompt_token_ids"])
     if isinstance(task, ScoreTask):
         fewest = most = task.forwards
+    elif isinstance(task, PromptsTask):
+        fewest, most = fewest * len(task.tokens), most * len(task.tokens)
     elif task is not None:
         prompt = values["tokens"] - params.max_tokens * params.n  # what is fixed behind the first hole counts as answer
     moments = [m for m in (values["start_by"], values["complete_by"]) if m is not None]

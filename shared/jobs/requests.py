@@ -163,7 +163,7 @@ def prompt_of(value: Any, param: str = "prompt") -> tuple[str | None, list[int] 
     if isinstance(value, list) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
         return None, value
     if isinstance(value, list) and any(isinstance(v, str | list) for v in value):
-        raise InvalidParameter(f"{param} takes one prompt; send several as jobs of their own", param=param)
+        raise InvalidParameter(f"{param} must be a string, token ids, or a list of such", param=param)
     raise InvalidParameter(f"{param} must be a non-empty string or a non-empty list of token ids", param=param)
 
 

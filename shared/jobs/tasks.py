@@ -1,7 +1,7 @@
-"""What a job does other than write an answer in chat's form: fill holes, score, respond. Frozen when the job is accepted.
+"""What a job does other than write an answer to one prompt: fill holes, score, answer several, respond.
 
-Stored beside the sampling parameters, under `task` in the job's `params`, and read by the worker. The token ids are all in
-`prompt_token_ids`; a task says where in them its pieces lie. A purge forgets both.
+Frozen when the job is accepted. Stored beside the sampling parameters, as `task` in the job's `params`, and read by the worker.
+The token ids are all in `prompt_token_ids`; a task says where in them its pieces lie. A purge forgets both.
 """
 
 from __future__ import annotations
@@ -68,6 +68,22 @@ class ScoreTask:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptsTask:
+    """Several prompts, each answered for itself; they stand in `prompt_token_ids` in a row."""
+
+    tokens: tuple[int, ...]  # of each prompt
+
+    def pieces(self, ids: list[int]) -> Iterator[list[int]]:
+        at = 0
+        for count in self.tokens:
+            yield ids[at : at + count]
+            at += count
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "prompts", **asdict(self)}
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseTask:
     """An answer of the Responses API: what its object repeats of the request, and what the next turn goes on from."""
 
@@ -78,7 +94,7 @@ class ResponseTask:
         return {"kind": "response", **asdict(self)}
 
 
-Task = InfillTask | ScoreTask | ResponseTask
+Task = InfillTask | ScoreTask | PromptsTask | ResponseTask
 
 
 def task_of(params: Mapping[str, Any]) -> Task | None:
@@ -89,6 +105,8 @@ def task_of(params: Mapping[str, Any]) -> Task | None:
     kind = data.pop("kind")
     if kind == "infill":
         return InfillTask(tuple(data["parts"]), tuple(data["tokens"]))
+    if kind == "prompts":
+        return PromptsTask(tuple(data["tokens"]))
     if kind == "response":
         return ResponseTask(data["shown"], tuple((role, content) for role, content in data["messages"]))
     return ScoreTask(**{**data, "pairs": tuple((a, b) for a, b in data["pairs"])})

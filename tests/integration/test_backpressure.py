@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 
+from api.openai.leaving import attached_key
 from shared import serving
 from shared.model_card import ModelCard
 from tests.integration.conftest import Served, eventually, metric, new_key
@@ -114,6 +115,8 @@ def test_an_sdk_that_times_out_comes_back_to_its_job(served: Served) -> None:
     assert [(job["id"], job["status"]) for job in jobs_tagged(served, tag)] == [
         (answer.json()["vdiff"]["job_id"], "succeeded")
     ]
+    mark = attached_key(answer.json()["vdiff"]["job_id"])
+    eventually(lambda: not served.jobs.redis.exists(mark), what="no mark of who waits is left in Redis")
 
 
 def test_an_sdk_that_gives_up_for_good_cancels(served: Served) -> None:

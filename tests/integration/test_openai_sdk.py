@@ -60,6 +60,28 @@ def test_completions_with_diffusion_parameters(client: openai.OpenAI) -> None:
     assert fast.model_extra["vdiff"]["forwards"] < slow.model_extra["vdiff"]["forwards"]  # type: ignore[index]
 
 
+def test_several_prompts_are_answered_as_if_each_were_alone(client: openai.OpenAI, served: Served) -> None:
+    prompts = [f"<|user|>What is {a} + 25?<|eot_id|><|assistant|>" for a in range(10, 22)]  # more than there are slots
+    asked: Any = {"model": "vdiff-tiny", "max_tokens": 16, "temperature": 0.8, "seed": 7, "n": 2}
+    together = client.completions.create(prompt=prompts, **asked)
+    alone = [client.completions.create(prompt=prompt, **asked) for prompt in prompts]
+    assert [c.index for c in together.choices] == list(range(24))
+    assert [c.text for c in together.choices] == [c.text for one in alone for c in one.choices]
+    for name in ("prompt_tokens", "completion_tokens"):
+        assert getattr(together.usage, name) == sum(getattr(one.usage, name) for one in alone)
+    made = served.client.get(f"/v1/jobs/{together.model_extra['vdiff']['job_id']}").json()  # type: ignore[index]
+    assert made["status"] == "succeeded"
+    assert made["diffusion"]["forwards"] == sum(one.model_extra["vdiff"]["forwards"] for one in alone)  # type: ignore[index]
+    replayed = served.client.post(f"/v1/jobs/{made['id']}/replay").json()
+    assert replayed["id"] != made["id"]
+    eventually(lambda: served.client.get(f"/v1/jobs/{replayed['id']}").json()["done"], what="replayed")
+    again = served.client.get(f"/v1/jobs/{replayed['id']}").json()["result"]["choices"]
+    assert [c["text"] for c in again] == [c.text for c in together.choices]
+    with pytest.raises(openai.BadRequestError) as wrong:
+        client.completions.create(prompt=prompts, stream=True, **asked)
+    assert wrong.value.param == "stream"
+
+
 def test_stop_strings(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(model="vdiff-tiny", messages=STORY, stop=[" 8 -", "Answer"])
     assert answer.choices[0].message.content == STORY_ANSWER.partition(" 8 -")[0]

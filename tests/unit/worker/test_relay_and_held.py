@@ -201,7 +201,7 @@ def test_a_stream_tells_the_text_as_the_result_has_it() -> None:
     runner = Runner(
         None, None, None, None, emitted.append, worker_id="w", lease_seconds=1, counters=Counters()  # type: ignore[arg-type]
     )  # fmt: skip
-    listen = runner._listener(held, SamplingParams(max_tokens=4))
+    listen = runner._listener(held, SamplingParams(max_tokens=4), 1)
     listen(StepEvent("a/1", 0, 1, 1, (0,), (7,), (0.5,), "x\x00", 1, 4, canvas="x\x00?"))
     listen(StepEvent("a/1", 0, 2, 2, (1,), (8,), (0.5,), "y", 2, 4))
     told = [event.data for event in emitted if event.type == "progress"]

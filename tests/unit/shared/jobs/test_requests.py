@@ -147,7 +147,7 @@ def test_prompts(prompt: Any, text: str | None, ids: list[int] | None) -> None:
     assert (made.prompt, made.prompt_token_ids) == (text, ids)
 
 
-@pytest.mark.parametrize("prompt", ["", [], [""], [[]], ["a", "b"], [[1], [2]], [1, "a"], [True], [1.5], 5, {}])
+@pytest.mark.parametrize("prompt", ["", [], [""], [[]], [1, "a"], [True], [1.5], 5, {}])
 def test_bad_prompts(prompt: Any) -> None:
     assert param_of(InvalidParameter, COMPLETIONS, {"model": "m", "prompt": prompt}) == "prompt"
 
