@@ -19,6 +19,7 @@ from shared.model_card import ModelCard
 from shared.tokenizer import TokenizerWrapper
 
 MAX_PROMPTS = 128
+MAX_CHOICES = 256  # of all prompts together: they are one result
 
 
 def are_several(body: Any) -> bool:
@@ -71,6 +72,9 @@ class PromptsRequest:
             params = self.each[longest].params(card, counts[longest])
         except InvalidRequest as exc:
             raise _of_prompt(exc, longest) from exc
+        if params.n * len(counts) > MAX_CHOICES:
+            message = f"n {params.n} for {len(counts)} prompts are more than {MAX_CHOICES} choices in one request"
+            raise InvalidParameter(message, param="n")
         task = PromptsTask(tuple(counts))
         return Resolved(ids, params, len(ids) + params.max_tokens * params.n * len(counts), task)
 

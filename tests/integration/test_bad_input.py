@@ -38,7 +38,7 @@ BODIES: list[tuple[dict[str, Any], str]] = [
     ({"n": 17}, "n"),
     ({"seed": "x"}, "seed"),
     ({"seed": 2**64}, "seed"),
-    ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),
+    ({"stop": list("abcdefghijklmnopq")}, "stop"),
     ({"stop": [""]}, "stop"),
     ({"stop": 5}, "stop"),
     ({"stop_token_ids": [10**9]}, "stop_token_ids[0]"),
@@ -73,8 +73,9 @@ BODIES: list[tuple[dict[str, Any], str]] = [
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options"),
 ]
 PROMPTS: list[tuple[Any, str]] = [
-    ("", "prompt"), (None, "prompt"), (5, "prompt"), ([], "prompt"), (["a", "b"], "prompt"), ([1, "a"], "prompt"),
-    ([10**9], "prompt"), ([-1], "prompt"), ("seven " * 600, "prompt"), ({}, "prompt"), ([[1], [2]], "prompt"),
+    ("", "prompt"), (None, "prompt"), (5, "prompt"), ([], "prompt"), (["a", ""], "prompt[1]"), ([1, "a"], "prompt"),
+    ([10**9], "prompt"), ([-1], "prompt"), ("seven " * 600, "prompt"), ({}, "prompt"), ([[1], [-2]], "prompt[1]"),
+    (["a"] * 129, "prompt"),
 ]  # fmt: skip
 MESSAGE_LISTS: list[tuple[Any, str]] = [
     ([], "messages"), (None, "messages"), ("hi", "messages"), ([5], "messages[0]"), ([{}], "messages[0].role"),

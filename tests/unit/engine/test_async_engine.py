@@ -15,6 +15,8 @@ from shared.sampling_params import SamplingParams
 from tests.unit.engine.conftest import GetEngine
 from worker.engine import AsyncVDiffEngine
 from worker.engine.models import transformer
+from worker.engine.outputs import StepEvent
+from worker.engine.report import event_of
 
 LONG = SamplingParams(max_tokens=192, temperature=0.0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=16, temperature=0.0, ignore_eos=True)
@@ -56,6 +58,16 @@ async def test_leaving_a_stream_drops_its_request(engine_of: GetEngine) -> None:
     await stream.aclose()
     await engine.generate_async(PROMPT, SHORT)  # at least a step later
     assert engine.get_stats()["requests_aborted"] == aborted + 1
+
+
+def test_a_step_makes_no_event_when_nobody_listens(engine_of: GetEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of("llada")
+    events: list[StepEvent] = []
+    monkeypatch.setattr("worker.engine.engine.event_of", lambda *given: events.append(made := event_of(*given)) or made)
+    engine.generate(PROMPT, SHORT)
+    assert not events
+    engine.submit("heard", PROMPT["prompt_token_ids"], SHORT, listener=lambda event: None).result(60)
+    assert len(events) == SHORT.max_tokens
 
 
 def test_one_bad_prompt_leaves_none_of_its_list_behind(engine_of: GetEngine) -> None:

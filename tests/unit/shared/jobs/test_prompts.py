@@ -45,6 +45,7 @@ def test_one_prompt_is_no_list(prompt: Any) -> None:
         (["a"] * 129, {}, "prompt"),
         (["a", "b"], {"stream": True}, "stream"),
         (["a", "b"], {"n": 0}, "n"),
+        (["a"] * 100, {"n": 3}, "n"),
         (["a", "b"], {"color": 1}, "color"),
     ],
 )
