@@ -14,7 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
@@ -42,13 +42,24 @@ class Summary:
     seconds: float = 0.0
     interrupted: bool = False
 
+    @property
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_forward(self) -> float:
+        return self.tokens / self.forwards if self.forwards else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Its numbers, `seconds` without loading."""
+        rates = {"tokens_per_second": self.tokens_per_second, "tokens_per_forward": self.tokens_per_forward}
+        return {**asdict(self), **{name: round(value, 3) for name, value in rates.items()}}
+
     def text(self) -> str:
-        speed = self.tokens / self.seconds if self.seconds else 0.0
-        per_forward = self.tokens / self.forwards if self.forwards else 0.0
         how = "interrupted after" if self.interrupted else "done:"
         return (
             f"{how} {self.lines} lines, {self.errors} with errors, {self.tokens} tokens in {self.seconds:.1f} s "
-            f"({speed:.1f} tokens/s, {per_forward:.2f} tokens per forward)"
+            f"({self.tokens_per_second:.1f} tokens/s, {self.tokens_per_forward:.2f} tokens per forward)"
         )
 
 

@@ -27,6 +27,15 @@ def vdiff(*args: object, **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+def test_what_was_done_as_an_object(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt_token_ids": [5, 6, 7], "max_tokens": 8, "temperature": 0, "ignore_eos": true}\n{}\n')
+    done = vdiff("generate", "--model", MODEL, "--input", source, "--output", target, "--json")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["lines"], said["errors"], said["tokens"], said["interrupted"]) == (0, 2, 1, 8, False)
+    assert said["tokens_per_forward"] == round(8 / said["forwards"], 3)
+
+
 def generate(tmp_path: Path, lines: list[Any], *options: object) -> tuple[list[dict[str, Any]], str]:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
@@ -61,7 +70,7 @@ def test_bad_lines_get_error_lines_and_the_rest_goes_on(tmp_path: Path) -> None:
     ]  # fmt: skip
     params = [r["error"]["param"] for r in rows if r["error"]]
     assert params == [None, "colour", "custom_id", None, "prompt", "prompt_token_ids", "diffusion.threshold", "n", "prompt",
-                      "prompt"]  # fmt: skip
+                      "prompt_token_ids"]  # fmt: skip
     first, last = rows[0], rows[-1]
     assert first["token_ids"] == last["token_ids"]
     assert last["metadata"] == {"kind": "k"}

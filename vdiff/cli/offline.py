@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -50,14 +51,18 @@ def generate(
     block_size: BlockSize = None,
     enable_apd: EnableApd = None,
     verifier: Verifier = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print what was done as one object, for programs")] = False,
 ) -> None:
     """Decode a file of prompts without any server. A bad line gets an error line; the rest goes on."""
-    given = {name: value for name, value in locals().items() if name not in ("input", "output")}
+    given = {name: value for name, value in locals().items() if name not in ("input", "output", "as_json")}
     settings = settings_of(**given)
     from worker.main import engine_config
     from worker.offline import generate_file
 
     summary = generate_file(engine_config(settings), input, output)
-    typer.echo(summary.text(), err=True)
+    if as_json:
+        typer.echo(json.dumps(summary.to_json()))
+    else:
+        typer.echo(summary.text(), err=True)
     if summary.interrupted:
         raise typer.Exit(exits.INTERRUPTED)
