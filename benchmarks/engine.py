@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
+import multiprocessing
 import sys
 import time
 from collections.abc import Callable
@@ -129,25 +129,41 @@ def batch(args: argparse.Namespace) -> Rows:
 
 
 def cost(args: argparse.Namespace) -> Rows:
+    """Each cell in a process of its own, as an allocator keeps what it once had."""
     shape = checkpoints.Shape(width=256, layers=4, vocab=8_192, context=1_100)
-    rows: Rows = []
-    cells = [(n, length) for n in (1, 8) for length in (32, 256, 1_024)]
-    with public_folder() as folder:
+    cells = list(itertools.product((1, 8), (32, 256, 1_024), ("none", "dual")))
+    with public_folder() as folder, multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         model = checkpoints.make(folder / "model", shape)
-        with engine_of(model, args) as engine:
-            timed(engine, prompts_of(1, 32), greedy(4))
-            for count, length in progress(cells, len(cells), "cost"):
-                for cache in ("none", "dual"):
-                    before = engine.stats.steps
-                    seconds, _ = timed(engine, prompts_of(count, length), greedy(32, block_length=32, cache=cache))
-                    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-                    if engine.model.device.type == "cuda":
-                        peak = torch.cuda.max_memory_allocated() / 2**20
-                    kv = engine.model.cache_bytes_per_token * (length + 32) / 2**20 if cache != "none" else 0.0
-                    rows.append({"concurrent": count, "prompt": length, "cache": cache,
-                                 "step_ms": 1000 * seconds / (engine.stats.steps - before), "kv_mib_per_slot": kv,
-                                 "peak_mib_of_process": peak})  # fmt: skip
-    return rows
+        work = pool.imap(_cost_of, [(model, args, *cell) for cell in cells], chunksize=1)
+        return list(progress(work, len(cells), "cost"))
+
+
+def _cost_of(cell: tuple[Path, argparse.Namespace, int, int, str]) -> dict[str, Any]:
+    """A step's time, and what memory its sequences take at most beyond what the loaded and warm engine has."""
+    model, args, count, length, cache = cell
+    with engine_of(model, args) as engine:
+        timed(engine, prompts_of(1, 32), greedy(4))
+        on_gpu = engine.model.device.type == "cuda"
+        held, steps = _memory(on_gpu, reset=True), engine.stats.steps
+        seconds, _ = timed(engine, prompts_of(count, length), greedy(32, block_length=32, cache=cache))
+        more = (_memory(on_gpu, peak=True) - held) / count
+        return {"concurrent": count, "prompt": length, "cache": cache,
+                "step_ms": 1000 * seconds / (engine.stats.steps - steps), "peak_mib_per_slot": more,
+                "kv_mib_per_slot": engine.model.cache_bytes_per_token * (length + 32) / 2**20 if cache != "none" else 0.0,
+                "engine_mib": held}  # fmt: skip
+
+
+def _memory(on_gpu: bool, *, reset: bool = False, peak: bool = False) -> float:
+    """MiB in use, or the most since the last reset; of the process (Linux), or of the GPU."""
+    if on_gpu:
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return (torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()) / 2**20
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    name = "VmHWM:" if peak else "VmRSS:"
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
 
 
 def fused(args: argparse.Namespace) -> Rows:
