@@ -34,6 +34,12 @@ def bench(tmp_path: Path, *args: object) -> list[dict[str, Any]]:
     return rows
 
 
+def test_bulk(tmp_path: Path) -> None:
+    sizes = ("--bulk-lines", 6, "--slow-lines", 4, "--bulk-slots", 2, "--slow-step-ms", 1)
+    for row, lines in zip(bench(tmp_path, "bulk", *sizes), (6, 4), strict=True):
+        assert row["lines"] == lines and row["ratio"] > 0
+
+
 def test_queue(tmp_path: Path) -> None:
     (row,) = bench(tmp_path, "queue", "--samples", 3, "--repeats", 1)
     assert row["http_p50_ms"] > 0 and row["in_process_p50_ms"] > 0
