@@ -55,3 +55,14 @@ def _check_characters(value: Any) -> None:
                 stack.append((f"{where}.{key}" if where else key, inner))
         elif isinstance(item, list):
             stack.extend((f"{where}[{i}]", inner) for i, inner in enumerate(item))
+
+
+def storable(value: Any) -> Any:
+    """The value without NUL characters and lone surrogates, which PostgreSQL's jsonb cannot hold."""
+    if isinstance(value, str):
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: storable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [storable(item) for item in value]
+    return value

@@ -30,6 +30,7 @@ from shared.jobs.status import TERMINAL, JobStatus
 from shared.jobs.steps import StepLog
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams
+from shared.strict_json import storable
 from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
@@ -385,14 +386,3 @@ def _more(metrics: RequestMetrics) -> dict[str, Any]:
     if metrics.prefill_forwards:
         made["prefill_forwards"] = metrics.prefill_forwards
     return made
-
-
-def storable(value: Any) -> Any:
-    """The value without NUL characters and lone surrogates, which PostgreSQL's jsonb cannot hold."""
-    if isinstance(value, str):
-        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict):
-        return {key: storable(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [storable(item) for item in value]
-    return value

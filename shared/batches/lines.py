@@ -114,6 +114,9 @@ def output_object(row: Mapping[Any, Any]) -> dict[str, Any]:
     common = {"id": f"batch_req_{job_id.removeprefix('job_')}", "custom_id": row["custom_id"]}
     if row["status"] == JobStatus.SUCCEEDED and row["result"] is not None:
         return {**common, "response": _response(job_id, 200, row["result"]), "error": None}
+    if row["purged_at"] is not None:
+        error = {"code": "job_purged", "message": "the line's result was purged before this file was written"}
+        return {**common, "response": None, "error": error}
     error = row["error"] or {"code": row["status"], "message": f"the job is {row['status']}", "param": None}
     if row["status"] == JobStatus.FAILED:
         body = {

@@ -126,7 +126,7 @@ def results(batch_id: str, *, succeeded: bool, after_line: int) -> Select[Any]:
     """A page of what goes into the output file, or into the error file."""
     wanted = _J.status == JobStatus.SUCCEEDED.value
     return (
-        select(_J.id, _J.custom_id, _J.batch_line, _J.status, _J.result, _J.error)
+        select(_J.id, _J.custom_id, _J.batch_line, _J.status, _J.result, _J.error, _J.purged_at)
         .where(_J.batch_id == batch_id, _J.batch_line > after_line, wanted if succeeded else ~wanted)
         .order_by(_J.batch_line)
         .limit(PAGE)
@@ -182,6 +182,8 @@ def reopen(batch_id: str) -> Update:
                 (_B.status == BatchStatus.IN_PROGRESS.value, _B.expires_at),
                 else_=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _B.window_seconds),
             ),
+            holder=null(),  # who was about to close it must look again: it has open lines now
+            lease_until=null(),
             **dict.fromkeys(ends, null()),
         )
         .returning(_B.expires_at)

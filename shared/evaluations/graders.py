@@ -25,6 +25,7 @@ from typing import Any, cast
 import regex
 
 from shared.evaluations.templates import Template
+from shared.strict_json import storable
 
 REGEX_SECONDS = 1.0  # for one answer
 PASSED, FAILED, ERROR = "passed", "failed", "error"  # outcomes; sorted, what needs a look comes first
@@ -43,6 +44,7 @@ class Verdict:
     error: dict[str, str] | None = None  # {code, message}
 
     def to_json(self) -> dict[str, Any]:
+        """As it can be stored, whatever characters foreign code put into a message."""
         made: dict[str, Any] = {"passed": self.passed}
         if self.extracted is not None:
             made["extracted"] = self.extracted[:SHOWN]
@@ -50,7 +52,7 @@ class Verdict:
             made["score"] = self.score
         if self.error is not None:
             made["error"] = self.error
-        return made
+        return made | {name: storable(made[name]) for name in ("extracted", "error") if name in made}
 
 
 def failed(code: str, message: str) -> Verdict:

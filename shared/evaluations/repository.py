@@ -312,10 +312,12 @@ def run_counts(run_id: str) -> Select[Any]:
 
 def lost_samples(run_id: str, items: int, error: Mapping[str, Any]) -> Executable:
     """Samples whose jobs are not there any more (their ledger rows were forgotten): errors that say so."""
-    number = func.generate_series(1, select(_R.stored).where(_R.id == run_id).scalar_subquery()).column_valued("number")
+    stored = select(_R.stored).where(_R.id == run_id).scalar_subquery()
+    # Of a table of its own: a bare `number` within the subqueries would be the sample's, compared with itself.
+    number = func.generate_series(1, stored).table_valued("number", name="numbers").c.number
     gone = ~exists().where(_S.run_id == run_id, _S.number == number)
     rows = select(
-        literal(run_id), number, (number - 1) % items + 1, (number - 1) / items, literal("error"),
+        literal(run_id), number, (number - 1) % items + 1, (number - 1) // items, literal("error"),
         literal(dict(error), _S.error.type),
     ).where(gone, ~exists().where(_J.batch_id == run_id, _J.batch_line == number))  # fmt: skip
     names = ["run_id", "number", "item", "repeat", "outcome", "error"]

@@ -36,7 +36,8 @@ async def grade(grader: Grader, output: str, row: Mapping[str, Any]) -> Verdict:
     task = {"source": grader.options["source"], "output": output, "reference": reference, "item": dict(row)}
     answer = await _run(grader, task)
     if "score" in answer:
-        return Verdict(answer["score"] >= grader.options["pass_at"], score=answer["score"])
+        score = float(answer["score"])
+        return Verdict(score >= grader.options["pass_at"], score=score)
     if "unavailable" in answer:
         return failed("sandbox_unavailable", answer["unavailable"])
     return failed(answer.get("code", "grader_failed"), answer["error"])
@@ -70,9 +71,19 @@ async def _run(grader: Grader, task: Mapping[str, Any]) -> dict[str, Any]:
     except ValueError:
         ended = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return {"error": f"it ended without an answer ({ended})"}
-    if isinstance(answer, dict) and answer.keys() & {"ok", "score", "error", "unavailable"}:
-        return answer
-    return {"error": "it wrote something else than an answer"}
+    return answer if _is_answer(answer) else {"error": "it wrote something else than an answer"}
+
+
+def _is_answer(answer: Any) -> bool:
+    """One of those that the child writes; foreign code can write to that descriptor too."""
+    match answer:
+        case {"ok": True, **rest}:
+            return not rest
+        case {"score": float() | int() as score, **rest}:
+            return not rest and 0 <= score <= 1  # not NaN either
+        case {"error": str()} | {"unavailable": str()}:
+            return len(answer) == 1
+    return False
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -11,6 +11,7 @@ from sqlalchemy import Select, Update, case, delete, func, literal, null, or_, s
 from sqlalchemy.sql.dml import ReturningDelete
 
 from shared.db.expressions import seconds
+from shared.jobs.membership import of_none_that_is_open
 from shared.jobs.repository import (
     COMPLETE_BY_ERROR,
     JOBS,
@@ -69,10 +70,10 @@ def sweep_deadlines(*, grace_seconds: float, limit: int = SWEEP_BATCH) -> Select
 
 
 def purge_due(*, limit: int = SWEEP_BATCH) -> Update:
-    """The same for jobs whose `retain_for` is over, a batch at a time."""
+    """The same for jobs whose `retain_for` is over, a batch at a time; a line's result waits for its batch's files."""
     due = (
         select(_J.id)
-        .where(_J.purge_after < func.now(), _J.purged_at.is_(None))
+        .where(_J.purge_after < func.now(), _J.purged_at.is_(None), of_none_that_is_open())
         .order_by(_J.purge_after)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -81,10 +82,13 @@ def purge_due(*, limit: int = SWEEP_BATCH) -> Update:
 
 
 def delete_old(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> ReturningDelete[Any]:
-    """Forget even the ledger rows of jobs that ended long ago, a batch at a time; their attempts go with them."""
+    """Forget even the ledger rows of jobs that ended long ago, a batch at a time; their attempts go with them.
+
+    Lines of a batch, and answers of an evaluation, that is not over yet stay: its files are made of them.
+    """
     old = (
         select(_J.id)
-        .where(_J.finished_at < func.now() - seconds(older_than_seconds))
+        .where(_J.finished_at < func.now() - seconds(older_than_seconds), of_none_that_is_open())
         .order_by(_J.finished_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

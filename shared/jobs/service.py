@@ -32,6 +32,7 @@ from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.formats import ROW_FORMAT
+from shared.jobs.membership import refuse_part_of_open
 from shared.jobs.requests import ParsedRequest
 from shared.jobs.response_requests import ResponseRequest, job_id_of, next_messages
 from shared.jobs.responses import CHAT, RESPONSES
@@ -320,13 +321,14 @@ class JobService:
 
         Raises:
             JobNotFound, Gone, TooManyRequests.
-            Conflict: it succeeded (replay it), or is not over.
+            Conflict: it succeeded (replay it), or is not over, or the batch or evaluation that it is part of is not.
         """
         row = await self.get(job_id, principal.tenant)
         refuse_purged(row)
         await self._check_depth((principal.tenant, principal.payer), row.tokens, principal.limits)
         columns = None if deadlines is None else deadlines.columns()
         async with self._database.write() as session:
+            await refuse_part_of_open(session, row)
             statement = repository.retry(job_id, principal.tenant, key_id=principal.payer, deadlines=columns)
             moved = (await session.execute(statement)).one_or_none()
         if moved is None:
@@ -373,11 +375,12 @@ class JobService:
         return Prepared(values["id"], request, values, automatic_retry=False, limits=principal.limits)
 
     async def purge(self, job_id: str, tenant: str) -> None:
-        """Forget input and output; a second time is as good. Raises JobNotFound, Conflict (not over)."""
+        """Forget input and output; a second time is as good. Raises JobNotFound, Conflict (as `retry`)."""
         row = await self.get(job_id, tenant)
         if not is_over(row):
             raise Conflict(f"the job is {row.status}; cancel it first", code="job_not_done")
         async with self._database.write() as session:
+            await refuse_part_of_open(session, row)
             await session.execute(repository.purge(job_id, tenant))
 
     async def original_result(self, row: Row[Any]) -> dict[str, Any] | None:

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from shared.events import Event
 from shared.sampling_params import SamplingParams
+from shared.strict_json import storable
 from worker import relay
 from worker.engine.outputs import StepEvent
 from worker.engine.state import EngineState, HealthStatus
 from worker.heartbeat import HangDetector
 from worker.held import HeldAttempts, StopReason
 from worker.relay import merge
-from worker.runner import Counters, Runner, storable
+from worker.runner import Counters, Runner
 
 
 def progress(text: str, offset: int, *, job: str = "a", index: int = 0, attempt: int = 1) -> Event:

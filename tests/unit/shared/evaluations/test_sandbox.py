@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from shared.evaluations import sandbox
 from shared.evaluations.grader_requests import parse_graders
 from shared.evaluations.graders import Grader, Verdict
+from shared.evaluations.sandbox_child import NOBODY
 
 HEAD = "import ctypes, os, _thread\nlibc = ctypes.CDLL(None)\ndef grade(output, reference, item):\n    "
 PARENT = os.getpid()
@@ -38,6 +40,8 @@ def test_code_grades() -> None:
 
 HARM = [
     ("forks", "os.fork()", "PermissionError"),
+    ("waits on files", "return libc.epoll_create1(0) >= 0", None),
+    ("takes a ring", "return libc.syscall(425, 1, None) >= 0", None),
     ("forks past Python", "return libc.fork() >= 0", None),
     ("starts a thread", "_thread.start_new_thread(print, ())", "can't start new thread"),
     ("starts a program", "os.execv('/bin/sh', ['sh', '-c', 'exit 0'])", "PermissionError"),
@@ -52,6 +56,8 @@ HARM = [
     ("dies", "libc.abort()", "without an answer"),
     ("talks too much", "os.write(3, b'x' * 10**6)", "without an answer"),
     ("lies", "os.write(3, b'[1]'); os._exit(0)", "something else"),
+    ("lies about its score", "os.write(3, b'{\"score\": NaN}'); os._exit(0)", "something else"),
+    ("lies about its error", 'os.write(3, b\'{"error": [1], "code": {}}\'); os._exit(0)', "something else"),
     ("gives no score", "return 'yes'", "not true, false or a number"),
     ("gives no number", "return float('nan')", "not true, false or a number"),
 ]
@@ -67,6 +73,67 @@ def test_harm_is_refused_and_said(body: str, says: str | None) -> None:
         assert verdict.error["code"] == "grader_failed" and says in verdict.error["message"]
 
 
+@pytest.fixture
+def file_of_its_user() -> Iterator[Path]:
+    """A file that the sandbox's user owns, in a folder that it may enter: what the user may, the sandbox still may not."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "mine")
+        path.write_bytes(b"abc")
+        os.chmod(path, 0o640)
+        if os.geteuid() == 0:
+            os.chown(path, NOBODY, NOBODY)
+        yield path
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["os.truncate(path, 0)", "os.chmod(path, 0o777)", "os.utime(path, (1, 1))", "os.chown(path, os.getuid(), os.getgid())",
+     "os.setxattr(path, 'user.x', b'1')", "os.rename(path, path + '2')", "os.link(path, path + '2')", "os.unlink(path)",
+     "os.open(path, os.O_RDONLY | os.O_TRUNC)", "os.open(path, os.O_WRONLY)", "os.mkdir(path + '2')",
+     "os.symlink(path, path + '2')", "os.mkfifo(path + '2')", "os.ftruncate(3, 0)", "os.fchmod(3, 0o777)"],
+)  # fmt: skip
+def test_files_of_its_own_user_stay_as_they_are(file_of_its_user: Path, change: str) -> None:
+    before = file_of_its_user.stat()
+    verdict = grade(f"path = {str(file_of_its_user)!r}; assert os.stat(path).st_size == 3; {change}")
+    assert verdict.error is not None and "PermissionError: [Errno 1]" in verdict.error["message"]
+    after = file_of_its_user.stat()
+    assert (after.st_mode, after.st_mtime_ns, after.st_ctime_ns) == (
+        before.st_mode,
+        before.st_mtime_ns,
+        before.st_ctime_ns,
+    )
+    assert file_of_its_user.read_bytes() == b"abc" and len(list(file_of_its_user.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [f"libc.fcntl(3, 8, {PARENT})", "libc.fcntl(3, 10, 9)", "libc.fcntl(3, 4, 0o20000)",  # F_SETOWN, F_SETSIG, O_ASYNC
+     f"libc.ioctl(3, 0x8901, ctypes.byref(ctypes.c_int({PARENT})))", "libc.ioctl(3, 0x5452, ctypes.byref(ctypes.c_int(1)))"],
+)  # fmt: skip
+def test_nobody_is_signalled_by_way_of_a_descriptor(call: str) -> None:
+    """FIOSETOWN and FIOASYNC are the last two."""
+    body = "libc = ctypes.CDLL(None, use_errno=True); assert libc.fcntl(3, 1) >= 0"
+    body += f"; return ({call}, ctypes.get_errno()) == (-1, 1)"
+    assert grade(body).passed is True
+
+
+def test_the_standard_library_works_inside() -> None:
+    body = """import hashlib, random, re, datetime, decimal, time, threading, calendar, secrets, io, csv
+    time.sleep(0.001); secrets.token_hex(3); random.random(); datetime.datetime.now(); threading.Lock().acquire()
+    assert re.fullmatch('(a+)+', 'aaa') and hashlib.sha256(b'x').hexdigest() and os.cpu_count() and time.process_time() >= 0
+    return decimal.Decimal(output) == decimal.Decimal(reference)"""
+    assert grade(body).passed is True
+
+
+def test_what_it_says_can_be_stored() -> None:
+    """PostgreSQL's jsonb holds neither NUL nor half a character: a message with one would keep its evaluation from its end."""
+    verdict = grade("raise ValueError('a\\x00b\\ud800c')")
+    assert verdict.to_json() == {
+        "passed": None, "error": {"code": "grader_failed", "message": "ValueError: a\ufffdb?c"}
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("body", ["while True: pass", "import time; time.sleep(1000)", "libc.pause()"])
 def test_code_that_never_ends_is_ended(body: str) -> None:
     verdict = grade(body)
@@ -75,7 +142,9 @@ def test_code_that_never_ends_is_ended(body: str) -> None:
 
 def test_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # its own: other runs on this machine make such folders too
-    grade("import signal; signal.setitimer(signal.ITIMER_REAL, 0); libc.pause()")  # the parent's clock ends it
+    ignores = "import signal; signal.signal(signal.SIGALRM, signal.SIG_IGN)\n    while True: libc.pause()"
+    verdict = grade(ignores)  # the parent's clock ends it
+    assert verdict.error == {"code": "grader_timeout", "message": "not done after 1 s"}
     assert list(tmp_path.iterdir()) == []
 
 
