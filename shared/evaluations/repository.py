@@ -8,11 +8,13 @@ from typing import Any, cast
 from sqlalchemy import (
     Executable,
     Insert,
+    Integer,
     Select,
     Table,
     Update,
     and_,
     case,
+    column,
     delete,
     exists,
     func,
@@ -314,7 +316,8 @@ def lost_samples(run_id: str, items: int, error: Mapping[str, Any]) -> Executabl
     """Samples whose jobs are not there any more (their ledger rows were forgotten): errors that say so."""
     stored = select(_R.stored).where(_R.id == run_id).scalar_subquery()
     # Of a table of its own: a bare `number` within the subqueries would be the sample's, compared with itself.
-    number = func.generate_series(1, stored).table_valued("number", name="numbers").c.number
+    series = func.generate_series(1, stored).table_valued(column("number", Integer), name="numbers")
+    number = series.render_derived().c.number
     gone = ~exists().where(_S.run_id == run_id, _S.number == number)
     rows = select(
         literal(run_id), number, (number - 1) % items + 1, (number - 1) // items, literal("error"),

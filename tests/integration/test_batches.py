@@ -261,6 +261,14 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
     number = first[0]["line"]
     assert first[0]["custom_id"] == f"sum-{number}"  # a partial result, while it runs
     assert first[0]["response"]["body"]["choices"][0]["message"]["content"] == str(number + 5)
+    # A line stays what it is while the files that it will be in are not written.
+    purge = served.client.delete(f"/v1/jobs/{first[0]['job_id']}")
+    assert (purge.status_code, purge.json()["error"]["code"]) == (409, "batch_not_over")
+    last = served.client.get(f"/v1/batches/{batch.id}/items").json()["data"][-1]
+    assert served.client.post(f"/v1/jobs/{last['job_id']}/cancel").json()["status"] == "cancelled"
+    retry = served.client.post(f"/v1/jobs/{last['job_id']}/retry")
+    assert (retry.status_code, retry.json()["error"]["code"]) == (409, "batch_not_over")
+    assert batch.id in retry.json()["error"]["message"]
     running = client.batches.retrieve(batch.id)
     assert running.status == "in_progress" and running.request_counts.total == 11
     assert client.batches.cancel(batch.id).status == "cancelling"
@@ -272,6 +280,8 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
     done = {m["custom_id"] for m in lines_of(client, ended.output_file_id)}
     assert done | {e["custom_id"] for e in errors} == {f"sum-{i}" for i in (1, 2, 3)} | {f"long-{i}" for i in range(8)}
     assert client.batches.cancel(batch.id).status == "cancelled"  # once more changes nothing
+    # What was purged after the end says so in the next files.
+    assert served.client.delete(f"/v1/jobs/{first[0]['job_id']}").status_code == 200
     # Items, paged.
     seen, cursor = [], None
     while True:
@@ -287,7 +297,10 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
     assert (retried["status"], retried["retried"], retried["cancelled_at"]) == ("in_progress", len(errors), None)
     ended = over(client, batch.id, seconds=240)
     assert (ended.status, ended.request_counts.completed) == ("completed", 11)
-    assert len(lines_of(client, ended.output_file_id)) == 11
+    written = {m["custom_id"]: m for m in lines_of(client, ended.output_file_id)}
+    assert len(written) == 11
+    assert written.pop(first[0]["custom_id"])["error"]["code"] == "job_purged"
+    assert {m["error"] for m in written.values()} == {None}
     again = served.client.post(f"/v1/batches/{batch.id}/retry_failed")
     assert (again.status_code, again.json()["error"]["code"]) == (409, "nothing_to_retry")
 

@@ -197,6 +197,30 @@ def test_cancelled_and_gone_on_with(served: Served) -> None:
     assert jobs_of(served, of(done, "slow")["run_id"]) == 150
 
 
+def test_answers_that_were_forgotten_are_said_and_the_evaluation_ends(served: Served) -> None:
+    """With a short VDIFF_FORGET_AFTER_SECONDS and a long outage a job may be gone before its answer is graded."""
+    made = begin(served, request(upload(served, sums(4)), {**FAST, "seeds": [1, 2]}))
+    run_id = of(over(served, made["id"]), "fast")["run_id"]
+    with served.jobs.database.write() as session:
+        for statement in (
+            "DELETE FROM evaluation_samples WHERE run_id = :run AND number IN (3, 4, 8)",
+            "DELETE FROM jobs WHERE batch_id = :run AND batch_line IN (3, 4, 8)",
+            "UPDATE evaluation_runs SET status = 'in_progress', finished_at = NULL WHERE id = :run",
+        ):
+            session.execute(text(statement), {"run": run_id})
+        session.execute(
+            text("UPDATE evaluations SET status = 'in_progress', finished_at = NULL WHERE id = :id"), {"id": made["id"]}
+        )
+    done = over(served, made["id"])
+    one = of(done, "fast")
+    assert (done["status"], done["progress"]) == ("completed", {"total": 8, "graded": 8})
+    assert one["results"]["outcomes"] == {"passed": 5, "error": 3}
+    assert [e["code"] for e in one["top_errors"]] == ["job_gone"]
+    gone = [(i["item"], i["repeat"]) for i in items(served, made["id"]) if i["outcome"] == "error"]
+    assert sorted(gone) == [(3, 0), (4, 0), (4, 1)]
+    assert served.client.get(f"/v1/evaluations/{made['id']}/report").status_code == 200
+
+
 def test_a_killed_api_loses_and_repeats_nothing(served: Served, tmp_path: Path) -> None:
     """The API that accepted it dies as its jobs are made; the other one goes on when the lease runs out."""
     other = ApiProcess(served.jobs, tmp_path / "api.log", lease_seconds=3, heartbeat_seconds=1)

@@ -11,6 +11,8 @@ import pytest
 from sqlalchemy import text
 
 from shared import serving
+from shared.batches import repository as batches
+from shared.batches.status import BatchStatus
 from shared.jobs import caretaking, repository
 from shared.jobs.status import JobStatus
 from shared.model_card import ModelCard
@@ -254,6 +256,34 @@ def test_old_ledger_rows_are_forgotten_in_batches(jobs: Jobs) -> None:
     assert len(jobs.execute(caretaking.delete_old(older_than_seconds=86_400, limit=2))) == 2
     assert len(jobs.execute(caretaking.delete_old(older_than_seconds=86_400, limit=2))) == 1
     assert jobs.row(keep).status == "queued"
+
+
+def test_a_batch_that_is_not_over_keeps_its_lines(jobs: Jobs) -> None:
+    """Its files are made of them, however short results and ledger rows are kept."""
+    line, other = jobs.submit(push=0), jobs.submit(push=0)
+    with jobs.database.write() as session:
+        values = {"tenant": "default", "endpoint": "/v1/completions", "input_file_id": "file-1", "completion_window": "1h",
+                  "limits": {}, "request_hash": "x", "idempotency_key": None}  # fmt: skip
+        session.execute(batches.create({"id": "batch_1", **values}, 3600))
+        session.execute(text("UPDATE batches SET status = 'in_progress', total = 1, stored = 1, holder = 'late'"))
+        session.execute(text("UPDATE jobs SET batch_id = 'batch_1', batch_line = 1 WHERE id = :id"), {"id": line})
+        session.execute(
+            text(
+                "UPDATE jobs SET status = 'failed', error = '{}', finished_at = now() - interval '2 days', "
+                "purge_after = now() - interval '1 day'"
+            )
+        )
+    assert [row.id for row in jobs.execute(caretaking.purge_due())] == [other]
+    assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [other]
+    # Who was about to close it may not any more: a line has another life.
+    assert jobs.execute(batches.reopen("batch_1"))
+    assert not jobs.execute(
+        batches.move("batch_1", "late", BatchStatus.IN_PROGRESS, lease_seconds=60, status="finalizing")
+    )
+    assert jobs.execute(batches.claim("next", 60))
+    assert jobs.execute(batches.finish("batch_1", "next", BatchStatus.COMPLETED, now_column="completed_at"))
+    assert [row.id for row in jobs.execute(caretaking.purge_due())] == [line]
+    assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [line]
 
 
 def test_a_success_that_comes_after_complete_by_is_expired(jobs: Jobs) -> None:
