@@ -14,10 +14,13 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from shared.db.session import is_outage
 from shared.errors import RETRY_AFTER_MAX_SECONDS, NotAuthenticated, TooManyRequests, VDiffError
 from shared.metrics import ERRORS
 
 log = structlog.get_logger(__name__)
+
+SHOWN_STATEMENT = 300  # characters of a refused statement, in the log
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -118,9 +121,20 @@ def install(app: FastAPI) -> None:
             more=more,
         )
 
+    def refused(request: Request, exc: Exception) -> JSONResponse:
+        """A statement that the database does not take, which is a bug; its parameters, a prompt maybe, are not logged."""
+        driver = getattr(exc, "orig", None)
+        log.error(
+            "database_refused", error=type(exc).__name__, sqlstate=getattr(driver, "sqlstate", None),
+            statement=(getattr(exc, "statement", None) or "")[:SHOWN_STATEMENT], path=request.url.path, exc_info=exc,
+        )  # fmt: skip
+        return problem(500, "internal error", code="internal_error", param=None, instance=request.url.path)
+
     @app.exception_handler(SQLAlchemyError)
     @app.exception_handler(OSError)
     async def on_database(request: Request, exc: Exception) -> JSONResponse:
+        if not is_outage(exc):
+            return refused(request, exc)
         log.error("database_unavailable", error=type(exc).__name__, path=request.url.path)
         return problem(
             503, "the database does not answer; try again", code="database_unavailable", param=None,

@@ -28,7 +28,7 @@ MEANINGS = {
     504: "not done in time; the job goes on at `Location`",
 }
 SYNC = (CHAT, COMPLETIONS, INFILL, LOGLIKELIHOOD, "/v1/responses")  # requests that wait for their job
-_KEYED = (*SYNC, "/v1/jobs", "/v1/batches", "/v1/evaluations")  # POST reads Idempotency-Key
+_KEYED = (*SYNC, "/v1/jobs", "/v1/jobs/{job_id}/replay", "/v1/batches", "/v1/evaluations")  # POST reads Idempotency-Key
 STREAM = "text/event-stream"
 _TEXTS = {"/metrics": "text/plain", "/v1/files/{file_id}/content": "application/octet-stream"}
 _ALSO = {  # good answers beyond the one that the route declares

@@ -367,7 +367,10 @@ async def retry(request: Request, job_id: str, context: ContextDep, principal: P
 @router.post("/{job_id}/replay", status_code=202)
 async def replay(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
     """A new job with the same prompt, parameters, seed and model revision; when done it says whether the text is the same."""
-    return await accept(request, context, await context.jobs.prepare_replay(job_id, principal), principal)
+    prepared = await context.jobs.prepare_replay(
+        job_id, principal, idempotency_key=idempotency_key(request), automatic_retry=is_automatic_retry(request)
+    )
+    return await accept(request, context, prepared, principal)
 
 
 @router.delete("/{job_id}")

@@ -19,7 +19,8 @@ from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -116,6 +117,20 @@ def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
     """Have the pool replace a connection that the server has closed."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError("the server closed the connection")
+
+
+# Classes of SQLSTATE that a later try may not meet: connection, invalid transaction (a standby that reads only), rollback
+# (deadlock), resources, wrong state, operator's intervention, system, configuration; and a statement that was prepared before
+# a migration, which is prepared anew.
+_PASSING = ("08", "0A", "25", "40", "53", "55", "57", "58", "F0")
+
+
+def is_outage(exc: Exception) -> bool:
+    """Whether the database was away or busy, so that the same may succeed later; else it refused what we said: our bug."""
+    if not isinstance(exc, DBAPIError):
+        return isinstance(exc, DisconnectionError | PoolTimeout | OSError)
+    state = getattr(exc.orig, "sqlstate", None)
+    return exc.connection_invalidated or state is None or str(state)[:2] in _PASSING
 
 
 class ReadSession(Session):

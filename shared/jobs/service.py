@@ -339,16 +339,24 @@ class JobService:
         await self._window.leave(moved.model, moved.priority)  # behind those that wait
         return await self.get(job_id, principal.tenant)
 
-    async def prepare_replay(self, job_id: str, principal: Principal) -> Prepared:
+    async def prepare_replay(
+        self, job_id: str, principal: Principal, *, idempotency_key: str | None = None, automatic_retry: bool = False
+    ) -> Prepared:
         """A new job that asks for the same again: prompt, parameters, seed, revision of the model.
+
+        Args:
+            idempotency_key, automatic_retry: as of a `Submission`; the request is the same when it replays the same job.
 
         Raises:
             JobNotFound, Gone.
             Conflict: it did not succeed, or the model that is served now is another revision.
         """
-        await self.get(job_id, principal.tenant)
-        async with self._database.read() as session:
-            row = (await session.execute(queries.for_replay(job_id, principal.tenant))).one()
+        row = None
+        if is_id(job_id, "job"):
+            async with self._database.read() as session:
+                row = (await session.execute(queries.for_replay(job_id, principal.tenant))).one_or_none()
+        if row is None:
+            raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")
         refuse_purged(row)
         if row.status != JobStatus.SUCCEEDED:
             raise Conflict(
@@ -365,14 +373,14 @@ class JobService:
             **{name: getattr(row, name) for name in ("tenant", "endpoint", "model", "priority", "custom_id", "metadata",
                                                      "body", "params", "prompt_token_ids", "tokens", "max_attempts",
                                                      "retain_seconds")},
-            "idempotency_key": None,
-            "request_hash": None,
+            "idempotency_key": principal.scoped(idempotency_key),
+            "request_hash": hashlib.sha256(f"replay of {row.id}".encode()).hexdigest(),
             "pinned_revision": row.revision,
             "replay_of": row.id,
             "traceparent": tracing.current(),
         }  # fmt: skip
         request = parse(row.endpoint, row.body, streaming=True)
-        return Prepared(values["id"], request, values, automatic_retry=False, limits=principal.limits)
+        return Prepared(values["id"], request, values, automatic_retry, principal.limits)
 
     async def purge(self, job_id: str, tenant: str) -> None:
         """Forget input and output; a second time is as good. Raises JobNotFound, Conflict (as `retry`)."""

@@ -173,6 +173,20 @@ def test_replay_says_whether_the_text_is_the_same(served: Served) -> None:
     assert other["first_difference"]["before"].startswith("XX")
 
 
+def test_a_replay_that_is_sent_again_is_the_same_job(served: Served) -> None:
+    first, second = (submit(served, chat_job(), prefer="wait=30") for _ in range(2))
+    key = {"idempotency-key": f"replay-{first['id']}"}
+    once, again = (served.client.post(first["urls"]["replay"], headers=key) for _ in range(2))
+    assert once.json()["id"] == again.json()["id"] != first["id"]
+    clash = served.client.post(second["urls"]["replay"], headers=key)
+    assert (clash.status_code, clash.json()["error"]["code"]) == (422, "idempotency_key_reused")
+    retries = [served.client.post(second["urls"]["replay"], headers={"x-stainless-retry-count": n}) for n in "01"]
+    assert retries[0].json()["id"] == retries[1].json()["id"]
+    assert served.client.post(second["urls"]["replay"]).json()["id"] != retries[0].json()["id"]
+    for bad in ("job_none", "job_" + "0" * 32, "nothing"):
+        assert served.client.post(f"/v1/jobs/{bad}/replay").status_code == 404
+
+
 def test_replay_refuses_what_cannot_be_the_same(served: Served, away: str) -> None:
     queued = submit(served, chat_job(body={"model": away}))
     answer = served.client.post(queued["urls"]["replay"])

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared import serving
-from shared.db.session import AsyncDatabase
+from shared.db.session import AsyncDatabase, is_outage
 from shared.jobs import caretaking, repository
 from shared.jobs.status import TERMINAL, TRANSITIONS, JobStatus
 from shared.model_card import ModelCard
 from tests.integration.conftest import Jobs
+from vdiff.embedded.process import free_port
 
 pytestmark = pytest.mark.integration
 ERROR = {"code": "engine_error", "message": "m", "param": None, "retryable": True}
@@ -185,6 +187,39 @@ def test_the_same_statements_serve_asyncpg(jobs: Jobs) -> None:
 
     asyncio.run(main())
     assert jobs.row(job_id).result == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    "statement,outage",
+    [("SELECT pg_terminate_backend(pg_backend_pid())", True), ("SET statement_timeout = 1; SELECT pg_sleep(1)", True),
+     ("SET TRANSACTION READ ONLY; CREATE TABLE t (x int)", True), ("SELECT 1/0", False), ("SELECT nothing", False),
+     ("INSERT INTO jobs (id) VALUES (NULL)", False)],
+)  # fmt: skip
+def test_what_a_later_try_may_not_meet(jobs: Jobs, statement: str, outage: bool) -> None:
+    async def asked() -> None:
+        database = AsyncDatabase(jobs.database_url)
+        try:
+            async with database.write() as session:
+                for one in statement.split("; "):
+                    await session.execute(text(one))
+        finally:
+            await database.dispose()
+
+    with pytest.raises(SQLAlchemyError) as of_asyncpg:
+        asyncio.run(asked())
+    with pytest.raises(SQLAlchemyError) as of_psycopg, jobs.database.write() as session:
+        session.execute(text(statement))
+    assert [is_outage(of_asyncpg.value), is_outage(of_psycopg.value)] == [outage, outage]
+
+
+def test_nobody_there_is_an_outage() -> None:
+    async def asked() -> None:
+        async with AsyncDatabase(f"postgresql://x@127.0.0.1:{free_port()}/x").read() as session:
+            await session.execute(text("SELECT 1"))
+
+    with pytest.raises((SQLAlchemyError, OSError)) as away:
+        asyncio.run(asked())
+    assert is_outage(away.value)
 
 
 def test_a_failed_unit_of_work_leaves_nothing(jobs: Jobs) -> None:

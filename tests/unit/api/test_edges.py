@@ -13,7 +13,7 @@ from fastapi import FastAPI, Request
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from api import errors
 from api.dependencies import JsonBody, idempotency_key, is_automatic_retry
@@ -136,6 +136,12 @@ def application() -> FastAPI:
     async def database() -> None:
         raise OperationalError("SELECT secret", {}, Exception("gone"))
 
+    @app.get("/refused")
+    async def refused() -> None:
+        driver = Exception("Failing row contains (secret)")
+        driver.sqlstate = "23514"  # type: ignore[attr-defined]
+        raise IntegrityError("INSERT INTO jobs VALUES (:body)", {"body": "secret"}, driver)
+
     app.add_middleware(BodyLimitMiddleware, max_bytes=1024)
     app.add_middleware(CrossSiteMiddleware)
     app.add_middleware(LoggingMiddleware)
@@ -195,6 +201,12 @@ async def test_an_error_of_ours_tells_no_secrets(client: httpx.AsyncClient) -> N
         "5",
     )
     assert "secret" not in bug.text + away.text
+    with structlog.testing.capture_logs() as logs:
+        refused = await client.get("/refused")
+    assert (refused.status_code, problem_of(refused)["code"]) == (500, "internal_error")
+    said = next(line for line in logs if line["event"] == "database_refused")
+    assert (said["sqlstate"], said["statement"]) == ("23514", "INSERT INTO jobs VALUES (:body)")
+    assert isinstance(said["exc_info"], IntegrityError) and "secret" not in refused.text
 
 
 async def test_errors_are_counted(client: httpx.AsyncClient) -> None:
