@@ -37,7 +37,7 @@ class BodyLimitMiddleware:
             return
         most = self.larger.get(scope["path"], self.max_bytes)
         length = Headers(scope=scope).get("content-length", "0")
-        if length.isdigit() and int(length) > most:
+        if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):
             await self._refusal(scope, most)(scope, receive, send)
             return
         seen = 0

@@ -12,7 +12,7 @@ from api.auth import PrincipalDep, requires
 from api.changes import changes
 from api.dependencies import ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.openai.files import expires_seconds
-from api.openai.paging import no_nul, page_limit, page_object
+from api.paging import no_nul, page_limit, page_object
 from shared.batches.service import NewBatch
 from shared.batches.status import OVER
 from shared.batches.views import item_object
@@ -142,7 +142,7 @@ async def cancel_batch(batch_id: str, context: ContextDep, principal: PrincipalD
 @router.post("/{batch_id}/retry_failed")
 async def retry_failed(batch_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Run every line again that failed, expired or was cancelled; the batch is `in_progress` again, with a new window."""
-    row, retried = await context.batches.retry_failed(batch_id, principal.tenant)
+    row, retried = await context.batches.retry_failed(batch_id, principal)
     return {**await context.batches.show(row), "retried": retried}
 
 

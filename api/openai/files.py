@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from api.auth import PrincipalDep, requires
 from api.dependencies import ContextDep
 from api.multipart import Form, only, read_form
-from api.openai.paging import no_nul, page_limit, page_object
+from api.paging import no_nul, page_limit, page_object, whole_number
 from shared.errors import InvalidParameter, MissingParameter
 from shared.files.service import PURPOSES, Upload, file_object
 from shared.keys.principal import Scope
@@ -47,7 +47,7 @@ def expires_seconds(anchor: Any, seconds: Any, param: str) -> float:
     """Of `expires_after`. Raises InvalidParameter."""
     if anchor != "created_at":
         raise InvalidParameter(f"{param}.anchor must be created_at", param=f"{param}.anchor")
-    number = int(seconds) if isinstance(seconds, str) and seconds.isascii() and seconds[:9].isdigit() else seconds
+    number = whole_number(seconds) if isinstance(seconds, str) else seconds
     if (
         not isinstance(number, int)
         or isinstance(number, bool)

@@ -19,6 +19,7 @@ from api.openai.leaving import Stay, StayingStream
 from api.openai.response_events import ResponseEvents
 from api.openai.routes import Way, answer, body_schema, serve
 from api.openai.sse import Diverged
+from api.paging import whole_number
 from shared.errors import InvalidParameter, JobNotFound
 from shared.jobs.response_objects import of_row
 from shared.jobs.response_requests import job_id_of
@@ -92,9 +93,9 @@ async def get_response(
         return JSONResponse(of_row(row._mapping), headers={"X-Job-Id": row.id})
     after = None
     if starting_after is not None:
-        if not (starting_after.isascii() and starting_after.isdecimal() and len(starting_after) < 10):
+        after = whole_number(starting_after)
+        if after is None:
             raise InvalidParameter("starting_after must be a sequence number", param="starting_after")
-        after = int(starting_after)
     return ResponseStream(context, row.id, row.tenant, after=after)
 
 

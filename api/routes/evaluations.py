@@ -14,7 +14,7 @@ from api.auth import PrincipalDep, requires
 from api.changes import changes
 from api.dependencies import Context, ContextDep, JsonBody
 from api.openai.batches import window_seconds
-from api.openai.paging import no_nul, page_limit, page_object
+from api.paging import no_nul, page_limit, page_object
 from shared import checks
 from shared.errors import InvalidParameter, MissingParameter
 from shared.evaluations import report as reports

@@ -20,6 +20,7 @@ from api.auth import PrincipalDep, requires
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry, json_body
 from api.errors import problem
 from api.events import job_events
+from api.paging import page_limit
 from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
 from shared.jobs import deadlines, estimate, queries
@@ -242,11 +243,7 @@ async def list_jobs(
             raise UnknownParameter(f"{name[:80]} is not a parameter of this list", param=name[:80])
     if status is not None and status not in list(JobStatus):
         raise InvalidParameter(f"status must be one of {', '.join(JobStatus)}", param="status")
-    size = DEFAULT_PAGE
-    if limit is not None:
-        if not limit.isdecimal() or not limit.isascii() or not 1 <= int(limit[:9]) <= MAX_PAGE:
-            raise InvalidParameter(f"limit must be from 1 to {MAX_PAGE}", param="limit")
-        size = int(limit)
+    size = page_limit(limit, DEFAULT_PAGE, MAX_PAGE)
     statement = queries.list_jobs(
         principal.tenant,
         status=status,

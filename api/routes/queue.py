@@ -14,7 +14,7 @@ from sqlalchemy import Row
 
 from api.auth import PrincipalDep
 from api.dependencies import Context, ContextDep
-from api.openai.paging import no_nul
+from api.paging import no_nul
 from shared import serving
 from shared.errors import ModelNotFound
 from shared.jobs import estimate, lanes, queries

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 
 from api.auth import PrincipalDep
 from api.dependencies import ContextDep
-from api.openai.paging import no_nul
+from api.paging import no_nul
 from shared.errors import InvalidParameter
 from shared.keys.principal import Scope
 from shared.usage import repository

@@ -35,7 +35,7 @@ from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.service import JobService, Prepared, Served, Submission
 from shared.jobs.status import JobStatus, Priority
-from shared.keys.principal import Principal
+from shared.keys.principal import Limits, Principal
 from shared.leases import Caretaker, Lost
 from shared.settings import Settings
 
@@ -279,13 +279,9 @@ class _Work:
         """The key's limits of what may be queued, this batch included."""
         async with self._database.read() as session:
             jobs, waiting = (await session.execute(lanes.queued_of(self._row.tenant, self._row.key_id))).one()
-        for name, now, more in (("queued_jobs", int(jobs), count), ("queued_tokens", int(waiting), tokens)):
-            limit = self._row.limits.get(name)
-            if limit is not None and now + more > limit:
-                what = name.removeprefix("queued_")
-                message = f"{now} {what} are queued, the batch would add {more}, and {limit} may be queued"
-                return [error_object("rate_limit_exceeded", message, None, None)]
-        return []
+        limits = Limits(**self._row.limits)
+        wrong = limits.beyond(jobs=count, tokens=tokens, queued_jobs=int(jobs), queued_tokens=int(waiting))
+        return [] if wrong is None else [error_object("rate_limit_exceeded", wrong, None, None)]
 
     async def _fail(self, errors: list[dict[str, Any]]) -> None:
         statement = repository.finish(

@@ -190,9 +190,17 @@ def reopen(batch_id: str) -> Update:
     )
 
 
-def retry_lines(batch_id: str, expires_at: datetime) -> Update:
-    """Another life for every line that did not succeed; returns their ids."""
-    return jobs.retry_where(_J.batch_id == batch_id, deadlines={"start_by": null(), "complete_by": expires_at})
+def to_retry(batch_id: str) -> Select[Any]:
+    """(lines, tokens) that `retry_lines` would give another life."""
+    return select(func.count(), func.coalesce(func.sum(_J.tokens), 0)).where(
+        _J.batch_id == batch_id, jobs.is_retriable()
+    )
+
+
+def retry_lines(batch_id: str, expires_at: datetime, *, key_id: str) -> Update:
+    """Another life for every line that did not succeed, paid by that key; returns their ids."""
+    deadlines = {"start_by": null(), "complete_by": expires_at}
+    return jobs.retry_where(_J.batch_id == batch_id, deadlines=deadlines).values(key_id=key_id)
 
 
 # The caretaker's

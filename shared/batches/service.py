@@ -14,10 +14,11 @@ from sqlalchemy import Row
 from shared.batches import repository
 from shared.batches.views import batch_object
 from shared.db.session import AsyncDatabase
-from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFound
+from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFound, TooManyRequests
 from shared.files import repository as files
 from shared.files.service import FileNotFound
 from shared.ids import may_be_an_id, new_id
+from shared.jobs import lanes
 from shared.jobs.service import RETRY_WINDOW_SECONDS, JobService
 from shared.jobs.status import Priority
 from shared.keys.principal import Principal
@@ -142,22 +143,32 @@ class BatchService:
         self._wake.set()
         return await self.get(batch_id, tenant)
 
-    async def retry_failed(self, batch_id: str, tenant: str) -> tuple[Row[Any], int]:
+    async def retry_failed(self, batch_id: str, principal: Principal) -> tuple[Row[Any], int]:
         """Another life for every line that did not succeed; how many.
 
         Raises:
             BatchNotFound.
             Conflict: no line ever became a job, or the batch is just being closed.
+            TooManyRequests: the key may not queue so many.
         """
+        tenant = principal.tenant
         row = await self.get(batch_id, tenant)
         async with self._database.write() as session:
             expires_at = (await session.execute(repository.reopen(batch_id))).scalar_one_or_none()
             if expires_at is None:
                 message = f"the batch is {row.status}; lines are retried while it is in progress or once it is over"
                 raise Conflict(message, code="batch_not_retriable")
-            retried = len((await session.execute(repository.retry_lines(batch_id, expires_at))).all())
-            if not retried:
+            lines, tokens = (await session.execute(repository.to_retry(batch_id))).one()
+            if not lines:
                 raise Conflict("no line of the batch failed", code="nothing_to_retry")
+            queued = (await session.execute(lanes.queued_of(tenant, principal.payer))).one()
+            wrong = principal.limits.beyond(
+                jobs=lines, tokens=int(tokens), queued_jobs=int(queued[0]), queued_tokens=int(queued[1])
+            )
+            if wrong is not None:
+                raise TooManyRequests(wrong)
+            statement = repository.retry_lines(batch_id, expires_at, key_id=principal.payer)
+            retried = len((await session.execute(statement)).all())
         self._wake.set()
         row = await self.get(batch_id, tenant)
         await self._jobs.announce(row.model, Priority.BULK)

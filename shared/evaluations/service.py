@@ -47,6 +47,14 @@ class Made:
     configurations: list[dict[str, Any]]  # {name, run, reused, new_samples}
 
 
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """A configuration that can run: the model's revision, and the tokens of a job of the first item."""
+
+    revision: str | None
+    tokens: int
+
+
 class EvaluationService:
     """One per API process. `wake` is set when the caretaker has something to do."""
 
@@ -72,7 +80,7 @@ class EvaluationService:
         for i, grader in enumerate(new.graders):
             await self._check_code(grader, f"graders[{i}]")
         items = await self._items(new, principal.tenant)
-        revisions = await self._check(new.configurations, new.prompt, items[0].data, principal)
+        checked = await self._check(new.configurations, new.prompt, items[0].data, principal)
         content = await asyncio.to_thread(new.content_hash, [item.key for item in items])
         values = {
             "id": new_id("eval"), "tenant": principal.tenant, "name": new.name, "content_hash": content,
@@ -91,7 +99,7 @@ class EvaluationService:
                 for start in range(0, len(items), ITEMS_CHUNK):
                     rows = [_item_row(row.id, item) for item in items[start : start + ITEMS_CHUNK]]
                     await session.execute(repository.insert_items(rows))
-            told = await self._add(session, row, new.configurations, revisions, principal, window_seconds)
+            told = await self._add(session, row, new.configurations, checked, principal, window_seconds)
         self._wake.set()
         return Made(await self.get(row.id, principal.tenant), created, told)
 
@@ -101,9 +109,9 @@ class EvaluationService:
         async with self._database.read() as session:
             first = (await session.execute(repository.items(row.id, 1, 1))).one()
         prompt = parse_prompt(row.template, row.endpoint)
-        revisions = await self._check(configurations, prompt, first.data, principal)
+        checked = await self._check(configurations, prompt, first.data, principal)
         async with self._database.write() as session:
-            told = await self._add(session, row, configurations, revisions, principal, row.window_seconds)
+            told = await self._add(session, row, configurations, checked, principal, row.window_seconds)
         self._wake.set()
         return Made(await self.get(row.id, principal.tenant), False, told)
 
@@ -135,41 +143,44 @@ class EvaluationService:
 
     async def _check(
         self, configurations: Sequence[Configuration], prompt: Prompt, row: Mapping[str, Any], principal: Principal
-    ) -> list[str | None]:
-        """Each with the first item, as a job is checked; the revisions of their models."""
-        revisions: list[str | None] = []
+    ) -> list[_Checked]:
+        """Each with the first item, as a job is checked."""
+        checked: list[_Checked] = []
         seen: dict[str, Configuration] = {}
         for configuration in configurations:
             submission = submission_of(configuration.model, configuration.fields, 0, prompt, row, principal)
             try:
                 request = parse(submission.endpoint, submission.body, streaming=False)
                 served = await self._jobs.served(request.model, request.endpoint)
-                await asyncio.to_thread(self._jobs.complete, submission, request, served)
+                prepared = await asyncio.to_thread(self._jobs.complete, submission, request, served)
             except VDiffError as exc:
                 if exc.param is not None and exc.param.split("[")[0] not in ("messages", "prompt"):
                     exc.param = f"{configuration.at}.{exc.param}"
                 exc.message = f"{configuration.at} ({configuration.name}): {exc.message}"
                 raise
-            revisions.append(served[0].card.revision)
-            same = seen.setdefault(configuration.content_hash(revisions[-1]), configuration)
+            checked.append(_Checked(served[0].card.revision, prepared.values["tokens"]))
+            same = seen.setdefault(configuration.content_hash(checked[-1].revision), configuration)
             if same is not configuration:
                 message = f"{configuration.at}: {same.at} asks for the same; give one of them the seeds of both"
                 raise InvalidParameter(message, param=configuration.at)
-        return revisions
+        return checked
 
     async def _add(
         self, session: AsyncWriteSession, row: Row[Any], configurations: Sequence[Configuration],
-        revisions: Sequence[str | None], principal: Principal, window_seconds: float,
+        checked: Sequence[_Checked], principal: Principal, window_seconds: float,
     ) -> list[dict[str, Any]]:  # fmt: skip
         """In the caller's transaction: what is new becomes runs, what is not done yet goes on."""
         row = (await session.execute(repository.lock(row.id))).one()
         there = list((await session.execute(repository.runs(row.id))).all())
         by_content, names = {run.content_hash: run for run in there}, {run.name for run in there}
         told: list[dict[str, Any]] = []
-        for configuration, revision in zip(configurations, revisions, strict=True):
+        tokens = 0
+        for configuration, of_first in zip(configurations, checked, strict=True):
+            revision = of_first.revision
             content = configuration.content_hash(revision)
             if (run := by_content.get(content)) is not None:
                 told.append(await self._more(session, row, run, configuration, principal, window_seconds))
+                tokens += of_first.tokens * told[-1]["new_samples"]
                 continue
             name = configuration.name
             if name in names:
@@ -183,9 +194,10 @@ class EvaluationService:
             }  # fmt: skip
             await session.execute(repository.insert_run(values, window_seconds))
             told.append({"name": name, "run": values["id"], "reused": False, "new_samples": samples})
+            tokens += of_first.tokens * samples
         more = sum(t["new_samples"] for t in told)
         if more:
-            await self._check_depth(session, principal, more)
+            await self._check_depth(session, principal, more, tokens)
             await session.execute(repository.reopen(row.id))
         return told
 
@@ -218,13 +230,12 @@ class EvaluationService:
             await session.execute(repository.retry_jobs(run.id, expires_at, key_id=principal.payer))
         return {"name": run.name, "run": run.id, "reused": True, "new_samples": missing}
 
-    async def _check_depth(self, session: AsyncWriteSession, principal: Principal, more: int) -> None:
-        limit = principal.limits.queued_jobs
-        if limit is None:
-            return
-        queued = (await session.execute(lanes.queued_of(principal.tenant, principal.payer))).one()[0]
-        if int(queued) + more > limit:
-            raise TooManyRequests(f"{queued} jobs are queued, this would add {more}, and {limit} may be queued")
+    async def _check_depth(self, session: AsyncWriteSession, principal: Principal, more: int, tokens: int) -> None:
+        """Args: tokens: of all, as if every item were as long as the first; the items are not tokenised yet."""
+        jobs, waiting = (await session.execute(lanes.queued_of(principal.tenant, principal.payer))).one()
+        wrong = principal.limits.beyond(jobs=more, tokens=tokens, queued_jobs=int(jobs), queued_tokens=int(waiting))
+        if wrong is not None:
+            raise TooManyRequests(wrong)
 
     async def get(self, evaluation_id: str, tenant: str) -> Row[Any]:
         """Raises EvaluationNotFound."""

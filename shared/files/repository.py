@@ -38,7 +38,7 @@ def _needed() -> Any:
             _B.input_file_id == _F.id,
             or_(
                 _B.status == BatchStatus.VALIDATING.value,
-                (_B.status == BatchStatus.IN_PROGRESS.value) & (_B.stored < _B.total),
+                _B.status.in_((BatchStatus.IN_PROGRESS.value, BatchStatus.CANCELLING.value)) & (_B.stored < _B.total),
             ),
         )
         .exists()

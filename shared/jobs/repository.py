@@ -366,6 +366,11 @@ def retry(job_id: str, tenant: str, *, key_id: str, deadlines: Mapping[str, Any]
     return retry_where(_J.id == job_id, _J.tenant == tenant, deadlines=deadlines).values(key_id=key_id)
 
 
+def is_retriable() -> ColumnElement[bool]:
+    """The job is over without an answer, and what it was asked is still there."""
+    return _J.status.in_([s.value for s in RETRIABLE]) & _J.purged_at.is_(None)
+
+
 def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None = None) -> Update:
     """`retry` of many."""
     if deadlines is None:
@@ -374,11 +379,7 @@ def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None
         }
     return (
         update(JOBS)
-        .where(
-            *which,
-            _J.status.in_([s.value for s in RETRIABLE]),
-            _J.purged_at.is_(None),
-        )
+        .where(*which, is_retriable())
         .values(
             status=JobStatus.QUEUED.value,
             life=_J.life + 1,

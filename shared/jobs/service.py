@@ -285,13 +285,9 @@ class JobService:
             async with self._database.read() as session:
                 jobs, waiting = (int(n) for n in (await session.execute(lanes.queued_of(*who))).one())
             read_at = time.monotonic()
-        if limits.queued_jobs is not None and jobs + 1 > limits.queued_jobs:
-            raise TooManyRequests(f"{jobs} jobs are queued and {limits.queued_jobs} may be; wait until some are done")
-        if limits.queued_tokens is not None and waiting + tokens > limits.queued_tokens:
-            raise TooManyRequests(
-                f"{waiting} tokens are queued, this job may take {tokens}, and {limits.queued_tokens} may be queued; "
-                "wait until some are done"
-            )
+        wrong = limits.beyond(jobs=1, tokens=tokens, queued_jobs=jobs, queued_tokens=waiting)
+        if wrong is not None:
+            raise TooManyRequests(wrong)
         self._depths[who] = (read_at, jobs + 1, waiting + tokens)
 
     async def get(self, job_id: str, tenant: str) -> Row[Any]:

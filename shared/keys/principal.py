@@ -26,6 +26,15 @@ class Limits:
     queued_jobs: int | None = None
     queued_tokens: int | None = None
 
+    def beyond(self, *, jobs: int, tokens: int, queued_jobs: int, queued_tokens: int) -> str | None:
+        """What is wrong with adding so many to those that the key has queued; None when nothing is."""
+        for what, now, more, limit in (
+            ("jobs", queued_jobs, jobs, self.queued_jobs), ("tokens", queued_tokens, tokens, self.queued_tokens),
+        ):  # fmt: skip
+            if limit is not None and now + more > limit:
+                return f"{now} {what} are queued, this would add {more}, and {limit} may be; wait until some are done"
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class Principal:

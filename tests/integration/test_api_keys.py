@@ -296,6 +296,39 @@ def test_queued_jobs_and_tokens_are_limited(served: Served, guarded: httpx.Clien
     assert guarded.post("/v1/jobs", json=away_job(max_tokens=40), headers=key).status_code == 202
     full = guarded.post("/v1/jobs", json=away_job(max_tokens=80), headers=key)
     assert (full.status_code, "tokens" in full.json()["detail"]) == (429, True)
+    evaluation = {
+        "dataset": {"bundled": "vdiff-tiny", "limit": 9}, "template": "{{input}}", "graders": [{"type": "exact"}],
+        "configurations": [{"name": "c", "model": "limits-away", "max_tokens": 16}],
+    }  # fmt: skip
+    full = guarded.post("/v1/evaluations", json=evaluation, headers=key)
+    assert (full.status_code, "tokens" in full.json()["detail"]) == (429, True)
+
+
+def test_another_life_of_a_batchs_lines_is_queued_within_the_limits(served: Served, guarded: httpx.Client) -> None:
+    key = auth(make_key(served, "--max-queued-jobs", "3"))
+    lines = [
+        {"custom_id": f"{i}", "method": "POST", "url": "/v1/chat/completions", "body": away_job()["body"]}
+        for i in range(2)
+    ]
+    content = "".join(json.dumps(one) + "\n" for one in lines)
+    file = guarded.post("/v1/files", data={"purpose": "batch"}, files={"file": ("f", content)}, headers=key).json()
+    body = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+    made = guarded.post("/v1/batches", json=body, headers=key).json()
+    batch = f"/v1/batches/{made['id']}"
+    eventually(lambda: guarded.get(batch, headers=key).json()["vdiff"]["stored"] == 2)
+    guarded.post(f"{batch}/cancel", headers=key)
+    eventually(lambda: guarded.get(batch, headers=key).json()["status"] == "cancelled")
+    for _ in range(2):
+        job = guarded.post("/v1/jobs", json=away_job(), headers=key)
+        assert job.status_code == 202
+    full = guarded.post(f"{batch}/retry_failed", headers=key)
+    assert (full.status_code, "2 jobs are queued, this would add 2, and 3 may be" in full.json()["detail"]) == (
+        429,
+        True,
+    )
+    assert guarded.get(batch, headers=key).json()["status"] == "cancelled"  # as it was
+    guarded.post(f"/v1/jobs/{job.json()['id']}/cancel", headers=key)
+    assert guarded.post(f"{batch}/retry_failed", headers=key).json()["retried"] == 2
 
 
 def test_a_static_key_may_everything(served: Served, tmp_path: Any) -> None:

@@ -115,6 +115,8 @@ def test_files_are_paged_and_expire(client: OpenAI, served: Served) -> None:
         ({"purpose": "batch"}, {"file": ("a", b"")}, "file"),
         ({"purpose": "batch"}, {"image": ("a", b"x")}, "image"),
         ({"purpose": "batch", "color": "red"}, {"file": ("a", b"x")}, "color"),
+        ({"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "123456789x"},
+         {"file": ("a", b"x")}, "expires_after.seconds"),
         ({"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "5"},
          {"file": ("a", b"x")}, "expires_after.seconds"),
     ],
@@ -239,6 +241,7 @@ def test_a_batch_tells_what_becomes_of_it(client: OpenAI, served: Served) -> Non
         ({"color": "red"}, "color"),
         ({"metadata": {"k": 1}}, "metadata.k"),
         ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
+        ({"output_expires_after": {"anchor": "created_at", "seconds": "123456789x"}}, "output_expires_after.seconds"),
     ],
 )
 def test_bad_batches_are_named(client: OpenAI, served: Served, change: dict[str, Any], param: str) -> None:

@@ -13,6 +13,7 @@ from sqlalchemy import text
 from shared import serving
 from shared.batches import repository as batches
 from shared.batches.status import BatchStatus
+from shared.files import repository as files
 from shared.jobs import caretaking, repository
 from shared.jobs.status import JobStatus
 from shared.model_card import ModelCard
@@ -298,6 +299,25 @@ def test_a_batch_that_is_not_over_keeps_its_lines(jobs: Jobs) -> None:
     assert jobs.execute(batches.finish("batch_1", "next", BatchStatus.COMPLETED, now_column="completed_at"))
     assert [row.id for row in jobs.execute(caretaking.purge_due())] == [line]
     assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [line]
+
+
+@pytest.mark.parametrize(
+    "status,stored,deletable",
+    [("validating", 0, False), ("in_progress", 1, False), ("in_progress", 2, True), ("cancelling", 1, False),
+     ("cancelling", 2, True), ("finalizing", 2, True), ("cancelled", 2, True), ("failed", 1, True)],
+)  # fmt: skip
+def test_a_file_stays_while_its_lines_are_no_jobs_yet(jobs: Jobs, status: str, stored: int, deletable: bool) -> None:
+    with jobs.database.write() as session:
+        session.execute(files.begin("file-1", tenant="anonymous", filename="f", purpose="batch", store="database"))
+        session.execute(files.make_ready("file-1", size=1, filename="f", purpose="batch", expires_seconds=None))
+        values = {"tenant": "anonymous", "endpoint": "/v1/completions", "input_file_id": "file-1", "completion_window": "1h",
+                  "limits": {}, "request_hash": "x", "idempotency_key": None}  # fmt: skip
+        session.execute(batches.create({"id": "batch_1", **values}, 3600))
+        session.execute(
+            text("UPDATE batches SET total = 2, stored = :stored, status = :status, errors = '[]'"),
+            {"stored": stored, "status": status},
+        )
+    assert bool(jobs.execute(files.start_deleting(["file-1"]))) is deletable
 
 
 def test_a_success_that_comes_after_complete_by_is_expired(jobs: Jobs) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's lists: `after` and `limit` in, `first_id`, `last_id`, `has_more` out."""
+"""Lists: `limit`; and OpenAI's, with `after` in and `first_id`, `last_id`, `has_more` out."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from fastapi import Request
 from shared.errors import InvalidParameter
 
 
+def whole_number(text: str) -> int | None:
+    """Of at most nine ASCII digits; None for anything else."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
+
+
 def page_limit(value: str | None, default: int, most: int) -> int:
     """Raises InvalidParameter."""
     if value is None:
         return default
-    if not value.isascii() or not value.isdecimal() or not 1 <= int(value[:9]) <= most:
+    number = whole_number(value)
+    if number is None or not 1 <= number <= most:
         raise InvalidParameter(f"limit must be from 1 to {most}", param="limit")
-    return int(value)
+    return number
 
 
 def no_nul(request: Request) -> None:
