@@ -248,6 +248,12 @@ def test_keys_are_stored_hashed_and_listed_without(served: Served) -> None:
     assert key_id_of(key) in [k["id"] for k in listed]
     assert not {"key_hash", "webhook_secret"} & set(listed[0])
     assert key not in vdiff(served, "keys", "list")
+    made = json.loads(vdiff(served, "keys", "create", "[/red] for programs", "--json"))
+    assert made["key"].startswith("vd") and made["id"] in vdiff(served, "keys", "list")
+    assert "[/red] for programs" in vdiff(served, "keys", "list")
+    rotated = json.loads(vdiff(served, "keys", "rotate", made["id"], "--json"))
+    assert rotated["id"] == made["id"] and rotated["key"] != made["key"]
+    assert json.loads(vdiff(served, "keys", "revoke", made["id"], "--json")) == {"id": made["id"], "revoked": True}
 
 
 def test_requests_per_minute(served: Served, guarded: httpx.Client) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import re
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -151,6 +155,95 @@ def test_batches(vdiff: Run, tmp_path: Path) -> None:
     requests.write_text(lines_of(2, max_tokens=-1))
     code, out, _ = vdiff("batch", "submit", str(requests), "--wait")
     assert code == 1 and "status    failed" in out and "line 1: " in out and "max_tokens" in out
+
+
+class OnTerminal:
+    """`vdiff ...` on a terminal of its own, as a person starts it; what it draws is in `screen`."""
+
+    def __init__(self, served: Served, *arguments: str) -> None:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
+        env |= {"VDIFF_BASE_URL": served.url, "TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40"}
+        self._ours, theirs = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vdiff", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+        os.close(theirs)
+        self.screen = ""
+
+    def shows(self, words: str, seconds: float = 60.0) -> None:
+        """Read until they are there."""
+        deadline = time.monotonic() + seconds
+        while words not in self.screen:
+            assert time.monotonic() < deadline, self.screen[-2000:]
+            if select.select([self._ours], [], [], 0.2)[0]:
+                self._read()
+
+    def _read(self) -> bool:
+        try:
+            data = os.read(self._ours, 65_536)
+        except OSError:  # its other end was closed
+            return False
+        self.screen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace"))
+        return bool(data)
+
+    def interrupt(self) -> int:
+        """Ctrl-C; its exit code."""
+        self.process.send_signal(signal.SIGINT)
+        code = self.process.wait(30)
+        while select.select([self._ours], [], [], 0)[0] and self._read():
+            pass
+        return code
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        os.close(self._ours)
+
+
+def test_ctrl_c_detaches_and_says_how_to_come_back(served: Served, vdiff: Run, tmp_path: Path) -> None:
+    """On a terminal, with a bar that has rate, time left and errors so far."""
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(lines_of(20))
+    served.worker.signal(signal.SIGSTOP)
+    opened: list[OnTerminal] = []
+    try:
+        _, out, _ = vdiff("batch", "submit", str(requests), "--json")
+        batch_id = json.loads(out)["id"]
+        _, out, _ = vdiff("submit", "What is 17 + 25?", "--json")
+        job_id = json.loads(out)["id"]
+        opened = [
+            OnTerminal(served, "batch", "get", batch_id, "--wait"),
+            OnTerminal(served, "batch", "submit", str(requests), "--wait"),
+            OnTerminal(served, "jobs", "watch", job_id),
+            OnTerminal(served, "batch", "get", batch_id, "--wait"),
+        ]
+        got, submitted, watched, stays = opened
+        got.shows("0/20")
+        submitted.shows("0/20")
+        watched.shows("queued")
+        stays.shows("0/20")
+        assert [terminal.interrupt() for terminal in opened[:3]] == [130, 130, 130]
+        for terminal, come_back in (
+            (got, f"vdiff batch get {batch_id} --wait"),
+            (watched, f"vdiff jobs watch {job_id}"),
+        ):
+            assert f"it goes on. Come back with: {come_back}" in terminal.screen
+        assert "Come back with: vdiff batch get batch_" in submitted.screen
+        assert not any("Traceback" in terminal.screen for terminal in opened)
+        assert served.client.get(f"/v1/batches/{batch_id}").json()["status"] in ("validating", "in_progress")
+        served.worker.signal(signal.SIGCONT)
+        stays.shows("all_succeeded")
+        assert re.search(r"20/20 +[0-9.]+/s +ETA ", stays.screen), stays.screen
+        assert stays.process.wait(30) == 0
+    finally:
+        served.worker.signal(signal.SIGCONT)
+        for terminal in opened:
+            terminal.close()
+    for batch in served.client.get("/v1/batches").json()["data"]:
+        if batch["status"] not in ("completed", "failed"):
+            assert vdiff("batch", "get", batch["id"], "--wait")[0] == 0
 
 
 def test_models_and_a_chat_without_a_terminal(vdiff: Run) -> None:

@@ -18,6 +18,7 @@ from tests.integration.conftest import ROOT, Served, eventually
 from tests.integration.test_evaluations import look, over, sums
 from vdiff import AsyncClient, Client
 from vdiff.cli import app
+from vdiff.embedded.process import free_port
 
 pytestmark = pytest.mark.integration
 FAST = "max_tokens: 16\ndiffusion: {algorithm: threshold, threshold: 0.9}\n"
@@ -40,28 +41,41 @@ def write(path: Path, lines: list[dict[str, Any]]) -> Path:
     return path
 
 
-def test_run_compare_report_list(folder: Path) -> None:
+def test_run_compare_report_list(folder: Path, served: Served) -> None:
     data = write(folder / "sums.jsonl", sums(10, wrong=1))
     (folder / "fast.yaml").write_text(FAST)
     (folder / "others.yaml").write_text("- {name: slow, max_tokens: 8}\n- {name: again, max_tokens: 8, seed: 5}\n")
     ran = vdiff("run", data, "--config", "fast.yaml", "--config", "others.yaml", "--grader", "number", "--json")
     assert "configurations[2]: configurations[1] asks for the same" in str(ran.exception)
-    ran = vdiff("run", data, "--config", "fast.yaml", "--grader", "number", "--json")
+    (folder / "fast.yaml").write_text(FAST + 'name: "[/red]fast"\n')  # no markup, in no table
+    ran = vdiff("run", data, "--config", "fast.yaml", "--grader", "number", "--name", "sums [/bold]", "--json")
     assert ran.exit_code == 0, ran.stderr
     made = json.loads(ran.stdout)
-    assert (made["name"], made["status"]) == ("sums", "completed")
+    assert (made["name"], made["status"]) == ("sums [/bold]", "completed")
     shown = vdiff("run", data, "--config", "fast.yaml", "--grader", "number")
     assert shown.exit_code == 0 and "was there; 0 answers are new" in shown.stderr
-    assert "fast" in shown.stdout and "90.0%" in shown.stdout and "59.6% to 98.2%" in shown.stdout
+    assert "[/red]fast" in shown.stdout and "90.0%" in shown.stdout and "59.6% to 98.2%" in shown.stdout
     assert vdiff("show", made["id"]).stdout == shown.stdout
-    compared = vdiff("compare", f"{made['id']}/fast", f"{made['id']}/fast")
+    compared = vdiff("compare", f"{made['id']}/[/red]fast", f"{made['id']}/[/red]fast")
     assert compared.exit_code == 0 and "difference: +0.0 points" in compared.stdout
     report = vdiff("report", made["id"])
     assert report.stdout.strip() == f"{made['id']}.html"
     assert (folder / f"{made['id']}.html").read_text().startswith("<!doctype html>")
-    assert "| fast | 90.0% |" in vdiff("report", made["id"], "--format", "markdown", "--output", "-").stdout
+    assert "fast | 90.0% |" in vdiff("report", made["id"], "--format", "markdown", "--output", "-").stdout
     assert made["id"] in [e["id"] for e in json.loads(vdiff("list", "--json").stdout)]
-    assert "sums" in vdiff("list").stdout
+    assert "sums [/bold]  completed  10/10   [/red]fast" in vdiff("list").stdout
+    timed_out = vdiff("wait", made["id"], "--timeout", "60", "--base-url", served.url)
+    assert timed_out.exit_code == 0
+
+
+def test_the_other_options_of_every_client_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody there is one line that says what to do, as of all commands that need a server."""
+    nobody = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", "vdiff", "eval", "list", "--base-url", nobody, "--api-key", "x"]
+    ran = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (3, 1) and "is a server running?" in ran.stderr
 
 
 @pytest.mark.parametrize(

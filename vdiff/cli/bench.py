@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from shared.errors import ConfigurationError
-from vdiff.cli.options import Device, Dtype, MaxNumSeqs, Model, Verifier, settings_of
+from vdiff.cli.options import Device, Dtype, MaxNumSeqs, Model, Verifier, examples, settings_of
 
 app = typer.Typer(no_args_is_help=True, help="Measure decoders.")
 
@@ -20,7 +20,13 @@ def group() -> None:
     """Measure decoders."""
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "vdiff bench decoders --limit 50",
+        "vdiff bench decoders --algorithm threshold --algorithm apd --max-tokens 32 --json",
+        "vdiff bench decoders --model ./LLaDA-8B-Instruct --verifier ./Qwen2.5-0.5B --input questions.jsonl",
+    )
+)  # fmt: skip
 def decoders(
     model: Model = None,
     verifier: Verifier = None,

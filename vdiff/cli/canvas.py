@@ -33,6 +33,8 @@ class Canvas:
             self._committed[index] = before[: data["offset"]] + data["text"]
             self._whole[index] = data.get("canvas")
             self._status = f"step {data['step']}, {data['tokens_committed']} of {data['tokens_total']} tokens"
+        elif event.type == "queued":
+            self._status = "queued, waiting for a worker"
         elif event.type == "started":
             self._committed, self._whole = {}, {}  # another attempt begins anew
             self._status = "started"

@@ -12,7 +12,8 @@ from sqlalchemy.engine import make_url
 
 from shared.errors import ConfigurationError
 from shared.settings import PREFIX, Settings, is_loopback
-from vdiff.cli.options import settings_of
+from vdiff.cli.exits import USAGE
+from vdiff.cli.options import AsJson, examples, settings_of
 
 app = typer.Typer(help="Settings: what is in force, and whether it holds together.")
 
@@ -26,7 +27,7 @@ def shown(name: str, value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@app.command()
+@app.command(epilog=examples("vdiff config show", "vdiff config show --json | jq '.lease_seconds.value'"))
 def show(as_json: Annotated[bool, typer.Option("--json", help="one object, for programs")] = False) -> None:
     """Every setting with its value, and whether the environment gave it. Secrets and passwords are masked."""
     settings = settings_of()
@@ -67,14 +68,17 @@ def contradictions(settings: Settings) -> list[str]:
     return found
 
 
-@app.command()
-def check() -> None:
+@app.command(epilog=examples("vdiff config check", "VDIFF_LEASE_SECONDS=10 vdiff config check --json"))
+def check(as_json: AsJson = False) -> None:
     """Whether the environment's settings are good: 0 yes; 2 and a line for each trouble otherwise."""
     settings = settings_of()
     troubles = contradictions(settings)
+    given = len(settings.model_fields_set)
+    if as_json:
+        typer.echo(json.dumps({"good": not troubles, "troubles": troubles, "given": given}))
+        raise typer.Exit(USAGE if troubles else 0)
     for trouble in troubles:
         typer.echo(trouble, err=True)
     if troubles:
         raise ConfigurationError(f"{len(troubles)} setting(s) to look at")
-    given = len(settings.model_fields_set)
     typer.echo(f"good: {given} of {len(Settings.model_fields)} settings given, the rest at their defaults")

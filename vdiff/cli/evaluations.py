@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import ConfigurationError
+from vdiff.cli.connect import BaseUrl, Key, Timeout, connected
 from vdiff.cli.exits import FAILED, INTERRUPTED
 from vdiff.cli.options import AsJson, examples
-from vdiff.cli.output import console
+from vdiff.cli.output import Listing, console
 
 if TYPE_CHECKING:
     from vdiff.client import Client, Evaluation
@@ -73,6 +74,7 @@ def task_of(path: Path | None, template: str | None, graders: Sequence[str]) -> 
 def show(evaluation: Evaluation) -> None:
     """The table of results, and what went wrong."""
     from rich.table import Table
+    from rich.text import Text
 
     from shared.evaluations.report import table
 
@@ -80,7 +82,7 @@ def show(evaluation: Evaluation) -> None:
     for i, name in enumerate(table.SUMMARY):
         shown.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for configuration in evaluation.configurations:
-        shown.add_row(*table.summary_row(configuration))
+        shown.add_row(*(Text(cell) for cell in table.summary_row(configuration)))
     out = console()
     out.print(shown)
     for c in evaluation.configurations:
@@ -102,10 +104,10 @@ def finish(evaluation: Evaluation, as_json: bool) -> None:
     raise typer.Exit(0 if evaluation.ok else FAILED)
 
 
-def follow(client: Client, evaluation: Evaluation, as_json: bool) -> None:
+def follow(client: Client, evaluation: Evaluation, timeout: float | None, as_json: bool) -> None:
     """Wait with a bar; Ctrl-C lets it go on."""
     try:
-        done = client.wait_evaluation(evaluation, progress=True)
+        done = client.wait_evaluation(evaluation, timeout=timeout, progress=True)
     except KeyboardInterrupt:
         message = (
             f"{evaluation.id} goes on. Come back with `vdiff eval wait {evaluation.id}`, or with the same command."
@@ -143,17 +145,19 @@ def run(
     name: Annotated[str | None, typer.Option(help="of the evaluation [default: the dataset's]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="lines of the dataset [default: all]")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="print the id and do not wait")] = False,
+    timeout: Timeout = None,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a dataset through configurations, grade the answers, and show accuracy with error bars. The same again comes back
     to what is there: only what is missing runs. Exit code 1 when an answer could not be had or graded."""
-    from vdiff.client import Client
     from vdiff.client.calls import only_model
 
     path = Path(dataset)
     configurations = configurations_of(config or [], model)
     spec = task_of(task, template, grader or [])
-    with Client() as client:
+    with connected(base_url, api_key) as client:
         if any("model" not in c for c in configurations):
             only = only_model(client.models())
             configurations = [{"model": only, **c} for c in configurations]
@@ -169,24 +173,31 @@ def run(
         if detach:
             typer.echo(json.dumps(made.raw) if as_json else made.id)
             return
-        follow(client, made, as_json)
+        follow(client, made, timeout, as_json)
 
 
 @app.command(epilog=examples("vdiff eval wait eval_01k..."))
-def wait(evaluation: EvaluationId, as_json: AsJson = False) -> None:
+def wait(
+    evaluation: EvaluationId,
+    timeout: Timeout = None,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
     """Come back to an evaluation: wait until it is over, and show its results."""
-    from vdiff.client import Client
-
-    with Client() as client:
-        follow(client, client.get_evaluation(evaluation), as_json)
+    with connected(base_url, api_key) as client:
+        follow(client, client.get_evaluation(evaluation), timeout, as_json)
 
 
 @app.command("show", epilog=examples("vdiff eval show eval_01k...", "vdiff eval show eval_01k... --json"))
-def show_results(evaluation: EvaluationId, as_json: AsJson = False) -> None:
+def show_results(
+    evaluation: EvaluationId,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
     """The results as they are by now."""
-    from vdiff.client import Client
-
-    with Client() as client:
+    with connected(base_url, api_key) as client:
         found = client.get_evaluation(evaluation)
     if as_json:
         typer.echo(json.dumps(found.raw))
@@ -196,25 +207,22 @@ def show_results(evaluation: EvaluationId, as_json: AsJson = False) -> None:
 
 @app.command("list", epilog=examples("vdiff eval list", "vdiff eval list --json | jq '.[].id'"))
 def list_evaluations(
-    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 20, as_json: AsJson = False
+    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 20,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     """The newest evaluations."""
-    from rich.table import Table
-
-    from vdiff.client import Client
-
-    with Client() as client:
+    with connected(base_url, api_key) as client:
         found = list(client.list_evaluations(limit=limit))
     if as_json:
         typer.echo(json.dumps([e.raw for e in found]))
         return
-    table = Table()
-    for column in ("id", "name", "status", "graded", "configurations"):
-        table.add_column(column)
+    listing = Listing("id", "name", "status", "graded", "configurations", shrink=("name", "configurations"))
     for e in found:
         names = ", ".join(c["name"] for c in e.configurations)
-        table.add_row(e.id, e.name, e.status, f"{e.progress['graded']}/{e.progress['total']}", names)
-    console().print(table)
+        listing.add(e.id, e.name, e.status, f"{e.progress['graded']}/{e.progress['total']}", names, status=2)
+    listing.print("no evaluations")
 
 
 @app.command(epilog=examples("vdiff eval compare eval_01k.../careful eval_01k.../fast"))
@@ -222,19 +230,19 @@ def compare(
     first: Annotated[str, typer.Argument(help="EVALUATION/CONFIGURATION", show_default=False)],
     second: Annotated[str, typer.Argument(help="EVALUATION/CONFIGURATION", show_default=False)],
     seed: Annotated[int, typer.Option(min=0, help="of the bootstrap")] = 0,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare two configurations on the items that both answered: difference with interval, McNemar's test, and the
     difference that so many items could have found."""
-    from vdiff.client import Client
-
     sides = []
     for text in (first, second):
         evaluation, _, name = text.partition("/")
         if not name:
             raise ConfigurationError(f"{text!r}: write EVALUATION/CONFIGURATION", param="first")
         sides.append((evaluation, name))
-    with Client() as client:
+    with connected(base_url, api_key) as client:
         made = client.compare_configurations(sides[0], sides[1], seed=seed)
     if as_json:
         typer.echo(json.dumps(made))
@@ -263,16 +271,16 @@ def report(
         Path | None, typer.Option(help="file to write, - for stdout [default: the id with .html, .md or .json]")
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="show it in a browser")] = False,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
 ) -> None:
     """Write the report: one HTML page with plots that needs nothing else, Markdown, or JSON."""
     import webbrowser
 
-    from vdiff.client import Client
-
     suffixes = {"html": ".html", "markdown": ".md", "json": ".json"}
     if format not in suffixes:
         raise ConfigurationError(f"--format must be one of {', '.join(suffixes)}", param="format")
-    with Client() as client:
+    with connected(base_url, api_key) as client:
         text = client.evaluation_report(evaluation, format)
     if output is not None and str(output) == "-":
         typer.echo(text, nl=False)
@@ -288,10 +296,13 @@ def report(
 
 
 @app.command(epilog=examples("vdiff eval cancel eval_01k..."))
-def cancel(evaluation: EvaluationId, as_json: AsJson = False) -> None:
+def cancel(
+    evaluation: EvaluationId,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
     """Stop what has not ended; what is graded stays, and `eval run` goes on from there."""
-    from vdiff.client import Client
-
-    with Client() as client:
+    with connected(base_url, api_key) as client:
         found = client.cancel_evaluation(evaluation)
     typer.echo(json.dumps(found.raw) if as_json else f"{found.id} {found.status}")

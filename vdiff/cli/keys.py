@@ -9,8 +9,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from shared.db.session import Database
@@ -21,6 +19,8 @@ from shared.keys.principal import DEFAULT_SCOPES, Scope
 from shared.keys.requests import name_of, tenant_of
 from shared.settings import load_settings
 from shared.webhooks.secrets import new_secret
+from vdiff.cli.options import AsJson, examples
+from vdiff.cli.output import Listing
 from vdiff.local import with_local_services
 
 app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
@@ -43,7 +43,13 @@ def _database() -> Iterator[Database]:
         database.dispose()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "vdiff keys create 'evaluation team' --max-queued-jobs 50000 --weight 2",
+        "vdiff keys create ci --scope jobs --expires-days 90 > ci.key",
+        "vdiff keys create ci --json | jq .key",
+    )
+)  # fmt: skip
 def create(
     name: Annotated[str, typer.Argument(help="what the key is for")],
     scope: Annotated[
@@ -55,6 +61,7 @@ def create(
     max_queued_tokens: Annotated[int | None, typer.Option(min=1, help="[default: the server's]")] = None,
     weight: Annotated[int, typer.Option(min=1, max=1000, help="turns it gets while keys compete")] = 1,
     expires_days: Annotated[float | None, typer.Option(min=0, help="[default: never]")] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is stored."""
     name_of(name)
@@ -73,10 +80,10 @@ def create(
             )
         )  # fmt: skip
     typer.echo(f"{key_id} ({name}); keep the key, it is not shown again:", err=True)
-    typer.echo(key)
+    typer.echo(json.dumps({"id": key_id, "name": name, "key": key}) if as_json else key)
 
 
-@app.command("list")
+@app.command("list", epilog=examples("vdiff keys list", "vdiff keys list --json | jq .id"))
 def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False) -> None:
     """All keys, revoked ones too; never the keys themselves."""
     with _database() as database, database.read() as session:
@@ -85,29 +92,30 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON obj
         for row in rows:
             typer.echo(json.dumps({name: _plain(getattr(row, name)) for name in _SHOWN}))
         return
-    table = Table("id", "name", "tenant", "scopes", "last used", "state", box=None)
+    listing = Listing("id", "name", "tenant", "scopes", "last used", "state", shrink=("name",))
     now = datetime.now(UTC)
     for row in rows:
         expired = row.expires_at is not None and row.expires_at <= now
         state = "revoked" if row.revoked_at else "expired" if expired else "good"
         used = row.last_used_at.isoformat(timespec="minutes") if row.last_used_at else "never"
-        table.add_row(row.id, row.name, row.tenant, ",".join(row.scopes), used, state)
-    Console().print(table)
+        listing.add(row.id, row.name, row.tenant, ",".join(row.scopes), used, state)
+    listing.print("no keys")
 
 
-@app.command()
-def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")]) -> None:
+@app.command(epilog=examples("vdiff keys revoke key_01k..."))
+def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")], as_json: AsJson = False) -> None:
     """End a key for good; API processes notice within a second. Its jobs stay."""
     with _database() as database, database.write() as session:
         if session.execute(repository.revoke(key_id)).one_or_none() is None:
             raise NotFound(f"no key {key_id!r} that could be revoked", param="key_id")
-    typer.echo(f"{key_id} is revoked")
+    typer.echo(json.dumps({"id": key_id, "revoked": True}) if as_json else f"{key_id} is revoked")
 
 
-@app.command()
+@app.command(epilog=examples("vdiff keys rotate key_01k...", "vdiff keys rotate key_01k... --grace-seconds 0"))
 def rotate(
     key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
     grace_seconds: Annotated[float, typer.Option(min=0, help="how long the old key goes on")] = DEFAULT_GRACE_SECONDS,
+    as_json: AsJson = False,
 ) -> None:
     """Print a new key for the same id, tenant and limits; the old one goes on for a day."""
     key = tokens.new_key(key_id)
@@ -116,7 +124,7 @@ def rotate(
         if session.execute(statement).one_or_none() is None:
             raise NotFound(f"no key {key_id!r} that could be rotated", param="key_id")
     typer.echo(f"{key_id}: the old key ends in {grace_seconds:g} s; the new one, not shown again:", err=True)
-    typer.echo(key)
+    typer.echo(json.dumps({"id": key_id, "key": key}) if as_json else key)
 
 
 def _plain(value: Any) -> Any:

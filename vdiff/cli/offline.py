@@ -25,13 +25,19 @@ from vdiff.cli.options import (
     Tokenizer,
     TrustRemoteCode,
     Verifier,
+    examples,
     settings_of,
 )
 
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    epilog=examples(
+        "vdiff generate --model ./LLaDA-8B-Instruct --input prompts.jsonl --output answers.jsonl",
+        "vdiff generate --model GSAI-ML/LLaDA-8B-Instruct --input in.jsonl --output out.jsonl --max-batch 16 --dtype bfloat16",
+    )
+)  # fmt: skip
 def generate(
     model: Annotated[str, typer.Option(help="model folder or hub id")],
     input: Annotated[Path, typer.Option(help="JSONL of requests, one a line")],

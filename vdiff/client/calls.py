@@ -193,10 +193,10 @@ def get(job: Any, wait: float = 0.0) -> Call[Job]:
 
 
 def action(job: Any, name: str, key: str, body: Any = None) -> Call[Job]:
-    """cancel, retry or replay. A cancel may be said twice; a second retry or replay would be another run of the job."""
+    """cancel, retry or replay. A cancel may be said twice, a replay has its key; a second retry could be another life."""
     return Call(
         "POST", f"/v1/jobs/{id_of(job)}/{name}", Job.of, json=body, headers={"Idempotency-Key": key},
-        repeatable=name == "cancel",
+        repeatable=name in ("cancel", "replay"),
     )  # fmt: skip
 
 

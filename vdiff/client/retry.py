@@ -2,7 +2,8 @@
 
 The rule is that nothing is paid twice. A request is `repeatable` when doing it again changes nothing: it only reads, or it
 carries an Idempotency-Key, made once per call and the same in every attempt. Any other is sent again only when it cannot
-have arrived (no connection) or when the server said that it did nothing (429, 503).
+have arrived (no connection) or when the server said that it did nothing (429, `overloaded`): another 503 may be of a database
+that went as it committed, or of a proxy that gave up.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import httpx
 from vdiff.client.errors import ApiError, ClientError, ServerUnreachable, kind_of
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
-REFUSED = frozenset({429, 503})  # nothing was done
+REFUSED = frozenset({"overloaded", "file_store_unavailable"})  # codes of a 503 that did nothing
 AWAY = frozenset({408, 429, 502, 503, 504})
 BUG_TRIES = 3  # of an answer 500: it may be a deterministic one
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -116,7 +117,7 @@ class Attempts:
         if status < 400:
             return None
         error = error_of(response)
-        again = status in (AWAY if self._repeatable else REFUSED)
+        again = status in AWAY if self._repeatable else status == 429 or (status == 503 and error.code in REFUSED)
         if status == 500 and self._repeatable:
             again = self._failures + 1 < BUG_TRIES
         if status == 409 and self._repeatable and error.code == "conflict":

@@ -147,10 +147,23 @@ def test_examples_of_the_help_are_commands_that_exist(name: str, line: str) -> N
 def test_every_client_command_has_examples_and_json() -> None:
     with_examples = {name for name, _ in examples()}
     for name, command in commands():
-        if name.split()[1] in ("jobs", "submit", "batch", "chat", "models", "doctor"):
+        if name.split()[1] in (
+            "jobs",
+            "submit",
+            "batch",
+            "chat",
+            "models",
+            "doctor",
+            "eval",
+            "keys",
+            "generate",
+            "bench",
+            "config",
+            "usage",
+        ):
             assert name in with_examples
             options = {option for parameter in command.params for option in parameter.opts}
-            assert "--json" in options or name in ("vdiff chat", "vdiff batch results")
+            assert "--json" in options or name in ("vdiff chat", "vdiff batch results", "vdiff eval report")
 
 
 def test_help_keeps_its_examples_line_by_line(

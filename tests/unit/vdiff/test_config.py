@@ -66,6 +66,14 @@ def test_check_names_what_is_wrong(settings: dict[str, str], said: str) -> None:
     assert said in done.stderr
 
 
+def test_check_for_programs() -> None:
+    done = vdiff("config", "check", "--json", port="9001")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"good": True, "troubles": [], "given": 1})
+    done = vdiff("config", "check", "--json", hang_seconds="5")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["good"], said["troubles"][0].split()[0]) == (2, False, "VDIFF_HANG_SECONDS")
+
+
 def test_flower_beyond_loopback_wants_a_password() -> None:
     done = vdiff("flower", "--host", "0.0.0.0", redis_url="redis://127.0.0.1:1/0")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)

@@ -108,19 +108,36 @@ def test_a_key_of_ones_own() -> None:
     assert server.keys() == ["mine"]
 
 
-@pytest.mark.parametrize("name", ["retry", "replay"])
-def test_what_cannot_be_repeated_is_not(name: str) -> None:
+def test_what_cannot_be_repeated_is_not() -> None:
     server = Server(httpx.ReadError("reset"), httpx.Response(202, json=JOB))
     with client_of(server) as client, pytest.raises(module.ServerUnreachable, match="not sent again") as lost:
-        getattr(client, name)("job_1")
+        client.retry("job_1")
     assert lost.value.sent and len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "trouble", [problem(503, "database_unavailable"), httpx.Response(503, text="<html>"), problem(504, "wait_timeout")]
+)
+def test_nor_after_an_answer_that_leaves_it_open(trouble: httpx.Response) -> None:
+    """The database may have gone as it committed, and a proxy speaks for nobody."""
+    server = Server(trouble, httpx.Response(202, json=JOB))
+    with client_of(server) as client, pytest.raises(module.ServerError):
+        client.retry("job_1")
+    assert len(server.requests) == 1
+
+
+def test_a_replay_is_sent_again_under_its_key() -> None:
+    server = Server(httpx.ReadError("reset"), problem(503, "database_unavailable"), httpx.Response(202, json=JOB))
+    with client_of(server) as client:
+        assert client.replay("job_1").id == "job_1"
+    assert len(server.requests) == 3 and len(set(server.keys())) == 1 and server.keys()[0]
 
 
 @pytest.mark.parametrize("trouble", [httpx.ConnectError("refused"), problem(503, "overloaded"), problem(429, "x")])
 def test_unless_nothing_can_have_been_done(trouble: httpx.Response | Exception) -> None:
     server = Server(trouble, httpx.Response(202, json=JOB))
     with client_of(server) as client:
-        assert client.replay("job_1").id == "job_1"
+        assert client.retry("job_1").id == "job_1"
 
 
 def test_retry_after_is_honoured(waits: list[float]) -> None:
