@@ -3,8 +3,10 @@
     VDIFF_AUTH=auto       a key is needed as soon as the server listens beyond loopback, or VDIFF_API_KEY is set
     VDIFF_AUTH=required   always        VDIFF_AUTH=open   never, whoever can reach the port
 
-Where none is needed, any Authorization value is accepted; one that is a valid key of ours still acts for its tenant,
-everything else is the anonymous tenant. A key's row is trusted for a second, so a revocation works after as long.
+On loopback without keys the Host must be loopback's: else a name that somebody points to 127.0.0.1 once his page is open in
+a browser (DNS rebinding) would be this server's own site. Where no key is needed, any Authorization value is accepted; one
+that is a valid key of ours still acts for its tenant, everything else is the anonymous tenant. A key's row is trusted for a
+second, so a revocation works after as long.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
@@ -36,6 +39,15 @@ def key_required(settings: Settings) -> bool:
     return settings.auth == "required"
 
 
+def names_loopback(host: str) -> bool:
+    """Whether a Host header, with or without a port, is this machine's own name for itself."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return name == "localhost" or name.endswith(".localhost") or is_loopback(name)
+
+
 class Authenticator:
     """Turns an Authorization header into a `Principal`; one per API process."""
 
@@ -43,6 +55,7 @@ class Authenticator:
         self._database = database
         self._static = settings.api_key.get_secret_value() if settings.api_key is not None else None
         self._required = key_required(settings)
+        self._local = settings.auth == "auto" and not self._required
         limits = Limits(settings.requests_per_minute, settings.max_queued_jobs, settings.max_queued_tokens)
         self._defaults = limits
         scopes = frozenset(Scope if is_loopback(settings.host) else DEFAULT_SCOPES)
@@ -50,13 +63,27 @@ class Authenticator:
         self._anonymous = Principal(ANONYMOUS, scopes, limits)
         self._rows: dict[str, tuple[float, Row[Any] | None]] = {}
 
-    async def principal(self, key: str | None) -> Principal:
-        """Raises NotAuthenticated: a key is needed, and this is none."""
+    async def principal(self, key: str | None, host: str | None = None) -> Principal:
+        """The caller.
+
+        Args:
+            host: the request's Host, if it has one.
+
+        Raises:
+            NotAuthenticated: a key is needed, and this is none.
+            Forbidden: none is needed on loopback, and this host is none.
+        """
         if key is not None:
             found = await self._known(key)
             if found is not None:
                 return found
         if not self._required:
+            if self._local and host and not names_loopback(host):
+                message = (
+                    f"no key is needed on loopback, but {host[:80]!r} is none: ask for localhost or 127.0.0.1, send a key, or "
+                    "set VDIFF_AUTH=open if a proxy of yours stands before this server"
+                )
+                raise Forbidden(message, code="host_not_allowed", param="Host")
             return self._anonymous
         if key is None:
             raise NotAuthenticated("an API key is needed: send Authorization: Bearer KEY")
@@ -98,9 +125,10 @@ class Authenticator:
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
-async def caller_of(context: ContextDep, credentials: Credentials) -> Principal:
-    """The caller, whose request is not counted yet. Raises NotAuthenticated."""
-    return await context.auth.principal(None if credentials is None else credentials.credentials)
+async def caller_of(request: Request, context: ContextDep, credentials: Credentials) -> Principal:
+    """The caller, whose request is not counted yet. Raises NotAuthenticated, Forbidden."""
+    key = None if credentials is None else credentials.credentials
+    return await context.auth.principal(key, request.headers.get("host"))
 
 
 CallerDep = Annotated[Principal, Depends(caller_of)]

@@ -204,14 +204,10 @@ def _cursor_id(cursor: str) -> str:
 
 def _moment(value: str) -> datetime:
     try:
-        return datetime.fromtimestamp(float(value), UTC)
-    except (ValueError, OverflowError, OSError):
-        pass
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError as exc:
-        raise InvalidParameter("created_after must be Unix seconds or ISO 8601", param="created_after") from exc
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        seconds: float | str = float(value)
+    except ValueError:
+        seconds = value
+    return deadlines.moment_of(seconds, "created_after")
 
 
 def _no_nul(params: list[tuple[str, str]]) -> None:

@@ -1,7 +1,7 @@
 """The whole at a glance, once or as a stream: jobs by state, open batches, what is queued, workers and how fast they are.
 
-A key sees its own tenant's jobs; with the scope `admin` those of all. Workers serve everybody and are shown to everybody,
-but on which machine they run is for `admin`.
+A key sees its own tenant's jobs, the operator those of all. Workers serve everybody and are shown to everybody, but on which
+machine they run is for `admin`.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Glance:
 
     async def at(self, context: Context, principal: Principal) -> dict[str, Any]:
         admin = principal.may(Scope.ADMIN)
-        who = (None if admin else principal.tenant, admin)
+        who = (None if principal.sees_all else principal.tenant, admin)
         async with self._reading:
             read_at, shown = self._read.get(who, (float("-inf"), {}))
             began = time.monotonic()
@@ -104,7 +104,7 @@ class Glance:
         workers = [worker_object(row, live=row.live, admin=admin) for row in rows]
         return {
             "object": "overview",
-            "scope": "all" if admin else "own",
+            "scope": "all" if tenant is None else "own",
             "jobs": {status.value: counts.get(status.value, 0) for status in JobStatus},
             "batches": {
                 status.value: open_batches.get(status.value, 0) for status in BatchStatus if status not in OVER

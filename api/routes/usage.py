@@ -12,7 +12,6 @@ from api.auth import PrincipalDep
 from api.dependencies import ContextDep
 from api.paging import no_nul
 from shared.errors import InvalidParameter
-from shared.keys.principal import Scope
 from shared.usage import repository
 
 router = APIRouter(prefix="/v1", tags=["overview"])
@@ -58,7 +57,7 @@ async def usage(
     model: str | None = None,
     key_id: str | None = None,
 ) -> dict[str, Any]:
-    """A row per day (UTC), key and model, newest first, and all of them together: the tenant's own, with `admin` all."""
+    """A row per day (UTC), key and model, newest first, and all of them together: the tenant's own, the operator's all."""
     no_nul(request)
     last = _day(until, "until", datetime.now(UTC).date())
     first = _day(
@@ -68,13 +67,15 @@ async def usage(
         raise InvalidParameter("since is after until", param="since")
     if (last - first).days >= MAX_DAYS:
         raise InvalidParameter(f"since and until span more than {MAX_DAYS} days", param="since")
-    admin = principal.may(Scope.ADMIN)
-    statement = repository.used(None if admin else principal.tenant, first=first, last=last, model=model, key_id=key_id)
+    everyone = principal.sees_all
+    statement = repository.used(
+        None if everyone else principal.tenant, first=first, last=last, model=model, key_id=key_id
+    )
     async with context.database.read() as session:
         rows = [row._mapping for row in await session.execute(statement)]
     return {
         "object": "usage",
-        "scope": "all" if admin else "own",
+        "scope": "all" if everyone else "own",
         "since": first.isoformat(),
         "until": last.isoformat(),
         "data": [

@@ -38,17 +38,15 @@ class Deadlines:
 
 def moment_of(value: Any, param: str) -> datetime:
     """Unix seconds, or ISO 8601 (UTC when it names no zone). Raises InvalidParameter."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        try:
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool):
             return datetime.fromtimestamp(value, UTC)
-        except (ValueError, OverflowError, OSError):
-            pass
-    elif isinstance(value, str):
-        try:
+        if isinstance(value, str):
             moment = datetime.fromisoformat(value)
-            return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-        except (ValueError, OverflowError):
-            pass
+            # In UTC already here: at the ends of the calendar another zone's moment has none, and no driver could send it.
+            return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
     raise InvalidParameter(f"{param} must be Unix seconds or ISO 8601", param=param)
 
 

@@ -38,7 +38,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """One caller. Tenants see their own things and nobody else's, administrators included; those see sums over all as well."""
+    """One caller. Tenants see their own things and nobody else's, administrators included."""
 
     tenant: str
     scopes: frozenset[str]
@@ -50,6 +50,11 @@ class Principal:
     def payer(self) -> str:
         """The key as the tables know it: empty where there is none."""
         return self.key_id or ""
+
+    @property
+    def sees_all(self) -> bool:
+        """Whether what is told of all tenants together is for this one: the operator, or whoever needs no key on loopback."""
+        return self.operator or (self.tenant == ANONYMOUS and self.may(Scope.ADMIN))
 
     def scoped(self, idempotency_key: str | None) -> str | None:
         """An idempotency key as it is stored. Two keys of a tenant may choose the same one and mean two jobs."""

@@ -281,6 +281,22 @@ def test_requests_are_limited_without_redis_too(served: Served, tmp_path: Any) -
     assert codes == [200, 200, 429]
 
 
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "[::ffff:1.2.3.4]", "[", "10.0.0.1"]
+)
+def test_a_name_that_was_pointed_here_is_no_loopback(served: Served, host: str) -> None:
+    """DNS rebinding: the page's origin is then this server's, and no key is needed."""
+    for method, path in (("POST", "/v1/keys"), ("GET", "/v1/jobs"), ("GET", "/metrics")):
+        answer = served.client.request(method, path, headers={"host": host, "authorization": "Bearer x"})
+        assert answer.status_code in (400, 403), path  # h11 itself refuses what is no host
+        if answer.status_code == 403:
+            assert (answer.json()["error"]["code"], answer.json()["error"]["param"]) == ("host_not_allowed", "Host")
+    key = auth(make_key(served))
+    assert served.client.get("/v1/jobs", headers={"host": "proxy.example", **key}).status_code == 200
+    for name in ("localhost:1", "vdiff.localhost", "[::1]:80"):
+        assert served.client.get("/v1/jobs", headers={"host": name}).status_code == 200
+
+
 def away_job(**body: Any) -> dict[str, Any]:
     return chat_job(body={"model": "limits-away", **body})
 
