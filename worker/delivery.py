@@ -10,6 +10,8 @@ Any number of these processes work side by side.
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import os
 import random
 import signal
@@ -48,6 +50,8 @@ from worker.app import celery_app
 
 LEASE_MARGIN_SECONDS = 45.0  # beyond the timeout of the request itself
 IDLE_SECONDS = 0.25
+TENANT_SHARE = (3, 4)  # of what is sent at once, at most, to receivers of one tenant
+REST = 4  # times as long as a look for what is due took
 BEAT_SECONDS = 5.0
 CLEAN_EVERY_SECONDS = 60.0
 JITTER = 0.1
@@ -65,15 +69,31 @@ class Sender:
         self._database = database
         self._settings = settings
         self._resolver = resolver
-        # The system's proxies are not asked: they would connect to an address that nobody checked. No connection is kept: it
-        # would belong to the address, and the next receiver there might have another name, which no certificate has shown.
-        self._client = httpx.Client(
-            timeout=settings.webhook_timeout_seconds, follow_redirects=False, trust_env=False,
-            limits=httpx.Limits(max_keepalive_connections=0),
-        )  # fmt: skip
+        self._tls = httpx.create_ssl_context(trust_env=False)
+        self._mine = threading.local()  # a loop and a client for each thread of the pool
+        self._all: list[tuple[asyncio.Runner, httpx.AsyncClient]] = []
 
     def close(self) -> None:
-        self._client.close()
+        """Once no thread sends any more."""
+        while self._all:
+            runner, client = self._all.pop()
+            runner.run(client.aclose())
+            runner.close()
+
+    def _ways(self) -> tuple[asyncio.Runner, httpx.AsyncClient]:
+        """This thread's. A loop, because only there a request can be ended as a whole: every other timeout is one of the next
+        byte, and a receiver that sends one now and then would hold the thread beyond the delivery's lease."""
+        if not hasattr(self._mine, "ways"):
+            # The system's proxies are not asked: they would connect to an address that nobody checked. No connection is kept:
+            # it would belong to the address, and the next receiver there might have another name, which no certificate showed.
+            client = httpx.AsyncClient(
+                timeout=self._settings.webhook_timeout_seconds, follow_redirects=False, trust_env=False, verify=self._tls,
+                limits=httpx.Limits(max_keepalive_connections=0),
+            )  # fmt: skip
+            self._mine.ways = (asyncio.Runner(), client)
+            self._all.append(self._mine.ways)
+        ways: tuple[asyncio.Runner, httpx.AsyncClient] = self._mine.ways
+        return ways
 
     def deliver(self, delivery_id: int) -> None:
         """Make the next attempt and record it; nothing when there is none to be made."""
@@ -112,8 +132,12 @@ class Sender:
             return None, "refused", f"refused: {exc}"
         except httpx.TimeoutException:
             return None, "timeout", f"no answer within {self._settings.webhook_timeout_seconds:g} s"
-        except httpx.HTTPError as exc:
+        except (httpx.HTTPError, httpx.InvalidURL) as exc:
             return None, "unreachable", type(exc).__name__  # its text may hold what the receiver sent
+        except Exception as exc:
+            # An attempt that is not recorded would be made again each time its lease ends, for ever.
+            _log.exception("webhook_attempt_failed_unexpectedly", delivery=row.id)
+            return None, "unreachable", type(exc).__name__
         if answer.is_success:
             return answer, "delivered", None
         error = "redirects are not followed" if answer.is_redirect else f"status {answer.status_code}"
@@ -122,30 +146,45 @@ class Sender:
     def _send(
         self, target: targets.Target, addresses: Sequence[str], body: bytes, headers: dict[str, str]
     ) -> httpx.Response:
-        """To the first address that takes the connection; name, SNI and certificate remain those of the URL."""
-        deadline = time.monotonic() + self._settings.webhook_timeout_seconds
+        """To the first address that takes the connection; name, SNI and certificate remain those of the URL.
+
+        Raises:
+            httpx.TimeoutException: no status within the time, however much of an answer came.
+            httpx.HTTPError: no connection, or no HTTP.
+        """
+        runner, client = self._ways()
+        try:
+            return runner.run(self._send_in_time(client, target, addresses, body, headers))
+        except TimeoutError as exc:
+            raise httpx.ReadTimeout("no status in time") from exc
+
+    async def _send_in_time(
+        self, client: httpx.AsyncClient, target: targets.Target, addresses: Sequence[str], body: bytes,
+        headers: dict[str, str],
+    ) -> httpx.Response:  # fmt: skip
+        deadline = asyncio.get_running_loop().time() + self._settings.webhook_timeout_seconds
         for last, address in ((one == addresses[-1], one) for one in addresses):
             url = httpx.URL(scheme=target.scheme, host=address, port=target.port, raw_path=target.path.encode())
-            request = self._client.build_request(
+            request = client.build_request(
                 "POST", url, content=body, headers={**headers, "host": target.authority},
                 extensions={"sni_hostname": target.host},
             )  # fmt: skip
             try:
-                answer = self._client.send(request, stream=True)
+                async with asyncio.timeout_at(deadline):
+                    answer = await client.send(request, stream=True)
             except httpx.ConnectError:
                 if last:
                     raise
                 continue
-            try:
+            # Its status is enough; the rest is read for the sake of the receiver, which might take a closed connection ill.
+            with suppress(httpx.HTTPError, TimeoutError):
                 seen = 0
-                for chunk in answer.iter_raw():
-                    seen += len(chunk)
-                    if seen > ANSWER_MAX_BYTES or time.monotonic() > deadline:
-                        break  # its status was enough
-            except httpx.HTTPError:
-                pass  # likewise
-            finally:
-                answer.close()
+                async with asyncio.timeout_at(deadline):
+                    async for chunk in answer.aiter_raw():
+                        seen += len(chunk)
+                        if seen > ANSWER_MAX_BYTES:
+                            break
+            await answer.aclose()
             return answer
         raise AssertionError("there is always an address")
 
@@ -198,7 +237,7 @@ def retry_after(answer: httpx.Response | None) -> float:
     else:
         try:
             seconds = (parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return 0.0
     return min(max(0.0, seconds), RETRY_AFTER_MAX_SECONDS)
 
@@ -213,6 +252,9 @@ class Pump:
         self._sender_id = sender_id
         self._beat_at = float("-inf")
         self._cleaned_at = float("-inf")
+        self._looked_seconds = 0.0
+        self._live = 1  # processes like this one; bounds of receivers and tenants are of all of them together
+        self._skip_from = itertools.cycle((None, 1))
         self._stop = threading.Event()
         self._room = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vdiff-pump", daemon=True)
@@ -241,6 +283,10 @@ class Pump:
         with self._database.write() as session:
             session.execute(senders.beat(self._sender_id, metrics.snapshot(metrics.DELIVERY), state=state))
 
+    def _count_live(self) -> int:
+        with self._database.read() as session:
+            return max(1, len(session.execute(senders.live(stale_seconds=3 * BEAT_SECONDS)).all()))
+
     def _run(self) -> None:
         while not self._stop.is_set():
             moved = 0
@@ -248,12 +294,14 @@ class Pump:
                 if time.monotonic() - self._beat_at >= BEAT_SECONDS:
                     self._beat()
                     self._beat_at = time.monotonic()
+                    self._live = self._count_live()
                 moved = self.pump()
             except (SQLAlchemyError, RedisError, OSError) as exc:
                 _log.warning("pump_failed", error=type(exc).__name__)
                 self._stop.wait(1.0)
             if not moved:
-                self._room.wait(IDLE_SECONDS)
+                # Behind a long queue of receivers that are full, looking takes a while: it must stay a small share of the time.
+                self._room.wait(max(IDLE_SECONDS, REST * self._looked_seconds))
             self._room.clear()
 
     def pump(self) -> int:
@@ -262,13 +310,17 @@ class Pump:
         room = 2 * self._settings.webhook_concurrency - int(self._redis.llen(WEBHOOK_QUEUE))
         if room <= 0:
             return 0
+        began = time.monotonic()
         with self._database.write() as session:
             statement = repository.lease_due(
                 lease_seconds=self._settings.webhook_timeout_seconds + LEASE_MARGIN_SECONDS,
                 limit=room,
                 per_receiver=self._settings.webhook_per_receiver,
+                per_tenant=max(1, self._settings.webhook_concurrency * TENANT_SHARE[0] // TENANT_SHARE[1]) * self._live,
+                skip_from=next(self._skip_from),
             )
             ids = [row.id for row in session.execute(statement)]
+        self._looked_seconds = time.monotonic() - began
         if ids:
             try:
                 push_deliveries(self._redis, ids)
@@ -281,10 +333,13 @@ class Pump:
     def _clean(self) -> None:
         if time.monotonic() - self._cleaned_at < CLEAN_EVERY_SECONDS:
             return
-        self._cleaned_at = time.monotonic()
         with self._database.write() as session:
             session.execute(repository.discard_of_disabled())
-            session.execute(repository.forget_events(older_than_seconds=self._settings.webhook_forget_seconds))
+            statement = repository.forget_events(older_than_seconds=self._settings.webhook_forget_seconds)
+            forgotten = session.execute(statement)
+        # A whole batch: there is more, and the next round takes it, so that no backlog outgrows this.
+        if not isinstance(forgotten, CursorResult) or forgotten.rowcount < repository.FORGET_BATCH:
+            self._cleaned_at = time.monotonic()
 
 
 def run(settings: Settings) -> int:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
+    ColumnElement,
     Delete,
     Executable,
     Insert,
@@ -46,6 +47,7 @@ ATTEMPTS = cast(Table, WebhookAttempt.__table__)
 SECRETS = cast(Table, WebhookSecret.__table__)
 _E, _V, _D, _A, _S = ENDPOINTS.c, EVENTS.c, DELIVERIES.c, ATTEMPTS.c, SECRETS.c
 _J, _K = cast(Table, Job.__table__).c, cast(Table, ApiKey.__table__).c
+FORGET_BATCH = 500  # events that go at a time
 
 
 # Endpoints
@@ -167,44 +169,68 @@ def redeliver_range(
 # The outbox
 
 
-def lease_due(*, lease_seconds: float, limit: int, per_receiver: int) -> Select[Any]:
-    """Take deliveries that are due: at most `per_receiver` on their way to one receiver, so that a slow one holds up nobody.
+def receiver_of() -> ColumnElement[str]:
+    """Who is sent to: a registered endpoint; for a job's own URL the tenant's host, since such URLs differ from job to job."""
+    return func.coalesce(_D.endpoint_id, _D.tenant + " " + func.substring(_D.url, "^[a-z]+://([^/?#]*)"))
+
+
+def lease_due(
+    *, lease_seconds: float, limit: int, per_receiver: int, per_tenant: int, skip_from: int | None = None
+) -> Select[Any]:
+    """Take deliveries that are due: at most `per_receiver` on their way to one receiver, so that a slow one holds up nobody,
+    and at most `per_tenant` of one tenant, so that its slow ones together do not either.
+
+    Args:
+        skip_from: receivers with so many on their way are not looked at, so however many deliveries of theirs wait, others are
+            found behind them; `per_receiver` if not given. 1 finds others also behind one that fails at once, and so never
+            has many on their way.
 
     Returns (id,). A lease that runs out (the process died) makes the delivery due again.
     """
-    receiver = func.coalesce(_D.endpoint_id, _D.url)
-    busy = (
-        select(receiver.label("receiver"), func.count().label("n"))
+    on_their_way = (
+        select(receiver_of().label("receiver"), _D.tenant)
         .where(_D.status == "pending", _D.lease_until > func.now())
-        .group_by(receiver)
-        .subquery("busy")
+        .cte("on_their_way")
     )
+    busy = select(on_their_way.c.receiver, func.count().label("n")).group_by(on_their_way.c.receiver).cte("busy")
+    tenants = select(on_their_way.c.tenant, func.count().label("n")).group_by(on_their_way.c.tenant).cte("tenants")
+    full = select(busy.c.receiver).where(busy.c.n >= (per_receiver if skip_from is None else skip_from))
     due = (
-        select(_D.id, receiver.label("receiver"), _D.next_attempt_at)
+        select(_D.id, receiver_of().label("receiver"), _D.tenant, _D.next_attempt_at)
         .where(
             _D.status == "pending", _D.next_attempt_at <= func.now(),
-            or_(_D.lease_until.is_(None), _D.lease_until <= func.now()),
+            or_(_D.lease_until.is_(None), _D.lease_until <= func.now()), receiver_of().not_in(full),
+            _D.tenant.not_in(select(tenants.c.tenant).where(tenants.c.n >= per_tenant)),
         )
         .order_by(_D.next_attempt_at)
         .limit(50 * limit)
         .subquery("due")
     )  # fmt: skip
+    first = (due.c.next_attempt_at, due.c.id)
     ranked = (
         select(
-            due.c.id,
-            due.c.next_attempt_at,
-            func.row_number()
-            .over(partition_by=due.c.receiver, order_by=(due.c.next_attempt_at, due.c.id))
-            .label("rank"),
+            due.c.id, due.c.tenant, due.c.next_attempt_at,
+            func.row_number().over(partition_by=due.c.receiver, order_by=first).label("rank"),
             func.coalesce(busy.c.n, 0).label("n"),
         )
         .join_from(due, busy, busy.c.receiver == due.c.receiver, isouter=True)
         .subquery("ranked")
-    )
-    chosen = (
-        select(ranked.c.id)
+    )  # fmt: skip
+    of_tenant = (
+        select(
+            ranked.c.id, ranked.c.rank, ranked.c.next_attempt_at,
+            func.row_number()
+            .over(partition_by=ranked.c.tenant, order_by=(ranked.c.rank, ranked.c.next_attempt_at)).label("of_tenant"),
+            func.coalesce(tenants.c.n, 0).label("n"),
+        )
+        .join_from(ranked, tenants, tenants.c.tenant == ranked.c.tenant, isouter=True)
         .where(ranked.c.rank + ranked.c.n <= per_receiver)
-        .order_by(ranked.c.rank, ranked.c.next_attempt_at)
+        .subquery("of_tenant")
+    )  # fmt: skip
+    chosen = (
+        select(of_tenant.c.id)
+        .where(of_tenant.c.of_tenant + of_tenant.c.n <= per_tenant)
+        .order_by(of_tenant.c.rank, of_tenant.c.next_attempt_at)
         .limit(limit)
     )
     taken = (
@@ -309,7 +335,7 @@ def discard_of_disabled() -> Update:
     return update(DELIVERIES).where(_D.status == "pending", off).values(status="discarded", lease_until=null())
 
 
-def forget_events(*, older_than_seconds: float, limit: int = 500) -> Delete:
+def forget_events(*, older_than_seconds: float, limit: int = FORGET_BATCH) -> Delete:
     """Old events with their deliveries and attempts, a batch at a time; never one that is still to be sent."""
     pending = exists().where(_D.event_id == _V.id, _D.status == "pending")
     old = (

@@ -25,12 +25,13 @@ from standardwebhooks import Webhook
 
 from shared.jobs import repository
 from shared.settings import load_settings
+from shared.webhooks import repository as webhooks
 from shared.webhooks import senders
 from tests.integration.conftest import ROOT, ApiProcess, Jobs, Served, eventually
 from tests.integration.test_api_jobs import chat_job, long_job
 from tests.integration.test_api_keys import auth, make_key
 from vdiff.embedded import EmbeddedRedis
-from worker.delivery import Sender
+from worker.delivery import Pump, Sender
 
 pytestmark = pytest.mark.integration
 
@@ -314,6 +315,65 @@ def test_a_receiver_that_hangs_holds_up_nobody(hooks: httpx.Client, receiver: Re
     hooks.delete(f"/v1/webhook_endpoints/{slow['id']}", headers=mine)
 
 
+@pytest.mark.parametrize("skip_from", [None, 1])
+def test_a_long_queue_of_one_receiver_hides_no_other(jobs: Jobs, skip_from: int | None) -> None:
+    """A round looks at 50 times its room; behind more than that of one that hangs, the others are found all the same."""
+    first = pending(jobs, "http://hangs.example/hook")
+    other = pending(jobs, "http://quick.example/hook")
+    jobs.execute(
+        text(
+            "INSERT INTO webhook_deliveries (event_id, tenant, url, next_attempt_at) SELECT event_id, tenant, url, "
+            "now() - interval '1 hour' FROM webhook_deliveries, generate_series(1, 60) WHERE id = :id RETURNING id"
+        ).bindparams(id=first)
+    )
+    taken = [
+        row.id
+        for _ in range(4)
+        for row in jobs.execute(
+            webhooks.lease_due(lease_seconds=60, limit=1, per_receiver=2, per_tenant=9, skip_from=skip_from)
+        )
+    ]
+    assert taken.index(other) == (2 if skip_from is None else 1)
+    assert len(taken) == (3 if skip_from is None else 2)  # the rest waits until the receiver has room
+
+
+def test_receivers_of_a_tenant_and_urls_of_a_host_are_bounded_together(jobs: Jobs) -> None:
+    """A job's own URL usually names the job: each would be a receiver of its own. And a tenant may register many that hang."""
+    same_host = [pending(jobs, f"https://hangs.example/hook?job={n}") for n in range(4)]
+    hosts = [pending(jobs, f"https://hangs-{n}.example/hook") for n in range(4)]
+    other = pending(jobs, "https://hangs.example/hook?job=other")
+    jobs.execute(
+        text("UPDATE webhook_deliveries SET tenant = 'other' WHERE id = :id RETURNING id").bindparams(id=other)
+    )
+
+    def round(limit: int) -> set[int]:
+        statement = webhooks.lease_due(lease_seconds=60, limit=limit, per_receiver=2, per_tenant=5)
+        return {row.id for row in jobs.execute(statement)}
+
+    taken = round(4) | round(20) | round(20)
+    assert other in taken
+    assert len(taken & set(same_host)) <= 2
+    assert len(taken & {*same_host, *hosts}) == 5
+
+
+def test_old_events_are_forgotten_as_fast_as_they_come(jobs: Jobs) -> None:
+    pending(jobs, "http://old.example/hook")
+    jobs.execute(text("UPDATE webhook_deliveries SET status = 'delivered' RETURNING id"))
+    jobs.execute(
+        text(
+            "INSERT INTO webhook_events (id, tenant, type, job_id, status, sequence, created_at) SELECT 'evt_' || n, tenant, "
+            "type, job_id, status, n + 1, now() - interval '90 days' FROM webhook_events, generate_series(1, 1200) n "
+            "RETURNING id"
+        )
+    )
+    pump = Pump(jobs.database, jobs.redis, load_settings({}), "sender_x")
+    counts = []
+    for _ in range(4):
+        pump._clean()
+        counts.append(jobs.execute(text("SELECT count(*) AS n FROM webhook_events"))[0].n)
+    assert counts == [701, 201, 1, 1]
+
+
 def test_retry_after_is_honoured(jobs: Jobs, receiver: Receiver) -> None:
     receiver.answers["/later"] = (503, {"retry-after": "3600"})
     delivery_id = pending(jobs, f"{receiver.url}/later")
@@ -327,7 +387,6 @@ def test_retry_after_is_honoured(jobs: Jobs, receiver: Receiver) -> None:
 
 def pending(jobs: Jobs, url: str) -> int:
     """A delivery to that URL; the job is cancelled by hand, in one transaction with its event."""
-    from shared.webhooks import repository as webhooks
     from shared.webhooks.secrets import new_secret
 
     job_id = jobs.submit(push=0)

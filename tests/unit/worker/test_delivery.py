@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from shared.settings import load_settings
@@ -39,6 +42,40 @@ def receiver() -> Iterator[tuple[int, list[tuple[str, int]]]]:
     server.shutdown()
     server.server_close()
     thread.join(5)
+
+
+@pytest.fixture
+def dripping() -> Iterator[int]:
+    """A server whose status comes byte by byte, and is good in the end; its port."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    over = threading.Event()
+
+    def serve() -> None:
+        while not over.is_set():
+            with suppress(OSError), listening.accept()[0] as connection:
+                connection.recv(65_536)
+                for byte in b"HTTP/1.1 204 No Content\r\n\r\n":
+                    connection.send(bytes([byte]))
+                    if over.wait(0.2):
+                        return
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield listening.getsockname()[1]
+    over.set()
+    listening.close()
+    thread.join(10)
+
+
+def test_an_answer_byte_by_byte_ends_with_the_time_of_all(dripping: int) -> None:
+    """No byte is late, the whole is: it would hold the thread, and others, beyond the delivery's lease."""
+    sender = Sender(None, load_settings({}, webhook_allow_private=True, webhook_timeout_seconds=1.0))  # type: ignore[arg-type]
+    try:
+        target = targets.parse_target(f"http://127.0.0.1:{dripping}/hook", allow_private=True)
+        with pytest.raises(httpx.TimeoutException):
+            sender._send(target, ["127.0.0.1"], b"{}", {})
+    finally:
+        sender.close()
 
 
 def test_two_names_at_one_address_share_no_connection(receiver: tuple[int, list[tuple[str, int]]]) -> None:

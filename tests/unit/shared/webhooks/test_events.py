@@ -108,6 +108,7 @@ def test_retry_after_in_both_forms() -> None:
     later = (datetime.now(UTC) + timedelta(seconds=100)).strftime("%a, %d %b %Y %H:%M:%S GMT")
     assert 90 < asked(later) <= 100
     assert asked("soon") == asked("-5") == retry_after(None) == 0.0
+    assert asked("Mon, 01 Jan 999999999999 00:00:00 GMT") == 0.0
 
 
 def test_the_schedule_is_a_setting() -> None:
