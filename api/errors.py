@@ -77,6 +77,12 @@ def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
     )
 
 
+def job_headers(request: Request) -> dict[str, str]:
+    """Of the job that the request had stored when something went wrong: it goes on, and may be asked for."""
+    job_id = request.scope.get("state", {}).get("job_id")
+    return {"X-Job-Id": job_id, "Location": f"/v1/jobs/{job_id}"} if job_id else {}
+
+
 def available(app: FastAPI) -> list[str]:
     """Every route as `METHOD /path`."""
     return [f"{m.upper()} {path}" for path, methods in app.openapi()["paths"].items() for m in methods]
@@ -128,7 +134,9 @@ def install(app: FastAPI) -> None:
             "database_refused", error=type(exc).__name__, sqlstate=getattr(driver, "sqlstate", None),
             statement=(getattr(exc, "statement", None) or "")[:SHOWN_STATEMENT], path=request.url.path, exc_info=exc,
         )  # fmt: skip
-        return problem(500, "internal error", code="internal_error", param=None, instance=request.url.path)
+        return problem(
+            500, "internal error", code="internal_error", param=None, instance=request.url.path, headers=job_headers(request)
+        )  # fmt: skip
 
     @app.exception_handler(SQLAlchemyError)
     @app.exception_handler(OSError)
@@ -138,7 +146,7 @@ def install(app: FastAPI) -> None:
         log.error("database_unavailable", error=type(exc).__name__, path=request.url.path)
         return problem(
             503, "the database does not answer; try again", code="database_unavailable", param=None,
-            instance=request.url.path, headers={"Retry-After": "5"},
+            instance=request.url.path, headers={"Retry-After": "5", **job_headers(request)},
         )  # fmt: skip
 
     @app.exception_handler(Exception)
@@ -148,5 +156,5 @@ def install(app: FastAPI) -> None:
         request_id = request.scope.get("state", {}).get("request_id")
         return problem(
             500, "internal error", code="internal_error", param=None, instance=request.url.path,
-            headers={"X-Request-ID": request_id} if request_id else None,
+            headers={**job_headers(request), **({"X-Request-ID": request_id} if request_id else {})},
         )  # fmt: skip

@@ -110,6 +110,7 @@ async def serve(
         try:
             line = f"queued {principal.tenant} {principal.key_id}"
             accepted = await room.admit(line, visit, lambda: context.jobs.enqueue(prepared))
+            request.state.job_id = accepted.id  # an error from here on tells it too
             staying = stay(
                 request, context, job_id=accepted.id, tenant=principal.tenant, token=prepared.id,
                 created=accepted.created, keyed=way.stays or submission.idempotency_key is not None,

@@ -21,12 +21,12 @@ from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_
 from api.errors import problem
 from api.events import job_events
 from api.paging import page_limit
-from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter
+from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter, VDiffError
 from shared.ids import is_id
 from shared.jobs import deadlines, estimate, queries
 from shared.jobs.fields import metadata_of
 from shared.jobs.responses import ENDPOINTS
-from shared.jobs.service import Prepared, Submission, is_over, refuse_purged
+from shared.jobs.service import Accepted, Prepared, Submission, is_over, refuse_purged
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.views import attempt_object, job_object, urls
 from shared.keys.principal import Principal, Scope
@@ -107,9 +107,7 @@ def submission_of(request: Request, body: Any, principal: Principal, settings: S
         priority=Priority(priority),
         custom_id=custom_id,
         metadata=metadata_of(given.get("metadata", {}), "metadata"),
-        deadlines=deadlines.deadlines_of(
-            given.get("deadlines", {}), now=datetime.now(UTC), default_retain_seconds=settings.retain_seconds
-        ),
+        deadlines=deadlines.deadlines_of(given.get("deadlines", {}), default_retain_seconds=settings.retain_seconds),
         webhook=job_webhook(given.get("webhook"), allow_private=settings.webhook_allow_private),
         idempotency_key=idempotency_key(request),
         automatic_retry=is_automatic_retry(request),
@@ -163,19 +161,31 @@ async def create(request: Request, body: JsonBody, context: ContextDep, principa
 
     With an `Idempotency-Key` the same request gives the same job for 24 hours; another body under the key is 422.
     """
-    prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings))
+    submission = submission_of(request, body, principal, context.settings)
+    try:
+        prepared = await context.jobs.prepare(submission)
+    except VDiffError:
+        if (found := await context.jobs.made_before(submission)) is None:
+            raise
+        return await accepted_as(request, context, Accepted(found, created=False), principal)
     return await accept(request, context, prepared, principal)
 
 
 async def accept(request: Request, context: Context, prepared: Prepared, principal: Principal) -> JSONResponse:
     """Store the job and answer with it: at once, or when it is over for `Prefer: wait`."""
-    seconds = preferred_wait(request, context.settings.max_wait_seconds)
     context.waiter.register(prepared.id)  # before the push, else a fast job is done before anybody listens
     try:
         accepted = await context.jobs.enqueue(prepared)
-        row = await context.jobs.wait(accepted.id, seconds or 0.0, principal.tenant)
+        return await accepted_as(request, context, accepted, principal)
     finally:
         context.waiter.forget(prepared.id)
+
+
+async def accepted_as(request: Request, context: Context, accepted: Accepted, principal: Principal) -> JSONResponse:
+    """The answer for a job that is stored."""
+    request.state.job_id = accepted.id  # an error from here on tells it too
+    seconds = preferred_wait(request, context.settings.max_wait_seconds)
+    row = await context.jobs.wait(accepted.id, seconds or 0.0, principal.tenant)
     over = is_over(row)
     headers = {"Location": urls(row.id)["self"], "X-Job-Id": row.id}
     if seconds is not None:
@@ -349,9 +359,8 @@ async def retry(request: Request, job_id: str, context: ContextDep, principal: P
             raise UnknownParameter(f"{name[:80]} is not a field of a retry; known: deadlines", param=name[:80])
     fresh = None
     if given.get("deadlines") is not None:
-        fresh = deadlines.deadlines_of(
-            given["deadlines"], now=datetime.now(UTC), default_retain_seconds=context.settings.retain_seconds
-        )
+        fresh = deadlines.deadlines_of(given["deadlines"], default_retain_seconds=context.settings.retain_seconds)
+        fresh.refuse_passed(datetime.now(UTC))
     row = await context.jobs.retry(job_id, principal, fresh)
     headers = {"Location": urls(row.id)["self"], "X-Job-Id": row.id, "Retry-After": str(RETRY_AFTER_SECONDS)}
     return JSONResponse(await show(context, row), 202, headers)

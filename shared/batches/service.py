@@ -14,11 +14,11 @@ from sqlalchemy import Row
 from shared.batches import repository
 from shared.batches.views import batch_object
 from shared.db.session import AsyncDatabase
-from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFound, TooManyRequests
+from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFound
 from shared.files import repository as files
 from shared.files.service import FileNotFound
 from shared.ids import may_be_an_id, new_id
-from shared.jobs import lanes
+from shared.jobs.limits import refuse_beyond
 from shared.jobs.service import RETRY_WINDOW_SECONDS, JobService
 from shared.jobs.status import Priority
 from shared.keys.principal import Principal
@@ -161,12 +161,8 @@ class BatchService:
             lines, tokens = (await session.execute(repository.to_retry(batch_id))).one()
             if not lines:
                 raise Conflict("no line of the batch failed", code="nothing_to_retry")
-            queued = (await session.execute(lanes.queued_of(tenant, principal.payer))).one()
-            wrong = principal.limits.beyond(
-                jobs=lines, tokens=int(tokens), queued_jobs=int(queued[0]), queued_tokens=int(queued[1])
-            )
-            if wrong is not None:
-                raise TooManyRequests(wrong)
+            who = (tenant, principal.payer)
+            await refuse_beyond(session, who, principal.limits, jobs=lines, tokens=int(tokens))
             statement = repository.retry_lines(batch_id, expires_at, key_id=principal.payer)
             retried = len((await session.execute(statement)).all())
         self._wake.set()

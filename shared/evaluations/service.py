@@ -15,7 +15,7 @@ from typing import Any
 from sqlalchemy import Row
 
 from shared.db.session import AsyncDatabase, AsyncWriteSession
-from shared.errors import Conflict, InvalidParameter, NotFound, TooManyRequests, VDiffError
+from shared.errors import Conflict, InvalidParameter, NotFound, VDiffError
 from shared.evaluations import repository, sandbox
 from shared.evaluations.datasets import DatasetReader, Item, bundled_rows
 from shared.evaluations.graders import Grader
@@ -24,7 +24,7 @@ from shared.evaluations.status import OPEN, EvaluationStatus, RunStatus
 from shared.files.service import FileService
 from shared.files.store import ContentMissing
 from shared.ids import may_be_an_id, new_id
-from shared.jobs import lanes
+from shared.jobs.limits import refuse_beyond
 from shared.jobs.requests import parse
 from shared.jobs.service import JobService, Submission
 from shared.keys.principal import Principal
@@ -197,7 +197,9 @@ class EvaluationService:
             tokens += of_first.tokens * samples
         more = sum(t["new_samples"] for t in told)
         if more:
-            await self._check_depth(session, principal, more, tokens)
+            # As if every item were as long as the first: they are not tokenised yet.
+            who = (principal.tenant, principal.payer)
+            await refuse_beyond(session, who, principal.limits, jobs=more, tokens=tokens)
             await session.execute(repository.reopen(row.id))
         return told
 
@@ -229,13 +231,6 @@ class EvaluationService:
         if run.status != RunStatus.IN_PROGRESS:
             await session.execute(repository.retry_jobs(run.id, expires_at, key_id=principal.payer))
         return {"name": run.name, "run": run.id, "reused": True, "new_samples": missing}
-
-    async def _check_depth(self, session: AsyncWriteSession, principal: Principal, more: int, tokens: int) -> None:
-        """Args: tokens: of all, as if every item were as long as the first; the items are not tokenised yet."""
-        jobs, waiting = (await session.execute(lanes.queued_of(principal.tenant, principal.payer))).one()
-        wrong = principal.limits.beyond(jobs=more, tokens=tokens, queued_jobs=int(jobs), queued_tokens=int(waiting))
-        if wrong is not None:
-            raise TooManyRequests(wrong)
 
     async def get(self, evaluation_id: str, tenant: str) -> Row[Any]:
         """Raises EvaluationNotFound."""

@@ -27,6 +27,13 @@ class Deadlines:
     max_run_seconds: float | None = None
     retain_for: float | None = None
 
+    def refuse_passed(self, now: datetime) -> None:
+        """Raises InvalidParameter."""
+        for name in ("start_by", "complete_by"):
+            moment = getattr(self, name)
+            if moment is not None and moment <= now:
+                raise InvalidParameter(f"deadlines.{name} is in the past", param=f"deadlines.{name}")
+
     def columns(self) -> dict[str, Any]:
         return {
             "start_by": self.start_by,
@@ -50,8 +57,8 @@ def moment_of(value: Any, param: str) -> datetime:
     raise InvalidParameter(f"{param} must be Unix seconds or ISO 8601", param=param)
 
 
-def deadlines_of(value: Any, *, now: datetime, default_retain_seconds: float | None = None) -> Deadlines:
-    """The `deadlines` of a request. Raises InvalidParameter, UnknownParameter."""
+def deadlines_of(value: Any, *, default_retain_seconds: float | None = None) -> Deadlines:
+    """The `deadlines` of a request; `refuse_passed` looks at the clock. Raises InvalidParameter, UnknownParameter."""
     if not isinstance(value, dict):
         raise InvalidParameter("deadlines must be an object", param="deadlines")
     for name in value:
@@ -63,8 +70,6 @@ def deadlines_of(value: Any, *, now: datetime, default_retain_seconds: float | N
     for name in ("start_by", "complete_by"):
         if name in given:
             moments[name] = moment_of(given[name], f"deadlines.{name}")
-            if moments[name] <= now:
-                raise InvalidParameter(f"deadlines.{name} is in the past", param=f"deadlines.{name}")
     if len(moments) == 2 and moments["complete_by"] < moments["start_by"]:
         raise InvalidParameter("deadlines.complete_by is before start_by", param="deadlines.complete_by")
     retain = _seconds(given, "retain_for", MAX_RETAIN_SECONDS)

@@ -77,6 +77,11 @@ def _now() -> Any:
     ).subquery("lanes_now")
 
 
+def lock_adding(tenant: str, key_id: str) -> Select[Any]:
+    """Until COMMIT nobody else with this lock adds to the key's queue."""
+    return select(func.pg_advisory_xact_lock(func.hashtextextended(f"queue {tenant} {key_id}", 0)))
+
+
 def queued_of(tenant: str, key_id: str) -> Select[Any]:
     """(jobs, tokens) that a key has queued."""
     now = _now()

@@ -13,32 +13,33 @@ import asyncio
 import hashlib
 import json
 import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Row, func
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared import tracing
-from shared.db.session import AsyncDatabase
-from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound, TooManyRequests
+from shared.db.session import AsyncDatabase, is_outage
+from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound
 from shared.events import DoneWaiter, publish_cancel, publish_done
 from shared.ids import is_id, new_id
 from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
 from shared.jobs.formats import ROW_FORMAT
+from shared.jobs.limits import refuse_beyond
 from shared.jobs.membership import refuse_part_of_open
 from shared.jobs.requests import ParsedRequest
 from shared.jobs.response_requests import ResponseRequest, job_id_of, next_messages
 from shared.jobs.responses import CHAT, RESPONSES
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.tasks import ResponseTask, task_of
-from shared.jobs.turns import Who
 from shared.keys.principal import Limits, Principal
 from shared.queue.window import PushWindow
 from shared.served_models import ServedModel, ServedModels
@@ -51,7 +52,6 @@ _log = structlog.get_logger(__name__)
 
 RETRY_WINDOW_SECONDS = 600  # in which an SDK's automatic retry attaches to the job of the first try
 THREAD_CHARACTERS = 20_000  # longer prompts are tokenised in a thread
-DEPTH_SECONDS = 1.0  # how old the count of a key's queued jobs may be
 _SEED_BITS = 53  # every JSON reader holds such integers exactly
 
 Served = tuple[ServedModel, TokenizerWrapper]
@@ -109,7 +109,6 @@ class JobService:
         self._settings = settings
         self._window = PushWindow(client)
         self._with_secret: set[str] = set()  # tenants without keys whose signing secret exists
-        self._depths: dict[Who, tuple[float, int, int]] = {}
 
     async def prepare(self, submission: Submission) -> Prepared:
         """Check everything that can be wrong.
@@ -117,6 +116,7 @@ class JobService:
         Raises:
             InvalidRequest (its kinds), ModelNotFound: with the field's full name in `param`.
         """
+        submission.deadlines.refuse_passed(datetime.now(UTC))
         request = parse(submission.endpoint, submission.body, streaming=submission.streaming)
         served = await self.served(request.model, request.endpoint)
         if isinstance(request, ResponseRequest):
@@ -218,24 +218,28 @@ class JobService:
             if (found := await self._earlier(prepared)) is not None:
                 _log.info("job_attached", job_id=found)
                 return Accepted(found, created=False)
-            await self._check_depth((values["tenant"], values["key_id"]), values["tokens"], prepared.limits)
             with tracing.span("vdiff.enqueue", kind="PRODUCER", job_id=values["id"], model=values["model"]):
-                created = await self._insert(values)
+                created = await self._insert(values, prepared.limits)
             if created:
                 _log.info("job_accepted", job_id=prepared.id, model=values["model"], endpoint=values["endpoint"])
                 return Accepted(prepared.id, created=True)
             # Lost a race for the key: the winner's row is there now (or its key was freed just then).
         raise Conflict("the Idempotency-Key is being used by another request; try again", param="Idempotency-Key")
 
-    async def _insert(self, values: dict[str, Any]) -> bool:
-        """Store the row and push its message, or leave that to the dispatcher; False when the key is taken."""
+    async def _insert(self, values: dict[str, Any], limits: Limits) -> bool:
+        """Store the row and push its message, or leave that to the dispatcher; False when the key is taken.
+
+        Raises TooManyRequests.
+        """
         model, priority = values["model"], values["priority"]
         push = await self._window.reserve(model, priority)
         try:
             # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
             # The database's moment: by the clock of a machine that is ahead, a lost message would be missed too late.
             values = {**values, "pushed_at": func.now() if push else None}
+            who = (values["tenant"], values["key_id"])
             async with self._database.write() as session:
+                await refuse_beyond(session, who, limits, jobs=1, tokens=values["tokens"])
                 created = (await session.execute(queries.insert_job(values))).one_or_none()
             if created is None:
                 return False
@@ -276,19 +280,16 @@ class JobService:
             return found
         return None
 
-    async def _check_depth(self, who: Who, tokens: int, limits: Limits) -> None:
-        """The key's queued jobs and tokens, one more included, within its limits."""
-        if limits.queued_jobs is None and limits.queued_tokens is None:
-            return
-        read_at, jobs, waiting = self._depths.get(who, (float("-inf"), 0, 0))
-        if time.monotonic() - read_at > DEPTH_SECONDS:
-            async with self._database.read() as session:
-                jobs, waiting = (int(n) for n in (await session.execute(lanes.queued_of(*who))).one())
-            read_at = time.monotonic()
-        wrong = limits.beyond(jobs=1, tokens=tokens, queued_jobs=jobs, queued_tokens=waiting)
-        if wrong is not None:
-            raise TooManyRequests(wrong)
-        self._depths[who] = (read_at, jobs + 1, waiting + tokens)
+    async def made_before(self, submission: Submission) -> str | None:
+        """The job that this same request made under its Idempotency-Key; also when the request would not be accepted any more,
+        because a deadline passed since, or the model or the endpoint that it names went."""
+        principal, key = submission.principal, submission.idempotency_key
+        if key is None:
+            return None
+        statement = queries.by_idempotency_key(principal.tenant, principal.scoped(key) or "")
+        async with self._database.read() as session:
+            row = (await session.execute(statement)).one_or_none()
+        return None if row is None or row.request_hash != _hash(submission) else str(row.id)
 
     async def get(self, job_id: str, tenant: str) -> Row[Any]:
         """The job's row. Raises JobNotFound."""
@@ -305,10 +306,20 @@ class JobService:
         if seconds <= 0 or is_over(row):
             return row
         self._waiter.register(job_id)
+
+        async def read() -> Row[Any]:
+            """As it was, while the database is away: the job is there, and whoever waits can go on."""
+            nonlocal row
+            try:
+                row = await self.get(job_id, tenant)
+            except (SQLAlchemyError, OSError) as exc:
+                if not is_outage(exc):
+                    raise
+                _log.warning("job_not_reread", job_id=job_id, error=type(exc).__name__)
+            return row
+
         try:
-            return await self._waiter.wait_for(
-                job_id, lambda: self.get(job_id, tenant), is_done=is_over, timeout_seconds=seconds
-            )
+            return await self._waiter.wait_for(job_id, read, is_done=is_over, timeout_seconds=seconds)
         finally:
             self._waiter.forget(job_id)
 
@@ -321,10 +332,11 @@ class JobService:
         """
         row = await self.get(job_id, principal.tenant)
         refuse_purged(row)
-        await self._check_depth((principal.tenant, principal.payer), row.tokens, principal.limits)
         columns = None if deadlines is None else deadlines.columns()
         async with self._database.write() as session:
             await refuse_part_of_open(session, row)
+            who = (principal.tenant, principal.payer)
+            await refuse_beyond(session, who, principal.limits, jobs=1, tokens=row.tokens)
             statement = repository.retry(job_id, principal.tenant, key_id=principal.payer, deadlines=columns)
             moved = (await session.execute(statement)).one_or_none()
         if moved is None:

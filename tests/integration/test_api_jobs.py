@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
+from shared.db.session import sync_engine_unpooled
 from shared.ids import new_id
 from tests.integration.conftest import Served, eventually, metric
 
@@ -302,3 +309,39 @@ def test_an_etag_changes_with_the_job(served: Served) -> None:
     assert over.headers["etag"] != running.headers["etag"]
     assert "retry-after" in running.headers
     assert "retry-after" not in over.headers
+
+
+@contextmanager
+def database_away(served: Served, postgres_url: str) -> Iterator[None]:
+    """PostgreSQL takes no connection to the database, and has cut those that there were."""
+    name = make_url(served.jobs.database_url).database
+    engine = sync_engine_unpooled(postgres_url).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false'))
+        try:
+            cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+            connection.execute(text(cut), {"name": name})
+            yield
+        finally:
+            connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
+
+
+def test_who_waits_goes_on_waiting_while_the_database_is_away(served: Served, postgres_url: str) -> None:
+    """A restart of PostgreSQL ends no wait: the job is stored, and who is told so pays for it once."""
+    served.worker.signal(signal.SIGSTOP)
+    tag = f"away-{time.time_ns()}"
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(
+                served.client.post, "/v1/jobs", json=chat_job(metadata={"tag": tag}), headers={"prefer": "wait=40"}
+            )
+            listed = {"metadata[tag]": tag}
+            eventually(lambda: served.client.get("/v1/jobs", params=listed).json()["data"], what="accepted")
+            with database_away(served, postgres_url):
+                eventually(lambda: served.client.get("/v1/jobs").status_code == 503, what="the database is away")
+                time.sleep(2.0)  # longer than a wait goes without reading the row
+            served.worker.signal(signal.SIGCONT)
+            answer = waiting.result(60)
+    finally:
+        served.worker.signal(signal.SIGCONT)
+    assert (answer.status_code, answer.json()["status"]) == (200, "succeeded")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -314,6 +315,10 @@ def test_queued_jobs_and_tokens_are_limited(served: Served, guarded: httpx.Clien
     answers = [guarded.post("/v1/jobs", json=away_job(), headers=key) for _ in range(2)]
     assert [a.status_code for a in answers] == [202, 429]
     assert int(answers[1].headers["retry-after"]) <= 120
+    key = auth(make_key(served, "--max-queued-jobs", "5"))
+    with ThreadPoolExecutor(24) as pool:  # at once, and no more than that
+        codes = list(pool.map(lambda _: guarded.post("/v1/jobs", json=away_job(), headers=key).status_code, range(60)))
+    assert (codes.count(202), codes.count(429)) == (5, 55)
     key = auth(make_key(served, "--max-queued-tokens", "100"))
     assert guarded.post("/v1/jobs", json=away_job(max_tokens=40), headers=key).status_code == 202
     full = guarded.post("/v1/jobs", json=away_job(max_tokens=80), headers=key)

@@ -174,6 +174,21 @@ def test_replay_says_whether_the_text_is_the_same(served: Served) -> None:
     assert other["first_difference"]["before"].startswith("XX")
 
 
+def test_a_request_that_is_sent_again_gets_its_job_also_when_it_came_too_late(served: Served, away: str) -> None:
+    """Who lost the answer asks again under the key; that a deadline passed since does not unmake the job."""
+    key = {"idempotency-key": f"late-{time.time_ns()}"}
+    body = chat_job(body={"model": away}, deadlines={"start_by": time.time() + 0.5})
+    once = served.client.post("/v1/jobs", json=body, headers=key)
+    assert once.status_code == 202
+    eventually(lambda: served.client.get(once.json()["urls"]["self"]).json()["status"] == "expired")
+    again = served.client.post("/v1/jobs", json=body, headers=key)
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (202, once.json()["id"], "expired")
+    other = served.client.post("/v1/jobs", json=body)
+    assert (other.status_code, other.json()["error"]["param"]) == (400, "deadlines.start_by")
+    changed = served.client.post("/v1/jobs", json={**body, "custom_id": "other"}, headers=key)
+    assert changed.status_code == 400
+
+
 def test_a_replay_that_is_sent_again_is_the_same_job(served: Served) -> None:
     first, second = (submit(served, chat_job(), prefer="wait=30") for _ in range(2))
     key = {"idempotency-key": f"replay-{first['id']}"}

@@ -136,6 +136,11 @@ def application() -> FastAPI:
     async def database() -> None:
         raise OperationalError("SELECT secret", {}, Exception("gone"))
 
+    @app.get("/stored")
+    async def stored(request: Request) -> None:
+        request.state.job_id = "job_1"
+        raise OperationalError("SELECT secret", {}, Exception("gone"))
+
     @app.get("/refused")
     async def refused() -> None:
         driver = Exception("Failing row contains (secret)")
@@ -201,6 +206,14 @@ async def test_an_error_of_ours_tells_no_secrets(client: httpx.AsyncClient) -> N
         "5",
     )
     assert "secret" not in bug.text + away.text
+    # Once a job is stored, it is told with whatever goes wrong then: it goes on.
+    stored = await client.get("/stored")
+    assert (stored.status_code, stored.headers["x-job-id"], stored.headers["location"]) == (
+        503,
+        "job_1",
+        "/v1/jobs/job_1",
+    )
+    assert "x-job-id" not in away.headers
     with structlog.testing.capture_logs() as logs:
         refused = await client.get("/refused")
     assert (refused.status_code, problem_of(refused)["code"]) == (500, "internal_error")
