@@ -11,15 +11,18 @@ from typing import Any
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from redis.exceptions import RedisError
 from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
 
+from api.changes import STREAM_SECONDS
 from api.dependencies import Context
+from shared.db.session import is_outage
 from shared.events import FIRST, REREAD_SECONDS
 from shared.jobs.service import is_over
 from shared.jobs.views import job_object
 
 BLOCK_MS = 1_000
 LAST_BLOCK_MS = 300  # how long the events just before the end may trail the row
-REDIS_AWAY_SECONDS = 0.5
+AWAY_SECONDS = 0.5  # between looks at a Redis or a PostgreSQL that does not answer
 
 Item = tuple[str, str, dict[str, Any]]  # id, type, data
 
@@ -28,7 +31,7 @@ async def _read(context: Context, job_id: str, after: str, block_ms: int) -> lis
     try:
         return await context.events.read(job_id, after, block_ms)
     except (RedisError, OSError):
-        await asyncio.sleep(REDIS_AWAY_SECONDS)
+        await asyncio.sleep(AWAY_SECONDS)
         return []
 
 
@@ -51,7 +54,14 @@ async def follow(
                 position = item[0]
                 yield item
         if heard_end or not items or time.monotonic() - read_at > REREAD_SECONDS:
-            row = await context.jobs.get(job_id, tenant)
+            try:
+                row = await context.jobs.get(job_id, tenant)
+            except (SQLAlchemyError, OSError) as exc:
+                if not is_outage(exc):
+                    raise
+                await asyncio.sleep(AWAY_SECONDS)  # the database comes back, and the job with it
+                yield None
+                continue
             read_at = time.monotonic()
             if is_over(row):
                 if not heard_end:
@@ -72,10 +82,12 @@ async def job_events(context: Context, row: Row[Any], after: str | None) -> Asyn
     def sent(event_id: str, kind: str, data: Any) -> bytes:
         return format_sse_event(data_str=json.dumps(data, separators=(",", ":")), event=kind, id=event_id)
 
-    last = after or FIRST
+    last, until = after or FIRST, time.monotonic() + STREAM_SECONDS
     if after is None:
         yield sent(FIRST, "queued", {"id": row.id, "queued_at": row.queued_at.timestamp()})
     async for item in follow(context, row.id, row.tenant, after):
+        if time.monotonic() > until:
+            return
         if item is None:
             yield KEEPALIVE_COMMENT
         elif isinstance(item, Row):

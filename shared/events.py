@@ -19,6 +19,7 @@ import asyncio
 import json
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,8 +28,12 @@ import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 
+from shared.ids import new_id
+
 DONE_CHANNEL = "vdiff:done"
 CANCEL_CHANNEL = "vdiff:cancel"
+ASK_CHANNEL = "vdiff:who-waits"
+ASK_SECONDS = 2.0  # for the answers of all API processes
 FIRST = "0-0"  # the `last_id` of a reader that has seen nothing
 
 READ_BLOCK_MS_MAX = 4_000  # redis-py 8 times a blocking read out after 5 s
@@ -50,6 +55,15 @@ class Event:
 
 def events_key(job_id: str) -> str:
     return f"vdiff:events:{job_id}"
+
+
+def left_key(job_id: str) -> str:
+    """Says that the client of a sync request left before it had its answer."""
+    return f"vdiff:left:{job_id}"
+
+
+def _answers_key(nonce: str) -> str:
+    return f"vdiff:who-waits:{nonce}"
 
 
 class EventPublisher:
@@ -138,7 +152,7 @@ def _decode(entry_id: str | bytes, fields: dict[Any, Any]) -> tuple[str, str, di
 
 
 class DoneWaiter:
-    """One subscription per API process that wakes everybody who waits for a job's end.
+    """One subscription per API process that wakes everybody who waits for a job's end, and says to others whether anybody does.
 
     Register before the job is enqueued, else a fast job is done before anybody listens:
 
@@ -154,6 +168,7 @@ class DoneWaiter:
         self._client = client
         self._waiting: dict[str, tuple[asyncio.Event, int]] = {}  # how many wait for it
         self._task: asyncio.Task[None] | None = None
+        self._answering: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._listen(), name="vdiff-done-waiter")
@@ -161,7 +176,7 @@ class DoneWaiter:
     async def stop(self) -> None:
         if self._task is not None:
             self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await asyncio.gather(self._task, *self._answering, return_exceptions=True)
             self._task = None
 
     def register(self, job_id: str) -> None:
@@ -176,6 +191,31 @@ class DoneWaiter:
     def waits(self, job_id: str) -> bool:
         """Whether somebody here waits for it."""
         return job_id in self._waiting
+
+    async def waits_anywhere(self, job_id: str) -> bool | None:
+        """Whether somebody at any API process waits for it; None when that cannot be told: Redis is away, or one is silent."""
+        if self.waits(job_id):
+            return True
+        nonce = new_id("ask")
+        try:
+            async with asyncio.timeout(ASK_SECONDS):
+                for _ in range(await self._client.publish(ASK_CHANNEL, f"{nonce} {job_id}")):
+                    answer: Any = await self._client.blpop([_answers_key(nonce)], timeout=ASK_SECONDS)
+                    if answer is None:
+                        return None
+                    if _text(answer[1]) == "yes":
+                        return True
+        except (RedisError, OSError, TimeoutError):
+            return None
+        return False
+
+    async def _answer(self, question: str) -> None:
+        nonce, _, job_id = question.partition(" ")
+        pipe = self._client.pipeline(transaction=False)
+        pipe.rpush(_answers_key(nonce), "yes" if self.waits(job_id) else "no")
+        pipe.expire(_answers_key(nonce), int(10 * ASK_SECONDS))
+        with suppress(RedisError, OSError):  # who asked takes silence for "cannot be told"
+            await pipe.execute()
 
     async def wait(self, job_id: str, timeout_seconds: float) -> bool:
         """Whether the job's `done` was heard; False only says that it was not heard in time."""
@@ -217,13 +257,19 @@ class DoneWaiter:
         while True:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
-                    await subscription.subscribe(DONE_CHANNEL)
+                    await subscription.subscribe(DONE_CHANNEL, ASK_CHANNEL)
                     # Whatever was published while we were away is lost: make all waiters read their rows.
                     self._wake_all()
                     while True:
                         message = await subscription.get_message(timeout=READ_BLOCK_MS_MAX / 1000)
-                        if message is not None:
+                        if message is None:
+                            continue
+                        if _text(message["channel"]) == DONE_CHANNEL:
                             self._wake(_text(message["data"]))
+                        else:
+                            task = asyncio.create_task(self._answer(_text(message["data"])))
+                            self._answering.add(task)
+                            task.add_done_callback(self._answering.discard)
             except (RedisError, OSError) as exc:
                 _log.warning("done_subscription_lost", error=str(exc))
                 await asyncio.sleep(_RECONNECT_SECONDS)

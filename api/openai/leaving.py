@@ -1,8 +1,8 @@
 """Clients that leave a sync request: its job is cancelled, unless somebody else waits for it.
 
 An SDK that gave up sends the same request again within a second, and that one attaches to the job (`shared.jobs.service`), here
-or in another API process. So a request of an SDK is mourned for a moment first, and whoever attached last decides: it
-leaves its mark in Redis, and only a request that is not superseded cancels.
+or in another API process. So a job that an SDK left is mourned for a moment first; then every API process is asked whether
+anybody waits for it: such a request, a long poll, or who follows its events. Only when all say no it is cancelled.
 """
 
 from __future__ import annotations
@@ -20,15 +20,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
 from api.dependencies import Context
+from shared.events import left_key
+from shared.jobs.service import RETRY_WINDOW_SECONDS
+from shared.jobs.status import JobStatus
 
 SDK_GRACE_SECONDS = 2.0  # its second and last retry by default comes within one
-MARK_SECONDS = 600
 
 _log = structlog.get_logger(__name__)
-
-
-def attached_key(job_id: str) -> str:
-    return f"vdiff:attached:{job_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,62 +36,42 @@ class Stay:
     context: Context
     job_id: str
     tenant: str
-    token: str  # of the request; the id of the job that it would have made
     created: bool  # the job is of this request
     cancels: bool  # nobody can come back for the answer but by an SDK's retry
     grace_seconds: float
-
-    async def begin(self) -> None:
-        """Say that this request now waits for a job that another one made."""
-        if self.created or not self.cancels:
-            return
-        try:
-            await self.context.redis.set(attached_key(self.job_id), self.token, ex=MARK_SECONDS)
-        except (RedisError, OSError) as exc:
-            _log.warning("attach_not_marked", job_id=self.job_id, error=type(exc).__name__)
 
     def leave(self) -> None:
         """The client is gone."""
         if self.cancels:
             self.context.spawn(self._leave())
 
-    def over(self) -> None:
-        """The job is over: whoever leaves now cancels nothing, and the mark has no use any more."""
-        if self.cancels and not self.created:
-            self.context.spawn(self._unmark())
-
-    async def _unmark(self) -> None:
-        with suppress(RedisError, OSError):  # it goes by itself after MARK_SECONDS
-            await self.context.redis.delete(attached_key(self.job_id))
-
     async def _leave(self) -> None:
         context = self.context
         if self.grace_seconds:
+            with suppress(RedisError, OSError):  # a retry that finds no mark may pay twice
+                await context.redis.set(left_key(self.job_id), "1", ex=RETRY_WINDOW_SECONDS)
             with suppress(TimeoutError):
                 await asyncio.wait_for(context.stopping.wait(), self.grace_seconds)
-        if context.waiter.waits(self.job_id) or not await self._is_last():
-            return
-        try:
-            await context.jobs.cancel(self.job_id, self.tenant)
-        except (SQLAlchemyError, OSError) as exc:
-            _log.warning("not_cancelled", job_id=self.job_id, error=type(exc).__name__)  # it runs to its end
+        waited_for = await context.waiter.waits_anywhere(self.job_id)
+        if waited_for is None:  # an SDK may have come back elsewhere; better a job too many
+            waited_for = not self.created or bool(self.grace_seconds)
+        if not waited_for:
+            try:
+                row = await context.jobs.cancel(self.job_id, self.tenant)
+            except (SQLAlchemyError, OSError) as exc:
+                _log.warning("not_cancelled", job_id=self.job_id, error=type(exc).__name__)  # it runs to its end
+                return
+            if row.status == JobStatus.SUCCEEDED:
+                return  # the answer came as the client left: a later retry finds it by the mark
+        if self.grace_seconds:
+            with suppress(RedisError, OSError):
+                await context.redis.delete(left_key(self.job_id))
 
-    async def _is_last(self) -> bool:
-        try:
-            mark = await self.context.redis.get(attached_key(self.job_id))
-        except (RedisError, OSError):
-            return self.created and not self.grace_seconds  # an SDK may have come back; better a job too many
-        return self.created if mark is None else mark in (self.token, self.token.encode())
 
-
-def stay(
-    request: Request, context: Context, *, job_id: str, tenant: str, token: str, created: bool, keyed: bool
-) -> Stay:
+def stay(request: Request, context: Context, *, job_id: str, tenant: str, created: bool, keyed: bool) -> Stay:
     """Args: keyed: there is an idempotency key, so whoever has it may come back for the answer."""
     is_sdk = "x-stainless-retry-count" in request.headers
-    return Stay(
-        context, job_id, tenant, token, created, cancels=not keyed, grace_seconds=SDK_GRACE_SECONDS if is_sdk else 0.0
-    )
+    return Stay(context, job_id, tenant, created, cancels=not keyed, grace_seconds=SDK_GRACE_SECONDS if is_sdk else 0.0)
 
 
 class StayingStream(EventSourceResponse):
@@ -106,7 +84,8 @@ class StayingStream(EventSourceResponse):
 
     def __init__(self, context: Context, job_id: str, events: AsyncIterator[bytes], staying: Stay | None) -> None:
         self.over = False  # to be set when the job is
-        self._context, self._staying, self._broken = context, staying, False
+        self._context, self._job, self._staying, self._broken = context, job_id, staying, False
+        context.waiter.register(job_id)  # whoever follows a job waits for it
         headers = {"X-Job-Id": job_id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         super().__init__(self._watched(events), headers=headers)
 
@@ -123,8 +102,7 @@ class StayingStream(EventSourceResponse):
         try:
             await super().__call__(scope, receive, send)
         finally:
+            self._context.waiter.forget(self._job)
             left = not (self.over or self._broken or self._context.stopping.is_set())
             if self._staying is not None and left:
                 self._staying.leave()
-            elif self._staying is not None and self.over:
-                self._staying.over()

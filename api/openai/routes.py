@@ -106,19 +106,23 @@ async def serve(
             streaming=True,
         )
         prepared = await context.jobs.prepare(submission)
+        waited_for = [prepared.id]
         context.waiter.register(prepared.id)
         try:
             line = f"queued {principal.tenant} {principal.key_id}"
             accepted = await room.admit(line, visit, lambda: context.jobs.enqueue(prepared))
             request.state.job_id = accepted.id  # an error from here on tells it too
+            if not accepted.created:
+                waited_for.append(accepted.id)
+                context.waiter.register(accepted.id)
             staying = stay(
-                request, context, job_id=accepted.id, tenant=principal.tenant, token=prepared.id,
-                created=accepted.created, keyed=way.stays or submission.idempotency_key is not None,
+                request, context, job_id=accepted.id, tenant=principal.tenant, created=accepted.created,
+                keyed=way.stays or submission.idempotency_key is not None,
             )  # fmt: skip
-            await staying.begin()
             return await way.reply(request, context, prepared, staying, visit)
         finally:
-            context.waiter.forget(prepared.id)
+            for job_id in waited_for:
+                context.waiter.forget(job_id)
     except ClientLeft:
         return Response(status_code=CLIENT_GONE)
 
@@ -131,7 +135,8 @@ async def answer(request: Request, context: Context, staying: Stay, seconds: flo
     stopping = asyncio.ensure_future(context.stopping.wait())
     try:
         await asyncio.wait({ended, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        left = gone.done() and not ended.done()
+        client_left = gone.done()
+        left = client_left and not ended.done()
         row = ended.result() if ended.done() else None
     finally:
         for task in (ended, gone, stopping):
@@ -139,7 +144,8 @@ async def answer(request: Request, context: Context, staying: Stay, seconds: flo
         await asyncio.gather(ended, gone, stopping, return_exceptions=True)
     headers = {"X-Job-Id": job_id}
     if row is not None and is_over(row):
-        staying.over()
+        if client_left:
+            staying.leave()
         refuse_purged(row)  # it had less to live than its answer took to be read
         return JSONResponse(row.result, headers=headers) if row.result else failure(request, row._mapping)
     if left:

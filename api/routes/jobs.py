@@ -20,6 +20,7 @@ from api.auth import PrincipalDep, requires
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry, json_body
 from api.errors import problem
 from api.events import job_events
+from api.openai.leaving import StayingStream
 from api.paging import page_limit
 from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownParameter, VDiffError
 from shared.ids import is_id
@@ -291,15 +292,21 @@ async def get_job(
     return JSONResponse(shown, headers=headers)
 
 
+def _is_event_id(text: str) -> bool:
+    """Of a Redis stream: two numbers of 64 bits."""
+    return bool(re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text)) and all(int(n) < 2**64 for n in text.split("-"))
+
+
 @router.get("/{job_id}/events")
 async def events(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
-    """Server-sent events: queued, started, progress, denoise, done. `Last-Event-ID` resumes."""
+    """Server-sent events: queued, started, progress, denoise, done. `Last-Event-ID` resumes; after ten minutes the stream ends,
+    so that the key is looked at again when the client comes back with the last id."""
     row = await context.jobs.get(job_id, principal.tenant)
     refuse_purged(row)
     last = request.headers.get("last-event-id", "")
-    if last and not re.fullmatch(r"\d{1,20}-\d{1,20}", last):
+    if last and not _is_event_id(last):
         raise InvalidParameter("Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID")
-    return EventSourceResponse(job_events(context, row, last or None), headers={"X-Job-Id": row.id})
+    return StayingStream(context, row.id, job_events(context, row, last or None), None)
 
 
 @router.get("/{job_id}/result")

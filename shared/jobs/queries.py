@@ -14,6 +14,7 @@ from shared.jobs.repository import ATTEMPTS, JOBS
 from shared.jobs.status import JobStatus
 
 _J = JOBS.c
+SAME_MAX = 50  # jobs of one request among which a retry finds its own
 # A job without its prompt and body, which only its owner's replay needs.
 PUBLIC = [
     _J.id, _J.tenant, _J.key_id, _J.endpoint, _J.model, _J.status, _J.priority, _J.custom_id, _J.metadata, _J.batch_id,
@@ -54,17 +55,17 @@ def by_idempotency_key(tenant: str, key: str) -> Select[Any]:
 
 
 def same_request(tenant: str, key_id: str, request_hash: str, within_seconds: float) -> Select[Any]:
-    """The id of the newest job that the same request made lately and that may still give its answer."""
+    """(id, status) of the jobs that the same request made lately and that may still give its answer, newest first."""
     since = func.now() - seconds(within_seconds)
     useful = (JobStatus.QUEUED.value, JobStatus.RUNNING.value, JobStatus.SUCCEEDED.value)
     return (
-        select(_J.id)
+        select(_J.id, _J.status)
         .where(
             _J.tenant == tenant, _J.key_id == key_id, _J.request_hash == request_hash, _J.created_at > since,
-            _J.status.in_(useful), ~_J.cancel_requested,
+            _J.status.in_(useful), ~_J.cancel_requested, _J.idempotency_key.is_(None),
         )
         .order_by(_J.created_at.desc())
-        .limit(1)
+        .limit(SAME_MAX)
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import asyncio
 import hashlib
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared import tracing
 from shared.db.session import AsyncDatabase, is_outage
 from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound
-from shared.events import DoneWaiter, publish_cancel, publish_done
+from shared.events import DoneWaiter, left_key, publish_cancel, publish_done
 from shared.ids import is_id, new_id
 from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
@@ -83,6 +83,15 @@ class Prepared:
     values: dict[str, Any]
     automatic_retry: bool
     limits: Limits
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same request gives the same answer, so that another call's would do: it names a seed, or nothing in it
+        is drawn."""
+        body, params = self.values["body"], self.values["params"]
+        diffusion = params.get("diffusion") or {}
+        drawn = params.get("temperature") != 0 or diffusion.get("algorithm") == "random" or diffusion.get("alg_temp")
+        return body.get("seed") is not None or not drawn
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,8 +285,30 @@ class JobService:
                 values["tenant"], values["key_id"], values["request_hash"], RETRY_WINDOW_SECONDS
             )
             async with self._database.read() as session:
-                found: str | None = (await session.execute(statement)).scalar_one_or_none()
-            return found
+                made = (await session.execute(statement)).all()
+            return await self._whose_answer_was_lost(made, prepared) if made else None
+        return None
+
+    async def _whose_answer_was_lost(self, made: Sequence[Row[Any]], prepared: Prepared) -> str | None:
+        """Of the jobs that the same request made, that of the call which is sent again.
+
+        It is one that its client left. Failing that, where the same request gives the same answer any will do; otherwise
+        several calls may have made it that want an answer each, and it is one that runs and for which nobody waits any more.
+        """
+        try:
+            pipe = self._redis.pipeline(transaction=False)
+            for row in made:
+                pipe.getdel(left_key(row.id))
+            for row, left in zip(made, await pipe.execute(), strict=True):
+                if left is not None:
+                    return str(row.id)
+        except (RedisError, OSError) as exc:
+            _log.warning("left_jobs_not_read", error=type(exc).__name__)
+        if prepared.repeatable:
+            return str(made[0].id)
+        for row in made:
+            if row.status not in TERMINAL and await self._waiter.waits_anywhere(row.id) is False:
+                return str(row.id)
         return None
 
     async def made_before(self, submission: Submission) -> str | None:

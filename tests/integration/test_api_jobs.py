@@ -168,8 +168,9 @@ def test_events_tell_the_whole_story_and_resume(served: Served) -> None:
     rest = follow(served, job["id"], **{"last-event-id": events[middle][0]})
     assert rest == events[middle + 1 :]
     assert [kind for _, kind, _ in follow(served, job["id"], **{"last-event-id": events[-1][0]})] == ["done"]
-    bad = served.client.get(f"/v1/jobs/{job['id']}/events", headers={"last-event-id": "x"})
-    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "Last-Event-ID")
+    for last in ("x", "99999999999999999999-0", "1-"):
+        bad = served.client.get(f"/v1/jobs/{job['id']}/events", headers={"last-event-id": last})
+        assert (bad.status_code, bad.json()["error"]["param"]) == (400, "Last-Event-ID")
 
 
 def test_cancel_running_and_queued(served: Served) -> None:

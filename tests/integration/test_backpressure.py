@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from api.openai.leaving import attached_key
 from shared import serving
+from shared.events import left_key
 from shared.model_card import ModelCard
-from tests.integration.conftest import Served, eventually, metric, new_key
+from tests.integration.conftest import ApiProcess, Served, eventually, metric, new_key
 from tests.integration.test_api_jobs import CHAT, QUESTION, chat_job
 from tests.integration.test_api_keys import auth
 
@@ -115,8 +119,8 @@ def test_an_sdk_that_times_out_comes_back_to_its_job(served: Served) -> None:
     assert [(job["id"], job["status"]) for job in jobs_tagged(served, tag)] == [
         (answer.json()["vdiff"]["job_id"], "succeeded")
     ]
-    mark = attached_key(answer.json()["vdiff"]["job_id"])
-    eventually(lambda: not served.jobs.redis.exists(mark), what="no mark of who waits is left in Redis")
+    mark = left_key(answer.json()["vdiff"]["job_id"])
+    eventually(lambda: not served.jobs.redis.exists(mark), what="no mark of who left stays in Redis")
 
 
 def test_an_sdk_that_gives_up_for_good_cancels(served: Served) -> None:
@@ -132,3 +136,68 @@ def test_an_sdk_that_gives_up_for_good_cancels(served: Served) -> None:
         )  # fmt: skip
     eventually(lambda: [j["status"] for j in jobs_tagged(served, tag)] == ["cancelled"], what="cancelled, and only one")
     eventually(lambda: metric(served, "vdiff_attempts_total", outcome="cancelled") > before, what="counted")
+
+
+@pytest.fixture
+def second(served: Served, tmp_path: Path) -> Iterator[httpx.Client]:
+    """Another API process of the same installation."""
+    api = ApiProcess(served.jobs, tmp_path / "second.log")
+    try:
+        api.wait_ready()
+        with httpx.Client(base_url=api.url, timeout=60) as client:
+            yield client
+    finally:
+        api.end()
+
+
+def test_who_leaves_cancels_nothing_that_somebody_waits_for_elsewhere(served: Served, second: httpx.Client) -> None:
+    """Three jobs whose client leaves the first process: at the other a request waits for one, somebody follows one."""
+    tags = [f"elsewhere-{n}-{time.time_ns()}" for n in range(3)]
+    bodies = [{**ASK, "temperature": 0, "metadata": {"tag": tag}} for tag in tags]
+    answers: list[httpx.Response] = []
+    events: list[str] = []
+
+    def follow(job_id: str) -> None:
+        with second.stream("GET", f"/v1/jobs/{job_id}/events") as stream:
+            events.extend(line for line in stream.iter_lines() if line.startswith("event: "))
+
+    served.worker.signal(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(5) as pool:
+            hasty = httpx.Client(base_url=served.url, timeout=3.0)
+            left = [pool.submit(hasty.post, CHAT, json=body) for body in bodies]
+            ids = [
+                eventually(lambda tag=tag: [job["id"] for job in jobs_tagged(served, tag)], what="accepted")[0]
+                for tag in tags
+            ]
+            retry = {"x-stainless-retry-count": "1"}
+            waits = pool.submit(lambda: answers.append(second.post(CHAT, json=bodies[0], headers=retry)))
+            follows = pool.submit(follow, ids[1])
+            for one in left:
+                assert isinstance(one.exception(30), httpx.TimeoutException)
+            eventually(
+                lambda: served.client.get(f"/v1/jobs/{ids[2]}").json()["status"] == "cancelled", what="of nobody"
+            )
+            time.sleep(1.0)  # what is still to be cancelled had its time
+            assert [served.client.get(f"/v1/jobs/{job_id}").json()["status"] for job_id in ids[:2]] == [
+                "queued",
+                "queued",
+            ]
+            served.worker.signal(signal.SIGCONT)
+            waits.result(60)
+            follows.result(60)
+    finally:
+        served.worker.signal(signal.SIGCONT)
+    assert (answers[0].status_code, answers[0].json()["vdiff"]["job_id"]) == (200, ids[0])
+    assert events[-1] == "event: done" and served.client.get(f"/v1/jobs/{ids[1]}").json()["status"] == "succeeded"
+
+
+def test_a_retry_takes_no_other_calls_sample(served: Served) -> None:
+    """Parallel calls that draw are the same request and want an answer each; one that draws nothing may have any."""
+    drawn = {**ASK, "temperature": 1.0, "metadata": {"tag": f"drawn-{time.time_ns()}"}}
+    retry = {"x-stainless-retry-count": "1"}
+    made = [served.client.post(CHAT, json=drawn, headers={"x-stainless-retry-count": n}) for n in ("0", "0", "1")]
+    assert len({answer.json()["vdiff"]["job_id"] for answer in made}) == 3
+    seeded = {**drawn, "seed": 7}
+    first = served.client.post(CHAT, json=seeded).json()["vdiff"]["job_id"]
+    assert served.client.post(CHAT, json=seeded, headers=retry).json()["vdiff"]["job_id"] == first

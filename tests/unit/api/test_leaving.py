@@ -22,7 +22,9 @@ class Staying:
 
 async def run(events: AsyncIterator[bytes], *, client_leaves: bool = False, over: bool = False) -> Staying:
     staying = Staying()
-    context: Any = SimpleNamespace(stopping=asyncio.Event())
+    waiting: list[str] = []
+    waiter = SimpleNamespace(register=waiting.append, forget=waiting.remove)
+    context: Any = SimpleNamespace(stopping=asyncio.Event(), waiter=waiter)
     stream = StayingStream(context, "job_1", events, staying)  # type: ignore[arg-type]  # what a Stay is asked for here
     stream.over = over
 
@@ -35,7 +37,9 @@ async def run(events: AsyncIterator[bytes], *, client_leaves: bool = False, over
 
     scope = {"type": "http", "asgi": {"spec_version": "2.4"}}
     with suppress(Exception):  # what the server logs
+        assert waiting == ["job_1"]  # whoever follows a job waits for it
         await stream(scope, receive, send)
+    assert waiting == []
     return staying
 
 
