@@ -48,6 +48,13 @@ LOST_ERROR = {"code": "job_gone", "message": "the job was forgotten before it wa
 _log = structlog.get_logger(__name__)
 
 
+def pause_after(took_seconds: float, *, cancelling: bool) -> float:
+    """Until the next look, after one that took so long and found nothing to do at once."""
+    if cancelling:
+        return CANCEL_LOOK_SECONDS
+    return min(max(LOOK_SECONDS, REST * took_seconds), REST_SECONDS_MAX)
+
+
 class EvaluationCaretaker(Caretaker):
     kind = "evaluation"
 
@@ -129,8 +136,7 @@ class _Work:
             return 0.0
         if busy:
             return 0.0
-        took = asyncio.get_running_loop().time() - began
-        return CANCEL_LOOK_SECONDS if self._cancelling else min(max(LOOK_SECONDS, REST * took), REST_SECONDS_MAX)
+        return pause_after(asyncio.get_running_loop().time() - began, cancelling=self._cancelling)
 
     async def _see_to(self, run: Row[Any]) -> bool:
         """One run; whether there is more to do at once."""
@@ -141,10 +147,13 @@ class _Work:
             try:
                 served = await self._served(run)
             except VDiffError as exc:
-                await self._give_up(run, exc)
-                return False
-            if stored < run.total:
-                stored = await self._store(run, served)
+                if stored < run.total or (await self._counts(run)).open:
+                    await self._give_up(run, exc)
+                    return False
+                # All its answers are in: grading them needs no model.
+            else:
+                if stored < run.total:
+                    stored = await self._store(run, served)
         while await self._grade(run):
             pass
         return await self._end(run, stored)
@@ -167,9 +176,13 @@ class _Work:
         await self._write(repository.end_run(run.id, RunStatus.FAILED, error))
         _log.warning("evaluation_run_failed", run_id=run.id, code=exc.code, error=exc.message)
 
-    async def _end(self, run: Row[Any], stored: int) -> bool:
+    async def _counts(self, run: Row[Any]) -> Row[Any]:
         async with self._database.read() as session:
-            counts = (await session.execute(repository.run_counts(run.id))).one()
+            counts: Row[Any] = (await session.execute(repository.run_counts(run.id))).one()
+        return counts
+
+    async def _end(self, run: Row[Any], stored: int) -> bool:
+        counts = await self._counts(run)
         if counts.graded >= run.total:
             await self._write(repository.end_run(run.id, RunStatus.COMPLETED))
         elif self._cancelling:

@@ -197,20 +197,28 @@ def test_cancelled_and_gone_on_with(served: Served) -> None:
     assert jobs_of(served, of(done, "slow")["run_id"]) == 150
 
 
+def open_again(served: Served, evaluation_id: str, run_id: str, *statements: str) -> None:
+    """As if it had been left before its end, with what the statements do to the run `:run`; in one transaction."""
+    with served.jobs.database.write() as session:
+        for statement in (
+            *statements, "UPDATE evaluation_runs SET status = 'in_progress', finished_at = NULL WHERE id = :run",
+        ):  # fmt: skip
+            session.execute(text(statement), {"run": run_id})
+        session.execute(
+            text("UPDATE evaluations SET status = 'in_progress', finished_at = NULL WHERE id = :id"),
+            {"id": evaluation_id},
+        )
+
+
 def test_answers_that_were_forgotten_are_said_and_the_evaluation_ends(served: Served) -> None:
     """With a short VDIFF_FORGET_AFTER_SECONDS and a long outage a job may be gone before its answer is graded."""
     made = begin(served, request(upload(served, sums(4)), {**FAST, "seeds": [1, 2]}))
     run_id = of(over(served, made["id"]), "fast")["run_id"]
-    with served.jobs.database.write() as session:
-        for statement in (
-            "DELETE FROM evaluation_samples WHERE run_id = :run AND number IN (3, 4, 8)",
-            "DELETE FROM jobs WHERE batch_id = :run AND batch_line IN (3, 4, 8)",
-            "UPDATE evaluation_runs SET status = 'in_progress', finished_at = NULL WHERE id = :run",
-        ):
-            session.execute(text(statement), {"run": run_id})
-        session.execute(
-            text("UPDATE evaluations SET status = 'in_progress', finished_at = NULL WHERE id = :id"), {"id": made["id"]}
-        )
+    open_again(
+        served, made["id"], run_id,
+        "DELETE FROM evaluation_samples WHERE run_id = :run AND number IN (3, 4, 8)",
+        "DELETE FROM jobs WHERE batch_id = :run AND batch_line IN (3, 4, 8)",
+    )  # fmt: skip
     done = over(served, made["id"])
     one = of(done, "fast")
     assert (done["status"], done["progress"]) == ("completed", {"total": 8, "graded": 8})
@@ -219,6 +227,19 @@ def test_answers_that_were_forgotten_are_said_and_the_evaluation_ends(served: Se
     gone = [(i["item"], i["repeat"]) for i in items(served, made["id"]) if i["outcome"] == "error"]
     assert sorted(gone) == [(3, 0), (4, 0), (4, 1)]
     assert served.client.get(f"/v1/evaluations/{made['id']}/report").status_code == 200
+
+
+def test_answers_that_are_in_are_graded_whatever_became_of_the_model(served: Served) -> None:
+    """A new revision came between the last answer and its grade."""
+    made = begin(served, request(upload(served, sums(4))))
+    run_id = of(over(served, made["id"]), "fast")["run_id"]
+    open_again(
+        served, made["id"], run_id,
+        "DELETE FROM evaluation_samples WHERE run_id = :run AND number IN (2, 3)",
+        "UPDATE evaluation_runs SET revision = 'before' WHERE id = :run",
+    )  # fmt: skip
+    one = of(over(served, made["id"]), "fast")
+    assert (one["status"], one["error"], one["results"]["outcomes"]) == ("completed", None, {"passed": 4})
 
 
 def test_a_killed_api_loses_and_repeats_nothing(served: Served, tmp_path: Path) -> None:
