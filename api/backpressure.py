@@ -2,7 +2,8 @@
 
 Who waits for the same limit is let in one after the other, in the order of arrival, and only the first of them asks. The
 wait ends with the limit's own 429 when the client's patience is over, and at once when the client leaves (its place is
-free then) or the process is told to stop. How many may wait is bounded; beyond that the 429 comes at once.
+free then) or the process is told to stop. How many may wait is bounded, and how large their bodies are together, and each
+line has a share of both, so that one key leaves room for others; beyond that the 429 comes at once.
 
 A try that began is never cut off: one that stores a job must know whether it did.
 """
@@ -22,6 +23,8 @@ from shared.metrics import REQUESTS_WAITING
 
 POLL_SECONDS = 0.25  # how late free room may be noticed
 MARGIN_SECONDS = 1.0  # before the client's own timeout
+LINE_SHARE = 4  # a line has a quarter of the room
+WAITING_BYTES_MAX = 128 << 20  # of the bodies of all who wait; parsed they take several times as much
 
 T = TypeVar("T")
 
@@ -47,10 +50,16 @@ async def disconnected(request: Request) -> None:
 
 
 class Visit:
-    """One sync request: until when its client waits, and whether it still does."""
+    """One sync request: until when its client waits, and whether it still does.
 
-    def __init__(self, request: Request, stopping: asyncio.Event, *, longest: float) -> None:
+    Args:
+        longest: seconds for all of it.
+        size: bytes of its body.
+    """
+
+    def __init__(self, request: Request, stopping: asyncio.Event, *, longest: float, size: int = 0) -> None:
         self._request = request
+        self.size = size
         self._stopping = stopping
         began = time.monotonic()
         self.waits_until = began + patience_seconds(request, longest)  # for room
@@ -81,9 +90,10 @@ class Visit:
 class WaitingRoom:
     """Everybody who waits for room, in a line per limit; one for an API process."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._waiting = 0
+    def __init__(self, most: int, most_bytes: int = WAITING_BYTES_MAX) -> None:
+        self._most, self._most_bytes = most, most_bytes
+        self._waiting = self._bytes = 0
+        self._line_bytes: dict[str, int] = {}
         self._lines: dict[str, deque[asyncio.Event]] = {}  # the first's event is set: it is the one who asks
 
     async def admit(self, line: str, visit: Visit, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -100,13 +110,15 @@ class WaitingRoom:
                 refused = exc
         else:
             refused = TooManyRequests("earlier requests of this key wait for room under its limit; try again later")
-        if self._waiting >= self._most:
+        if not self._has_room(line, visit.size):
             raise refused
         queue = self._lines.setdefault(line, deque())
         mine = asyncio.Event()
         queue.append(mine)
         queue[0].set()
         self._waiting += 1
+        self._bytes += visit.size
+        self._line_bytes[line] = self._line_bytes.get(line, 0) + visit.size
         REQUESTS_WAITING.inc()
         try:
             while (left := visit.waits_until - time.monotonic()) > 0:
@@ -121,9 +133,19 @@ class WaitingRoom:
             raise refused
         finally:
             self._waiting -= 1
+            self._bytes -= visit.size
+            self._line_bytes[line] -= visit.size
             REQUESTS_WAITING.dec()
             queue.remove(mine)
             if queue:
                 queue[0].set()
             else:
-                del self._lines[line]
+                del self._lines[line], self._line_bytes[line]
+
+    def _has_room(self, line: str, size: int) -> bool:
+        """The first of a line finds room whenever all together leave some."""
+        if self._waiting >= self._most or (self._waiting and self._bytes + size > self._most_bytes):
+            return False
+        ahead = len(self._lines.get(line, ()))
+        held = self._line_bytes.get(line, 0) + size
+        return not ahead or (ahead < max(1, self._most // LINE_SHARE) and held <= self._most_bytes // LINE_SHARE)

@@ -23,9 +23,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
 from shared import checkup, serving
-from shared.db.session import Database, ReadSession
+from shared.db.session import Database, ReadSession, database_url
+from shared.errors import ConfigurationError
 from shared.jobs import lanes
 from shared.settings import Settings
+from shared.webhooks import senders
 from vdiff.local import api_url
 from vdiff.progress import duration
 from vdiff.version import __version__
@@ -36,6 +38,7 @@ CLOCK_SECONDS = 2.0  # signatures of webhooks are good for 5 minutes, so this is
 FREE_BYTES, FREE_SHARE = 2 * 1024**3, 0.05
 INTERACTIVE_SECONDS, QUEUE_SECONDS = 60.0, 3600.0
 WEBHOOK_SECONDS = 60.0
+SENDER_SECONDS = 30.0  # six of its heartbeats
 TIMEOUT_SECONDS = 5.0
 CONNECTIONS_SHARE = 0.9
 
@@ -79,7 +82,12 @@ def _from_database(settings: Settings) -> Iterator[Check]:
         yield Check("database", "bad", "no VDIFF_DATABASE_URL, and no `vdiff up` runs in this folder",
                     "set VDIFF_DATABASE_URL, or start `vdiff up` and come back to its folder")  # fmt: skip
         return
-    url = make_url(settings.database_url)
+    try:
+        url = make_url(database_url(settings.database_url, driver="psycopg"))
+    except (ConfigurationError, ValueError):
+        yield Check("database", "bad", "VDIFF_DATABASE_URL is no URL that can be used",
+                    "write it as postgresql://user:password@host:5432/name")  # fmt: skip
+        return
     where = f"{url.host or 'a socket'}:{url.port or 5432}/{url.database}"
     database = Database(settings.database_url, pool_size=1)
     try:
@@ -138,7 +146,9 @@ def _contents(session: ReadSession, settings: Settings) -> Iterator[Check]:
     ages = session.execute(lanes.oldest(pairs)).all() if pairs else []
     yield from workers(live, rows, failures, now)
     yield from queues(depths, ages, {w.model for w in live})
-    yield from webhooks(session.execute(checkup.webhook_backlog()).one(), session.execute(checkup.disabled_endpoints()))
+    backlog = session.execute(checkup.webhook_backlog()).one()
+    yield from webhooks(backlog, session.execute(checkup.disabled_endpoints()))
+    yield sender(len(session.execute(senders.live(stale_seconds=SENDER_SECONDS)).all()), backlog)
 
 
 def workers(live: Iterable[Any], recent: Iterable[Any], failures: Iterable[Any], now: float) -> Iterator[Check]:
@@ -205,6 +215,16 @@ def webhooks(backlog: Any, disabled: Iterable[Any]) -> Iterator[Check]:
                     f"mend the receiver, then POST /v1/webhook_endpoints/{endpoint.id} with enabled: true")  # fmt: skip
 
 
+def sender(live: int, backlog: Any) -> Check:
+    """The processes that send webhooks."""
+    if live:
+        return Check("senders", "ok", f"{live} `vdiff deliver`")
+    if backlog.due or backlog.failing:
+        return Check("senders", "bad", "no `vdiff deliver` is alive, and webhooks wait",
+                     "start `vdiff deliver` (`vdiff up` brings one)")  # fmt: skip
+    return Check("senders", "note", "no `vdiff deliver` is alive", "none is needed as long as nobody asks for webhooks")
+
+
 # Redis, disks, API
 
 
@@ -216,6 +236,10 @@ def _redis(settings: Settings) -> Iterator[Check]:
         client = redis.Redis.from_url(
             settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
         )
+    except ValueError:
+        yield Check("redis", "bad", "VDIFF_REDIS_URL is no URL that can be used", "write it as redis://host:6379/0")
+        return
+    try:
         with closing(client):
             client.ping()
             asked_at = time.time()

@@ -369,6 +369,9 @@ def run(settings: Settings) -> int:
             pump.delivered()
         except SQLAlchemyError as exc:
             _log.warning("delivery_not_recorded", error=type(exc).__name__)  # sent again when its lease runs out
+        except Exception:
+            # Not left to Celery, which logs an exception's text: it may quote what a client or a receiver sent.
+            _log.exception("delivery_failed_unexpectedly")
 
     def stop(number: int, frame: FrameType | None) -> None:
         celery_state.should_stop = 0  # type: ignore[assignment]

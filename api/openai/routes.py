@@ -91,7 +91,8 @@ async def serve(
 ) -> Response:
     """Accept the job, then wait for it or stream it. Beyond a limit the request waits for its turn first."""
     way = way or Way(_reply, Priority.INTERACTIVE, context.settings.retain_seconds, stays=False)
-    visit = Visit(request, context.stopping, longest=context.settings.sync_timeout_seconds)
+    size = len(await request.body())
+    visit = Visit(request, context.stopping, longest=context.settings.sync_timeout_seconds, size=size)
     room = context.waiting_room
     try:
         await room.admit(rate_line(principal), visit, lambda: count_request(request, context, principal))

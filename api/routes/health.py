@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Context, ContextDep
 from shared import serving
+from shared.queue.window import REDIS_SECONDS
 
 router = APIRouter(tags=["health"])
 CHECK_TIMEOUT_S = 3.0
@@ -36,7 +37,7 @@ async def _state(context: Context) -> dict[str, Any]:
     except (SQLAlchemyError, OSError, TimeoutError):
         state["database"] = "unreachable, or not migrated (vdiff migrate)"
     try:
-        async with asyncio.timeout(CHECK_TIMEOUT_S):
+        async with asyncio.timeout(REDIS_SECONDS):
             await context.redis.ping()
     except (RedisError, OSError, TimeoutError):
         state["redis"] = "unreachable; jobs are accepted, and start within seconds of its return"

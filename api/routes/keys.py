@@ -19,7 +19,7 @@ from shared.errors import Conflict, InvalidParameter, NotFound
 from shared.ids import is_id
 from shared.keys import repository, tokens
 from shared.keys.principal import Principal, Scope
-from shared.keys.requests import FIELDS, Giver, key_object, key_values
+from shared.keys.requests import FIELDS, GRACE_SECONDS_MAX, Giver, key_object, key_values
 from shared.webhooks.secrets import new_secret
 
 own = APIRouter(prefix="/v1", tags=["keys"])  # of any caller
@@ -27,7 +27,6 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[requires(Scop
 
 DEFAULT_PAGE, MAX_PAGE = 50, 100
 DEFAULT_GRACE_SECONDS = 24 * 3600
-GRACE_SECONDS_MAX = 30 * 86_400
 _BODY = {"requestBody": {"content": {"application/json": {"schema": {
     "type": "object", "required": ["name"], "additionalProperties": False,
     "properties": {name: {} for name in FIELDS}}}}}}  # fmt: skip

@@ -5,6 +5,7 @@ Of other keys' jobs nothing is told but sums; `own` is what the caller's own key
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from shared.jobs import estimate, lanes, queries
 from shared.jobs.status import Priority
 from shared.keys.principal import Principal
 from shared.queue.names import queue_name
-from shared.queue.window import MIN_WINDOW
+from shared.queue.window import MIN_WINDOW, REDIS_SECONDS
 
 router = APIRouter(prefix="/v1", tags=["overview"])
 
@@ -33,8 +34,9 @@ async def _messages(context: Context, models: Sequence[str]) -> dict[tuple[str, 
         pipe = context.redis.pipeline(transaction=False)
         for name in names:
             pipe.llen(queue_name(*name))
-        return dict(zip(names, await pipe.execute(), strict=True))
-    except (RedisError, OSError):
+        async with asyncio.timeout(REDIS_SECONDS):
+            return dict(zip(names, await pipe.execute(), strict=True))
+    except (RedisError, OSError, TimeoutError):
         return {}
 
 

@@ -42,6 +42,7 @@ from shared.settings import Settings
 LINES_CHUNK = 250  # checked in one go in a thread, stored in one transaction
 MAX_ERRORS = 100  # of validation; then it stops looking
 CLEAN_SECONDS = 60.0
+ROLL_UP_SECONDS = 5.0
 CANCEL_LOOK_SECONDS = 0.5
 DAY_SECONDS = 86_400.0
 MAX_OUTPUT_BYTES = 1 << 40
@@ -171,6 +172,7 @@ class BatchCaretaker(Caretaker):
         self._files = files
         self._settings = settings
         self._next_clean = 0.0
+        self._next_roll_up = 0.0
 
     def claim(self, holder: str) -> Update:
         return repository.claim(holder, self._lease)
@@ -186,6 +188,11 @@ class BatchCaretaker(Caretaker):
         if now >= self._next_clean:
             self._next_clean = now + CLEAN_SECONDS
             await self._files.clean()
+        if now >= self._next_roll_up:
+            # Dispatchers do it all the time. While no worker lives somebody must: every submission reads what is not summed.
+            self._next_roll_up = now + ROLL_UP_SECONDS
+            async with self._database.write() as session:
+                await session.execute(lanes.roll_up())
 
 
 class _Work:

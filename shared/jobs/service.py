@@ -14,6 +14,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared import tracing
 from shared.db.session import AsyncDatabase, is_outage
 from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound
-from shared.events import DoneWaiter, left_key, publish_cancel, publish_done
+from shared.events import DoneWaiter, events_key, left_key, publish_cancel, publish_done
 from shared.ids import is_id, new_id
 from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
@@ -41,7 +42,7 @@ from shared.jobs.responses import CHAT, RESPONSES
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.tasks import ResponseTask, task_of
 from shared.keys.principal import Limits, Principal
-from shared.queue.window import PushWindow
+from shared.queue.window import REDIS_SECONDS, PushWindow
 from shared.served_models import ServedModel, ServedModels
 from shared.settings import Settings
 from shared.tokenizer import TokenizerWrapper
@@ -299,10 +300,12 @@ class JobService:
             pipe = self._redis.pipeline(transaction=False)
             for row in made:
                 pipe.getdel(left_key(row.id))
-            for row, left in zip(made, await pipe.execute(), strict=True):
+            async with asyncio.timeout(REDIS_SECONDS):
+                marks = await pipe.execute()
+            for row, left in zip(made, marks, strict=True):
                 if left is not None:
                     return str(row.id)
-        except (RedisError, OSError) as exc:
+        except (RedisError, OSError, TimeoutError) as exc:
             _log.warning("left_jobs_not_read", error=type(exc).__name__)
         if prepared.repeatable:
             return str(made[0].id)
@@ -429,6 +432,9 @@ class JobService:
         async with self._database.write() as session:
             await refuse_part_of_open(session, row)
             await session.execute(repository.purge(job_id, tenant))
+        with suppress(RedisError, OSError, TimeoutError):  # while Redis is away: its stream goes by itself in minutes
+            async with asyncio.timeout(REDIS_SECONDS):
+                await self._redis.delete(events_key(job_id))
 
     async def original_result(self, row: Row[Any]) -> dict[str, Any] | None:
         """Of a replay that is done, what it is compared with."""
@@ -445,12 +451,13 @@ class JobService:
             moved = (await session.execute(repository.request_cancel(job_id))).one_or_none()
         if moved is not None:
             try:
-                if moved.status == JobStatus.RUNNING.value:
-                    await publish_cancel(self._redis, job_id)
-                else:
-                    seconds = self._settings.event_stream_seconds
-                    await publish_done(self._redis, job_id, moved.status, stream_seconds=seconds)
-            except (RedisError, OSError) as exc:
+                async with asyncio.timeout(REDIS_SECONDS):
+                    if moved.status == JobStatus.RUNNING.value:
+                        await publish_cancel(self._redis, job_id)
+                    else:
+                        seconds = self._settings.event_stream_seconds
+                        await publish_done(self._redis, job_id, moved.status, stream_seconds=seconds)
+            except (RedisError, OSError, TimeoutError) as exc:
                 _log.warning("publish_failed", job_id=job_id, error=type(exc).__name__)  # the heartbeat brings it
         return await self.get(job_id, tenant)
 

@@ -16,6 +16,7 @@ LIMITS = ("requests_per_minute", "max_queued_jobs", "max_queued_tokens")
 FIELDS = ("name", "scopes", "tenant", *LIMITS, "weight", "expires_at")
 WEIGHT_MAX = 1000
 LIMIT_MAX = 2**31 - 1
+GRACE_SECONDS_MAX = 30 * 86_400
 _TEXT_MAX = 100
 
 

@@ -257,6 +257,24 @@ def test_keys_are_stored_hashed_and_listed_without(served: Served) -> None:
     assert json.loads(vdiff(served, "keys", "revoke", made["id"], "--json")) == {"id": made["id"], "revoked": True}
 
 
+@pytest.mark.parametrize(
+    "options",
+    [("create", "x", "--max-queued-jobs", "99999999999"), ("create", "x", "--expires-days", "1e10"),
+     ("create", "x", "--expires-days", "nan"), ("rotate", "key_x", "--grace-seconds", "inf"), ("create", "")],
+)  # fmt: skip
+def test_bad_options_are_a_line_and_no_parameters_of_a_statement(served: Served, options: tuple[str, ...]) -> None:
+    env = {**os.environ, "VDIFF_DATABASE_URL": served.jobs.database_url}
+    done = subprocess.run(
+        [sys.executable, "-m", "vdiff", "keys", *options],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr and "whsec" not in done.stderr, done.stderr
+
+
 def test_requests_per_minute(served: Served, guarded: httpx.Client) -> None:
     key = auth(make_key(served, "--requests-per-minute", "3"))
     answers = [guarded.get("/v1/models", headers=key) for _ in range(4)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -16,6 +17,7 @@ from shared.jobs.repository import JOBS
 from shared.jobs.status import JobStatus
 from tests.integration.conftest import ApiProcess, Jobs, Served, WorkerProcess
 from vdiff.cli import app
+from vdiff.doctor import sender
 
 pytestmark = pytest.mark.integration
 
@@ -32,7 +34,18 @@ def test_all_well(served: Served, tmp_path: Path) -> None:
     code, said = doctor("--json", **where, data_dir=str(tmp_path))
     found = json.loads(said)
     names = {check["name"] for check in found["checks"]}
-    assert names == {"database", "migrations", "clock", "workers", "queue", "webhooks", "redis", "disk", "api"}
+    assert names == {
+        "database",
+        "migrations",
+        "clock",
+        "workers",
+        "queue",
+        "webhooks",
+        "senders",
+        "redis",
+        "disk",
+        "api",
+    }
     assert (code, found["ok"]) == (0, True), found
     _, text = doctor(**where, data_dir=str(tmp_path))
     assert "\x1b" not in text and "ok    workers    vdiff-tiny: 1 worker, 4 slots, cpu" in text.splitlines()
@@ -47,6 +60,21 @@ def test_nothing_there(tmp_path: Path) -> None:
     bad = {c["name"]: c["advice"] for c in json.loads(said)["checks"] if c["state"] == "bad"}
     assert code == 1 and set(bad) == {"database", "redis", "api"} and all(bad.values())
     assert "secret-word" not in said
+
+
+def test_urls_that_are_none_stop_no_other_check(tmp_path: Path) -> None:
+    code, said = doctor(
+        "--json", database_url="postgresql://h:port/x", redis_url="redis://h:port/0", base_url="http://127.0.0.1:1",
+        data_dir=str(tmp_path),
+    )  # fmt: skip
+    bad = {c["name"]: c["advice"] for c in json.loads(said)["checks"] if c["state"] == "bad"}
+    assert code == 1 and "postgresql://" in bad["database"] and "redis://" in bad["redis"]
+    assert {"database", "redis", "api"} == set(bad)
+
+
+def test_webhooks_that_wait_need_a_sender() -> None:
+    waits, none = SimpleNamespace(due=0, failing=3), SimpleNamespace(due=0, failing=0)
+    assert [check.state for check in (sender(1, waits), sender(0, none), sender(0, waits))] == ["ok", "note", "bad"]
 
 
 def test_a_model_that_does_not_load_says_why_everywhere(

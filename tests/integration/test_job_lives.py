@@ -13,6 +13,7 @@ from sqlalchemy import text
 from shared import serving
 from shared.batches import repository as batches
 from shared.batches.status import BatchStatus
+from shared.events import events_key
 from shared.files import repository as files
 from shared.jobs import caretaking, repository
 from shared.jobs.status import JobStatus
@@ -240,11 +241,13 @@ def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     secret = f"tell-nobody-{time.time_ns()}"
     body = {"messages": [{"role": "user", "content": secret}], "stop": [secret]}
     job = submit(served, chat_job(body=body, custom_id="c"), prefer="wait=30")
+    assert served.jobs.redis.exists(events_key(job["id"]))
     assert served.client.delete(job["urls"]["self"]).json() == {
         "id": job["id"],
         "object": "job.deleted",
         "deleted": True,
     }
+    assert not served.jobs.redis.exists(events_key(job["id"]))  # its texts went with it
     assert served.client.delete(job["urls"]["self"]).status_code == 200
     for method, path in [("GET", "self"), ("GET", "result"), ("GET", "events"), ("POST", "retry"), ("POST", "replay")]:
         answer = served.client.request(method, job["urls"][path])

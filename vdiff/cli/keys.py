@@ -12,11 +12,11 @@ import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from shared.db.session import Database
-from shared.errors import ConfigurationError, NotFound
+from shared.errors import ConfigurationError, InvalidParameter, NotFound
 from shared.ids import new_id
 from shared.keys import repository, tokens
 from shared.keys.principal import DEFAULT_SCOPES, Scope
-from shared.keys.requests import name_of, tenant_of
+from shared.keys.requests import GRACE_SECONDS_MAX, LIMIT_MAX, WEIGHT_MAX, name_of, tenant_of
 from shared.settings import load_settings
 from shared.webhooks.secrets import new_secret
 from vdiff.cli.options import AsJson, examples
@@ -25,6 +25,7 @@ from vdiff.local import with_local_services
 
 app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
 DEFAULT_GRACE_SECONDS = 24 * 3600.0
+EXPIRES_DAYS_MAX = 100 * 366.0
 _SHOWN = ("id", "name", "tenant", "scopes", "weight", "requests_per_minute", "max_queued_jobs", "max_queued_tokens",
           "created_at", "last_used_at", "expires_at", "revoked_at")  # fmt: skip
 
@@ -56,17 +57,21 @@ def create(
         list[Scope] | None, typer.Option(help="what it may do, repeatable [default: all but admin]")
     ] = None,
     tenant: Annotated[str | None, typer.Option(help="share this tenant's jobs [default: a tenant of its own]")] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(min=1, help="[default: the server's]")] = None,
-    max_queued_jobs: Annotated[int | None, typer.Option(min=1, help="[default: the server's]")] = None,
-    max_queued_tokens: Annotated[int | None, typer.Option(min=1, help="[default: the server's]")] = None,
-    weight: Annotated[int, typer.Option(min=1, max=1000, help="turns it gets while keys compete")] = 1,
-    expires_days: Annotated[float | None, typer.Option(min=0, help="[default: never]")] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")
+    ] = None,
+    max_queued_jobs: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")] = None,
+    max_queued_tokens: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")] = None,
+    weight: Annotated[int, typer.Option(min=1, max=WEIGHT_MAX, help="turns it gets while keys compete")] = 1,
+    expires_days: Annotated[float | None, typer.Option(help="[default: never]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is stored."""
     name_of(name)
     if tenant is not None:
         tenant_of(tenant)
+    if expires_days is not None:
+        _between("--expires-days", expires_days, 0, EXPIRES_DAYS_MAX)
     key_id = tokens.new_key_id()
     key = tokens.new_key(key_id)
     with _database() as database, database.write() as session:
@@ -114,10 +119,11 @@ def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
 @app.command(epilog=examples("vdiff keys rotate key_01k...", "vdiff keys rotate key_01k... --grace-seconds 0"))
 def rotate(
     key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
-    grace_seconds: Annotated[float, typer.Option(min=0, help="how long the old key goes on")] = DEFAULT_GRACE_SECONDS,
+    grace_seconds: Annotated[float, typer.Option(help="how long the old key goes on")] = DEFAULT_GRACE_SECONDS,
     as_json: AsJson = False,
 ) -> None:
     """Print a new key for the same id, tenant and limits; the old one goes on for a day."""
+    _between("--grace-seconds", grace_seconds, 0, GRACE_SECONDS_MAX)
     key = tokens.new_key(key_id)
     with _database() as database, database.write() as session:
         statement = repository.rotate(key_id, key_hash=tokens.hash_key(key), grace_seconds=grace_seconds)
@@ -125,6 +131,12 @@ def rotate(
             raise NotFound(f"no key {key_id!r} that could be rotated", param="key_id")
     typer.echo(f"{key_id}: the old key ends in {grace_seconds:g} s; the new one, not shown again:", err=True)
     typer.echo(json.dumps({"id": key_id, "key": key}) if as_json else key)
+
+
+def _between(option: str, value: float, low: float, high: float) -> None:
+    """Raises InvalidParameter; NaN is not between."""
+    if not low <= value <= high:
+        raise InvalidParameter(f"{option} must be from {low:g} to {high:g}", param=option)
 
 
 def _plain(value: Any) -> Any:

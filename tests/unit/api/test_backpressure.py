@@ -60,7 +60,7 @@ async def until(check: object) -> None:
 
 
 async def test_those_who_wait_come_in_in_the_order_of_their_arrival() -> None:
-    limit, room, clients = Limit(1), WaitingRoom(10), {name: Client() for name in "abcd"}
+    limit, room, clients = Limit(1), WaitingRoom(40), {name: Client() for name in "abcd"}
     entering = []
     for name, client in clients.items():
         entering.append(
@@ -79,7 +79,7 @@ async def test_those_who_wait_come_in_in_the_order_of_their_arrival() -> None:
 
 
 async def test_who_comes_later_does_not_overtake() -> None:
-    limit, room = Limit(0), WaitingRoom(10)
+    limit, room = Limit(0), WaitingRoom(40)
     first = asyncio.ensure_future(room.admit("key", Client().visit(), lambda: limit.enter("first")))
     await until(lambda: limit.asked)
     limit.room = 1
@@ -90,7 +90,7 @@ async def test_who_comes_later_does_not_overtake() -> None:
 
 
 async def test_one_line_does_not_hold_up_another() -> None:
-    full, free, room = Limit(0), Limit(1), WaitingRoom(10)
+    full, free, room = Limit(0), Limit(1), WaitingRoom(40)
     waiting = asyncio.ensure_future(room.admit("full", Client().visit(), lambda: full.enter("x")))
     await until(lambda: full.asked)
     assert await room.admit("free", Client().visit(), lambda: free.enter("y")) == "y"
@@ -98,7 +98,7 @@ async def test_one_line_does_not_hold_up_another() -> None:
 
 
 async def test_patience_ends_with_the_limits_own_answer() -> None:
-    limit, room = Limit(0), WaitingRoom(10)
+    limit, room = Limit(0), WaitingRoom(40)
     with pytest.raises(TooManyRequests) as refused:
         await room.admit("key", Client().visit(longest=0.05), lambda: limit.enter("x"))
     assert (refused.value.message, refused.value.retry_after_seconds) == ("full", 7)
@@ -117,7 +117,7 @@ async def test_only_so_many_wait() -> None:
 
 
 async def test_a_stopping_process_sends_them_elsewhere() -> None:
-    limit, room, stopping = Limit(0), WaitingRoom(10), asyncio.Event()
+    limit, room, stopping = Limit(0), WaitingRoom(40), asyncio.Event()
     waiting = asyncio.ensure_future(room.admit("a", Client().visit(stopping=stopping), lambda: limit.enter("x")))
     await until(lambda: limit.asked)
     stopping.set()
@@ -139,7 +139,7 @@ async def test_a_try_that_began_is_not_cut_off() -> None:
         await go_on.wait()
         return "stored"
 
-    waiting = asyncio.ensure_future(WaitingRoom(10).admit("a", client.visit(longest=0.2), store))
+    waiting = asyncio.ensure_future(WaitingRoom(40).admit("a", client.visit(longest=0.2), store))
     await begun.wait()
     client.gone.set()
     await asyncio.sleep(0.25)
@@ -159,3 +159,29 @@ def test_a_clients_patience() -> None:
         assert of(x_stainless_read_timeout=odd) == 290
     visit = Visit(Client(x_stainless_read_timeout="60").request, asyncio.Event(), longest=290)
     assert visit.waits_until - time.monotonic() < 60 < 200 < visit.remaining_seconds
+
+
+async def test_a_key_leaves_room_for_others() -> None:
+    """A line has a quarter of the places and of the bytes; the first of another one finds room."""
+    full, room, clients = Limit(0), WaitingRoom(8, most_bytes=400), [Client() for _ in range(6)]
+
+    def enter(line: str, client: Client, size: int) -> asyncio.Future[str]:
+        visit = Visit(client.request, asyncio.Event(), longest=60.0, size=size)
+        return asyncio.ensure_future(room.admit(line, visit, lambda: full.enter(line)))
+
+    greedy = [enter("greedy", client, 10) for client in clients[:3]]
+    await until(lambda: greedy[2].done())
+    assert isinstance(greedy[2].exception(), TooManyRequests) and not greedy[0].done() and not greedy[1].done()
+    large = [enter("large", client, 90) for client in clients[3:5]]
+    await until(lambda: large[1].done())
+    assert isinstance(large[1].exception(), TooManyRequests) and not large[0].done()
+    too_large = enter("other", clients[5], 300)  # no room for it in all
+    await until(too_large.done)
+    assert isinstance(too_large.exception(), TooManyRequests)
+    for task in (*greedy, *large):
+        task.cancel()
+    await asyncio.gather(*greedy, *large, return_exceptions=True)
+    alone = enter("other", clients[5], 1000)  # nobody else waits
+    await asyncio.sleep(0.02)
+    assert not alone.done()
+    alone.cancel()
