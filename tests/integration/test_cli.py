@@ -211,6 +211,8 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(served: Served, vdiff: Run, t
     try:
         _, out, _ = vdiff("batch", "submit", str(requests), "--json")
         batch_id = json.loads(out)["id"]
+        code, _, err = vdiff("batch", "get", batch_id, "--wait", "--timeout", "0.2")
+        assert code == 6 and "it goes on" in err
         _, out, _ = vdiff("submit", "What is 17 + 25?", "--json")
         job_id = json.loads(out)["id"]
         opened = [
@@ -255,3 +257,9 @@ def test_models_and_a_chat_without_a_terminal(vdiff: Run) -> None:
     assert json.loads(lines[0])["id"] == "vdiff-tiny"
     code, out, err = vdiff("chat", "--temperature", "0", stdin="What is 17 + 25?\n/new\nSort the numbers: 5 2 9 1\n")
     assert (code, out, err) == (0, "42\n1 2 5 9\n", "")
+    code, out, err = vdiff("chat", "--temperature", "0", "--json", stdin="What is 17 + 25?\n/what\nWhat is 1 + 2?\n")
+    first, second = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and first["result"]["choices"][0]["message"]["content"] == "42" and "/new begins anew" in err
+    assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]  # the first turn is part of it
+    code, out, err = vdiff("chat", "--set", "temperature=9", stdin="What is 17 + 25?\n")
+    assert (code, out) == (1, "") and "temperature" in err

@@ -18,6 +18,7 @@ from tests.integration.conftest import ROOT, Served, eventually
 from tests.integration.test_evaluations import look, over, sums
 from vdiff import AsyncClient, Client
 from vdiff.cli import app
+from vdiff.cli.exits import exit_code
 from vdiff.embedded.process import free_port
 
 pytestmark = pytest.mark.integration
@@ -64,8 +65,7 @@ def test_run_compare_report_list(folder: Path, served: Served) -> None:
     assert "fast | 90.0% |" in vdiff("report", made["id"], "--format", "markdown", "--output", "-").stdout
     assert made["id"] in [e["id"] for e in json.loads(vdiff("list", "--json").stdout)]
     assert "sums [/bold]  completed  10/10   [/red]fast" in vdiff("list").stdout
-    timed_out = vdiff("wait", made["id"], "--timeout", "60", "--base-url", served.url)
-    assert timed_out.exit_code == 0
+    assert vdiff("wait", made["id"], "--timeout", "60", "--base-url", served.url).exit_code == 0
 
 
 def test_the_other_options_of_every_client_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +122,8 @@ def test_ctrl_c_lets_it_go_on_and_says_how_to_come_back(folder: Path, served: Se
             process.kill()
     assert process.returncode == 130 and f"vdiff eval wait {made}" in said
     assert look(served, made)["status"] == "in_progress"
+    timed_out = vdiff("wait", made, "--timeout", "0.1").exception
+    assert isinstance(timed_out, Exception) and exit_code(timed_out) == 6
     assert vdiff("cancel", made).exit_code == 0
     assert over(served, made)["status"] == "cancelled"
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from vdiff.cli import exits
 from vdiff.cli.connect import (
     Algorithm,
     BaseUrl,
@@ -20,7 +22,7 @@ from vdiff.cli.connect import (
     connected,
     fields_of,
 )
-from vdiff.cli.options import examples
+from vdiff.cli.options import AsJson, examples
 from vdiff.cli.output import console
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ HELP = "/new begins anew, /quit (or Ctrl-D) ends, Ctrl-C stops an answer"
     epilog=examples(
         "vdiff chat", "vdiff chat --algorithm threshold --set diffusion.threshold=0.8",
         'vdiff chat --system "Answer with a number." --temperature 0', 'echo "What is 17 + 25?" | vdiff chat',
+        "cat turns.txt | vdiff chat --json | jq .usage",
     )
 )  # fmt: skip
 def chat(
@@ -44,78 +47,94 @@ def chat(
     seed: Seed = None,
     algorithm: Algorithm = None,
     given: Set = None,
+    as_json: AsJson = False,
     base_url: BaseUrl = None,
     api_key: Key = None,
 ) -> None:
     """Talk to a model. Committed text is plain, what is only proposed is dim, masks are shades. Without a terminal, each line
-    of stdin is a turn and each answer is printed when it is whole."""
+    of stdin is a turn, each answer is printed when it is whole (with --json its job, an object a line), and the exit code is 1
+    when one did not come."""
     fields = fields_of(given, max_tokens=max_tokens, temperature=temperature, seed=seed, algorithm=algorithm)
     out = console()
+    drawn = out.is_terminal and not as_json
     begin: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
     messages = list(begin)
+    missed = False
     with connected(base_url, api_key, model) as client:
-        if out.is_terminal:
-            out.print(f"{client.base_url}: {HELP}", style="dim")
-        while (said := _ask(out)) is not None:
+        if drawn:
+            out.print(f"{client.base_url}: {HELP}", style="dim", markup=False)
+        while (said := _ask(out if drawn else None)) is not None:
             if said in ("/quit", "/exit"):
-                return
+                break
             if said == "/new":
                 messages = list(begin)
             elif said.startswith("/"):
-                out.print(HELP, style="dim")
+                typer.echo(HELP, err=True)
             elif said:
                 messages.append({"role": "user", "content": said})
-                answer = _answer(client, messages, fields, out)
+                job = _answer(client, messages, fields, out if drawn else None)
+                answer = None if job is None else _told(job, out, drawn, as_json)
                 if answer is None:
                     messages.pop()  # an answer that did not come is no part of the conversation
+                    missed = True
                 else:
                     messages.append({"role": "assistant", "content": answer})
+    if missed and not drawn:
+        raise typer.Exit(exits.FAILED)
 
 
-def _ask(out: Console) -> str | None:
-    """The next turn; None when there is no more."""
+def _ask(out: Console | None) -> str | None:
+    """The next turn, asked for where there is a terminal; None when there is no more."""
     try:
-        if sys.stdin.isatty():
+        if out is not None and sys.stdin.isatty():
             return out.input("[bold cyan]> [/]").strip()
         line = sys.stdin.readline()
         return line.strip() if line else None
-    except (EOFError, KeyboardInterrupt):
+    except EOFError:
+        return None
+    except KeyboardInterrupt:
+        if out is None:
+            raise
         return None
 
 
-def _answer(client: Client, messages: list[dict[str, str]], fields: dict[str, Any], out: Console) -> str | None:
+def _answer(client: Client, messages: list[dict[str, str]], fields: dict[str, Any], out: Console | None) -> Job | None:
+    """The job, when it is over; drawn meanwhile where there is a terminal. None: refused, or stopped by Ctrl-C there."""
     from vdiff.cli.canvas import draw
     from vdiff.client import ApiError
 
-    shown = out.is_terminal
-    body = {**fields, "diffusion": {**fields.get("diffusion", {}), "visualize": True}} if shown else fields
+    body = fields if out is None else {**fields, "diffusion": {**fields.get("diffusion", {}), "visualize": True}}
     try:
         job = client.submit(messages, priority="interactive", extra_body=body)
     except ApiError as exc:  # a field is wrong, or the conversation has become too long: the next turn may do better
         typer.echo(exc.message, err=True)
         return None
     try:
-        if shown:
+        if out is not None:
             draw(client.stream(job), out)
-        over = client.wait(job)
+        return client.wait(job)
     except KeyboardInterrupt:
         client.cancel(job)
+        if out is None:
+            raise
         out.print("stopped", style="yellow")
         return None
-    return _told(over, out, shown)
 
 
-def _told(job: Job, out: Console, shown: bool) -> str | None:
+def _told(job: Job, out: Console, drawn: bool, as_json: bool) -> str | None:
+    """Say what came; the answer's text, None when there is none."""
+    if as_json:
+        typer.echo(json.dumps(job.raw))
     if not job.ok:
         typer.echo(str((job.error and job.error.get("message")) or job.status), err=True)
         return None
-    if shown:
+    if drawn:
         facts = job.diffusion or {}
         seconds = ((job.timing or {}).get("total_ms") or 0.0) / 1000
         tokens = (job.usage or {}).get("completion_tokens", 0)
         per_forward = facts.get("tokens_per_forward")
         text = f"{tokens} tokens in {seconds:.2f} s" + (f", {per_forward:.1f} a forward" if per_forward else "")
         out.print(text, style="dim")
-    else:
+    elif not as_json:
         out.print(job.text or "", markup=False, soft_wrap=True)
     return job.text or ""

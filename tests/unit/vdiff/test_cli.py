@@ -163,7 +163,7 @@ def test_every_client_command_has_examples_and_json() -> None:
         ):
             assert name in with_examples
             options = {option for parameter in command.params for option in parameter.opts}
-            assert "--json" in options or name in ("vdiff chat", "vdiff batch results", "vdiff eval report")
+            assert "--json" in options or name in ("vdiff batch results", "vdiff eval report")
 
 
 def test_help_keeps_its_examples_line_by_line(
@@ -231,6 +231,23 @@ def test_listings_keep_ids_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     assert row.startswith(f"{job_id}  succeeded  some-org") and "\u2026" in row and "[red]" in row and len(row) <= 80
     Listing("job").print("nothing")
     assert out.getvalue().endswith("nothing\n")
+
+
+def test_an_address_is_not_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    from contextlib import contextmanager
+
+    from vdiff.cli import chat
+
+    @contextmanager
+    def somebody(*_: Any) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(base_url="http://[fe80::1]:8000")
+
+    out = io.StringIO()
+    monkeypatch.setattr(chat, "connected", somebody)
+    monkeypatch.setattr(chat, "console", lambda: Console(file=out, width=120, force_terminal=True, highlight=False))
+    monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))
+    chat.chat()
+    assert "http://[fe80::1]:8000: /new begins anew" in out.getvalue()
 
 
 def test_a_conflict_of_one_job_does_not_keep_the_rest(

@@ -128,6 +128,21 @@ async def test_the_async_map() -> None:
     assert outcomes[2].text == "LATER" and outcomes[3].text == "LOST" and len(server.jobs) == 24
 
 
+def test_the_bar_on_a_terminal_has_rate_time_left_and_errors_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    out = Terminal()
+    with Bar("prompts", total=10, stream=out) as bar:
+        bar.update(3, 0, 10)
+        bar.update(4, 2, 10)
+    last = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue()).splitlines()[-1]
+    assert re.search(r"prompts .* 4/10 [\d.]+/s ETA [-\d:]+ 2 failed", last), last
+
+
 def test_the_bar_in_a_log_has_no_control_codes() -> None:
     out = StringIO()
     with Bar("prompts", stream=out) as bar:
