@@ -187,6 +187,9 @@ class OnTerminal:
         self.screen += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", data.decode(errors="replace"))
         return bool(data)
 
+    def types(self, line: str) -> None:
+        os.write(self._ours, line.encode() + b"\n")
+
     def interrupt(self) -> int:
         """Ctrl-C; its exit code."""
         self.process.send_signal(signal.SIGINT)
@@ -263,3 +266,28 @@ def test_models_and_a_chat_without_a_terminal(vdiff: Run) -> None:
     assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]  # the first turn is part of it
     code, out, err = vdiff("chat", "--set", "temperature=9", stdin="What is 17 + 25?\n")
     assert (code, out) == (1, "") and "temperature" in err
+
+
+def test_a_chat_on_a_terminal(served: Served) -> None:
+    """Ctrl-C stops an answer and cancels its job; the conversation goes on without it."""
+    chat = OnTerminal(served, "chat", "--temperature", "0")
+    try:
+        chat.shows(f"{served.url}: /new begins anew")
+        served.worker.signal(signal.SIGSTOP)
+        chat.types("What is 1 + 1?")
+        chat.shows("queued, waiting for a worker")
+        chat.process.send_signal(signal.SIGINT)
+        chat.shows("stopped")
+        stopped = served.client.get("/v1/jobs", params={"limit": 1}).json()["data"][0]
+        assert stopped["status"] == "cancelled" or stopped["cancel_requested"]
+        served.worker.signal(signal.SIGCONT)
+        chat.types("What is 17 + 25?")
+        chat.shows(" tokens in ")
+        assert "\r42\r\n" in chat.screen
+        chat.types("/quit")
+        assert chat.process.wait(30) == 0
+    finally:
+        served.worker.signal(signal.SIGCONT)
+        chat.close()
+    (last,) = served.jobs.execute(text("SELECT body->'messages' FROM jobs ORDER BY created_at DESC LIMIT 1"))
+    assert [message["content"] for message in last[0]] == ["What is 17 + 25?"]
