@@ -22,7 +22,7 @@ from redis.exceptions import RedisError
 from sqlalchemy import Row, Update, func
 
 from shared.batches import repository
-from shared.batches.lines import InputLine, LineSplitter, output_line, parse_line
+from shared.batches.lines import InputLine, LineSplitter, output_line, parse_line, unstored_line
 from shared.batches.status import BatchStatus
 from shared.batches.views import summary_of
 from shared.db.session import AsyncDatabase
@@ -315,7 +315,7 @@ class _Work:
                 checked = await checker.check(lines)
                 if checked.errors:  # good before, bad now: the file or the model is another
                     if cancelling:
-                        return
+                        return  # `_write_file` tells of the rest
                     await self._abandon(checked.errors)
                 rows = []
                 for line, prepared in checked.prepared:
@@ -340,10 +340,10 @@ class _Work:
         return {**prepared.values, "batch_id": self._row.id, "batch_line": line.number, "pushed_at": None}
 
     async def _abandon(self, errors: list[dict[str, Any]]) -> None:
-        """The rest of the lines cannot be had: stop those that run, and say why."""
-        await self._cancel_open()
-        await self._fail(errors)
-        raise Lost
+        """The rest of the lines cannot be had: stop those that run, keep what there is in files, and say why."""
+        await self._move(BatchStatus.IN_PROGRESS, status=BatchStatus.CANCELLING.value, errors=errors[:MAX_ERRORS])
+        _log.info("batch_abandoned", batch_id=self._row.id, stored=self._row.stored, first=errors[0]["code"])
+        raise Lost  # whoever takes it next goes on from there
 
     # cancelling
 
@@ -374,7 +374,9 @@ class _Work:
             by_status = {s: n for s, n in (await session.execute(repository.counts(self._row.id))).all()}
             prompt, completion = (await session.execute(repository.usage(self._row.id))).one()
             errors = [dict(e._mapping) for e in (await session.execute(repository.top_errors(self._row.id))).all()]
+        unstored = self._row.total - self._row.stored
         summary = summary_of(by_status, int(prompt), int(completion), errors)
+        summary["failed"] += unstored
         written: dict[str, Upload] = {}
         for name, succeeded in (("output", True), ("error", False)):
             if summary["completed" if succeeded else "failed"]:
@@ -394,6 +396,8 @@ class _Work:
                   failed=summary["failed"])  # fmt: skip
 
     def _end(self, by_status: Mapping[str, int]) -> tuple[BatchStatus, str]:
+        if self._row.errors is not None:  # it was abandoned
+            return BatchStatus.FAILED, "failed_at"
         if self._row.cancelling_at is not None:
             return BatchStatus.CANCELLED, "cancelled_at"
         if by_status.get(JobStatus.EXPIRED.value) and self._row.expires_at <= self._row.finalizing_at:
@@ -411,10 +415,37 @@ class _Work:
                     statement = repository.results(self._row.id, succeeded=succeeded, after_line=after)
                     page = (await session.execute(statement)).all()
                 if not page:
-                    return upload
+                    break
                 after = page[-1].batch_line
                 await upload.write(b"".join(await asyncio.to_thread(_lines_of, page)))
                 await self._move(BatchStatus.FINALIZING)
+            if not succeeded:
+                async for lines in self._unstored():
+                    await upload.write(b"".join(lines))
+                    await self._move(BatchStatus.FINALIZING)
+            return upload
+
+    async def _unstored(self) -> AsyncIterator[list[bytes]]:
+        """Lines of the error file for those of the input that never became jobs, some at a time; none if it is unreadable."""
+        if self._row.stored >= self._row.total:
+            return
+        error = (
+            self._row.errors[0]
+            if self._row.errors
+            else {"code": "batch_cancelled", "message": "the batch was cancelled"}
+        )
+        seen = 0
+        try:
+            async for lines in self._chunks():
+                made = []
+                for number, raw in lines:
+                    line = parse_line(number, raw, self._row.endpoint)
+                    seen += line is not None
+                    if line is not None and seen > self._row.stored:
+                        made.append(unstored_line(self._row.id, line, error))
+                yield made
+        except (VDiffError, ContentMissing) as exc:
+            _log.warning("batch_input_unreadable", batch_id=self._row.id, error=type(exc).__name__)
 
 
 def _lines_of(rows: Sequence[Row[Any]]) -> list[bytes]:

@@ -109,6 +109,15 @@ def output_line(row: Mapping[Any, Any]) -> bytes:
     return (json.dumps(output_object(row), separators=(",", ":")) + "\n").encode()
 
 
+def unstored_line(batch_id: str, line: InputLine, error: Mapping[str, Any]) -> bytes:
+    """A line of the error file for a line of the input that never became a job."""
+    shown = {
+        "id": f"batch_req_{batch_id.removeprefix('batch_')}_{line.number}", "custom_id": line.custom_id, "response": None,
+        "error": {"code": error["code"], "message": error["message"]},
+    }  # fmt: skip
+    return (json.dumps(shown, separators=(",", ":")) + "\n").encode()
+
+
 def output_object(row: Mapping[Any, Any]) -> dict[str, Any]:
     job_id = row["id"]
     common = {"id": f"batch_req_{job_id.removeprefix('job_')}", "custom_id": row["custom_id"]}

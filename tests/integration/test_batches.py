@@ -403,6 +403,28 @@ def test_a_cancelled_batch_accounts_for_lines_that_were_no_jobs_yet(whole: Calla
     assert {e["error"]["code"] for e in errors} == {"batch_cancelled"}
 
 
+def test_a_model_that_goes_in_the_middle_leaves_no_line_untold(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
+    api = whole()
+    client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
+    lines = [line(f"line-{i}", max_tokens=1) for i in range(1_200)]
+    batch = client.batches.create(input_file_id=upload(client, lines).id, endpoint=CHAT, completion_window="24h")
+    eventually(lambda: client.batches.retrieve(batch.id).vdiff["stored"] == 1_200, seconds=60)
+    eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 0, seconds=60)
+    with jobs.database.write() as session:  # as if they were being stored, and the model then serves something else
+        session.execute(text("DELETE FROM jobs WHERE batch_line > 700"))
+        session.execute(text("UPDATE batches SET stored = 700, holder = NULL, lease_until = now() + interval '2 s'"))
+        session.execute(text("UPDATE models SET card = jsonb_set(card, '{capabilities,endpoints}', '[]')"))
+    ended = over(client, batch.id)
+    stored = ended.vdiff["stored"]
+    assert (ended.status, ended.errors.data[0].code, stored) == ("failed", "invalid_parameter", 700)
+    done = {m["custom_id"] for m in lines_of(client, ended.output_file_id)}
+    errors = {m["custom_id"]: m["error"]["code"] for m in lines_of(client, ended.error_file_id)}
+    assert done and done | set(errors) == {f"line-{i}" for i in range(1_200)} and not done & set(errors)
+    assert [errors[f"line-{i}"] for i in range(700, 1_200)] == ["invalid_parameter"] * 500
+    assert ended.request_counts.completed == len(done) and ended.request_counts.failed == len(errors)
+    assert ended.outcome == "some_failed"
+
+
 def test_a_file_in_use_stays_and_the_window_ends_a_batch(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
     api = whole()
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
