@@ -85,7 +85,7 @@ class Supervisor:
         self._embedded: list[Child] = []
         self._servers: list[EmbeddedPostgres | EmbeddedRedis] = []
         self._env: dict[str, str] = {}
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, soft_wrap=True, emoji=False)
         self._data_dir = settings.data_dir.expanduser().absolute()
         self._port = settings.port
         self._flower_port = settings.flower_port

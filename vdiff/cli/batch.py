@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 
 from shared.errors import InvalidParameter
 from vdiff.cli import exits
 from vdiff.cli.connect import BaseUrl, Key, Metadata, Timeout, connected, pairs
 from vdiff.cli.options import AsJson, examples
-from vdiff.cli.output import Listing, console, detached, style_of
+from vdiff.cli.output import Listing, detached, fact, style_of, write
 
 if TYPE_CHECKING:
     from vdiff.client import Batch, BatchItem, Client
@@ -37,21 +36,18 @@ def endpoint_of(file: Path) -> str:
 
 def show(batch: Batch) -> None:
     """A batch for people."""
-    out = console()
     counts = batch.request_counts
-    out.print(f"batch     {batch.id}")
-    out.print(
-        f"status    [{style_of(batch.status)}]{batch.status}[/]" + (f", {batch.outcome}" if batch.outcome else "")
-    )
-    out.print(f"model     {escape(batch.model or '')}")
-    out.print(f"lines     {counts['total']}: {counts['completed']} succeeded, {counts['failed']} failed")
+    fact("batch", batch.id)
+    fact("status", batch.status + (f", {batch.outcome}" if batch.outcome else ""), style_of(batch.status))
+    fact("model", batch.model or "")
+    fact("lines", f"{counts['total']}: {counts['completed']} succeeded, {counts['failed']} failed")
     for name, file in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
         if file:
-            out.print(f"{name:<10}{file}")
+            fact(name, file)
     for error in batch.top_errors or ():
-        out.print(f"{'':<10}{json.dumps(error, ensure_ascii=False)}", markup=False)
+        fact("", json.dumps(error, ensure_ascii=False))
     for error in (batch.errors or {}).get("data", ())[:20]:
-        out.print(f"line {error.get('line')}: {error.get('code')}: {error.get('message')}", markup=False)
+        write(f"line {error.get('line')}: {error.get('code')}: {error.get('message')}")
 
 
 def finished(client: Client, batch: Batch, timeout: float | None, output: Path | None, as_json: bool) -> None:
@@ -209,4 +205,4 @@ def results(
         for item in client.batch_items(batch, status=status):
             if item.done:
                 plain = (item.text or "").replace("\\", "\\\\").replace("\n", "\\n")
-                typer.echo(f"{item.custom_id}\t{plain}" if text else result_line(item))
+                write(f"{item.custom_id}\t{plain}" if text else result_line(item))

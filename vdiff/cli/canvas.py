@@ -9,6 +9,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from vdiff.cli.output import visible
+
 if TYPE_CHECKING:
     from vdiff.client import Event
 
@@ -47,11 +49,11 @@ class Canvas:
     def text(self, index: int) -> Text:
         committed, whole = self._committed.get(index, ""), self._whole.get(index)
         if whole is None:
-            return Text(committed)
+            return Text(visible(committed))
         # Committed may be ahead of the canvas' first characters only by what stop strings hide.
         shared = len(committed) if whole.startswith(committed) else 0
-        rest = Text(whole[shared:], style="dim")
-        return Text(whole[:shared]) + rest
+        rest = Text(visible(whole[shared:]), style="dim")
+        return Text(visible(whole[:shared])) + rest
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [self.text(index) for index in sorted(self._committed)]

@@ -23,7 +23,7 @@ from vdiff.cli.connect import (
     fields_of,
 )
 from vdiff.cli.options import AsJson, examples
-from vdiff.cli.output import console
+from vdiff.cli.output import console, write
 
 if TYPE_CHECKING:
     from vdiff.client import Client, Job
@@ -136,5 +136,5 @@ def _told(job: Job, out: Console, drawn: bool, as_json: bool) -> str | None:
         text = f"{tokens} tokens in {seconds:.2f} s" + (f", {per_forward:.1f} a forward" if per_forward else "")
         out.print(text, style="dim")
     elif not as_json:
-        out.print(job.text or "", markup=False, soft_wrap=True)
+        write(job.text or "")
     return job.text or ""

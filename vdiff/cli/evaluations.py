@@ -13,7 +13,7 @@ from shared.errors import ConfigurationError
 from vdiff.cli.connect import BaseUrl, Key, Timeout, connected
 from vdiff.cli.exits import FAILED, INTERRUPTED
 from vdiff.cli.options import AsJson, examples
-from vdiff.cli.output import Listing, console
+from vdiff.cli.output import Listing, console, visible, write
 
 if TYPE_CHECKING:
     from vdiff.client import Client, Evaluation
@@ -82,16 +82,15 @@ def show(evaluation: Evaluation) -> None:
     for i, name in enumerate(table.SUMMARY):
         shown.add_column(name, justify="right" if i else "left", no_wrap=not i)
     for configuration in evaluation.configurations:
-        shown.add_row(*(Text(cell) for cell in table.summary_row(configuration)))
-    out = console()
-    out.print(shown)
+        shown.add_row(*(Text(visible(cell)) for cell in table.summary_row(configuration)))
+    console().print(shown)
     for c in evaluation.configurations:
         if c["error"] is not None:
-            out.print(f"{c['name']} failed: {c['error']['message']}", markup=False)
+            write(f"{c['name']} failed: {c['error']['message']}")
         if c["waiting_for"] is not None:
-            out.print(f"{c['name']}: {c['waiting_for']}", markup=False)
+            write(f"{c['name']}: {c['waiting_for']}")
         for e in c["top_errors"]:
-            out.print(f"{c['name']}: {e['count']} times {e['code']}: {e['message']}", markup=False)
+            write(f"{c['name']}: {e['count']} times {e['code']}: {e['message']}")
 
 
 def finish(evaluation: Evaluation, as_json: bool) -> None:

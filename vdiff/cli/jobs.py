@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from vdiff.cli import exits
 from vdiff.cli.connect import BaseUrl, Key, Metadata, Timeout, connected, pairs
 from vdiff.cli.options import AsJson, examples
-from vdiff.cli.output import Listing, console, detached, style_of
+from vdiff.cli.output import Listing, console, detached, fact, style_of, write
 
 if TYPE_CHECKING:
     from vdiff.client import Client, Event, Job
@@ -76,12 +75,11 @@ def list_jobs(
 
 def show(job: Job) -> None:
     """A job for people: what it is, how it went, its text."""
-    out = console()
     timing = job.timing or {}
     facts = {
         "job": job.id,
-        "status": f"[{style_of(job.status)}]{job.status}[/]",
-        "model": escape(job.model),
+        "status": job.status,
+        "model": job.model,
         "made": _ago(job.created_at),
         "ran": _took(job),
         "waits": None if job.queue_position is None else f"place {job.queue_position}",
@@ -90,19 +88,18 @@ def show(job: Job) -> None:
         "tokens": None if job.usage is None else f"{job.usage['prompt_tokens']} + {job.usage['completion_tokens']}",
         "forwards": (job.diffusion or {}).get("forwards"),
         "queued": f"{timing['queued_ms']:.0f} ms" if timing.get("queued_ms") is not None else None,
-        "labels": escape(", ".join(f"{k}={v}" for k, v in job.metadata.items())) or None,
-        "custom id": escape(job.custom_id or ""),
+        "labels": ", ".join(f"{k}={v}" for k, v in job.metadata.items()),
+        "custom id": job.custom_id,
         "batch": job.batch_id,
     }
     for name, value in facts.items():
         if value not in (None, ""):
-            out.print(f"{name:<10}{value}")
+            fact(name, value, style_of(job.status) if name == "status" else "")
     if job.error is not None:
-        out.print(f"{'error':<10}", end="")
-        out.print(f"{job.error.get('code')}: {job.error.get('message')}", markup=False)
+        fact("error", f"{job.error.get('code')}: {job.error.get('message')}")
     for text in job.texts:
-        out.print()
-        out.print(text, markup=False, soft_wrap=True)
+        write("")
+        write(text)
 
 
 @app.command(epilog=examples("vdiff jobs get job_01j...", "vdiff jobs get job_01j... --wait --json | jq .result"))
@@ -157,7 +154,7 @@ def watch(job: JobId, as_json: AsJson = False, base_url: BaseUrl = None, api_key
             draw(events, out)
         else:
             for line in lines_of(events):
-                out.print(line, markup=False)
+                write(line)
         found = client.get(job)
     if not as_json and (not out.is_terminal or not found.ok):
         show(found)

@@ -8,7 +8,7 @@ import typer
 
 from vdiff.cli.connect import BaseUrl, Key, connected
 from vdiff.cli.options import AsJson, examples
-from vdiff.cli.output import Listing, console
+from vdiff.cli.output import Listing, write
 
 app = typer.Typer()
 
@@ -22,9 +22,8 @@ def models(as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = Non
         for model in found:
             typer.echo(json.dumps(model.raw))
         return
-    out = console()
     if not found:
-        out.print("no model yet; a worker registers its own: `vdiff worker`", markup=False)
+        write("no model yet; a worker registers its own: `vdiff worker`")
         return
     listing = Listing("model", "workers", "slots", "context", "family", "device", "dtype", shrink=("family", "dtype"))
     for model in found:
@@ -32,6 +31,6 @@ def models(as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = Non
                     model.dtype)  # fmt: skip
     listing.print("")
     for model in found:
-        out.print()
+        write("")
         for name in ("algorithms", "caches", "endpoints"):
-            out.print(f"{model.id} {name}: {', '.join(model.capabilities.get(name, ()))}", markup=False)
+            write(f"{model.id} {name}: {', '.join(model.capabilities.get(name, ()))}")

@@ -20,6 +20,27 @@ _STYLES = {
 }  # fmt: skip
 
 
+# Control codes as signs, all but tab and line end.
+_SIGNS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\t\n"}
+_SIGNS |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def visible(text: str) -> str:
+    """For a terminal: what a model or another user wrote must not command it."""
+    return text.translate(_SIGNS)
+
+
+def write(text: str) -> None:
+    """A line that somebody else wrote: as it is for a program, visible on a terminal. Never through rich, which takes
+    `[b]` for a style, `:bug:` for a picture and a tab for spaces."""
+    typer.echo(visible(text) if sys.stdout.isatty() else text, color=True)  # else it takes escape sequences out
+
+
+def fact(name: str, value: object, style: str = "") -> None:
+    """A line of what `show` commands tell: the name, padded, and the value."""
+    console().print(Text.assemble(f"{name:<10}", (visible(str(value)), style)), soft_wrap=True)
+
+
 def style_of(status: str) -> str:
     return _STYLES.get(status, "default")
 
@@ -27,7 +48,7 @@ def style_of(status: str) -> str:
 def console(*, err: bool = False) -> Console:
     """Of stdout, or of stderr for what is not the answer."""
     stream = sys.stderr if err else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False)
+    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, emoji=False)
 
 
 class Listing:
@@ -45,7 +66,8 @@ class Listing:
 
     @staticmethod
     def _cell(text: str, shrinks: bool, style: str = "") -> Text:
-        return Text(text, style=style, no_wrap=True, overflow="ellipsis") if shrinks else Text(text, style=style)
+        cell = visible(text).replace("\n", "\u240a")  # a row is a line
+        return Text(cell, style=style, no_wrap=True, overflow="ellipsis") if shrinks else Text(cell, style=style)
 
     def add(self, *cells: str, status: int | None = None) -> None:
         """A row of plain texts; the cell at `status` is coloured by what it says."""

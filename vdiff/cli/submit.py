@@ -30,7 +30,7 @@ from vdiff.cli.connect import (
     prompts_of,
 )
 from vdiff.cli.options import AsJson, examples
-from vdiff.cli.output import detached
+from vdiff.cli.output import detached, write
 
 if TYPE_CHECKING:
     from vdiff.client import Client, Outcome
@@ -128,7 +128,7 @@ def _one(
         typer.echo(json.dumps(job.raw))
     elif wait:
         for text in job.require().texts:
-            typer.echo(text)
+            write(text)
     else:
         typer.echo(job.id)
         typer.echo(f"its answer: vdiff jobs get {job.id} --wait", err=True)

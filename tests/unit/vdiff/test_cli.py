@@ -21,8 +21,8 @@ from vdiff import client as module
 from vdiff.cli import app, exits, main
 from vdiff.cli.canvas import Canvas
 from vdiff.cli.connect import fields_of, pairs, prompts_of
-from vdiff.cli.jobs import lines_of
-from vdiff.cli.output import Listing
+from vdiff.cli.jobs import lines_of, show
+from vdiff.cli.output import Listing, write
 from vdiff.client import Event
 
 NONE: dict[str, Any] = {"max_tokens": None, "temperature": None, "seed": None, "algorithm": None}
@@ -225,12 +225,32 @@ def test_listings_keep_ids_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr("vdiff.cli.output.console", lambda: Console(file=out, width=80))
     listing = Listing("job", "status", "model", "note", shrink=("model", "note"))
-    listing.add(job_id, "succeeded", "some-organisation/" + "x" * 60, "[red]no markup[/red]" * 3, status=1)
+    listing.add(job_id, "succeeded", "some-organisation/" + "x" * 60, "[red]no\nmarkup[/red]" * 3, status=1)
     listing.print("nothing")
     _, row = out.getvalue().splitlines()
     assert row.startswith(f"{job_id}  succeeded  some-org") and "\u2026" in row and "[red]" in row and len(row) <= 80
     Listing("job").print("nothing")
     assert out.getvalue().endswith("nothing\n")
+
+
+def test_what_a_model_wrote_is_printed_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """For a program to the byte; on a terminal it commands nothing."""
+    answer = "a :bug:\t[red]no markup[/red]\nb \x1b[31mred\r\x9b" + "x" * 1200
+    job = module.Job.of({
+        "id": "job_1", "object": "job", "status": "succeeded", "model": "m [/b]", "created_at": 1, "attempts": 1,
+        "metadata": {"k": "[bold] :bug: \x1b[2J"}, "result": {"choices": [{"index": 0, "text": answer}]},
+    })  # fmt: skip
+    show(job)
+    out = capsys.readouterr().out
+    assert out.endswith(f"\n\n{answer}\n")
+    assert (
+        "status    succeeded\n" in out and "model     m [/b]\n" in out and "labels    k=[bold] :bug: \u241b[2J\n" in out
+    )
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    write(answer)
+    assert capsys.readouterr().out == answer.translate({0x1B: "\u241b", 0x0D: "\u240d", 0x9B: "\ufffd"}) + "\n"
 
 
 def test_an_address_is_not_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
