@@ -156,7 +156,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks,
     ):
         app.include_router(module.router, dependencies=[Depends(known_query)])
-    for router in (keys.own, keys.router, responses.creating):  # `self` before the ids
+    for router in (keys.own, keys.router, responses.creating, webhooks.secrets_router):  # `self` before the ids
         app.include_router(router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)

@@ -154,16 +154,16 @@ async def principal_of(request: Request, context: ContextDep, principal: CallerD
 PrincipalDep = Annotated[Principal, Depends(principal_of)]
 
 
-def requires(scope: Scope, *, counted: bool = True) -> Any:
-    """A dependency for a router: the caller has the scope. Raises Forbidden.
+def requires(*scopes: Scope, counted: bool = True) -> Any:
+    """A dependency for a router: the caller has one of the scopes. Raises Forbidden.
 
     Args:
         counted: False where the route counts its request itself, because it lets it wait.
     """
 
     def check(principal: Principal) -> None:
-        if not principal.may(scope):
-            raise Forbidden(f"this API key lacks the scope {scope.value!r}")
+        if not any(principal.may(scope) for scope in scopes):
+            raise Forbidden(f"this API key lacks the scope {' or '.join(repr(scope.value) for scope in scopes)}")
 
     async def check_counted(principal: PrincipalDep) -> None:
         check(principal)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from shared.errors import InvalidParameter, UnknownParameter
@@ -55,3 +56,9 @@ def known(fields: Mapping[str, Any], allowed: tuple[str, ...], prefix: str) -> d
             param = f"{prefix}{str(name)[:80]}"
             raise UnknownParameter(f"{param} is not supported; known here: {', '.join(allowed)}", param=param)
     return {k: v for k, v in fields.items() if v is not None}
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """`; did you mean x?` of a name that is nearly another; nothing if it is none."""
+    near = difflib.get_close_matches(name[:80], sorted(known), n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -311,7 +311,7 @@ class Supervisor:
         served = next((m["id"] for m in models if m["workers"]), models[0]["id"])
         shown = "" if answer.status_code == 200 and key is None else " -H 'authorization: Bearer KEY'"
         self._say("")
-        self._say(f"vdiff is ready   API {url}   docs {url}/docs")
+        self._say(f"vdiff is ready   dashboard {url}/   API {url}/v1   docs {url}/docs")
         if self._flower:
             self._say(f"Flower           {url.rpartition(':')[0]}:{self._flower_port}")
         elif self._flower_left_out:

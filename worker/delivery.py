@@ -117,7 +117,12 @@ class Sender:
     def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, str, str | None]:
         """The answer, what became of the attempt as the metrics call it, and why it was no success."""
         url = row.endpoint_url or row.url
-        secrets = [row.secret, row.previous_secret] if row.endpoint_id else [row.key_secret or row.tenant_secret]
+        if row.endpoint_id:
+            secrets = [row.secret, row.previous_secret]
+        elif row.key_secret:
+            secrets = [row.key_secret, row.key_secret_before]
+        else:
+            secrets = [row.tenant_secret, row.tenant_secret_before]
         body = event_body({**row._mapping, "id": row.event_id}, row.result)
         headers = signed_headers(row.event_id, body, [s for s in secrets if s], now=datetime.now(UTC))
         if traceparent := tracing.current() or row.traceparent:

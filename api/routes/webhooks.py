@@ -25,6 +25,8 @@ from shared.webhooks.requests import ENDPOINT_FIELDS, delivery_object, endpoint_
 from shared.webhooks.secrets import new_secret
 
 router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[requires(Scope.WEBHOOKS)])
+# Whoever may submit jobs may name a receiver for one, and needs what signs it.
+secrets_router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[requires(Scope.JOBS, Scope.WEBHOOKS)])
 
 ENDPOINTS_MAX = 100  # per tenant
 DEFAULT_GRACE_SECONDS = 24 * 3600
@@ -53,7 +55,7 @@ async def event_types() -> dict[str, Any]:
     return {"object": "list", "data": data}
 
 
-@router.get("/webhook_secret")
+@secrets_router.get("/webhook_secret")
 async def own_secret(context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """What signs the webhooks that single jobs name: the key's own secret, or the tenant's where no key is used."""
     async with context.database.write() as session:
@@ -63,6 +65,21 @@ async def own_secret(context: ContextDep, principal: PrincipalDep) -> dict[str, 
             await session.execute(repository.ensure_secret(principal.tenant, new_secret()))
             found = await session.execute(repository.secret_of_tenant(principal.tenant))
         return {"object": "webhook_secret", "secret": found.scalar_one()}
+
+
+@secrets_router.post("/webhook_secret/rotate")
+async def rotate_own_secret(request: Request, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """Another secret for the webhooks that single jobs name; the former one signs too for `grace_seconds` (a day)."""
+    given = await optional_body(request, ("grace_seconds",))
+    grace = checks.number(given.get("grace_seconds", DEFAULT_GRACE_SECONDS), "grace_seconds", 0, GRACE_SECONDS_MAX)
+    async with context.database.write() as session:
+        if principal.key_id is not None:
+            statement = repository.rotate_secret_of_key(principal.key_id, new_secret(), grace_seconds=grace)
+        else:
+            await session.execute(repository.ensure_secret(principal.tenant, new_secret()))
+            statement = repository.rotate_secret_of_tenant(principal.tenant, new_secret(), grace_seconds=grace)
+        secret = (await session.execute(statement)).scalar_one()
+    return {"object": "webhook_secret", "secret": secret}
 
 
 @router.post("/webhook_endpoints", status_code=201, openapi_extra=_BODY)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from shared import checks
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
 from shared.jobs.fields import LABELS, labels_of, model_of, template_variables_of
@@ -104,7 +105,8 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
         if name in _REFUSED or (name in _NO_OPS and value not in _NO_OPS[name]):
             raise UnknownParameter(f"{name} is not served; leave it out", param=name)
         if name not in FIELDS:
-            raise UnknownParameter(f"{name[:80]} is not a field of {RESPONSES}", param=name[:80])
+            message = f"{name[:80]} is not a field of {RESPONSES}{checks.meant(name, FIELDS)}"
+            raise UnknownParameter(message, param=name[:80])
     model, labels = model_of(given), labels_of(given)
     if "input" not in given:
         raise MissingParameter("input is required", param="input")

@@ -108,6 +108,36 @@ def ensure_secret(tenant: str, secret: str) -> Executable:
     return insert(SECRETS).values(tenant=tenant, secret=secret).on_conflict_do_nothing()
 
 
+def rotate_secret_of_key(key_id: str, secret: str, *, grace_seconds: float) -> Update:
+    """Another secret of the webhooks of single jobs; for a while both sign."""
+    keeps = grace_seconds > 0
+    return (
+        update(ApiKey)
+        .where(_K.id == key_id)
+        .values(
+            previous_webhook_secret=_K.webhook_secret if keeps else null(),
+            previous_webhook_secret_until=func.now() + seconds(grace_seconds) if keeps else null(),
+            webhook_secret=secret,
+        )
+        .returning(_K.webhook_secret)
+    )
+
+
+def rotate_secret_of_tenant(tenant: str, secret: str, *, grace_seconds: float) -> Update:
+    """Likewise, of a tenant that uses no key; there is one (`ensure_secret`)."""
+    keeps = grace_seconds > 0
+    return (
+        update(SECRETS)
+        .where(_S.tenant == tenant)
+        .values(
+            previous_secret=_S.secret if keeps else null(),
+            previous_secret_until=func.now() + seconds(grace_seconds) if keeps else null(),
+            secret=secret,
+        )
+        .returning(_S.secret)
+    )
+
+
 # Deliveries, as their owner sees them
 
 
@@ -258,6 +288,8 @@ def to_send(delivery_id: int) -> Select[Any]:
             _E.url.label("endpoint_url"), _E.enabled, _E.secret,
             case((_E.previous_until > func.now(), _E.previous_secret)).label("previous_secret"),
             _K.webhook_secret.label("key_secret"), _S.secret.label("tenant_secret"),
+            case((_K.previous_webhook_secret_until > func.now(), _K.previous_webhook_secret)).label("key_secret_before"),
+            case((_S.previous_secret_until > func.now(), _S.previous_secret)).label("tenant_secret_before"),
             _V.id.label("event_id"), _V.type, _V.job_id, _V.batch_id, _V.status, _V.sequence, _V.created_at,
             case((_D.inline_result & (_V.status == _J.status), _J.result)).label("result"), _J.traceparent,
         )

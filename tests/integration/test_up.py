@@ -63,7 +63,7 @@ def test_it_says_what_it_starts_and_how_to_ask(up: Up) -> None:
         "starting api",
     ):
         assert line in said
-    assert f"vdiff is ready   API {up.url}   docs {up.url}/docs" in said
+    assert f"vdiff is ready   dashboard {up.url}/   API {up.url}/v1   docs {up.url}/docs" in said
     assert str(up.data_dir) in said
     assert httpx.get(f"{up.url}/docs", timeout=5).status_code == 200
     assert httpx.get(f"{up.url}/health/ready", timeout=5).json() == {"status": "ready", "models": 1, "workers": 1}

@@ -304,6 +304,33 @@ def test_while_a_secret_rotates_both_sign(hooks: httpx.Client, receiver: Receive
     assert "secret" not in hooks.get(path, headers=mine).json()
 
 
+@pytest.mark.parametrize("keyed", [True, False])
+def test_the_secret_of_single_jobs_rotates_too(
+    hooks: httpx.Client, receiver: Receiver, served: Served, keyed: bool
+) -> None:
+    headers = auth(make_key(served, "--scope", "jobs")) if keyed else {}
+    former = hooks.get("/v1/webhook_secret", headers=headers).json()["secret"]
+    path = f"/rotated-{keyed}"
+
+    def told(number: int) -> tuple[dict[str, str], bytes]:
+        body = chat_job(webhook={"url": receiver.url + path, "events": ["job.succeeded"]})
+        assert hooks.post("/v1/jobs", json=body, headers=headers).status_code == 202
+        found = receiver.got(path, number)[number - 1]
+        return {k.lower(): v for k, v in found[0].items()}, found[1]
+
+    newer = hooks.post("/v1/webhook_secret/rotate", headers=headers).json()["secret"]
+    assert newer != former and hooks.get("/v1/webhook_secret", headers=headers).json()["secret"] == newer
+    sent, body = told(1)
+    for secret in (former, newer):
+        Webhook(secret).verify(body, sent)
+    newest = hooks.post("/v1/webhook_secret/rotate", json={"grace_seconds": 0}, headers=headers).json()["secret"]
+    sent, body = told(2)
+    Webhook(newest).verify(body, sent)
+    assert " " not in sent["webhook-signature"]
+    bad = hooks.post("/v1/webhook_secret/rotate", json={"grace_seconds": -1}, headers=headers)
+    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "grace_seconds")
+
+
 def test_a_receiver_that_hangs_holds_up_nobody(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
     receiver.answers["/hangs"] = lambda n: (time.sleep(3), 200)[1]
     slow = register(hooks, receiver, "/hangs", mine)

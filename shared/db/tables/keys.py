@@ -29,6 +29,8 @@ class ApiKey(Base):
     max_queued_tokens: Mapped[int | None] = mapped_column(Integer)
     weight: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # turns when keys compete
     webhook_secret: Mapped[str] = mapped_column(Text)  # signs the webhooks of single jobs
+    previous_webhook_secret: Mapped[str | None] = mapped_column(Text)  # signs too, until then
+    previous_webhook_secret_until: Mapped[datetime | None] = mapped_column(Timestamp)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     last_used_at: Mapped[datetime | None] = mapped_column(Timestamp)
     expires_at: Mapped[datetime | None] = mapped_column(Timestamp)

@@ -66,6 +66,8 @@ class WebhookSecret(Base):
 
     tenant: Mapped[str] = mapped_column(Text, primary_key=True)
     secret: Mapped[str] = mapped_column(Text)
+    previous_secret: Mapped[str | None] = mapped_column(Text)  # signs too, until then
+    previous_secret_until: Mapped[datetime | None] = mapped_column(Timestamp)
 
 
 class WebhookEvent(Base):

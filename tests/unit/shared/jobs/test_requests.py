@@ -187,3 +187,8 @@ def test_tokens_of_a_request() -> None:
     for ids in ([757], [-1]):
         with pytest.raises(InvalidParameter, match="from 0 to 756"):
             completion(prompt=ids).tokens(tokenizer, 757)
+
+
+def test_a_field_that_is_nearly_one_is_told_so() -> None:
+    with pytest.raises(UnknownParameter, match=r"mesages is not a field of /v1/chat/completions; did you mean messages\?"):
+        parse(CHAT, {"model": "m", "mesages": []}, streaming=False)
