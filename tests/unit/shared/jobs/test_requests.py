@@ -190,5 +190,7 @@ def test_tokens_of_a_request() -> None:
 
 
 def test_a_field_that_is_nearly_one_is_told_so() -> None:
-    with pytest.raises(UnknownParameter, match=r"mesages is not a field of /v1/chat/completions; did you mean messages\?"):
+    with pytest.raises(
+        UnknownParameter, match=r"mesages is not a field of /v1/chat/completions; did you mean messages\?"
+    ):
         parse(CHAT, {"model": "m", "mesages": []}, streaming=False)
