@@ -34,7 +34,7 @@ from sqlalchemy import CursorResult, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
-from shared import metrics, tracing
+from shared import liveness, metrics, tracing
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.ids import new_id
@@ -294,6 +294,7 @@ class Pump:
 
     def _run(self) -> None:
         while not self._stop.is_set():
+            liveness.turn("deliver")
             moved = 0
             try:
                 if time.monotonic() - self._beat_at >= BEAT_SECONDS:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import structlog
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from shared import serving
+from shared import liveness, serving
 from shared.db.session import Database
 from shared.jobs import repository
 from worker.engine.state import HealthStatus
@@ -90,6 +90,7 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stop.wait(self._seconds):
+            liveness.turn("worker")
             if self._hang.is_hung():
                 _log.critical("engine_hung", held=len(self._held))
                 self._on_hang()

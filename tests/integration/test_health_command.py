@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.integration.conftest import ROOT, Jobs, Served
+from tests.integration.conftest import ROOT, Jobs, Served, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -25,6 +25,7 @@ def test_alive(served: Served) -> None:
     done = health(served.jobs.database_url)
     row = served.worker.row()
     assert done.returncode == 0 and row is not None and row.id in done.stdout
+    eventually(lambda: health("postgresql://127.0.0.1:1/x", "worker", "--local").returncode == 0, what="its loop turns")
 
 
 def test_no_worker(jobs: Jobs) -> None:

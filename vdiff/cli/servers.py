@@ -151,9 +151,20 @@ class Part(StrEnum):
 @app.command()
 def health(
     part: Annotated[Part, typer.Argument(help="worker, or deliver: what sends webhooks")] = Part.WORKER,
+    local: Annotated[
+        bool, typer.Option("--local", help="by its last turn alone, for a liveness probe: PostgreSQL is not asked")
+    ] = False,
 ) -> None:
     """Say whether a part on this machine is alive, by its heartbeats, for containers' health checks: 0 yes, 1 no."""
     import socket
+
+    if local:
+        from shared import liveness
+
+        seconds = liveness.seconds_since_turn(part.value)
+        turned = "never turned here" if seconds is None else f"turned {seconds:.0f} s ago"
+        typer.echo(f"{part.value}: {turned}")
+        raise typer.Exit(0 if seconds is not None and seconds <= liveness.STALE_SECONDS else 1)
 
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -1,0 +1,39 @@
+"""Whether the loop of a process without a port still turns, told by the age of a file on its own machine.
+
+Heartbeats in PostgreSQL tell it too, but not while PostgreSQL is away: whoever restarts processes for their heartbeats then
+restarts all of them. The file lies in the folder for temporary files; in a container it is the process's own.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+
+STALE_SECONDS = 120.0  # a round may wait that long for a database that hangs
+
+
+def alive_file(part: str) -> Path:
+    """Args: part: worker or deliver."""
+    return Path(tempfile.gettempdir(), f"vdiff-{part}.alive")
+
+
+def turn(part: str) -> None:
+    """Another round of the loop; nothing where no file can be written."""
+    with suppress(OSError):
+        # Not through a link that somebody else may have laid there.
+        fd = os.open(alive_file(part), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            os.utime(fd)
+        finally:
+            os.close(fd)
+
+
+def seconds_since_turn(part: str) -> float | None:
+    """None: there was none on this machine."""
+    try:
+        return max(0.0, time.time() - alive_file(part).stat().st_mtime)
+    except OSError:
+        return None
