@@ -153,6 +153,8 @@ def run(
     to what is there: only what is missing runs. Exit code 1 when an answer could not be had or graded."""
     from vdiff.client.calls import only_model
 
+    if detach and timeout is not None:
+        raise ConfigurationError("--timeout is for waiting, which --detach does not", param="--timeout")
     path = Path(dataset)
     configurations = configurations_of(config or [], model)
     spec = task_of(task, template, grader or [])
@@ -279,9 +281,12 @@ def report(
     suffixes = {"html": ".html", "markdown": ".md", "json": ".json"}
     if format not in suffixes:
         raise ConfigurationError(f"--format must be one of {', '.join(suffixes)}", param="format")
+    to_stdout = output is not None and str(output) == "-"
+    if to_stdout and open_it:
+        raise ConfigurationError("--open shows a file; --output - writes none", param="--open")
     with connected(base_url, api_key) as client:
         text = client.evaluation_report(evaluation, format)
-    if output is not None and str(output) == "-":
+    if to_stdout:
         typer.echo(text, nl=False)
         return
     path = output or Path(evaluation + suffixes[format])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.errors import InvalidParameter
 from vdiff.cli import exits
 from vdiff.cli.connect import BaseUrl, Key, Metadata, Timeout, connected, pairs
 from vdiff.cli.options import AsJson, examples
@@ -112,6 +113,8 @@ def get(
     api_key: Key = None,
 ) -> None:
     """One job: state, timing, text or error."""
+    if timeout is not None and not wait:
+        raise InvalidParameter("--timeout needs --wait", param="--wait")
     with connected(base_url, api_key) as client:
         if wait:
             with detached(f"vdiff jobs get {job} --wait"):
