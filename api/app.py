@@ -98,6 +98,7 @@ def make_context(settings: Settings) -> Context:
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
         waiting_room=WaitingRoom(settings.max_waiting_requests),
+        status_counts=metrics.StatusCounts(),
     )
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from api.auth import Authenticator
     from api.backpressure import WaitingRoom
     from api.limits import RequestLimiter
+    from api.routes.metrics import StatusCounts
 
 MAX_KEY_LENGTH = 255
 CHECKS_ITS_QUERY = ("list_jobs",)  # routes whose query has names of the client's own: metadata[k]
@@ -56,6 +57,7 @@ class Context:
     auth: Authenticator
     limiter: RequestLimiter
     waiting_room: WaitingRoom
+    status_counts: StatusCounts
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 

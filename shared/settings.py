@@ -215,7 +215,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _heartbeat_fits_lease(self) -> Settings:
         if self.heartbeat_seconds * 3 > self.lease_seconds + 1e-9:
-            raise ValueError("heartbeat_seconds must be at most a third of lease_seconds")
+            raise ValueError(f"{PREFIX}HEARTBEAT_SECONDS must be at most a third of {PREFIX}LEASE_SECONDS")
         return self
 
     def environment(self) -> dict[str, str]:
@@ -242,11 +242,12 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     """Read the settings; `overrides` (command line) win, None among them meaning "not given".
 
     Raises:
-        ConfigurationError: a value is bad, or a `VDIFF_*` variable does not exist.
+        ConfigurationError: a value is bad, or a `VDIFF_*` variable does not exist; a line for each.
     """
     env = os.environ if environ is None else environ
     names = Settings.model_fields
     values: dict[str, Any] = {}
+    troubles: list[tuple[str, str]] = []  # (param, what is wrong)
     for key, value in env.items():
         if not key.upper().startswith(PREFIX):
             continue
@@ -254,16 +255,22 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {PREFIX}{near[0].upper()}?" if near else ""
-            raise ConfigurationError(f"{key} is not a setting of vdiff{hint}", param=key)
+            troubles.append((key, f"{key} is not a setting of vdiff{hint}"))
+            continue
         values[name] = value
     values.update({k: v for k, v in overrides.items() if v is not None})
+    made = None
     try:
-        return Settings(**values)
+        made = Settings(**values)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        field = str(first["loc"][0]) if first["loc"] else ""
-        where = f"{PREFIX}{field.upper()}: " if field else ""
-        raise ConfigurationError(f"{where}{first['msg']}", param=field or None) from exc
+        for error in exc.errors():
+            field = str(error["loc"][0]) if error["loc"] else ""
+            where = f"{PREFIX}{field.upper()}: " if field else ""
+            troubles.append((field, f"{where}{error['msg'].removeprefix('Value error, ')}"))
+    if troubles:
+        raise ConfigurationError("\n".join(text for _, text in troubles), param=troubles[0][0] or None)
+    assert made is not None
+    return made
 
 
 def trace_endpoint(environ: Mapping[str, str] | None = None) -> str | None:

@@ -245,10 +245,13 @@ def generate_file(config: VDiffConfig, source: Path, target: Path) -> Summary:
             # Bytes that are not UTF-8 become lone surrogates, and an error of their line alone.
             lines = _lines(stack.enter_context(source.open(encoding="utf-8", errors="surrogateescape")))
             target.parent.mkdir(parents=True, exist_ok=True)
-            out = stack.enter_context(target.open("w", encoding="utf-8"))
+            # Whether it can be written is known before a model is loaded; what is in it stays until one is.
+            out = stack.enter_context(target.open("a", encoding="utf-8"))
         except OSError as exc:
             raise ConfigurationError(f"{exc.filename}: {exc.strerror}") from exc
         engine = stack.enter_context(VDiffEngine(config))
+        if out.seekable():  # a pipe has nothing in it
+            out.truncate(0)
         reporter = _Reporter(total, stack)
         stack.enter_context(_interrupts(summary))
         began = time.monotonic()

@@ -36,6 +36,18 @@ def test_what_was_done_as_an_object(tmp_path: Path) -> None:
     assert said["tokens_per_forward"] == round(8 / said["forwards"], 3)
 
 
+def test_what_is_in_the_output_stays_until_a_model_is_loaded(tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('{"prompt_token_ids": [5, 6, 7], "max_tokens": 8, "temperature": 0, "ignore_eos": true}\n')
+    target.write_text("precious\n")
+    assert vdiff("generate", "--model", tmp_path / "typo", "--input", source, "--output", target).returncode == 2
+    assert target.read_text() == "precious\n"
+    assert vdiff("generate", "--model", MODEL, "--input", source, "--output", target).returncode == 0
+    assert len(json.loads(target.read_text())["token_ids"]) == 8
+    piped = vdiff("generate", "--model", MODEL, "--input", source, "--output", "/dev/stdout")
+    assert piped.returncode == 0 and len(json.loads(piped.stdout)["token_ids"]) == 8, piped.stderr
+
+
 def generate(tmp_path: Path, lines: list[Any], *options: object) -> tuple[list[dict[str, Any]], str]:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))

@@ -67,7 +67,8 @@ def main() -> None:
     try:
         app()
     except VDiffError as exc:
-        typer.echo(f"vdiff: {exc.message}", err=True)
+        for line in exc.message.splitlines():
+            typer.echo(f"vdiff: {line}", err=True)
         sys.exit(exits.USAGE)
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)

@@ -31,7 +31,13 @@ def endpoint_of(file: Path) -> str:
     except OSError as exc:
         raise InvalidParameter(f"{file}: {exc.strerror}", param="FILE") from exc
     except (ValueError, KeyError, TypeError) as exc:
-        raise InvalidParameter(f"{file}, line 1: no line of a batch: {exc!r}", param="FILE") from exc
+        message = f"{file}, line 1: no line of a batch, which is an object of custom_id, method, url and body (docs/batches.md)"
+        hint = (
+            "; `vdiff submit --file` takes prompts, `vdiff generate` lines of its own"
+            if isinstance(exc, KeyError)
+            else ""
+        )
+        raise InvalidParameter(message + hint, param="FILE") from exc
 
 
 def show(batch: Batch) -> None:

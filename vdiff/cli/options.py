@@ -58,4 +58,16 @@ def examples(*lines: str) -> str:
 
 
 def settings_of(**overrides: Any) -> Settings:
-    return load_settings(None, **overrides)
+    """The settings; a model that ships with vdiff may be named without its folder. Raises ConfigurationError."""
+    from pathlib import Path
+
+    from vdiff import bundled
+
+    settings = load_settings(None, **overrides)
+    here = {
+        name: str(bundled.folder(value))
+        for name in ("model", "verifier")
+        if (value := getattr(settings, name)) in (bundled.DEFAULT_MODEL, bundled.DEFAULT_VERIFIER)
+        and not Path(value).exists()
+    }
+    return settings.model_copy(update=here) if here else settings

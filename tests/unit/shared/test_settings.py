@@ -62,7 +62,9 @@ def test_a_bad_value_names_its_variable(name: str, value: str) -> None:
 
 
 def test_a_heartbeat_that_does_not_fit_the_lease_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="heartbeat_seconds must be at most a third of lease_seconds"):
+    with pytest.raises(
+        ConfigurationError, match="VDIFF_HEARTBEAT_SECONDS must be at most a third of VDIFF_LEASE_SECONDS"
+    ):
         load_settings({"VDIFF_LEASE_SECONDS": "10", "VDIFF_HEARTBEAT_SECONDS": "5"})
     assert load_settings({"VDIFF_LEASE_SECONDS": "0.3", "VDIFF_HEARTBEAT_SECONDS": "0.1"}).lease_seconds == 0.3
 
@@ -104,3 +106,18 @@ def test_the_process_reads_its_environment_once(monkeypatch: pytest.MonkeyPatch)
         assert get_settings().port == 9123
     finally:
         get_settings.cache_clear()
+
+
+def test_every_trouble_is_told_in_a_line_of_its_own() -> None:
+    with pytest.raises(ConfigurationError) as wrong:
+        load_settings({"VDIFF_FOO": "1", "VDIFF_PORT": "abc", "VDIFF_MAX_NUM_SEQS": "x"})
+    lines = wrong.value.message.splitlines()
+    assert [line.split()[0].rstrip(":") for line in lines] == ["VDIFF_FOO", "VDIFF_PORT", "VDIFF_MAX_NUM_SEQS"]
+
+
+def test_bundled_models_go_by_their_names() -> None:
+    from vdiff import bundled
+    from vdiff.cli.options import settings_of
+
+    assert settings_of(model="vdiff-tiny").model == str(bundled.folder("vdiff-tiny"))
+    assert settings_of(model="GSAI-ML/LLaDA-8B-Instruct").model == "GSAI-ML/LLaDA-8B-Instruct"
