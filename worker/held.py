@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from shared.jobs.repository import Pair
+from shared.jobs.status import Priority
 from shared.jobs.steps import StepLog
 
 
@@ -34,6 +35,7 @@ class Held:
 
     job_id: str
     attempt: int
+    priority: Priority = Priority.NORMAL
     progress: dict[str, Any] | None = None  # {tokens_committed, tokens_total, step}; written by the engine's thread
     steps: StepLog | None = None  # what was committed, to be kept with the job; likewise
     reason: StopReason | None = None
@@ -72,9 +74,9 @@ class HeldAttempts:
         self._held: dict[str, Held] = {}
         self._changed = threading.Condition()
 
-    def add(self, job_id: str, attempt: int) -> Held:
+    def add(self, job_id: str, attempt: int, priority: Priority = Priority.NORMAL) -> Held:
         """Hold a new attempt. One of the same job that is still here lost its lease without hearing of it: it is stopped."""
-        held = Held(job_id, attempt)
+        held = Held(job_id, attempt, priority)
         with self._changed:
             before = self._held.get(job_id)
             self._held[job_id] = held

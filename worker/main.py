@@ -38,6 +38,7 @@ from worker.app import celery_app
 from worker.cancels import CancelListener
 from worker.dispatcher import Dispatcher
 from worker.engine import VDiffConfig, VDiffEngine
+from worker.express import Express
 from worker.failure import load_or_tell, model_name
 from worker.heartbeat import HangDetector, Heartbeat, memory_bytes
 from worker.held import HeldAttempts
@@ -108,7 +109,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     identify(worker_id=worker_id)
     slots = settings.max_num_seqs
     pace = Pace()
-    database = Database(database_url, pool_size=4, max_overflow=slots)
+    database = Database(database_url, pool_size=4, max_overflow=2 * slots)  # Celery's threads, and the express ones
     client = redis.Redis.from_url(
         redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, health_check_interval=30
     )
@@ -166,6 +167,10 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     )
     runner.on_claim = dispatcher.claimed
     cancels = CancelListener(client, held, dispatcher.told)
+    express = Express(
+        client, held, runner.run_job, runner.put_back, model=engine.card.name, slots=slots,
+        accepts=lambda: not lifecycle.draining,
+    )  # fmt: skip
 
     with database.write() as session:
         session.execute(serving.register_model(engine.card, engine.tokenizer.files()))
@@ -182,7 +187,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             )
         )
     lifecycle.install_signals()
-    for thread in (relay, heartbeat, sweeper, cancels, dispatcher):
+    for thread in (relay, heartbeat, sweeper, cancels, dispatcher, express):
         thread.start()
     _log.info("worker_ready", model=engine.card.name, slots=slots, device=engine.card.device)
     try:
@@ -193,7 +198,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             return 1
         lifecycle.wait_drained(settings.drain_seconds + 10)
     finally:
-        for part in (cancels, dispatcher, sweeper, heartbeat, relay):
+        for part in (express, cancels, dispatcher, sweeper, heartbeat, relay):
             part.close()
         _set_state(database, worker_id, "stopped", stats=_stats(engine, counters, held, pace))
         database.dispose()

@@ -26,7 +26,7 @@ from shared.diffusion_params import shown_diffusion
 from shared.errors import EngineError, VDiffError
 from shared.events import Event
 from shared.jobs import lanes, repository
-from shared.jobs.status import TERMINAL, JobStatus
+from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.steps import StepLog
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams
@@ -116,7 +116,7 @@ class Runner:
             _log.debug("nothing_to_claim", job_id=job_id)
             return
         self.on_claim()
-        held = self._held.add(job.id, job.attempt)
+        held = self._held.add(job.id, job.attempt, Priority(job.priority))
         try:
             with traces.attempt(job, began=began, worker_id=self._worker_id):
                 self._run(job, held)

@@ -51,6 +51,16 @@ def job_message(job_id: str, queue: str) -> tuple[str, bytes]:
     return queue, task_message(GENERATE_TASK, payload(job_id), job_id, queue)
 
 
+def read_message(message: bytes) -> str | None:
+    """The job's id in a message that `job_message` made, as far as this program can read it."""
+    try:
+        envelope = json.loads(message)
+        (content,), _, _ = json.loads(Base64().decode(envelope["body"]))
+        return str(content["job_id"]) if is_readable(content) else None
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
 def push_deliveries(client: redis.Redis, delivery_ids: Iterable[int]) -> None:
     """Push the messages of webhook deliveries in one round trip."""
     pipe = client.pipeline(transaction=False)

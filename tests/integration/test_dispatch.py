@@ -24,7 +24,8 @@ from shared.jobs.status import JobStatus
 from shared.queue.names import queue_name
 from shared.queue.window import MIN_WINDOW, PushWindow, backlog_key, window_key
 from shared.sampling_params import SamplingParams
-from tests.integration.conftest import Jobs, WorkerProcess, eventually
+from tests.integration.conftest import Jobs, Served, WorkerProcess, eventually, metric
+from tests.integration.test_api_jobs import chat_job, long_job
 from worker.dispatcher import Dispatcher
 
 pytestmark = pytest.mark.integration
@@ -254,3 +255,22 @@ def test_a_backlog_is_worked_off_by_real_workers(jobs: Jobs, start_worker: Calla
     last_small = max(jobs.row(j).started_at for j in small)
     assert sum(jobs.row(j).started_at < last_small for j in big) < 60  # turns, not first come first served
     eventually(lambda: depths(jobs) == {})
+
+
+def test_an_interactive_job_sets_bulk_work_aside_that_holds_every_slot(served: Served) -> None:
+    """Celery takes no message while its pool works; the engine is handed the urgent one all the same."""
+    before = metric(served, "vdiff_engine_preemptions_total", model="vdiff-tiny")
+    bulk = [served.client.post("/v1/jobs", json=long_job(priority="bulk")).json() for _ in range(4)]  # as many as slots
+
+    def states() -> list[str]:
+        return [served.client.get(job["urls"]["self"]).json()["status"] for job in bulk]
+
+    eventually(lambda: states() == ["running"] * 4, what="all slots are taken")
+    quick = served.client.post("/v1/jobs", json=chat_job(priority="interactive"), headers={"prefer": "wait=30"})
+    assert (quick.json()["status"], states()) == ("succeeded", ["running"] * 4)
+    for job in bulk:
+        done = eventually(
+            lambda job=job: (j := served.client.get(job["urls"]["self"]).json())["done"] and j, seconds=90
+        )
+        assert (done["status"], done["attempts"], done["usage"]["completion_tokens"]) == ("succeeded", 1, 480)
+    eventually(lambda: metric(served, "vdiff_engine_preemptions_total", model="vdiff-tiny") > before, what="counted")
