@@ -43,7 +43,16 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is tuple:
         return "numbers, comma-separated"
     parts = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
-    names = {"int": "integer", "float": "number", "str": "text", "bool": "true or false", "Path": "path"}
+    if len(parts) == 1 and get_origin(parts[0]) is Literal:
+        return _type(parts[0])
+    names = {
+        "SecretStr": "text, secret",
+        "int": "integer",
+        "float": "number",
+        "str": "text",
+        "bool": "true or false",
+        "Path": "path",
+    }
     return " or ".join(names.get(part.__name__, part.__name__) for part in parts)
 
 

@@ -63,7 +63,8 @@ def parse_target(url: object, *, allow_private: bool, param: str = "url") -> Tar
     except ValueError as exc:
         raise bad("is not a URL") from exc
     if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
-        raise bad("must start with https://" + (" or http://" if allow_private else ""))
+        also = " or http://" if allow_private else "; VDIFF_WEBHOOK_ALLOW_PRIVATE=true opens http and this machine"
+        raise bad(f"must start with https://{also}")
     if "@" in parts.netloc:
         raise bad("must not hold credentials")
     if "#" in url:

@@ -77,5 +77,7 @@ def main() -> None:
 
         if not isinstance(exc, ClientError):
             raise
-        typer.echo(f"vdiff: {exc}", err=True)
-        sys.exit(exits.exit_code(exc))
+        code = exits.exit_code(exc)
+        hint = " (VDIFF_API_KEY or --api-key gives it)" if getattr(exc, "status", None) == 401 else ""
+        typer.echo(f"vdiff: {exc}{hint}", err=True)
+        sys.exit(code)

@@ -171,8 +171,9 @@ def health(
     from shared import serving
     from shared.db.session import Database
     from shared.webhooks import senders
+    from vdiff.local import with_local_services
 
-    settings = settings_of()
+    settings = with_local_services(settings_of())
     find = serving.live_workers if part is Part.WORKER else senders.live
     database = Database(settings.require_database_url())
     try:
