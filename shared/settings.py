@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -238,6 +239,17 @@ class Settings(BaseSettings):
         return self.redis_url
 
 
+# Kubernetes puts such variables into every container for each Service of its namespace, and ours are called vdiff-...:
+# VDIFF_API_SERVICE_HOST, VDIFF_API_SERVICE_PORT_HTTP, VDIFF_API_PORT=tcp://..., VDIFF_API_PORT_8000_TCP_ADDR.
+_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+
+
+def _is_service_link(name: str, value: str) -> bool:
+    return bool(_SERVICE_LINK.search(name)) or (
+        name.endswith("_PORT") and value.startswith(("tcp://", "udp://", "sctp://"))
+    )
+
+
 def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
     """Read the settings; `overrides` (command line) win, None among them meaning "not given".
 
@@ -249,7 +261,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
     values: dict[str, Any] = {}
     troubles: list[tuple[str, str]] = []  # (param, what is wrong)
     for key, value in env.items():
-        if not key.upper().startswith(PREFIX):
+        if not key.upper().startswith(PREFIX) or _is_service_link(key, value):
             continue
         name = key[len(PREFIX) :].lower()
         if name not in names:

@@ -97,7 +97,7 @@ def test_the_schemas_refuse_what_does_not_exist() -> None:
 def test_command_and_settings_exist(name: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
     check_command([word.partition("=")[0] for word in words(container)])
     image = container["image"].partition(":")[0].removeprefix("vdiff-")
-    given = {**environment(ROOT / f"deploy/docker/Dockerfile.{image}"), **variables(container)}
+    given = {**environment(ROOT / f"deploy/docker/Dockerfile.{image.removesuffix('-gpu')}"), **variables(container)}
     settings = load_settings({k: v for k, v in given.items() if k.startswith(PREFIX)})
     assert settings.database_url
     flags = dict(word.split("=", 1) for word in words(container) if "=" in word)
@@ -221,3 +221,19 @@ def test_the_chart_has_the_programs_version() -> None:
     assert chart["appVersion"] == __version__ and chart["apiVersion"] == "v2"
     for _, _, container in CONTAINERS:
         assert container["image"].endswith(f":{__version__}")
+
+
+def test_no_pod_is_told_of_services_in_variables() -> None:
+    """VDIFF_API_PORT and the like, of a Service called vdiff-api: settings that do not exist stop a process."""
+    linked = {name: pod for name, pod in pods() if "ServingRuntime" not in name}
+    assert len(linked) == 5 and all(pod["enableServiceLinks"] is False for pod in linked.values())
+    (predictor,) = [d["spec"]["predictor"] for _, d in DOCUMENTS if d["kind"] == "InferenceService"]
+    assert predictor["enableServiceLinks"] is False
+
+
+def test_who_asks_for_a_gpu_names_the_device_and_an_image_that_has_cuda() -> None:
+    """`auto` would run the model on the CPU of a GPU node without a word."""
+    on_gpu = [c for name, _, c in CONTAINERS if name.startswith(("kserve/", "llmd/"))]
+    assert {c["image"] for c in on_gpu} == {"vdiff-worker-gpu:0.1.0"}
+    for container in on_gpu:
+        assert "--device=cuda" in container.get("args", ()) or variables(container)["VDIFF_DEVICE"] == "cuda"

@@ -104,3 +104,11 @@ def test_panels_do_not_overlap() -> None:
         assert not cells & taken and g["x"] + g["w"] <= 24
         taken |= cells
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+
+
+def test_the_sides_of_a_comparison_meet() -> None:
+    """Prometheus pairs elements whose labels are all the same: beside `sum by (model)` an `outcome` meets nothing, ever."""
+    (expr,) = [rule["expr"] for rule in rules() if rule.get("alert") == "VdiffJobsFail"]
+    left, right = expr.split(" > 0.05 * ")
+    assert left.startswith("sum by (model) (") and right.startswith("sum by (model) (")
+    assert 'outcome="failed"' in left and "outcome" not in right

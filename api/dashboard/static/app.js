@@ -35,7 +35,12 @@ class NotFound {
 
 function route() {
   const [path, search = ""] = location.hash.replace(/^#/, "").split("?");
-  const parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+  let parts;
+  try {
+    parts = path.split("/").filter(Boolean).map(decodeURIComponent);
+  } catch {
+    return new NotFound(); // a broken escape
+  }
   const query = new URLSearchParams(search);
   if (!parts.length) return new Overview(live);
   if (parts[0] === "jobs" && parts.length === 1) return new Jobs(live, models, query);

@@ -121,3 +121,17 @@ def test_bundled_models_go_by_their_names() -> None:
 
     assert settings_of(model="vdiff-tiny").model == str(bundled.folder("vdiff-tiny"))
     assert settings_of(model="GSAI-ML/LLaDA-8B-Instruct").model == "GSAI-ML/LLaDA-8B-Instruct"
+
+
+def test_what_kubernetes_says_of_services_is_no_setting() -> None:
+    """A Service called vdiff-api (or vdiff) puts these into every container of its namespace."""
+    links = {
+        "VDIFF_API_SERVICE_HOST": "10.0.0.1", "VDIFF_API_SERVICE_PORT": "8000", "VDIFF_API_SERVICE_PORT_HTTP": "8000",
+        "VDIFF_API_PORT": "tcp://10.0.0.1:8000", "VDIFF_API_PORT_8000_TCP": "tcp://10.0.0.1:8000",
+        "VDIFF_API_PORT_8000_TCP_PROTO": "tcp", "VDIFF_API_PORT_8000_TCP_PORT": "8000",
+        "VDIFF_API_PORT_8000_TCP_ADDR": "10.0.0.1", "VDIFF_SERVICE_HOST": "10.0.0.2", "VDIFF_PORT": "tcp://10.0.0.2:8000",
+    }  # fmt: skip
+    assert load_settings(links).model_fields_set == set()
+    assert load_settings({**links, "VDIFF_PORT": "9001"}).port == 9001
+    with pytest.raises(ConfigurationError, match="VDIFF_API_PORT"):
+        load_settings({"VDIFF_API_PORT": "8000"})
