@@ -19,15 +19,17 @@ from urllib.parse import urlsplit
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Context, ContextDep
-from shared.db.session import AsyncDatabase
+from shared.db.session import AsyncDatabase, is_outage
 from shared.errors import Forbidden, NotAuthenticated
 from shared.keys import repository, tokens
 from shared.keys.principal import ANONYMOUS, DEFAULT_SCOPES, Limits, Principal, Scope
 from shared.settings import Settings, is_loopback
 
 TRUSTED_SECONDS = 1.0
+AWAY_TRUSTED_SECONDS = 300.0  # as long as the database is away
 CACHE_MAX = 10_000
 
 _bearer = HTTPBearer(auto_error=False, description="an API key (`vdiff keys create`); not needed on loopback")
@@ -112,10 +114,16 @@ class Authenticator:
         read_at, row = self._rows.get(key_id, (float("-inf"), None))
         if time.monotonic() - read_at < TRUSTED_SECONDS:
             return row
-        async with self._database.read() as session:
-            found: Row[Any] | None = (await session.execute(repository.get(key_id))).one_or_none()
-            if found is not None and found.usable:
-                await session.execute(repository.note_use(key_id))
+        try:
+            async with self._database.read() as session:
+                found: Row[Any] | None = (await session.execute(repository.get(key_id))).one_or_none()
+                if found is not None and found.usable:
+                    await session.execute(repository.note_use(key_id))
+        except (SQLAlchemyError, OSError) as exc:
+            # While the database is away nobody revokes a key in it, and whoever is known may still ask how we are.
+            if row is not None and time.monotonic() - read_at < AWAY_TRUSTED_SECONDS and is_outage(exc):
+                return row
+            raise
         if len(self._rows) >= CACHE_MAX:  # ids are free to invent
             self._rows.clear()
         self._rows[key_id] = (time.monotonic(), found)

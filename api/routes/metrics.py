@@ -12,15 +12,17 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from api.auth import requires
 from api.changes import COST_SHARE
-from api.dependencies import ContextDep
+from api.dependencies import Context, ContextDep
 from shared import metrics as measured
 from shared import serving
 from shared.batches import repository as batches
 from shared.batches.status import BatchStatus
+from shared.db.session import is_outage
 from shared.files import repository as files
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus
@@ -196,8 +198,27 @@ class StatusCounts:
             return self._rows
 
 
+def database_up(database: bool) -> Metric:
+    return GaugeMetricFamily("vdiff_database_up", "Whether PostgreSQL answered this scrape", value=float(database))
+
+
 @router.get("/metrics", response_class=Response)
 async def metrics(context: ContextDep) -> Response:
+    """This process's own numbers, and what PostgreSQL knows; while that is away the first alone, and that it is."""
+    registry = CollectorRegistry()
+    try:
+        for families in await _from_database(context):
+            registry.register(_Snapshot(families))
+        registry.register(_Snapshot([database_up(True)]))
+    except (SQLAlchemyError, OSError) as exc:
+        if not is_outage(exc):
+            raise
+        registry = CollectorRegistry()
+        registry.register(_Snapshot([database_up(False)]))
+    return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+
+async def _from_database(context: Context) -> list[Iterator[Metric]]:
     async with context.database.read() as session:
         by_status = await context.status_counts.read(session)
         depths = (await session.execute(lanes.depths())).all()
@@ -217,8 +238,6 @@ async def metrics(context: ContextDep) -> Response:
             int((await session.execute(batches.lines_open())).scalar_one()),
             (await session.execute(files.totals())).all(),
         )
-    registry = CollectorRegistry()
-    registry.register(_Snapshot(bulk))
-    registry.register(_Snapshot(webhook_metrics(*webhooks)))
-    registry.register(_Snapshot(database_metrics(by_status, queue_totals(depths, ages), workers, live)))
-    return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return [
+        bulk, webhook_metrics(*webhooks), database_metrics(by_status, queue_totals(depths, ages), workers, live)
+    ]  # fmt: skip

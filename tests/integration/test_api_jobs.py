@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 
 from shared.db.session import sync_engine_unpooled
 from shared.ids import new_id
-from tests.integration.conftest import Served, eventually, metric
+from tests.integration.conftest import Served, eventually, metric, new_key
 
 pytestmark = pytest.mark.integration
 
@@ -329,6 +329,8 @@ def database_away(served: Served, postgres_url: str) -> Iterator[None]:
 
 def test_who_waits_goes_on_waiting_while_the_database_is_away(served: Served, postgres_url: str) -> None:
     """A restart of PostgreSQL ends no wait: the job is stored, and who is told so pays for it once."""
+    admin = {"authorization": f"Bearer {new_key(served.jobs, scopes=['admin'])}"}
+    assert "\nvdiff_database_up 1.0\n" in served.client.get("/metrics", headers=admin).text
     served.worker.signal(signal.SIGSTOP)
     tag = f"away-{time.time_ns()}"
     try:
@@ -340,6 +342,11 @@ def test_who_waits_goes_on_waiting_while_the_database_is_away(served: Served, po
             eventually(lambda: served.client.get("/v1/jobs", params=listed).json()["data"], what="accepted")
             with database_away(served, postgres_url):
                 eventually(lambda: served.client.get("/v1/jobs").status_code == 503, what="the database is away")
+                # What scrapes still hears this process, also with a key that was known.
+                for headers in ({}, admin):
+                    scrape = served.client.get("/metrics", headers=headers)
+                    assert scrape.status_code == 200 and "\nvdiff_database_up 0.0\n" in scrape.text
+                    assert "vdiff_requests_total" in scrape.text and "vdiff_jobs{" not in scrape.text
                 time.sleep(2.0)  # longer than a wait goes without reading the row
             served.worker.signal(signal.SIGCONT)
             answer = waiting.result(60)

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from shared.jobs import repository
 from shared.jobs.status import JobStatus
 from tests.integration.conftest import Served, eventually, metric
-from tests.integration.test_api_jobs import chat_job, long_job
+from tests.integration.test_api_jobs import chat_job, database_away, long_job
 from tests.integration.test_batches import long_line, over, start
 
 pytestmark = pytest.mark.integration
@@ -239,6 +239,17 @@ def test_deadlines_and_retention_are_counted(served: Served) -> None:
     jobs.execute(text("UPDATE jobs SET purge_after = now() WHERE id = :id RETURNING id").bindparams(id=old))
     assert jobs.wait_done(late).status == JobStatus.EXPIRED
     eventually(lambda: passed() > before[0] and purged() > before[1], what="counts")
+
+
+def test_the_database_is_seen_away(served: Served, postgres_url: str) -> None:
+    def is_up(value: float) -> bool:
+        return f"\nvdiff_database_up {value}\n" in served.client.get("/metrics").text
+
+    assert is_up(1.0)
+    with database_away(served, postgres_url):
+        eventually(lambda: is_up(0.0))
+    eventually(lambda: is_up(1.0))
+    MOVED.add("vdiff_database_up")
 
 
 def test_none_was_forgotten(served: Served, request: pytest.FixtureRequest) -> None:
