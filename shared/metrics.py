@@ -62,6 +62,9 @@ TOKENS_PER_FORWARD = Histogram(
 )
 
 DELIVERY = CollectorRegistry()
+EVALUATION_SAMPLES = Counter(
+    "vdiff_evaluation_samples_total", "Answers of evaluations that were graded, or could not be had", ["outcome"]
+)
 WEBHOOK_ATTEMPTS = Counter(
     "vdiff_webhook_attempts_total", "Attempts to deliver a webhook, by outcome", ["outcome"], registry=DELIVERY
 )

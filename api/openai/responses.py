@@ -19,10 +19,10 @@ from api.openai.leaving import Stay, StayingStream
 from api.openai.response_events import ResponseEvents
 from api.openai.routes import Way, answer, body_schema, serve
 from api.openai.sse import Diverged
-from api.paging import whole_number
+from api.paging import no_nul, page_limit, page_object, whole_number
 from shared.errors import InvalidParameter, JobNotFound
-from shared.jobs.response_objects import of_row
-from shared.jobs.response_requests import job_id_of
+from shared.jobs.response_objects import input_items, of_row
+from shared.jobs.response_requests import job_id_of, messages_of
 from shared.jobs.responses import RESPONSES
 from shared.jobs.service import Prepared
 from shared.jobs.status import Priority
@@ -35,6 +35,7 @@ creating = APIRouter(tags=["openai"], dependencies=[requires(KeyScope.JOBS, coun
 router = APIRouter(prefix=RESPONSES, tags=["openai"], dependencies=[requires(KeyScope.JOBS)])
 
 UNSTORED_SECONDS = 60.0  # `store: false`: input and output are purged so long after the end
+ITEMS_PAGE, ITEMS_PAGE_MAX = 20, 100
 CANCEL_SECONDS = 5.0  # how long a cancel waits for the end, which one denoising step brings
 
 
@@ -97,6 +98,34 @@ async def get_response(
         if after is None:
             raise InvalidParameter("starting_after must be a sequence number", param="starting_after")
     return ResponseStream(context, row.id, row.tenant, after=after)
+
+
+@router.get("/{response_id}/input_items")
+async def list_input_items(
+    request: Request,
+    response_id: str,
+    context: ContextDep,
+    principal: PrincipalDep,
+    after: str | None = None,
+    limit: str | None = None,
+    order: str = "desc",
+) -> dict[str, Any]:
+    """What the response was asked, as items; not what came before it by `previous_response_id`."""
+    no_nul(request)
+    if order not in ("asc", "desc"):
+        raise InvalidParameter("order must be asc or desc", param="order")
+    size = page_limit(limit, ITEMS_PAGE, ITEMS_PAGE_MAX)
+    row = await _row(context, response_id, principal)
+    body = await context.jobs.body(row.id, principal.tenant)
+    items = input_items(messages_of(body["input"]), response_id)
+    if order == "desc":
+        items.reverse()
+    if after is not None:
+        ids = [item["id"] for item in items]
+        if after not in ids:
+            raise InvalidParameter(f"after: there is no item {after[:80]!r}", param="after")
+        items = items[ids.index(after) + 1 :]
+    return page_object(items[: size + 1], size)
 
 
 @router.post("/{response_id}/cancel")

@@ -23,6 +23,8 @@ from shared import serving
 from shared.batches import repository as batches
 from shared.batches.status import BatchStatus
 from shared.db.session import is_outage
+from shared.evaluations import repository as evaluations
+from shared.evaluations.status import EvaluationStatus
 from shared.files import repository as files
 from shared.jobs import lanes, queries
 from shared.jobs.status import JobStatus
@@ -163,8 +165,13 @@ def webhook_metrics(waiting: Any, endpoints: Any, senders: Any) -> Iterator[Metr
     yield from measured.merged(((None, row.metrics) for row in senders), measured.DELIVERY)
 
 
-def batch_metrics(by_status: Any, lines_open: int, stored: Any) -> Iterator[Metric]:
-    """Batches and files; pure."""
+def batch_metrics(by_status: Any, lines_open: int, stored: Any, evaluated: Any = ()) -> Iterator[Metric]:
+    """Batches, files and evaluations; pure."""
+    runs = GaugeMetricFamily("vdiff_evaluations", "Evaluations by state", labels=["status"])
+    found = {row.status: row.count for row in evaluated}
+    for state in EvaluationStatus:
+        runs.add_metric([state.value], found.get(state.value, 0))
+    yield runs
     batches = GaugeMetricFamily("vdiff_batches", "Batches by state", labels=["status"])
     counts = {row.status: row.count for row in by_status}
     for status in BatchStatus:
@@ -237,6 +244,7 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
             (await session.execute(batches.by_status())).all(),
             int((await session.execute(batches.lines_open())).scalar_one()),
             (await session.execute(files.totals())).all(),
+            (await session.execute(evaluations.by_status())).all(),
         )
     return [
         bulk, webhook_metrics(*webhooks), database_metrics(by_status, queue_totals(depths, ages), workers, live)

@@ -35,6 +35,7 @@ from shared.jobs.service import JobService, Served
 from shared.jobs.status import JobStatus, Priority
 from shared.keys.principal import Principal
 from shared.leases import LOOK_SECONDS, Caretaker, Lost
+from shared.metrics import EVALUATION_SAMPLES
 from shared.settings import Settings
 
 STORE_CHUNK = 250  # samples, in one transaction
@@ -278,4 +279,6 @@ class _Work:
                 rows, self._graders, run_id=run.id, items=self._row.items, code_allowed=self._code_allowed
             )
             await self._write(repository.insert_samples(samples))
+            for sample in samples:
+                EVALUATION_SAMPLES.labels(outcome=sample["outcome"]).inc()
         return len(rows)

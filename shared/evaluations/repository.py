@@ -280,6 +280,11 @@ def note_stored(run_id: str, stored: int) -> Update:
     return update(RUNS).where(_R.id == run_id).values(stored=stored)
 
 
+def by_status() -> Select[Any]:
+    """(status, count) of all evaluations that there are."""
+    return select(_E.status, func.count().label("count")).group_by(_E.status)
+
+
 def insert_samples(rows: Sequence[Mapping[str, Any]]) -> Executable:
     """One that is there already stays as it is."""
     return insert(SAMPLES).values(list(rows)).on_conflict_do_nothing(index_elements=[_S.run_id, _S.number])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shared.jobs.responses import RESPONSES, chat_logprobs, response_id
@@ -124,3 +124,17 @@ def of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
         row["id"], row["model"], int(row["created_at"].timestamp()), row["params"], status, error=error,
         vdiff={"job_id": row["id"]},
     )  # fmt: skip
+
+
+def input_items(messages: Sequence[tuple[str, str]], of: str) -> list[dict[str, Any]]:
+    """The messages of a request's `input` as items of the response `of`, each with an id of its own."""
+    made = []
+    for number, (role, text) in enumerate(messages):
+        content = (
+            {"type": "output_text", "text": text, "annotations": []}
+            if role == "assistant"
+            else {"type": "input_text", "text": text}
+        )
+        item_id = f"msg_{of.removeprefix('resp_')}_in{number}"
+        made.append({"id": item_id, "type": "message", "role": role, "status": "completed", "content": [content]})
+    return made

@@ -424,6 +424,15 @@ class JobService:
         request = parse(row.endpoint, row.body, streaming=True)
         return Prepared(values["id"], request, values, automatic_retry, principal.limits)
 
+    async def body(self, job_id: str, tenant: str) -> dict[str, Any]:
+        """The request as it was sent. Raises JobNotFound, Gone."""
+        async with self._database.read() as session:
+            row = (await session.execute(queries.for_replay(job_id, tenant))).one_or_none()
+        if row is None:
+            raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")
+        refuse_purged(row)
+        return dict(row.body)
+
     async def purge(self, job_id: str, tenant: str) -> None:
         """Forget input and output; a second time is as good. Raises JobNotFound, Conflict (as `retry`)."""
         row = await self.get(job_id, tenant)

@@ -12,6 +12,7 @@ from sqlalchemy import text
 
 from shared.jobs import repository
 from shared.jobs.status import JobStatus
+from tests.integration import test_evaluations as evaluations
 from tests.integration.conftest import Served, eventually, metric
 from tests.integration.test_api_jobs import chat_job, database_away, long_job
 from tests.integration.test_batches import long_line, over, start
@@ -239,6 +240,17 @@ def test_deadlines_and_retention_are_counted(served: Served) -> None:
     jobs.execute(text("UPDATE jobs SET purge_after = now() WHERE id = :id RETURNING id").bindparams(id=old))
     assert jobs.wait_done(late).status == JobStatus.EXPIRED
     eventually(lambda: passed() > before[0] and purged() > before[1], what="counts")
+
+
+def test_an_evaluation_moves_its_metrics(served: Served) -> None:
+    reads = [
+        reader(served, "vdiff_evaluations", status="completed"),
+        reader(served, "vdiff_evaluation_samples_total", outcome="passed"),
+    ]
+    before = [read() for read in reads]
+    made = evaluations.begin(served, evaluations.request(evaluations.upload(served, evaluations.sums(3))))
+    assert evaluations.over(served, made["id"])["status"] == "completed"
+    eventually(lambda: [read() for read in reads] == [before[0] + 1, before[1] + 3])
 
 
 def test_the_database_is_seen_away(served: Served, postgres_url: str) -> None:

@@ -150,6 +150,30 @@ def test_a_conversation_goes_on(client: openai.OpenAI, served: Served) -> None:
         assert (made.status_code, made.json()["error"]["code"]) == (400, "previous_response_not_found")
 
 
+def test_what_was_asked_can_be_listed(client: openai.OpenAI, served: Served) -> None:
+    first = client.responses.create(model="vdiff-tiny", input="What is 17 + 25?", max_output_tokens=8)
+    asked: Any = [
+        {"role": "user", "content": [{"type": "input_text", "text": "What is 2 + 3?"}]}, *first.output,
+        {"role": "user", "content": "And now?"},
+    ]  # fmt: skip
+    made = client.responses.create(
+        model="vdiff-tiny", input=asked, previous_response_id=first.id, instructions="Be short.", max_output_tokens=8
+    )
+    told = [(item.role, item.content[0].text) for item in client.responses.input_items.list(made.id, order="asc")]  # type: ignore[union-attr]
+    assert told == [("user", "What is 2 + 3?"), ("assistant", "42"), ("user", "And now?")]
+    newest = client.responses.input_items.list(made.id, limit=2)
+    assert [item.content[0].text for item in newest.data] == ["And now?", "42"] and newest.has_more  # type: ignore[union-attr]
+    assert len(list(newest)) == 3  # the SDK follows `after`
+    (only,) = client.responses.input_items.list(first.id)
+    assert (only.type, only.content[0].text) == ("message", "What is 17 + 25?")  # type: ignore[union-attr]
+    path = f"/v1/responses/{made.id}/input_items"
+    for query, param in (("after=x", "after"), ("order=up", "order"), ("limit=0", "limit"), ("include=x", "include")):
+        answer = served.client.get(f"{path}?{query}")
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    client.responses.delete(made.id)
+    assert served.client.get(path).status_code in (404, 410)
+
+
 def test_what_is_not_stored_is_not_found(client: openai.OpenAI) -> None:
     made = client.responses.create(model="vdiff-tiny", input="What is 17 + 25?", store=False)
     assert made.output_text == "42"

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from prometheus_client import REGISTRY
 
-from api.routes.metrics import database_metrics, database_up, webhook_metrics
+from api.routes.metrics import batch_metrics, database_metrics, database_up, webhook_metrics
 from shared.metrics import DELIVERY, WORKER
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,6 +31,7 @@ def families() -> Iterator[Any]:
     yield from DELIVERY.collect()
     yield from database_metrics(*_nothing())
     yield database_up(True)
+    yield from batch_metrics((), 0, ())
     yield from (f for f in webhook_metrics((), (), ()) if f.type == "gauge")
 
 
