@@ -213,12 +213,13 @@ def test_a_pod_of_api_and_worker(run: Run, where: str) -> None:
         "--model": model,
         "--served-model-name": "vdiff-tiny",
         "--data-dir": f"{data}/vdiff",
+        "--device": "cpu",  # there is no GPU here
     }
     command = [
         f"{flag}={ours.get(flag, value)}" if sign else flag
         for flag, sign, value in (word.partition("=") for word in words(shown))
     ]
-    pod = run(shown, command, VDIFF_MODEL=model, VDIFF_SERVED_MODEL_NAME="vdiff-tiny")
+    pod = run(shown, command, VDIFF_MODEL=model, VDIFF_SERVED_MODEL_NAME="vdiff-tiny", VDIFF_DEVICE="cpu")
     url = f"http://127.0.0.1:{port}"
     eventually(answers(url + shown["readinessProbe"]["httpGet"]["path"]), seconds=120, what="ready")
     job = httpx.post(f"{url}/v1/jobs", json=chat_job(), headers={**KEY, "prefer": "wait=30"}, timeout=60).json()
