@@ -25,6 +25,8 @@ MODEL = "vdiff-tiny"
 ENDPOINT = "/v1/chat/completions"
 LOOK_SECONDS = 0.1
 LIMIT_SECONDS = 1_800.0
+LABEL_MAX = 500  # characters of a label; 16 labels may be
+LINE_BYTES_MORE = 220  # of a line beside prompt and labels, roughly
 MIB = 1 << 20
 SLOTS = 8
 
@@ -51,12 +53,18 @@ class Memory:
         self._thread.join()
 
 
-def write_lines(path: Path, count: int, words: int) -> None:
-    """So many requests of about so many words."""
+def write_lines(path: Path, count: int, words: int, line_bytes: int = 0) -> None:
+    """So many requests of about so many words; with labels that no model reads, each has about `line_bytes`, 8,000 at most."""
     with path.open("w", encoding="utf-8") as file:
         for i in range(count):
             text = "What is 17 + 25? " + "apple river " * (words // 2)
             body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 1, "seed": i}
+            missing = line_bytes - len(text) - LINE_BYTES_MORE
+            if missing > 0:
+                body["metadata"] = {
+                    f"pad-{part}": "x" * min(LABEL_MAX, missing - at)
+                    for part, at in enumerate(range(0, missing, LABEL_MAX))
+                }
             line = {"custom_id": f"line-{i}", "method": "POST", "url": ENDPOINT, "body": body}
             file.write(json.dumps(line) + "\n")
 
@@ -80,7 +88,7 @@ def _wait(client: httpx.Client, batch_id: str, done: Any) -> dict[str, Any]:
     raise RuntimeError(f"batch {batch_id} is not far enough after {LIMIT_SECONDS:g} s")
 
 
-def run(*, lines: int, words: int, worker: str) -> dict[str, Any]:
+def run(*, lines: int, words: int, worker: str, line_bytes: int = 0) -> dict[str, Any]:
     """Args: worker: `running`, as it is in practice; `stopped`, so that the API and PostgreSQL have the cores."""
     row: dict[str, Any] = {"lines": lines, "worker": worker}
     with public_folder() as folder, served(bundled.folder(bundled.DEFAULT_MODEL), name=MODEL, slots=SLOTS) as url:
@@ -89,7 +97,7 @@ def run(*, lines: int, words: int, worker: str) -> dict[str, Any]:
         if worker == "stopped":
             parts["worker"].suspend()
         source = folder / "lines.jsonl"
-        write_lines(source, lines, words)
+        write_lines(source, lines, words, line_bytes)
         row["file_mb"] = source.stat().st_size / MIB
         with httpx.Client(base_url=url, timeout=600) as client, Memory(api) as memory:
             with _timed(row, "upload_s"), source.open("rb") as file:

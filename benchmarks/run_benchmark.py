@@ -82,7 +82,9 @@ def batch(args: argparse.Namespace) -> Rows:
     import batch_accept
 
     return [
-        batch_accept.run(lines=lines, words=args.words, worker=worker) for lines in args.lines for worker in args.worker
+        batch_accept.run(lines=lines, words=args.words, worker=worker, line_bytes=args.line_bytes)
+        for lines in args.lines
+        for worker in args.worker
     ]
 
 
@@ -135,6 +137,12 @@ def parser() -> argparse.ArgumentParser:
         "--worker", nargs="+", choices=["running", "stopped"], default=["running"], help="meanwhile [running]"
     )
     options["batch"].add_argument("--words", type=int, default=20, help="of each prompt [20]")
+    options["batch"].add_argument(
+        "--line-bytes",
+        type=int,
+        default=0,
+        help="of each line, filled up with labels, 8000 at most [as the prompt has]",
+    )
     options["bulk"].add_argument("--bulk-lines", type=int, default=4_000, help="of the file for vdiff-tiny [4000]")
     options["bulk"].add_argument("--slow-lines", type=int, default=400, help="of that for the slow model [400]")
     options["bulk"].add_argument("--bulk-slots", type=int, default=16, help="of the engine [16]")
