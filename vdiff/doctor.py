@@ -248,7 +248,7 @@ def _redis(settings: Settings) -> Iterator[Check]:
             seconds, micros = client.time()
             yield redis_state(info, took)
             yield clock("clock", seconds + micros / 1e6 - time.time(), took, "Redis")
-    except (RedisError, OSError, ValueError) as exc:
+    except (RedisError, OSError, ValueError, TypeError) as exc:  # TypeError: an option in the URL that there is not
         yield Check("redis", "bad", _reason(exc),
                     "start Redis, or correct VDIFF_REDIS_URL; until then jobs are accepted and wait")  # fmt: skip
 

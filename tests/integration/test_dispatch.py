@@ -21,11 +21,11 @@ from shared.jobs import lanes, repository
 from shared.jobs.estimate import queue_position, queued_eta
 from shared.jobs.repository import JOBS
 from shared.jobs.status import JobStatus
+from shared.queue.messages import push_sync
 from shared.queue.names import queue_name
 from shared.queue.window import MIN_WINDOW, PushWindow, backlog_key, window_key
 from shared.sampling_params import SamplingParams
-from tests.integration.conftest import Jobs, Served, WorkerProcess, eventually, metric
-from tests.integration.test_api_jobs import chat_job, long_job
+from tests.integration.conftest import Jobs, WorkerProcess, eventually
 from worker.dispatcher import Dispatcher
 
 pytestmark = pytest.mark.integration
@@ -257,20 +257,21 @@ def test_a_backlog_is_worked_off_by_real_workers(jobs: Jobs, start_worker: Calla
     eventually(lambda: depths(jobs) == {})
 
 
-def test_an_interactive_job_sets_bulk_work_aside_that_holds_every_slot(served: Served) -> None:
+def test_an_interactive_job_sets_bulk_work_aside_that_holds_every_slot(
+    jobs: Jobs, start_worker: Callable[..., WorkerProcess]
+) -> None:
     """Celery takes no message while its pool works; the engine is handed the urgent one all the same."""
-    before = metric(served, "vdiff_engine_preemptions_total", model="vdiff-tiny")
-    bulk = [served.client.post("/v1/jobs", json=long_job(priority="bulk")).json() for _ in range(4)]  # as many as slots
-
-    def states() -> list[str]:
-        return [served.client.get(job["urls"]["self"]).json()["status"] for job in bulk]
-
-    eventually(lambda: states() == ["running"] * 4, what="all slots are taken")
-    quick = served.client.post("/v1/jobs", json=chat_job(priority="interactive"), headers={"prefer": "wait=30"})
-    assert (quick.json()["status"], states()) == ("succeeded", ["running"] * 4)
-    for job in bulk:
-        done = eventually(
-            lambda job=job: (j := served.client.get(job["urls"]["self"]).json())["done"] and j, seconds=90
-        )
-        assert (done["status"], done["attempts"], done["usage"]["completion_tokens"]) == ("succeeded", 1, 480)
-    eventually(lambda: metric(served, "vdiff_engine_preemptions_total", model="vdiff-tiny") > before, what="counted")
+    worker = start_worker(max_num_seqs=2).wait_ready()
+    slow = [jobs.submit(slow=True) for _ in range(2)]  # as many as slots
+    for job_id in slow:
+        jobs.wait_progress(job_id)
+    quick = jobs.submit(push=0)
+    with jobs.database.write() as session:
+        session.execute(text("UPDATE jobs SET priority = 'interactive' WHERE id = :id"), {"id": quick})
+    push_sync(jobs.redis, [(quick, jobs.model, "interactive")])
+    assert jobs.wait_done(quick).status == "succeeded"
+    assert [jobs.row(job_id).status for job_id in slow] == ["running", "running"]
+    eventually(lambda: (row := worker.row()) and row.stats["engine"]["preemptions"] > 0, what="counted")
+    for job_id in slow:
+        row = jobs.wait_done(job_id, seconds=90)
+        assert (row.status, row.attempt) == ("succeeded", 1)  # it went on where it was
