@@ -121,8 +121,8 @@ def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
 
 # Classes of SQLSTATE that a later try may not meet: connection, invalid transaction (a standby that reads only), rollback
 # (deadlock), resources, wrong state, operator's intervention, system, configuration; and a statement that was prepared before
-# a migration, which is prepared anew.
-_PASSING = ("08", "0A", "25", "40", "53", "55", "57", "58", "F0")
+# a migration, which is prepared anew. Who may not come in, or finds no such database, was not refused for a statement either.
+_PASSING = ("08", "0A", "25", "28", "3D", "40", "53", "55", "57", "58", "F0")
 
 
 def is_outage(exc: Exception) -> bool:

@@ -12,7 +12,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared import serving
-from shared.db.session import AsyncDatabase, is_outage
+from shared.db.session import AsyncDatabase, Database, is_outage
 from shared.jobs import caretaking, repository
 from shared.jobs.status import TERMINAL, TRANSITIONS, JobStatus
 from shared.model_card import ModelCard
@@ -254,3 +254,17 @@ def test_models_keep_their_position_and_workers_go_stale(jobs: Jobs) -> None:
         session.execute(serving.mark_stopped("w2"))
     assert jobs.execute(serving.live_workers(stale_seconds=30)) == []
     assert [w.id for w in jobs.execute(serving.stop_silent_workers(silent_seconds=30))] == ["w1"]
+
+
+def test_a_database_that_is_gone_is_an_outage(jobs: Jobs) -> None:
+    with pytest.raises(SQLAlchemyError) as gone, Database(f"{jobs.database_url}_gone").read() as session:
+        session.execute(text("SELECT 1"))
+    assert is_outage(gone.value)
+
+    async def asked() -> None:
+        async with AsyncDatabase(f"{jobs.database_url}_gone").read() as session:
+            await session.execute(text("SELECT 1"))
+
+    with pytest.raises(SQLAlchemyError) as away:
+        asyncio.run(asked())
+    assert is_outage(away.value)
