@@ -51,6 +51,14 @@ def open_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def alive(process: psutil.Process) -> bool:
+    """Not ended and no zombie; it may end between the two looks."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 class Up:
     """One `vdiff up`; `end` leaves nothing behind, whatever happened."""
 
@@ -91,16 +99,19 @@ class Up:
         with suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 self.seen.setdefault(child.pid, child)
-        return [p for p in self.seen.values() if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        return self.left()
 
     def left(self) -> list[psutil.Process]:
         """What still runs of all that was ever seen below it; psutil tells a pid that was given anew."""
-        running = []
-        for child in self.seen.values():
+        return [child for child in self.seen.values() if alive(child)]
+
+    def command_lines(self) -> list[str]:
+        """Of what runs below it now, but for what ends meanwhile (PostgreSQL's helpers come and go)."""
+        lines = []
+        for child in self.below():
             with suppress(psutil.NoSuchProcess):
-                if child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-                    running.append(child)
-        return running
+                lines.append(" ".join(child.cmdline()))
+        return lines
 
     def wait_said(self, words: str, *, seconds: float = READY_SECONDS) -> Up:
         def has() -> bool:

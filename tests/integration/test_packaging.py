@@ -195,7 +195,7 @@ def test_up_from_the_installed_package(installed: Path) -> None:
         up.wait_ready()
         job = up.done(chat_job())
         assert job["result"]["choices"][0]["message"]["content"] == "42"
-        lines = [" ".join(child.cmdline()) for child in up.below()]
+        lines = up.command_lines()
         assert lines
         assert not [line for line in lines if str(ROOT) in line.replace(sysconfig.get_paths()["purelib"], "")]
         assert up.stop() == 0

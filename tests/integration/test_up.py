@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from tests.integration.conftest import ROOT, Jobs, eventually
-from tests.integration.supervised import Up, chat_job, curl_line, long_job, open_folder
+from tests.integration.supervised import Up, alive, chat_job, curl_line, long_job, open_folder
 from vdiff.embedded.process import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
@@ -141,7 +140,7 @@ def test_a_part_that_is_killed_comes_back_and_jobs_go_on(up: Up, name: str) -> N
     victim = up.part(name)
     up.below()
     victim.kill()
-    eventually(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, what="its death")
+    eventually(lambda: not alive(victim), what="its death")
     assert up.done(chat_job("What is 20 + 22?"))["result"]["choices"][0]["message"]["content"] == "42"
     job = up.wait(running["id"], seconds=180)
     assert job["status"] == "succeeded"
