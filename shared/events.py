@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -97,6 +97,11 @@ class EventPublisher:
         for job_id in done:
             pipe.publish(DONE_CHANNEL, job_id)
         pipe.execute()
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Delete the streams of those jobs. Raises redis.RedisError: they stay until they expire."""
+        if job_ids:
+            self._client.unlink(*map(events_key, job_ids))
 
 
 async def publish_done(client: redis.asyncio.Redis, job_id: str, status: str, *, stream_seconds: int) -> None:

@@ -62,12 +62,13 @@ def register_model(card: ModelCard, tokenizer_files: Mapping[str, str]) -> Inser
 
 
 def register_worker(
-    worker_id: str, *, model: str, hostname: str, pid: int, device: str, slots: int, version: str
+    worker_id: str, *, model: str, revision: str | None, hostname: str, pid: int, device: str, slots: int, version: str
 ) -> Insert:
-    """A worker is ready to take jobs."""
+    """A worker is ready to take jobs; `revision` is that of its model, or None where the model has none."""
     return insert(WORKERS).values(
         id=worker_id,
         model=model,
+        revision=revision or "",
         hostname=hostname,
         pid=pid,
         device=device,

@@ -179,6 +179,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             serving.register_worker(
                 worker_id,
                 model=engine.card.name,
+                revision=engine.card.revision,
                 hostname=socket.gethostname(),
                 pid=os.getpid(),
                 device=engine.card.device,

@@ -51,7 +51,7 @@ class Counters:
         self._values = dict.fromkeys(
             ("jobs_succeeded", "jobs_failed", "jobs_cancelled", "jobs_expired", "jobs_requeued", "ends_fenced",
              "tokens_generated", "prompt_tokens", "job_forwards", "job_ms",
-             "leases_expired", "deadlines_passed", "messages_pushed_again", "jobs_purged"),
+             "leases_expired", "deadlines_passed", "revisions_gone", "messages_pushed_again", "jobs_purged"),
             0,
         )  # fmt: skip
 

@@ -4,6 +4,7 @@
     missing messages   jobs whose message Redis no longer has are pushed again, bounded: only as many as the queue is
                        short of the rows that were pushed (jobs never pushed are the dispatcher's)
     deadlines          queued jobs that are too late expire; running ones too, should their worker not see to it
+    gone revisions     replays that are bound to a revision of their model that no worker serves any more fail
     retention          what `retain_for` has run out for is purged; very old ledger rows go, both in batches
     old keys           idempotency keys older than 24 h are freed
     silent workers     are called stopped; those that stopped long ago are folded into one row a model
@@ -20,7 +21,7 @@ from itertools import groupby
 import redis
 import structlog
 from redis.exceptions import RedisError
-from sqlalchemy import Row, text
+from sqlalchemy import Row, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared import serving
@@ -86,10 +87,11 @@ class Sweeper:
     def sweep(self) -> bool:
         """One round; False when another process is at it."""
         with self._database.write() as guard:
-            if not guard.execute(text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": SWEEP_LOCK}).scalar_one():
+            if not guard.execute(select(func.pg_try_advisory_xact_lock(SWEEP_LOCK))).scalar_one():
                 return False
             self._expired_leases()
             self._passed_deadlines()
+            self._gone_revisions()
             self._retention()
             self._fold_workers()
             self._missing_messages()
@@ -129,16 +131,27 @@ class Sweeper:
         self._count(deadlines_passed=len(moved))
         self._publisher.publish(Event(row.id, "done", {"status": row.status}) for row in moved)
 
+    def _gone_revisions(self) -> None:
+        with self._database.write() as session:
+            moved = session.execute(caretaking.fail_unservable(silent_seconds=self._silent_seconds)).all()
+        for row in moved:
+            _log.warning("revision_not_served", job_id=row.id, model=row.model)
+        self._count(revisions_gone=len(moved))
+        self._publisher.publish(Event(row.id, "done", {"status": row.status}) for row in moved)
+
     def _retention(self) -> None:
         with self._database.write() as session:
-            purged = len(session.execute(caretaking.purge_due()).all())
-        forgotten = 0
+            purged = session.execute(caretaking.purge_due()).scalars().all()
+        self._count(jobs_purged=len(purged))
+        forgotten: Sequence[str] = ()
         if self._forget_after is not None:
             with self._database.write() as session:
-                forgotten = len(session.execute(caretaking.delete_old(older_than_seconds=self._forget_after)).all())
-        self._count(jobs_purged=purged)
+                forgotten = (
+                    session.execute(caretaking.delete_old(older_than_seconds=self._forget_after)).scalars().all()
+                )
         if purged or forgotten:
-            _log.info("retention", purged=purged, forgotten=forgotten)
+            _log.info("retention", purged=len(purged), forgotten=len(forgotten))
+            self._publisher.forget([*purged, *forgotten])
 
     def _missing_messages(self) -> None:
         with self._database.read() as session:

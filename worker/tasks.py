@@ -28,4 +28,8 @@ def register_tasks(app: Celery, run_job: Callable[[str], None], put_back: Callab
             if isinstance(job_id := payload.get("job_id"), str):
                 put_back(job_id)
             return
-        run_job(str(payload["job_id"]))
+        try:
+            run_job(str(payload["job_id"]))
+        except Exception:
+            # Not left to Celery, which logs an exception's text: it may quote a prompt. The lease runs out, and it runs again.
+            _log.exception("job_broke_unexpectedly", job_id=payload["job_id"])

@@ -40,7 +40,7 @@ _WORKER_COUNTERS = {
     "jobs_requeued": ("vdiff_jobs_requeued_total", "Attempts that went back to the queue"),
     "ends_fenced": ("vdiff_ends_fenced_total", "Ends of attempts that came too late and were dropped"),
 }
-_SWEEPER_ACTIONS = ("leases_expired", "deadlines_passed", "messages_pushed_again", "jobs_purged")
+_SWEEPER_ACTIONS = ("leases_expired", "deadlines_passed", "revisions_gone", "messages_pushed_again", "jobs_purged")
 _ENGINE_COUNTERS = {
     "steps": ("vdiff_engine_steps_total", "Denoising steps of the engines"),
     "forwards": ("vdiff_engine_forwards_total", "Model calls of the engines"),

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Select, Update, case, delete, func, literal, null, or_, select, union_all, update
+from sqlalchemy import Select, Update, case, delete, exists, func, literal, null, or_, select, union_all, update
 from sqlalchemy.sql.dml import ReturningDelete
 
 from shared.db.expressions import seconds
+from shared.db.tables import Model, Worker
 from shared.jobs.membership import of_none_that_is_open
 from shared.jobs.repository import (
     COMPLETE_BY_ERROR,
@@ -29,6 +30,13 @@ from shared.jobs.repository import (
 from shared.jobs.status import JobStatus
 
 _J = JOBS.c
+
+REVISION_ERROR = {
+    "code": "model_revision_changed",
+    "message": "the replay is bound to a revision of its model that no worker serves any more",
+    "param": "model",
+    "retryable": False,
+}
 
 
 def sweep_deadlines(*, grace_seconds: float, limit: int = SWEEP_BATCH) -> Select[Any]:
@@ -62,6 +70,48 @@ def sweep_deadlines(*, grace_seconds: float, limit: int = SWEEP_BATCH) -> Select
         .values(
             status=JobStatus.EXPIRED.value,
             error=why,
+            finished_at=func.now(),
+            purge_after=purge_after(),
+            **RELEASED,
+        )
+    )
+
+
+def fail_unservable(*, silent_seconds: float, limit: int = SWEEP_BATCH) -> Select[Any]:
+    """queued -> failed for replays, which are pinned to a revision of their model, when it is not served any more.
+
+    It is not while another revision is the registered one and no worker that may still be there has the pinned one. A worker of
+    an older program, which did not say what it has, may. (The answers of an evaluation are pinned too, and its caretaker's.)
+
+    Args:
+        silent_seconds: for how long a worker may be silent and still be there.
+    """
+    models, workers = Model.__table__.c, Worker.__table__.c
+    may_have_it = (
+        (workers.model == _J.model)
+        & (workers.state != "stopped")
+        & (workers.last_beat_at >= func.now() - seconds(silent_seconds))
+        & or_(workers.revision.is_(None), workers.revision == _J.pinned_revision)
+    )
+    gone = (
+        select(_J.id)
+        .join(Model, models.name == _J.model)
+        .where(
+            _J.status == JobStatus.QUEUED.value,
+            _J.pinned_revision.is_not(None),
+            _J.batch_id.is_(None),
+            _J.pinned_revision.is_distinct_from(models.card["revision"].astext),
+            ~exists().where(may_have_it),
+        )
+        .limit(limit)
+        .with_for_update(of=JOBS, skip_locked=True)
+    )
+    return move(
+        update(JOBS)
+        .where(_J.id.in_(gone), _J.status == JobStatus.QUEUED.value)
+        .values(
+            status=JobStatus.FAILED.value,
+            error=json_value(REVISION_ERROR),
             finished_at=func.now(),
             purge_after=purge_after(),
             **RELEASED,

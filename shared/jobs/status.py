@@ -10,6 +10,7 @@
             │ │   (worker), lease ran out (sweeper)
             │ │
             │ └── failed, cancelled, expired      retry (API): another life of the job; succeeded is final
+            ├─► failed                            sweeper: a replay whose revision of the model nobody serves any more
             ├─► cancelled                         cancel (API)
             └─► expired                           sweeper: start_by, complete_by
 
@@ -35,7 +36,7 @@ class JobStatus(StrEnum):
 TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.CANCELLED, JobStatus.EXPIRED}),
+    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED}),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
     JobStatus.SUCCEEDED: frozenset(),
     # Only by an explicit retry.

@@ -277,6 +277,7 @@ def test_results_expire_with_retain_for(served: Served) -> None:
     job = submit(served, chat_job(deadlines={"retain_for": 0.2}), prefer="wait=30")
     assert job["status"] == "succeeded"
     eventually(lambda: served.client.get(job["urls"]["result"]).status_code == 410)
+    eventually(lambda: not served.jobs.redis.exists(events_key(job["id"])), what="its texts went with it")
 
 
 def test_old_ledger_rows_are_forgotten_in_batches(jobs: Jobs) -> None:
@@ -377,6 +378,67 @@ def test_a_pinned_replay_is_claimed_by_its_revision_alone(jobs: Jobs) -> None:
     assert jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60)) == []
     assert jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60, revision="b")) == []
     assert len(jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60, revision="a"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("revision", "silent", "state", "waits"),
+    [
+        ("a", 0, "ready", True),
+        ("a", 50, "draining", True),
+        (None, 0, "ready", True),  # of a program that did not say what it has
+        ("b", 0, "ready", False),
+        ("", 0, "ready", False),
+        ("a", 70, "ready", False),
+        ("a", 0, "stopped", False),
+    ],
+)
+def test_a_replay_waits_as_long_as_somebody_may_have_its_revision(
+    jobs_module: Jobs, revision: str | None, silent: float, state: str, waits: bool
+) -> None:
+    jobs = jobs_module
+    pinned, free = jobs.submit(push=0), jobs.submit(push=0)
+
+    def serve(revision: str) -> None:
+        card = ModelCard(jobs.model, "llada", 64, 10, 1, (2,), {}, {}, revision=revision)
+        with jobs.database.write() as session:
+            session.execute(serving.register_model(card, {"tokenizer.json": "{}"}))
+
+    serve("a")
+    with jobs.database.write() as session:
+        session.execute(text("UPDATE jobs SET pinned_revision = 'a' WHERE id = :id"), {"id": pinned})
+        session.execute(text("DELETE FROM workers"))
+        session.execute(
+            serving.register_worker(
+                "w", model=jobs.model, revision=revision, hostname="h", pid=1, device="cpu", slots=1, version="1"
+            )
+        )
+        values = {"silent": silent, "revision": revision, "state": state}
+        session.execute(
+            text("UPDATE workers SET revision = :revision, state = :state, last_beat_at = now() - :silent * interval '1 s'"),
+            values,
+        )  # fmt: skip
+    assert (
+        jobs.execute(caretaking.fail_unservable(silent_seconds=60)) == []
+    )  # it is the registered one: workers may come
+    serve("b")
+    moved = jobs.execute(caretaking.fail_unservable(silent_seconds=60))
+    assert [(r.id, r.status) for r in moved] == ([] if waits else [(pinned, "failed")])
+    assert jobs.row(free).status == "queued"
+    if not waits:
+        row = jobs.row(pinned)
+        assert (row.error["code"], row.error["retryable"]) == ("model_revision_changed", False)
+        assert row.finished_at is not None
+        assert jobs.outcomes(pinned) == []
+    for job_id in (pinned, free):
+        jobs.execute(repository.request_cancel(job_id))
+
+
+def test_a_replay_whose_model_was_rolled_meanwhile_fails_and_says_why(served: Served, away: str) -> None:
+    job = submit(served, chat_job(body={"model": away}))
+    with served.jobs.database.write() as session:
+        session.execute(text("UPDATE jobs SET pinned_revision = 'older' WHERE id = :id"), {"id": job["id"]})
+    ended = wait(served, job)
+    assert (ended["status"], ended["error"]["code"], ended["attempts"]) == ("failed", "model_revision_changed", 0)
 
 
 def test_a_worker_that_sleeps_through_a_deadline(jobs: Jobs, start_worker: Callable[..., WorkerProcess]) -> None:

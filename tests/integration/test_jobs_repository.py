@@ -125,6 +125,7 @@ MOVES = {
     "sweep": lambda j: repository.sweep_expired(),
     "expire": lambda j: repository.finish(j, 1, JobStatus.EXPIRED, error=repository.MAX_RUN_ERROR),
     "deadlines": lambda j: caretaking.sweep_deadlines(grace_seconds=0),
+    "revision_gone": lambda j: caretaking.fail_unservable(silent_seconds=60),
     "retry": lambda j: repository.retry(j, "anonymous", key_id=""),
     "purge": lambda j: repository.purge(j, "anonymous"),
 }
@@ -244,7 +245,9 @@ def test_models_keep_their_position_and_workers_go_stale(jobs: Jobs) -> None:
         session.execute(serving.register_model(card("b", 128), {"tokenizer.json": "{}"}))
         for worker, model in (("w1", "a"), ("w2", "b")):
             session.execute(
-                serving.register_worker(worker, model=model, hostname="h", pid=1, device="cpu", slots=2, version="1")
+                serving.register_worker(
+                    worker, model=model, revision=None, hostname="h", pid=1, device="cpu", slots=2, version="1"
+                )
             )
     assert names() == ["b", "a"]
     assert ModelCard.from_json(jobs.execute(serving.get_model("b"))[0].card).context_length == 128

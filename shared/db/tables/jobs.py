@@ -143,6 +143,12 @@ class Job(Base):
             "pushed_at",
             postgresql_where=text("status = 'queued' AND pushed_at IS NOT NULL"),
         ),
+        Index(
+            "ix_jobs_pinned",
+            "model",
+            "pinned_revision",
+            postgresql_where=text("status = 'queued' AND pinned_revision IS NOT NULL AND batch_id IS NULL"),
+        ),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("status = 'running'")),
         Index("ix_jobs_start_by", "start_by", postgresql_where=text("status = 'queued' AND start_by IS NOT NULL")),
         Index(

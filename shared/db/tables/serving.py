@@ -41,6 +41,7 @@ class Worker(Base):
     device: Mapped[str] = mapped_column(Text)
     slots: Mapped[int] = mapped_column(Integer)
     version: Mapped[str] = mapped_column(Text)
+    revision: Mapped[str | None] = mapped_column(Text)  # of the model; "" has none, NULL: a program that did not say
     state: Mapped[str] = mapped_column(Text)
     stats: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
     started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())

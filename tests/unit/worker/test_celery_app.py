@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 import pytest
+import structlog
 
 from shared.errors import ConfigurationError
 from shared.queue.messages import OLDEST_PAYLOAD_VERSION, PAYLOAD_VERSION, is_readable, payload
@@ -55,11 +56,17 @@ def test_settings_that_keep_jobs_safe() -> None:
     assert [q.name for q in conf.task_queues] == ["vdiff.m.interactive", "vdiff.m.normal", "vdiff.m.bulk"]
 
 
-def test_a_payload_of_another_version_is_left_alone() -> None:
+def test_a_payload_of_another_version_is_left_alone_and_nothing_gets_out() -> None:
     app = celery_app("redis://127.0.0.1:1/0", model="m")
     ran: list[str] = []
     left: list[str] = []
-    register_tasks(app, ran.append, left.append)
+
+    def run(job_id: str) -> None:
+        if job_id == "job_broken":
+            raise RuntimeError("with a prompt in its text, which Celery would log")
+        ran.append(job_id)
+
+    register_tasks(app, run, left.append)
     task = app.tasks[GENERATE_TASK]
     for written in ({"v": 1, "job_id": "job_1"},):  # of every version that is still read, as it was written
         task(written)
@@ -68,6 +75,9 @@ def test_a_payload_of_another_version_is_left_alone() -> None:
     task({"job_id": "job_3"})
     task({"v": PAYLOAD_VERSION + 1, "other": "things"})
     task({"v": "1", "job_id": "job_4"})
+    with structlog.testing.capture_logs() as logs:
+        task(payload("job_broken"))
+    assert [(line["event"], line["job_id"]) for line in logs] == [("job_broke_unexpectedly", "job_broken")]
     assert (ran, left) == (["job_1"] * 2, ["job_2", "job_3", "job_4"])
 
 
