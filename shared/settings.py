@@ -222,11 +222,7 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """What was given, from wherever it came, as variables for a child that must see the same."""
         given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
-        return {
-            f"{PREFIX}{name.upper()}": value.get_secret_value() if isinstance(value, SecretStr) else str(value)
-            for name, value in given.items()
-            if value is not None
-        }
+        return {f"{PREFIX}{name.upper()}": _as_text(value) for name, value in given.items() if value is not None}
 
     def require_database_url(self) -> str:
         if self.database_url is None:
@@ -237,6 +233,14 @@ class Settings(BaseSettings):
         if self.redis_url is None:
             raise ConfigurationError("VDIFF_REDIS_URL is not set; set it, or use `vdiff up`, which brings its own")
         return self.redis_url
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value)
 
 
 # Kubernetes puts such variables into every container for each Service of its namespace, and ours are called vdiff-...:

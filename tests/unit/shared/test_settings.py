@@ -135,3 +135,16 @@ def test_what_kubernetes_says_of_services_is_no_setting() -> None:
     assert load_settings({**links, "VDIFF_PORT": "9001"}).port == 9001
     with pytest.raises(ConfigurationError, match="VDIFF_API_PORT"):
         load_settings({"VDIFF_API_PORT": "8000"})
+
+
+def test_a_child_process_gets_every_setting_as_its_parent_had_it() -> None:
+    given = {
+        "VDIFF_WEBHOOK_RETRY_SECONDS": "1,2.5,30",
+        "VDIFF_API_KEY": "secret",
+        "VDIFF_WEBHOOK_ALLOW_PRIVATE": "true",
+        "VDIFF_DATA_DIR": "/srv/vdiff",
+        "VDIFF_QUANTIZATION": "int8",
+        "VDIFF_PORT": "9000",
+    }
+    settings = load_settings(given)
+    assert load_settings(settings.environment()) == settings
