@@ -8,7 +8,7 @@
     python benchmarks/engine.py fused     layers fused by torch.compile against layers as they are, on vdiff-tiny
     python benchmarks/engine.py padding   attention of mixed lengths: a call for each shape against similar ones padded into one
     python benchmarks/engine.py flips     how often a token differs between batch shapes, float32 and bfloat16
-    python benchmarks/engine.py floor     a step of LLaDA-8B's shape against the memory's bandwidth (GPU only)
+    python benchmarks/engine.py floor     a step of LLaDA-8B's shape against the memory's bandwidth (a GPU, or --tiny)
 
 --device cuda runs them on a GPU. Tables go to stdout, progress to stderr, JSON into --output.
 """
@@ -21,6 +21,7 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from worker.engine import VDiffConfig, VDiffEngine
 from worker.engine.config import ModelConfig
 from worker.engine.loader import LoadedModel, load
 from worker.engine.models.attention import varlen_of
+from worker.engine.models.graphs import record
 from worker.engine.models.transformer import Transformer
 
 Rows = list[dict[str, Any]]
@@ -229,6 +231,10 @@ def flips(args: argparse.Namespace) -> Rows:
     return rows
 
 
+TINY = ModelConfig(
+    architecture="LLaDAModelLM", family="llada", width=64, layers=2, heads=4, kv_heads=4, head_dim=16, mlp_width=128,
+    vocab_size=512, context_length=256, rope_theta=5e5, norm_eps=1e-5, tied=False, mask_token_id=510, eos_token_ids=(509,),
+)  # fmt: skip
 LLADA_8B = ModelConfig(
     architecture="LLaDAModelLM", family="llada", width=4096, layers=32, heads=32, kv_heads=32, head_dim=128, mlp_width=12288,
     vocab_size=126464, context_length=4096, rope_theta=5e5, norm_eps=1e-5, tied=False, mask_token_id=126336,
@@ -236,43 +242,71 @@ LLADA_8B = ModelConfig(
 )  # fmt: skip
 
 
-def floor(args: argparse.Namespace) -> Rows:
-    """Random weights in LLaDA-8B's shape, bfloat16: a step of one request against reading all weights once."""
-    if args.device != "cuda" or not torch.cuda.is_available():
-        raise SystemExit("floor needs a GPU: --device cuda")
-    tiny = load(VDiffConfig(model=str(bundled.folder(bundled.DEFAULT_MODEL)), device="cpu"))
-    with torch.device("cuda"):
-        model = Transformer(LLADA_8B).to(torch.bfloat16).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.02)
-    big = torch.empty(1 << 30, dtype=torch.bfloat16, device="cuda")
-    copied: list[float] = []
+def bandwidth(device: torch.device, size: int) -> float:
+    """Bytes per second, read and written, of the best of five copies of `size` bytes."""
+    big = torch.zeros(size // 2, dtype=torch.bfloat16, device=device)
+    copied = []
     for _ in range(5):
-        torch.cuda.synchronize()
+        _wait(device)
         began = time.perf_counter()
         big.clone()
-        torch.cuda.synchronize()
+        _wait(device)
         copied.append(2 * big.nbytes / (time.perf_counter() - began))
-    del big
+    return max(copied)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def random_model(shape: ModelConfig, device: torch.device) -> Transformer:
+    with torch.device(device):
+        model = Transformer(shape).to(torch.bfloat16).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    model.varlen = varlen_of(device, torch.bfloat16, shape.heads, shape.kv_heads, shape.head_dim)
+    return model
+
+
+def floor(args: argparse.Namespace) -> Rows:
+    """Random weights in LLaDA-8B's shape, bfloat16: a step against reading all weights once.
+
+    Plain, with CUDA graphs, with layers fused by torch.compile, and with both.
+    """
+    if not args.tiny and (args.device != "cuda" or not torch.cuda.is_available()):
+        raise SystemExit("floor needs a GPU: --device cuda; or --tiny, which only shows that the benchmark runs")
+    device, shape = torch.device(args.device), TINY if args.tiny else LLADA_8B
+    tiny = load(VDiffConfig(model=str(bundled.folder(bundled.DEFAULT_MODEL)), device="cpu"))
+    model = random_model(shape, device)
     weights = sum(p.nbytes for p in model.parameters())
-    facts = {"mask_token_id": LLADA_8B.mask_token_id, "end_token_ids": (126081,), "vocab_size": LLADA_8B.vocab_size,
-             "context_length": 4096, "device": "cuda", "dtype": "bfloat16"}  # fmt: skip
-    card = type(tiny.card)(**{**{n: getattr(tiny.card, n) for n in tiny.card.__dataclass_fields__}, **facts})
-    loaded = LoadedModel(model, LLADA_8B, tiny.tokenizer, card)
-    rows: Rows = []
-    model.varlen = varlen_of(model.device, model.dtype, LLADA_8B.heads, LLADA_8B.kv_heads, LLADA_8B.head_dim)
-    with VDiffEngine(VDiffConfig(model="llada-8b-shape", device="cuda", max_num_seqs=64), loaded=loaded) as engine:
-        for fuse, count, cache in itertools.product((False, True), (1, 4, 16, 64), ("none", "dual")):
-            if fuse and not rows[-1]["fused"]:
+    ideal = weights / bandwidth(device, (1 << 24) if args.tiny else (1 << 31))
+    card = replace(
+        tiny.card, mask_token_id=shape.mask_token_id, end_token_ids=shape.eos_token_ids, vocab_size=shape.vocab_size,
+        context_length=shape.context_length, device=args.device, dtype="bfloat16",
+    )  # fmt: skip
+    loaded = LoadedModel(model, shape, tiny.tokenizer, card)
+    tokens, rows = args.max_tokens or 32, []
+    cells = list(itertools.product((1, 4, 16, 64), ("none", "dual")))
+    config = VDiffConfig(model="llada-8b-shape", device=args.device, max_num_seqs=64)
+    with VDiffEngine(config, loaded=loaded) as engine:
+        for fused, graphed in itertools.product((False, True), (False, True)):
+            way = " and ".join([*(["fused"] if fused else []), *(["graphs"] if graphed else [])]) or "plain"
+            if fused and not graphed:
+                model.graphs = None
                 model.fuse()
-            params = greedy(32, block_length=32, cache=cache)
-            timed(engine, prompts_of(count, 128), params)
-            before = engine.stats.steps
-            seconds, _ = timed(engine, prompts_of(count, 128), params)
-            step = seconds / (engine.stats.steps - before)
-            ideal = weights / max(copied)
-            rows.append({"fused": fuse, "concurrent": count, "cache": cache, "step_ms": 1000 * step, "floor_ms": 1000 * ideal,
-                         "ratio_to_floor": step / ideal, "tokens_per_s": count * 32 / seconds})  # fmt: skip
+            if graphed and (reason := record(model)) is not None:
+                say(f"{way}: left out ({reason})")
+                continue
+            for count, cache in progress(cells, len(cells), way):
+                params = greedy(tokens, block_length=32, cache=cache)
+                timed(engine, prompts_of(count, 128), params)
+                before = engine.stats.steps
+                seconds, _ = timed(engine, prompts_of(count, 128), params)
+                step = seconds / (engine.stats.steps - before)
+                rows.append({"way": way, "concurrent": count, "cache": cache, "step_ms": 1000 * step,
+                             "floor_ms": 1000 * ideal, "ratio_to_floor": step / ideal,
+                             "tokens_per_s": count * tokens / seconds})  # fmt: skip
     return rows
 
 
@@ -288,6 +322,9 @@ def main() -> int:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--prompt-tokens", type=int, help="instead of the benchmark's own")
     parser.add_argument("--max-tokens", type=int, help="instead of the benchmark's own")
+    parser.add_argument(
+        "--tiny", action="store_true", help="floor: a tiny model, to see that it runs; its numbers say nothing"
+    )
     parser.add_argument("--output", type=Path, default=Path("bench-results"), help="folder of the JSON [bench-results]")
     args = parser.parse_args()
     names = [n for n in BENCHMARKS if n != "floor" or args.device == "cuda"] if args.which == "all" else [args.which]

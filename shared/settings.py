@@ -121,6 +121,9 @@ class Settings(BaseSettings):
         False,
         description="fuse the model's layers with torch.compile; the first steps take longer, it needs a C++ compiler",
     )
+    cuda_graphs: bool | None = Field(
+        None, description="replay recorded CUDA graphs; empty means where they work, true refuses to start without them"
+    )
     diffusion_steps: int | None = Field(None, ge=1, description="default steps of the whole answer")
     block_size: int | None = Field(None, ge=1, description="default block_length, tokens")
     enable_apd: bool | None = Field(

@@ -92,6 +92,7 @@ def engine_config(settings: Settings) -> VDiffConfig:
         tensor_parallel_size=settings.tensor_parallel_size,
         quantization=settings.quantization,
         compile=settings.compile,
+        cuda_graphs=settings.cuda_graphs,
         diffusion_steps=settings.diffusion_steps,
         block_size=settings.block_size,
         enable_apd=settings.enable_apd,

@@ -12,6 +12,7 @@ from vdiff.cli import exits
 from vdiff.cli.options import (
     BlockSize,
     Compile,
+    CudaGraphs,
     Device,
     DiffusionSteps,
     Dtype,
@@ -53,6 +54,7 @@ def generate(
     gpu_memory_utilization: GpuMemoryUtilization = None,
     quantization: Quantization = None,
     compile: Compile = None,
+    cuda_graphs: CudaGraphs = None,
     diffusion_steps: DiffusionSteps = None,
     block_size: BlockSize = None,
     enable_apd: EnableApd = None,

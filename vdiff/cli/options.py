@@ -40,6 +40,10 @@ Compile = Annotated[
     bool | None,
     typer.Option("--compile/--no-compile", help="fuse the model's layers with torch.compile [default: no]"),
 ]
+CudaGraphs = Annotated[
+    bool | None,
+    typer.Option("--cuda-graphs/--no-cuda-graphs", help="replay recorded CUDA graphs [default: where they work]"),
+]
 DiffusionSteps = Annotated[int | None, typer.Option(help="default steps of an answer [default: one per token]")]
 BlockSize = Annotated[int | None, typer.Option(help="default block_length, tokens [default: the model's own, else 32]")]
 EnableApd = Annotated[

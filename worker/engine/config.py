@@ -42,6 +42,7 @@ class VDiffConfig:
     block_size: int | None = None  # default block_length
     quantization: str | None = None  # int8: weights only
     compile: bool = False  # layers fused by torch.compile
+    cuda_graphs: bool | None = None  # None: where they work; True: or not at all
     trust_remote_code: bool = False
     tensor_parallel_size: int = 1
     verifier: str | None = None  # autoregressive model for APD: folder or hub id

@@ -6,6 +6,7 @@ Native families execute no repository's code. Anything else that transformers kn
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,12 @@ from worker.engine.config import ModelConfig, RawConfig, VDiffConfig
 from worker.engine.models import causal, diffusion_gemma, generic
 from worker.engine.models.attention import varlen_of
 from worker.engine.models.family import Family
+from worker.engine.models.graphs import record
 from worker.engine.models.transformer import Transformer
 from worker.engine.verifier import Verifier, check_tokenizers
 from worker.engine.weights import fill, quantize
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "merges.txt"]
@@ -233,6 +237,9 @@ def load(config: VDiffConfig) -> LoadedModel:
         _refuse_quantization(config, raw.architecture)
         if config.compile:
             raise ConfigurationError(f"compile is not built for {raw.architecture}; leave it out", param="compile")
+        if config.cuda_graphs:
+            message = f"CUDA graphs are not built for {raw.architecture}; leave --cuda-graphs out"
+            raise ConfigurationError(message, param="cuda_graphs")
         theirs = generic if family is generic.FAMILY else diffusion_gemma
         model = theirs.load(folder, facts, dtype=dtype, device=device)
     if tokenizer.vocab_size > facts.vocab_size:
@@ -265,6 +272,7 @@ def _native(
     model.eval()
     if config.compile:
         _fuse(model)
+    _record(model, config)
     return model
 
 
@@ -280,6 +288,17 @@ def _fuse(model: Transformer) -> None:
         raise ConfigurationError(
             f"torch.compile does not work here ({reason}); leave --compile out", param="compile"
         ) from exc
+
+
+def _record(model: Transformer, config: VDiffConfig) -> None:
+    """CUDA graphs where they work. Raises ConfigurationError where they were asked for by name and do not."""
+    if config.cuda_graphs is False or (config.cuda_graphs is None and model.device.type != "cuda"):
+        return
+    reason = record(model)
+    if reason is not None and config.cuda_graphs:
+        raise ConfigurationError(f"no CUDA graphs here: {reason}; leave --cuda-graphs out", param="cuda_graphs")
+    if reason is not None:
+        log.warning("no CUDA graphs of %s (%s); its kernels are launched one by one", config.model, reason)
 
 
 def _verifier(
@@ -300,6 +319,7 @@ def _verifier(
             model: Any = Transformer(own)
         fill(model, folder, causal.tensors(own), dtype=dtype, device=device)
         model, vocab_size = model.eval(), own.vocab_size
+        _record(model, config)
     else:
         model, vocab_size = generic.load_causal(folder, dtype=dtype, device=device, trust=config.trust_remote_code)
     if not TokenizerWrapper.is_in(folder) and vocab_size < tokenizer.vocab_size:

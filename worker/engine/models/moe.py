@@ -42,6 +42,12 @@ class MoE(nn.Module):
         if config.shared_width:
             self.shared = MLP(width, config.shared_width)
 
+    @property
+    def on_device(self) -> bool:
+        """Whether the host never waits to learn who was chosen."""
+        weights = self.gate_up
+        return self.grouped if self.grouped is not None else weights.is_cuda and weights.dtype == torch.bfloat16
+
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Experts and their weights, [rows, top_k] each; the router works in float32."""
         c = self.config
@@ -66,8 +72,7 @@ class MoE(nn.Module):
         # Not bincount: it waits for the device to learn how long its result is.
         counts = flat.new_zeros(self.config.experts).scatter_add_(0, flat, torch.ones_like(flat))
         rows = x[order // self.config.top_k]  # each row once for each of its experts, expert by expert
-        grouped = self.grouped if self.grouped is not None else x.is_cuda and x.dtype == torch.bfloat16
-        done = self._grouped(rows, counts) if grouped else self._one_by_one(rows, counts)
+        done = self._grouped(rows, counts) if self.on_device else self._one_by_one(rows, counts)
         # Back in the rows' order and summed over the experts, not added by index: on a GPU that has no fixed order.
         back = torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
         out = (back.float() * weights[..., None]).sum(1).to(x.dtype)

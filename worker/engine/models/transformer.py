@@ -8,6 +8,7 @@ rows (`worker.engine.batch`), and sends only the rows that are asked for through
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from worker.engine.batch import Layout, Pass, arrange
 from worker.engine.cache import KVCache
 from worker.engine.config import ModelConfig
 from worker.engine.models.attention import Varlen, attend
+from worker.engine.models.graphs import Graphs
 from worker.engine.models.moe import MLP, MoE
 
 HEAD_ROWS = 256  # rows of one chunk through the head: with 152,000 tokens 156 MB of logits
@@ -74,6 +76,11 @@ class Layer(nn.Module):
             MoE(config.width, config.moe) if sparse and config.moe else MLP(config.width, config.mlp_width)
         )
 
+    @property
+    def on_device(self) -> bool:
+        """Whether no part of it waits for the host."""
+        return not isinstance(self.mlp, MoE) or self.mlp.on_device
+
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of packed rows, [rows, heads or kv_heads, head_dim]."""
         heads = self.qkv(self.attn_norm(x)).view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
@@ -109,14 +116,18 @@ class Transformer(nn.Module):
         self._angles: tuple[Tensor, Tensor] | None = None
         self.pads: bool | None = None  # None: pad similar sequences on accelerators, not on CPU
         self.varlen: Varlen | None = None  # attention without padding, where the device has it
+        self.graphs: Graphs | None = None  # of everything else, where the device has them
+
+    @property
+    def blocks(self) -> list[Layer]:
+        return cast(list[Layer], list(self.layers))
 
     def fuse(self, backend: str = "inductor") -> None:
         """Have torch.compile fuse what works row by row: all of a layer but attention, whose shapes change with every step.
 
         The number of rows is left open, so that one compilation serves every batch; layers of one kind share it.
         """
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
+        for layer in self.blocks:
             layer.before = torch.compile(layer.before, dynamic=True, backend=backend)  # type: ignore[method-assign]
             layer.after = torch.compile(layer.after, dynamic=True, backend=backend)  # type: ignore[method-assign]
 
@@ -152,6 +163,8 @@ class Transformer(nn.Module):
     def hidden(self, layout: Layout, longest: int) -> Tensor:
         """Hidden states [rows, width] before the last norm. `longest`: one more than the highest position."""
         cos, sin = self._rotary(layout.positions, longest)
+        if self.graphs is not None and len(layout.ids) <= self.graphs.largest:
+            return self.graphs.hidden(layout, cos, sin)
         x: Tensor = self.embedding(layout.ids)
         for layer in self.layers:
             x = layer(x, cos, sin, layout, self.varlen)
