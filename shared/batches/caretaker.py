@@ -214,9 +214,7 @@ class _Work:
             await self._validate()
         if self._row.status == BatchStatus.CANCELLING:
             await self._cancel_open()
-        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and self._row.stored < (
-            self._row.total or 0
-        ):
+        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and self._unstored_count():
             await self._store()
         if self._row.status == BatchStatus.CANCELLING and await self._has_open_jobs():
             return CANCEL_LOOK_SECONDS
@@ -225,6 +223,10 @@ class _Work:
         if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING, BatchStatus.FINALIZING):
             await self._finalize()
         return 0.0
+
+    def _unstored_count(self) -> int:
+        """Lines that are no jobs yet, of those that were accepted: none before the batch is validated."""
+        return (self._row.total or 0) - int(self._row.stored)
 
     async def _move(self, *sources: BatchStatus, **values: Any) -> None:
         async with self._database.write() as session:
@@ -374,9 +376,8 @@ class _Work:
             by_status = {s: n for s, n in (await session.execute(repository.counts(self._row.id))).all()}
             prompt, completion = (await session.execute(repository.usage(self._row.id))).one()
             errors = [dict(e._mapping) for e in (await session.execute(repository.top_errors(self._row.id))).all()]
-        unstored = self._row.total - self._row.stored
         summary = summary_of(by_status, int(prompt), int(completion), errors)
-        summary["failed"] += unstored
+        summary["failed"] += self._unstored_count()
         written: dict[str, Upload] = {}
         for name, succeeded in (("output", True), ("error", False)):
             if summary["completed" if succeeded else "failed"]:
@@ -427,7 +428,7 @@ class _Work:
 
     async def _unstored(self) -> AsyncIterator[list[bytes]]:
         """Lines of the error file for those of the input that never became jobs, some at a time; none if it is unreadable."""
-        if self._row.stored >= self._row.total:
+        if not self._unstored_count():
             return
         error = (
             self._row.errors[0]

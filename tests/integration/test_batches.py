@@ -17,6 +17,7 @@ import pytest
 from openai import OpenAI
 from sqlalchemy import text
 
+from shared.batches import repository
 from shared.files.objects import open_store
 from shared.files.store import ContentMissing
 from tests.integration.conftest import ApiProcess, Jobs, Served, WorkerProcess, eventually
@@ -401,6 +402,23 @@ def test_a_cancelled_batch_accounts_for_lines_that_were_no_jobs_yet(whole: Calla
     errors = lines_of(client, ended.error_file_id)
     assert [e["custom_id"] for e in errors] == [f"line-{i}" for i in range(count)]
     assert {e["error"]["code"] for e in errors} == {"batch_cancelled"}
+
+
+def test_a_batch_cancelled_before_its_lines_were_accepted_ends_without_files(
+    whole: Callable[..., ApiProcess], jobs: Jobs
+) -> None:
+    api = whole()
+    client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
+    file = upload(client, [line(f"line-{i}") for i in range(2_000)])
+    with jobs.database.write() as session:  # hold every caretaker back: the lines are not checked meanwhile
+        batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
+        session.execute(text("SELECT id FROM batches FOR UPDATE"))
+        assert client.batches.retrieve(batch.id).status == "validating"
+        assert session.execute(repository.request_cancel(batch.id)).scalar_one() == batch.id
+    ended = over(client, batch.id, seconds=20)
+    assert (ended.status, ended.request_counts.total, ended.vdiff["stored"]) == ("cancelled", 0, 0)
+    assert (ended.output_file_id, ended.error_file_id, ended.outcome) == (None, None, None)
+    assert client.files.delete(file.id).deleted
 
 
 def test_a_model_that_goes_in_the_middle_leaves_no_line_untold(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
