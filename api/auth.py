@@ -6,7 +6,7 @@
 On loopback without keys the Host must be loopback's: else a name that somebody points to 127.0.0.1 once his page is open in
 a browser (DNS rebinding) would be this server's own site. Where no key is needed, any Authorization value is accepted; one
 that is a valid key of ours still acts for its tenant, everything else is the anonymous tenant. A key's row is trusted for a
-second, so a revocation works after as long.
+second, so a revocation works after as long; a new secret works at once.
 """
 
 from __future__ import annotations
@@ -95,10 +95,12 @@ class Authenticator:
         if self._static is not None and tokens.same_text(key, self._static):
             return self._operator
         key_id = tokens.key_id_of(key)
-        row = None if key_id is None else await self._row(key_id)
-        if row is None or not row.usable:
+        if key_id is None:
             return None
-        if not tokens.matches(key, row.key_hash, row.previous_hash if row.previous_usable else None):
+        row = self._trusted(key_id) or await self._read(key_id)
+        if row is not None and not _accepts(row, key):
+            row = await self._read(key_id)  # it may have been rotated since
+        if row is None or not _accepts(row, key):
             return None
         return Principal(row.tenant, frozenset(row.scopes), self.limits_of(row._mapping), row.id)
 
@@ -110,10 +112,12 @@ class Authenticator:
             row["max_queued_tokens"] or self._defaults.queued_tokens,
         )
 
-    async def _row(self, key_id: str) -> Row[Any] | None:
+    def _trusted(self, key_id: str) -> Row[Any] | None:
         read_at, row = self._rows.get(key_id, (float("-inf"), None))
-        if time.monotonic() - read_at < TRUSTED_SECONDS:
-            return row
+        return row if time.monotonic() - read_at < TRUSTED_SECONDS else None
+
+    async def _read(self, key_id: str) -> Row[Any] | None:
+        read_at, row = self._rows.get(key_id, (float("-inf"), None))
         try:
             async with self._database.read() as session:
                 found: Row[Any] | None = (await session.execute(repository.get(key_id))).one_or_none()
@@ -128,6 +132,10 @@ class Authenticator:
             self._rows.clear()
         self._rows[key_id] = (time.monotonic(), found)
         return found
+
+
+def _accepts(row: Row[Any], key: str) -> bool:
+    return row.usable and tokens.matches(key, row.key_hash, row.previous_hash if row.previous_usable else None)
 
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
