@@ -19,14 +19,14 @@ import yaml
 
 from api.app import create_app
 from shared.settings import PREFIX, Settings, load_settings
+from tests.unit import chart
 from tests.unit.test_compose import check_command, environment
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deploy" / "kubernetes"
-CHART = ROOT / "deploy" / "helm" / "vdiff"
 CRDS = json.loads((ROOT / "tests/data/crds/crds.json").read_text(encoding="utf-8"))
+SCHEMA = json.loads((chart.CHART / "values.schema.json").read_text(encoding="utf-8"))
 VERSION = "1.34"
-_VALUE = re.compile(r"\{\{ \.Values\.([\w.]+) \}\}")
 
 
 def documents() -> list[tuple[str, dict[str, Any]]]:
@@ -179,46 +179,107 @@ def test_selectors_and_references_meet() -> None:
     assert set(listed) == {f.name for f in (KUBERNETES / "standalone").glob("*.yaml")} - {"kustomization.yaml"}
 
 
-def rendered(text: str, values: dict[str, Any]) -> str:
-    """The chart uses `{{ .Values.a.b }}` and nothing else, so that this is what Helm makes of it."""
-
-    def look(match: re.Match[str]) -> str:
-        value: Any = values
-        for part in match.group(1).split("."):
-            value = value[part]
-        return str(value)
-
-    return _VALUE.sub(look, text)
+def leaves(node: Any, path: str = "") -> Iterator[str]:
+    """Names of values; what is empty, or has a schema of Kubernetes', is one."""
+    if not isinstance(node, dict) or not node or path.endswith(".resources"):
+        yield path
+        return
+    for key, inner in node.items():
+        yield from leaves(inner, f"{path}.{key}" if path else key)
 
 
 def test_the_chart_renders_to_the_standalone_files() -> None:
-    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
-    templates = sorted((CHART / "templates").iterdir())
-    assert [t.name for t in templates] == sorted(
-        f.name for f in (KUBERNETES / "standalone").glob("*.yaml") if f.name != "kustomization.yaml"
-    )
-    used = set()
-    for template in templates:
-        text = template.read_text(encoding="utf-8")
-        used |= set(_VALUE.findall(text))
-        assert "{{" not in _VALUE.sub("", text), f"{template.name} uses more than .Values"
-        assert rendered(text, values) == (KUBERNETES / "standalone" / template.name).read_text(encoding="utf-8")
+    standalone = (KUBERNETES / "standalone").glob("*.yaml")
+    files = {f.name: f.read_text(encoding="utf-8") for f in standalone if f.name != "kustomization.yaml"}
+    assert chart.render(chart.values()) == files
+    assert set(leaves(chart.values())) == chart.used(), "every value is used"
 
-    def leaves(node: Any, path: str = "") -> Iterator[str]:
-        if not isinstance(node, dict):
-            yield path
-            return
-        for key, inner in node.items():
-            yield from leaves(inner, f"{path}.{key}" if path else key)
 
-    assert set(leaves(values)) == used, "every value is used"
+PLACED = {
+    "nodeSelector": {"gpu": "h100"},
+    "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+    "affinity": {
+        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "kubernetes.io/hostname"}]}
+    },
+}  # fmt: skip
+TOKEN = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
+LEVEL = {"name": "VDIFF_LOG_LEVEL", "value": "DEBUG"}
+PARTS = ("api", "deliver", "migrate", "worker")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_the_chart_runs_where_and_with_what_it_is_told(part: str) -> None:
+    resources = {"limits": {"cpu": "3", "nvidia.com/gpu": 1}}
+    mine = {**PLACED, "extraEnv": [TOKEN, LEVEL], "resources": resources}
+    given = chart.values(**{part: mine, "image": {"pullSecrets": [{"name": "registry"}]}})
+    jsonschema.validate(given, SCHEMA)
+    for name, text in chart.render(given).items():
+        for document in yaml.safe_load_all(text):
+            if document["apiVersion"] not in {kind.rpartition("/")[0] for kind in CRDS}:
+                kubernetes_validate.validate(document, VERSION, strict=True)
+            if document["kind"] not in ("Deployment", "Job"):
+                continue
+            pod = document["spec"]["template"]["spec"]
+            (container,) = pod["containers"]
+            assert pod["imagePullSecrets"] == [{"name": "registry"}]
+            assert ({key: pod.get(key) for key in PLACED} == PLACED) == (name == f"{part}.yaml")
+            assert (container["env"][-2:] == [TOKEN, LEVEL]) == (name == f"{part}.yaml")
+            if name == f"{part}.yaml":
+                limits = container["resources"]["limits"]
+                assert (limits["cpu"], limits["nvidia.com/gpu"]) == ("3", 1) and limits["memory"].endswith("i")
+            else:
+                assert not set(PLACED) & set(pod)
+
+
+def test_the_schema_of_the_values_knows_them_all_and_no_other() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+    jsonschema.validate(chart.values(), SCHEMA)
+    properties = SCHEMA["properties"]
+    for name, value in chart.values().items():
+        if isinstance(value, dict):
+            assert set(properties[name]["properties"]) == set(value) and not properties[name]["additionalProperties"]
+    assert set(properties) == {*chart.values(), "global"}
+
+
+def test_the_example_of_the_page_on_operations_is_good() -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    (example,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "image:" in block]
+    jsonschema.validate(chart.values(**example), SCHEMA)
+    (worker, _) = yaml.safe_load_all(chart.render(chart.values(**example))["worker.yaml"])
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    settings = load_settings({k: v for k, v in variables(container).items() if k.startswith(PREFIX)})
+    assert (settings.device, settings.model) == ("cuda", settings.served_model_name)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"workers": {}},
+        {"worker": {"gpu": 1}},
+        {"worker": {"device": "gpu"}},
+        {"worker": {"servedModelName": "x' OR 'a'='a"}},
+        {"worker": {"model": "GSAI-ML/LLaDA-8B-Instruct"}},  # which would be served as vdiff-tiny
+        {"api": {"replicas": "two"}},
+        {"api": {"port": 80}},  # which user 10001 may not listen on everywhere
+        {"api": {"extraEnv": {"VDIFF_LOG_LEVEL": "DEBUG"}}},
+        {"api": {"extraEnv": [{"name": "VDIFF_MAX_QUEUED", "value": 5}]}},
+        {"api": {"nodeSelector": {"gpu": True}}},
+        {"api": {"tolerations": {}}},
+        {"deliver": {"affinity": {"nodeAfinity": {}}}},
+        {"migrate": {"resources": {"limit": {}}}},
+        {"image": {"pullSecrets": ["registry"]}},
+    ],
+)
+def test_the_schema_of_the_values_refuses(wrong: dict[str, Any]) -> None:
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(chart.values(**wrong), SCHEMA)
 
 
 def test_the_chart_has_the_programs_version() -> None:
     from vdiff.version import __version__
 
-    chart = yaml.safe_load((CHART / "Chart.yaml").read_text(encoding="utf-8"))
-    assert chart["appVersion"] == __version__ and chart["apiVersion"] == "v2"
+    told = yaml.safe_load((chart.CHART / "Chart.yaml").read_text(encoding="utf-8"))
+    assert told["appVersion"] == __version__ and told["apiVersion"] == "v2"
     for _, _, container in CONTAINERS:
         assert container["image"].endswith(f":{__version__}")
 
