@@ -1,7 +1,8 @@
 """Whether the loop of a process without a port still turns, told by the age of a file on its own machine.
 
 Heartbeats in PostgreSQL tell it too, but not while PostgreSQL is away: whoever restarts processes for their heartbeats then
-restarts all of them. The file lies in the folder for temporary files; in a container it is the process's own.
+restarts all of them. The file lies in the folder for temporary files. In a container it is the process's own, and outlives
+it: a pod's volumes stay when a container of it starts again. Several workers of one machine share it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ def alive_file(part: str) -> Path:
     return Path(tempfile.gettempdir(), f"vdiff-{part}.alive")
 
 
+def begin(part: str) -> None:
+    """Before anything is loaded: what an earlier process left says nothing of this one."""
+    with suppress(OSError):
+        alive_file(part).unlink()
+
+
 def turn(part: str) -> None:
     """Another round of the loop; nothing where no file can be written."""
     with suppress(OSError):
@@ -29,6 +36,11 @@ def turn(part: str) -> None:
             os.utime(fd)
         finally:
             os.close(fd)
+
+
+def stale_seconds(heartbeat_seconds: float) -> float:
+    """How old a turn may be; more where turns are meant to be rare."""
+    return max(STALE_SECONDS, 3 * heartbeat_seconds)
 
 
 def seconds_since_turn(part: str) -> float | None:

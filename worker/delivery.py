@@ -355,6 +355,7 @@ def run(settings: Settings) -> int:
         ConfigurationError: PostgreSQL is away or not migrated, a URL is missing.
     """
     setup_logging(settings.log_level, settings.log_format)
+    liveness.begin("deliver")
     tracing.start("deliver")
     database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
     migrations.require_current(database_url)

@@ -89,6 +89,7 @@ class Heartbeat:
         self._thread.join(self._seconds)
 
     def _run(self) -> None:
+        liveness.turn("worker")
         while not self._stop.wait(self._seconds):
             liveness.turn("worker")
             if self._hang.is_hung():

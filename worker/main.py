@@ -26,7 +26,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
-from shared import metrics, serving, tracing
+from shared import liveness, metrics, serving, tracing
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.events import EventPublisher
@@ -58,6 +58,7 @@ _log = structlog.get_logger(__name__)
 def run(settings: Settings) -> int:
     """Serve until SIGTERM; the exit code. A thing that is set wrongly is one line on stderr and 2."""
     setup_logging(settings.log_level, settings.log_format)
+    liveness.begin("worker")
     try:
         database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
         tracing.start("worker")

@@ -183,10 +183,13 @@ def test_standalone_as_processes(run: Run, database_url: str) -> None:
     eventually(answers(url + api["livenessProbe"]["httpGet"]["path"]), seconds=60, what="live")
     assert httpx.get(url + api["readinessProbe"]["httpGet"]["path"]).status_code == 503  # no model yet
     delivering = run(deliver, words(deliver))
+    started, probe = (worker[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness"))
+    assert run(worker, started).wait(60) == 1
     working = run(worker, words(worker), VDIFF_DRAIN_SECONDS="2")
-    probe = worker["startupProbe"]["exec"]["command"]
-    eventually(lambda: run(worker, probe).wait(60) == 0 or working.poll(), seconds=90, what="the worker's probe")
+    eventually(lambda: run(worker, started).wait(60) == 0 or working.poll(), seconds=90, what="the worker's probe")
     assert working.poll() is None, said(working)
+    assert "worker_ready" in said(working) and run(worker, probe).wait(60) == 0, "it turns once it is there for jobs"
+    assert run(worker, worker["livenessProbe"]["exec"]["command"]).wait(60) == 0
     eventually(answers(url + api["readinessProbe"]["httpGet"]["path"]), seconds=30, what="ready")
 
     assert httpx.post(f"{url}/v1/jobs", json=chat_job()).status_code == 401
@@ -194,6 +197,9 @@ def test_standalone_as_processes(run: Run, database_url: str) -> None:
     assert job["result"]["choices"][0]["message"]["content"] == "42"
 
     eventually(lambda: "delivery_ready" in said(delivering), seconds=30, what="deliver")
+    for kind in ("startup", "liveness", "readiness"):
+        asked = run(deliver, deliver[f"{kind}Probe"]["exec"]["command"])
+        assert asked.wait(60) == 0, f"{kind}: {said(asked)}"
     for process in (working, served, delivering):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, said(process)
@@ -219,9 +225,13 @@ def test_a_pod_of_api_and_worker(run: Run, where: str) -> None:
         f"{flag}={ours.get(flag, value)}" if sign else flag
         for flag, sign, value in (word.partition("=") for word in words(shown))
     ]
+    started = shown["startupProbe"]["exec"]["command"]
+    assert run(shown, started).wait(60) == 1
     pod = run(shown, command, VDIFF_MODEL=model, VDIFF_SERVED_MODEL_NAME="vdiff-tiny", VDIFF_DEVICE="cpu")
     url = f"http://127.0.0.1:{port}"
-    eventually(answers(url + shown["readinessProbe"]["httpGet"]["path"]), seconds=120, what="ready")
+    eventually(lambda: run(shown, started).wait(60) == 0 or pod.poll(), seconds=120, what="its worker")
+    assert "worker_ready" in pod.log.read_text(errors="replace"), said(pod)
+    eventually(answers(url + shown["readinessProbe"]["httpGet"]["path"]), seconds=30, what="ready")
     job = httpx.post(f"{url}/v1/jobs", json=chat_job(), headers={**KEY, "prefer": "wait=30"}, timeout=60).json()
     assert job["result"]["choices"][0]["message"]["content"] == "42", said(pod)
     pod.send_signal(signal.SIGTERM)

@@ -165,9 +165,10 @@ def health(
         from shared import liveness
 
         seconds = liveness.seconds_since_turn(part.value)
+        stale_seconds = liveness.stale_seconds(settings_of().heartbeat_seconds)
         turned = "never turned here" if seconds is None else f"turned {seconds:.0f} s ago"
         typer.echo(f"{part.value}: {turned}")
-        raise typer.Exit(0 if seconds is not None and seconds <= liveness.STALE_SECONDS else 1)
+        raise typer.Exit(0 if seconds is not None and seconds <= stale_seconds else 1)
 
     from sqlalchemy.exc import SQLAlchemyError
 
