@@ -15,6 +15,7 @@ from tests.unit.engine.fuzz import fuzz_round, random_requests
 from worker.engine import VDiffEngine
 
 FAMILIES = ("llada", "dream", "llada2_moe", "sdar")
+TRIES = 20  # until one that runs is set aside: on a busy machine all may be over before the urgent ones are sent
 
 
 def run(engine: VDiffEngine, name: str, prompt: list[int], params: SamplingParams, priority: int = 0) -> Any:
@@ -44,14 +45,17 @@ def test_being_set_aside_changes_nothing(family: str) -> None:
     try:
         requests = random_requests(engine, 10, seed=11)
         alone = [run(engine, f"alone-{i}", *r).result(60).outputs[0].token_ids for i, r in enumerate(requests)]
-        bulk = [run(engine, f"bulk-{i}", *r, priority=2) for i, r in enumerate(requests)]
-        urgent = []
-        for i, request in enumerate(requests):
-            time.sleep(0.004)
-            urgent.append(run(engine, f"urgent-{i}", *request))
-        assert [h.result(60).outputs[0].token_ids for h in bulk] == alone
-        assert [h.result(60).outputs[0].token_ids for h in urgent] == alone
-        stats = engine.get_stats()
+        for again in range(TRIES):
+            bulk = [run(engine, f"bulk-{again}-{i}", *r, priority=2) for i, r in enumerate(requests)]
+            urgent = []
+            for i, request in enumerate(requests):
+                time.sleep(0.004)
+                urgent.append(run(engine, f"urgent-{again}-{i}", *request))
+            assert [h.result(60).outputs[0].token_ids for h in bulk] == alone
+            assert [h.result(60).outputs[0].token_ids for h in urgent] == alone
+            stats = engine.get_stats()
+            if stats["preemptions"]:
+                break
         assert stats["preemptions"] > 0
         assert (stats["running"], stats["waiting"], stats["cache_tokens_in_use"]) == (0, 0, 0)
     finally:
@@ -108,7 +112,10 @@ def test_fuzz_with_joins_aborts_and_preemptions(family: str) -> None:
     """Invariants at every step; slots and memory all come back."""
     engine = make_engine(family, max_num_seqs=4, cache_tokens=400)
     try:
-        fuzz_round(engine, seed=23, count=60)
+        for seed in range(23, 23 + TRIES):
+            fuzz_round(engine, seed=seed, count=60)
+            if engine.get_stats()["preemptions"]:
+                break
         assert engine.get_stats()["preemptions"] > 0
     finally:
         engine.shutdown()
