@@ -1,12 +1,15 @@
 """Metrics, each declared once and set where the thing happens. Three kinds of place:
 
-    the API process        REQUESTS, LATENCY, ERRORS, REQUESTS_WAITING: what this process answers; shown by it alone
+    the API process        REQUESTS, LATENCY, ERRORS, REQUESTS_WAITING, EVALUATION_SAMPLES: what this process did; shown by
+                           it alone
     a worker               everything in WORKER: carried to PostgreSQL by its heartbeat (`snapshot`), added up over all
                            workers that ever were, and shown by every API process alike (`merged`), with a label `model`
     a sender of webhooks   everything in DELIVERY: likewise, without a label of its own
     PostgreSQL             queues, jobs, workers: read when /metrics is asked (api/routes/metrics.py)
 
 So sums over API processes are right for the first kind only; the others want `max without (instance)`.
+
+Series of a small closed set of labels begin at 0 (`_from_zero`): a rate sees no event in a series that begins with it.
 
 Names from the original design: vdiff_requests_total, vdiff_request_latency_seconds, vdiff_errors_total,
 vdiff_tokens_generated_total (counted by the engines).
@@ -15,12 +18,23 @@ vdiff_tokens_generated_total (counted by the engines).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import Metric
 
+from shared.jobs.status import TERMINAL, Priority
+
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+WebhookOutcome = Literal["delivered", "status", "timeout", "unreachable", "refused"]
+DisabledReason = Literal["gone", "dead"]
+
+
+def _from_zero(metric: Counter | Histogram, values: Iterable[str]) -> None:
+    for value in values:
+        metric.labels(value)
+
 
 REQUESTS = Counter("vdiff_requests_total", "HTTP requests answered", ["method", "route", "status"])
 LATENCY = Histogram(
@@ -31,11 +45,16 @@ LATENCY = Histogram(
 )
 REQUESTS_WAITING = Gauge("vdiff_requests_waiting", "Sync requests that wait for room under a limit")
 ERRORS = Counter("vdiff_errors_total", "Error answers by code", ["code"])
+EVALUATION_SAMPLES = Counter(
+    "vdiff_evaluation_samples_total", "Answers of evaluations that were graded, or could not be had", ["outcome"]
+)
+_from_zero(EVALUATION_SAMPLES, ("passed", "failed", "error"))
 
 WORKER = CollectorRegistry()
 ATTEMPTS = Counter(
     "vdiff_attempts_total", "Attempts that ended, by what became of the job", ["outcome"], registry=WORKER
 )
+_from_zero(ATTEMPTS, (*sorted(TERMINAL), "requeued"))
 TOKENS_COMMITTED = Counter(
     "vdiff_tokens_committed_total", "Tokens committed by denoising steps, as they happen", registry=WORKER
 )
@@ -46,6 +65,7 @@ QUEUE_SECONDS = Histogram(
     buckets=(*SECONDS, 900, 3600),
     registry=WORKER,
 )
+_from_zero(QUEUE_SECONDS, Priority)
 RUN_SECONDS = Histogram(
     "vdiff_job_run_seconds",
     "Time of an attempt in its worker, seconds",
@@ -62,12 +82,10 @@ TOKENS_PER_FORWARD = Histogram(
 )
 
 DELIVERY = CollectorRegistry()
-EVALUATION_SAMPLES = Counter(
-    "vdiff_evaluation_samples_total", "Answers of evaluations that were graded, or could not be had", ["outcome"]
-)
 WEBHOOK_ATTEMPTS = Counter(
     "vdiff_webhook_attempts_total", "Attempts to deliver a webhook, by outcome", ["outcome"], registry=DELIVERY
 )
+_from_zero(WEBHOOK_ATTEMPTS, get_args(WebhookOutcome))
 WEBHOOK_SECONDS = Histogram(
     "vdiff_webhook_attempt_seconds",
     "Time of an attempt to deliver a webhook, seconds",
@@ -77,6 +95,7 @@ WEBHOOK_SECONDS = Histogram(
 WEBHOOK_ENDPOINTS_DISABLED = Counter(
     "vdiff_webhook_endpoints_disabled_total", "Endpoints that were disabled, by reason", ["reason"], registry=DELIVERY
 )
+_from_zero(WEBHOOK_ENDPOINTS_DISABLED, get_args(DisabledReason))
 
 _Sample = tuple[str, dict[str, str], float]
 

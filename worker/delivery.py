@@ -39,7 +39,7 @@ from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.ids import new_id
 from shared.logging import identify, setup_logging
-from shared.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_ENDPOINTS_DISABLED, WEBHOOK_SECONDS
+from shared.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_ENDPOINTS_DISABLED, WEBHOOK_SECONDS, WebhookOutcome
 from shared.queue.messages import PAYLOAD_VERSION, is_readable, push_deliveries
 from shared.queue.names import DELIVER_TASK, WEBHOOK_QUEUE
 from shared.settings import Settings
@@ -114,7 +114,7 @@ class Sender:
             tracing.note(outcome=outcome, status=None if answer is None else answer.status_code, error=error)
             self._record(row, answer, error, duration_ms=1000 * seconds)
 
-    def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, str, str | None]:
+    def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, WebhookOutcome, str | None]:
         """The answer, what became of the attempt as the metrics call it, and why it was no success."""
         url = row.endpoint_url or row.url
         if row.endpoint_id:

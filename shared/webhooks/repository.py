@@ -39,6 +39,7 @@ from shared.db.tables import (
     WebhookEvent,
     WebhookSecret,
 )
+from shared.metrics import DisabledReason
 
 ENDPOINTS = cast(Table, WebhookEndpoint.__table__)
 EVENTS = cast(Table, WebhookEvent.__table__)
@@ -341,7 +342,7 @@ def note_success(endpoint_id: str) -> Update:
     )
 
 
-def disable(endpoint_id: str, reason: str) -> Update:
+def disable(endpoint_id: str, reason: DisabledReason) -> Update:
     return (
         update(ENDPOINTS)
         .where(_E.id == endpoint_id, _E.enabled)
@@ -352,11 +353,12 @@ def disable(endpoint_id: str, reason: str) -> Update:
 
 def disable_dead(endpoint_id: str, delivery_id: int) -> Update:
     """After a whole schedule of attempts without one success anywhere since the event came."""
+    reason: DisabledReason = "dead"
     came = select(_D.created_at).where(_D.id == delivery_id).scalar_subquery()
     return (
         update(ENDPOINTS)
         .where(_E.id == endpoint_id, _E.enabled, or_(_E.last_success_at.is_(None), _E.last_success_at < came))
-        .values(enabled=False, disabled_reason="dead")
+        .values(enabled=False, disabled_reason=reason)
         .returning(_E.disabled_reason)
     )
 

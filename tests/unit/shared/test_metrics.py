@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from shared.db.tables.evaluations import OUTCOMES
 from shared.metrics import TOKENS_COMMITTED, WORKER, merged, snapshot
 from worker.pace import Pace
 
@@ -65,3 +68,27 @@ def test_pace_is_what_happened_since_the_last_look() -> None:
     assert first["tokens_per_second"] == ((pace_before or 0) + 40) / 10
     idle = pace.since_last(work)
     assert (idle["tokens_per_second"], idle["batch"], idle["tokens_per_forward"]) == (0.0, None, None)
+
+
+def test_series_of_closed_sets_begin_at_zero() -> None:
+    """In a process where nothing happened yet: an alert on an increase must see the first event, not begin with it."""
+    program = (
+        "import json; from prometheus_client import REGISTRY; from shared.metrics import *;"
+        "print(json.dumps([snapshot(r) for r in (REGISTRY, WORKER, DELIVERY)]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    own, worker, delivery = (
+        {(name, *labels.values()): value for name, labels, value in samples} for samples in json.loads(done.stdout)
+    )
+    attempts = {key[1]: value for key, value in worker.items() if key[0] == "vdiff_attempts_total"}
+    assert attempts == dict.fromkeys(("succeeded", "failed", "cancelled", "expired", "requeued"), 0)
+    waited = {key[1]: value for key, value in worker.items() if key[0] == "vdiff_job_queue_seconds_count"}
+    assert waited == dict.fromkeys(("interactive", "normal", "bulk"), 0)
+    sent = {key[1] for key in delivery if key[0] == "vdiff_webhook_attempts_total"}
+    assert sent == {"delivered", "status", "timeout", "unreachable", "refused"}
+    assert delivery["vdiff_webhook_endpoints_disabled_total", "gone"] == 0
+    assert delivery["vdiff_webhook_endpoints_disabled_total", "dead"] == 0
+    assert {key[1] for key in own if key[0] == "vdiff_evaluation_samples_total"} == set(OUTCOMES)
+    shown = CollectorRegistry()
+    shown.register(Shown(list(merged([("m", json.loads(done.stdout)[1])]))))  # type: ignore[arg-type]
+    assert 'vdiff_attempts_total{model="m",outcome="failed"} 0.0' in generate_latest(shown).decode()
