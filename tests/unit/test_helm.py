@@ -21,7 +21,7 @@ helm = pytest.importorskip("helm_python", reason="`make test-helm` installs it")
 
 def test_default_values_give_the_standalone_files() -> None:
     with helm.Chart.load(CHART) as chart:
-        made = {name.rsplit("/", 1)[1]: text for name, text in chart.render(name="vdiff").items()}
+        made = {name.rsplit("/", 1)[1]: text for name, text in chart.render(name="vdiff").items() if text.strip()}
     standalone = ROOT / "deploy/kubernetes/standalone"
     files = {f.name: f.read_text("utf-8") for f in standalone.glob("*.yaml") if f.name != "kustomization.yaml"}
     assert made == files
@@ -36,6 +36,7 @@ def made_by_helm(values: dict[str, Any]) -> dict[str, list[Any]]:
 CHANGED: list[dict[str, Any]] = [
     {"api": {"replicas": 5}, "worker": {"model": "m/x", "servedModelName": "x"}, "secretName": "other"},
     {"image": {"pullSecrets": [{"name": "a"}, {"name": "b"}]}, "databasePort": 6432},
+    {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "interval": "1m"}, "tracesPort": 443},
     *({part: {**PLACED, "extraEnv": [TOKEN, LEVEL, {"name": "X", "value": "<&\"'"}]}} for part in PARTS),
     *({part: {"resources": {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "1.5"}}}} for part in PARTS),
 ]

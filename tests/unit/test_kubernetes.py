@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,15 +180,66 @@ def test_selectors_and_references_meet() -> None:
     for name, d in DOCUMENTS:
         spec = d["spec"]
         found = spec.get("selector") or spec.get("podSelector")
-        if found is not None:
+        if found is not None and d["kind"] != "PodMonitor":
             wanted = found.get("matchLabels", found if d["kind"] == "Service" else {})
             assert any(wanted.items() <= of.items() for of in labels), name
+        if d["kind"] == "PodMonitor" and "kserve" not in name:
+            assert any(spec["selector"]["matchLabels"].items() <= of.items() for of in labels), name
         if d["kind"] == "ScaledObject":
             assert spec["scaleTargetRef"]["name"] in deployments
         if d["kind"] == "InferenceService":
             assert spec["predictor"]["model"]["runtime"] in runtimes
     listed = yaml.safe_load((KUBERNETES / "standalone/kustomization.yaml").read_text())["resources"]
     assert set(listed) == {f.name for f in (KUBERNETES / "standalone").glob("*.yaml")} - {"kustomization.yaml"}
+
+
+def test_monitors_scrape_a_port_that_serves_metrics_and_say_who_they_are() -> None:
+    monitors = {name.partition(":")[0]: d for name, d in DOCUMENTS if d["kind"] == "PodMonitor"}
+    served = {
+        "standalone": "standalone/api.yaml",
+        "llmd": "llmd/deployment.yaml",
+        "kserve": "kserve/serving-runtime.yaml",
+    }
+    assert set(monitors) == {f"monitoring/{folder}.yaml" for folder in served}
+    for folder, file in served.items():
+        (endpoint,) = monitors[f"monitoring/{folder}.yaml"]["spec"]["podMetricsEndpoints"]
+        (container,) = [c for name, _, c in CONTAINERS if name.startswith(file)]
+        (port,) = container["ports"]
+        assert endpoint.get("port") == port.get("name") or endpoint["portNumber"] == port["containerPort"]
+        assert endpoint["path"] in {route.path for route in create_app(load_settings({})).routes}  # type: ignore[attr-defined]
+        (key,) = [e["valueFrom"]["secretKeyRef"] for e in container["env"] if e["name"] == "VDIFF_API_KEY"]
+        assert endpoint["authorization"] == {"credentials": key}
+        # The rules: `up{job="vdiff"}`, and a maximum over what differs between pods, which may be `instance` and `job` alone.
+        relabelings = endpoint["relabelings"]
+        assert {"targetLabel": "job", "replacement": "vdiff"} in relabelings
+        assert {"action": "labeldrop", "regex": "pod|container|endpoint"} in relabelings
+    (service,) = [d["metadata"]["name"] for _, d in DOCUMENTS if d["kind"] == "InferenceService"]
+    assert monitors["monitoring/kserve.yaml"]["spec"]["selector"]["matchLabels"] == {
+        "serving.kserve.io/inferenceservice": service
+    }
+
+
+def test_the_charts_monitor_is_the_standalone_one() -> None:
+    given = chart.values(podMonitor={"enabled": True, "labels": {"release": "prometheus"}})
+    jsonschema.validate(given, SCHEMA)
+    made = yaml.safe_load(chart.render(given)["monitoring.yaml"])
+    assert made["metadata"].pop("labels") == {"release": "prometheus"}
+    assert made == yaml.safe_load((KUBERNETES / "monitoring/standalone.yaml").read_text(encoding="utf-8"))
+
+
+def test_the_rules_are_a_resource_of_prometheus_operator_by_the_pages_command() -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^(\(cat <<EOF.*?^\)) \| kubectl apply -f -$", page, re.S | re.M)
+    done = subprocess.run(["bash", "-ec", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    made = yaml.safe_load(done.stdout)
+    jsonschema.validate(made["spec"], CRDS[f"{made['apiVersion']}/{made['kind']}"])
+    assert made["spec"] == yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8"))
+
+
+def test_every_process_hears_of_a_collector_of_traces() -> None:
+    for name, _, container in CONTAINERS:
+        hears = {"configMapRef": {"name": "vdiff-otel", "optional": True}} in container.get("envFrom", ())
+        assert hears != ("migrate" in name), name
 
 
 def leaves(node: Any, path: str = "") -> Iterator[str]:
