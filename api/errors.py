@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from difflib import SequenceMatcher
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +21,8 @@ from shared.metrics import ERRORS
 
 log = structlog.get_logger(__name__)
 
+PATH_SHOWN = 200  # characters of an unknown path, in a message
+ALIKE = 0.75  # from 0 to 1: how much of a path must be a route's, for the route to be what was meant
 SHOWN_STATEMENT = 300  # characters of a refused statement, in the log
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -85,12 +88,55 @@ def job_headers(request: Request) -> dict[str, str]:
 
 def available(app: FastAPI) -> list[str]:
     """Every route as `METHOD /path`."""
-    return [f"{m.upper()} {path}" for path, methods in app.openapi()["paths"].items() for m in methods]
+    return [f"{method} {path}" for path, methods in paths(app).items() for method in methods]
 
 
-def roots(routes: Sequence[str]) -> list[str]:
-    """The paths that name no object, each once."""
-    return list(dict.fromkeys(path for path in (route.partition(" ")[2] for route in routes) if "{" not in path))
+def paths(app: FastAPI) -> dict[str, list[str]]:
+    """The methods of every documented path, by its template."""
+    return {path: [name.upper() for name in methods] for path, methods in app.openapi()["paths"].items()}
+
+
+def filled(template: str, path: str) -> tuple[str, str, str]:
+    """The template with the path's own words where it has names, and both without those: what must be alike."""
+    wanted, given = template.split("/"), path.split("/")
+    if len(wanted) != len(given):
+        return template, template, path
+    pairs = list(zip(wanted, given, strict=True))
+    fixed = [pair for pair in pairs if not pair[0].startswith("{")]
+    whole = "/".join(word if name.startswith("{") else name for name, word in pairs)
+    return whole, "/".join(name for name, _ in fixed), "/".join(word for _, word in fixed)
+
+
+def nearest(templates: Iterable[str], path: str) -> str | None:
+    """The route that was meant, perhaps; None when none is nearly it."""
+    if len(path) > PATH_SHOWN:
+        return None
+    scored = [
+        (SequenceMatcher(None, wanted, given).ratio(), whole)
+        for whole, wanted, given in (filled(template, path) for template in templates)
+    ]
+    score, found = max(scored, key=lambda one: one[0])
+    return found if score >= ALIKE else None
+
+
+def not_found(app: FastAPI, request: Request) -> tuple[str, dict[str, Any]]:
+    """What to say of a path that is not here: a client of another server asks for what that one has."""
+    path = request.url.path
+    near = nearest(paths(app), path)
+    hint = f"; did you mean {near}?" if near else ";"
+    where = "`available` in this answer lists every route, /docs explains them"
+    return f"{request.method} {path[:PATH_SHOWN]} is not served{hint} {where}", {"available": available(app)}
+
+
+def not_allowed(app: FastAPI, request: Request, named: str) -> tuple[str, dict[str, str]]:
+    """What to say of a method that the path has not, and the Allow header. `named` is that of the first route alone."""
+    path = request.url.path
+    found = {name.strip() for name in named.split(",") if name.strip()}
+    for template, methods in paths(app).items():
+        if filled(template, path)[0] == path:
+            found.update(methods)
+    allow = ", ".join(sorted(found))
+    return f"{request.method} {path} is not allowed; this path takes {allow}", {"Allow": allow}
 
 
 def install(app: FastAPI) -> None:
@@ -111,20 +157,14 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, exc: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-        detail, more = f"{request.method} {request.url.path}: {exc.detail}", None
+        detail, headers, more = f"{request.method} {request.url.path}: {exc.detail}", dict(exc.headers or {}), None
         if exc.status_code == HTTPStatus.NOT_FOUND:
-            # A client of another server asks for what that one has: say what there is here.
-            there = available(app)
-            detail = f"{request.method} {request.url.path} is not served; there are {', '.join(roots(there))}"
-            more = {"available": there}
+            detail, more = not_found(app, request)
+        elif exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            detail, allow = not_allowed(app, request, headers.pop("Allow", ""))
+            headers |= allow
         return problem(
-            exc.status_code,
-            detail,
-            code=code,
-            param=None,
-            instance=request.url.path,
-            headers=exc.headers or {},
-            more=more,
+            exc.status_code, detail, code=code, param=None, instance=request.url.path, headers=headers, more=more
         )
 
     def refused(request: Request, exc: Exception) -> JSONResponse:

@@ -281,7 +281,8 @@ def test_a_job_that_somebody_cancels_ends_the_call(served: Served, stream: bool)
 def test_what_is_not_there_names_what_is(served: Served, client: openai.OpenAI) -> None:
     with pytest.raises(openai.NotFoundError) as missing:
         client.embeddings.create(model="vdiff-tiny", input="x")
-    assert "/v1/chat/completions" in str(missing.value) and "/v1/infill" in str(missing.value)
+    assert "`available`" in str(missing.value)
+    assert "POST /v1/chat/completions" in missing.value.response.json()["available"]
     assert missing.value.code == "not_found"
     for method, path in (("POST", "/v1/images/generations"), ("GET", "/v1/assistants"), ("GET", "/nothing")):
         answer = served.client.request(method, path)
@@ -289,6 +290,11 @@ def test_what_is_not_there_names_what_is(served: Served, client: openai.OpenAI) 
         assert answer.headers["content-type"] == "application/problem+json"
         assert {"POST /v1/completions", "GET /v1/batches/{batch_id}", "GET /health"} <= set(answer.json()["available"])
     assert served.client.get("/v1/embeddings").json()["error"]["message"].startswith("GET /v1/embeddings is not served")
+    no_prefix = served.client.post("/chat/completions", json={})
+    assert "did you mean /v1/chat/completions?" in no_prefix.json()["detail"]
+    assert "/docs" in no_prefix.json()["detail"] and served.client.get("/docs").status_code == 200
+    wrong = served.client.put("/v1/jobs")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, POST")
 
 
 def test_logprobs_of_both_endpoints(served: Served, client: openai.OpenAI) -> None:

@@ -124,6 +124,11 @@ def application() -> FastAPI:
     async def model(body: Item) -> Any:
         return body
 
+    @app.get("/thing/{name}")
+    @app.delete("/thing/{name}")
+    async def thing(name: str) -> None:
+        pass
+
     @app.get("/busy/{name}")
     async def busy(name: str) -> None:
         raise TooManyRequests("later", param="tenant")
@@ -186,12 +191,35 @@ async def test_every_error_has_the_one_body(client: httpx.AsyncClient) -> None:
     missing = await client.get("/none")
     assert problem_of(missing)["code"] == "not_found"
     assert "POST /model" in missing.json()["available"]
+    assert missing.json()["detail"].startswith("GET /none is not served; `available` in this answer lists every route")
     method = await client.get("/echo")
     assert (method.status_code, problem_of(method)["code"], method.headers["allow"]) == (
         405,
         "method_not_allowed",
         "POST",
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/v1/job", "/v1/jobs"), ("/chat/completions", "/v1/chat/completions"), ("/v1/jobz/job_1", "/v1/jobs/job_1"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"), ("/v1/jobs/job_1/event", "/v1/jobs/job_1/events"),
+        ("/v1/embeddings", None), ("/v1/images/generations", None), ("/v1/audio/speech", None), ("/" + "v1/job" * 900, None),
+    ],
+)  # fmt: skip
+def test_a_path_that_is_nearly_a_route(path: str, meant: str | None) -> None:
+    """An id in it makes no two paths alike."""
+    routes = ["/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/events", "/v1/chat/completions", "/v1/files/{file_id}",
+              "/v1/evaluations/{evaluation_id}"]  # fmt: skip
+    assert errors.nearest(routes, path) == meant
+
+
+async def test_a_method_that_a_path_has_not(client: httpx.AsyncClient) -> None:
+    """All that it has are named, also those of another route of the same path."""
+    answer = await client.put("/thing/7")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")
+    assert problem_of(answer)["message"] == "PUT /thing/7 is not allowed; this path takes DELETE, GET"
 
 
 async def test_an_error_of_ours_tells_no_secrets(client: httpx.AsyncClient) -> None:
