@@ -72,4 +72,4 @@ async def ready(context: ContextDep) -> JSONResponse:
 
 @router.get("/version")
 async def show_version() -> dict[str, str]:
-    return {"version": version()}
+    return {"server": "vdiff", "version": version()}

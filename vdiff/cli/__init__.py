@@ -77,7 +77,5 @@ def main() -> None:
 
         if not isinstance(exc, ClientError):
             raise
-        code = exits.exit_code(exc)
-        hint = " (VDIFF_API_KEY or --api-key gives it)" if getattr(exc, "status", None) == 401 else ""
-        typer.echo(f"vdiff: {exc}{hint}", err=True)
-        sys.exit(code)
+        typer.echo(f"vdiff: {exc}{exits.advice(exc)}", err=True)
+        sys.exit(exits.exit_code(exc))

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,22 +40,44 @@ Set = Annotated[
 Metadata = Annotated[
     list[str] | None, typer.Option("--metadata", metavar="KEY=VALUE", help="label, repeatable; lists filter by it")
 ]
+SAID_FROM_SECONDS = 1.0  # a wait that is shorter passes before it is read
+
 Timeout = Annotated[float | None, typer.Option(min=0, help="seconds to wait; then exit code 6, and it goes on")]
 
 
 @contextmanager
 def connected(base_url: str | None, api_key: str | None, model: str | None = None) -> Iterator[Client]:
-    """A patient client of a server that answers now. Raises ServerUnreachable at once when it does not."""
-    from vdiff.client import Client, ServerUnreachable
+    """A patient client of a server that answers now; it says on stderr when it waits. Raises ServerUnreachable at once when
+    nobody answers, UnexpectedAnswer when somebody else does."""
+    from vdiff.client import ApiError, Client, UnexpectedAnswer
 
     with Client(base_url, api_key, retry_seconds=0) as probe:
         try:
             probe.server_version()
-        except ServerUnreachable as exc:
-            message = f"{exc.message}; is a server running? `vdiff up` starts one, VDIFF_BASE_URL says where it is"
-            raise ServerUnreachable(message, sent=False) from exc
-    with Client(base_url, api_key, model=model) as client:
+        except UnexpectedAnswer as exc:
+            raise UnexpectedAnswer(f"that is not a vdiff server: {exc.message}") from exc
+        except ApiError as exc:
+            if exc.code is None and exc.status in (400, 404, 405):  # every vdiff server has a /version
+                raise UnexpectedAnswer(f"that is not a vdiff server: {exc.message}") from exc
+            raise
+    with Client(base_url, api_key, model=model, on_wait=Waits()) as client:
         yield client
+
+
+class Waits:
+    """Says why nothing happens, once for all who wait at the same time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._until = 0.0
+
+    def __call__(self, seconds: float, why: str) -> None:
+        with self._lock:
+            now = monotonic()
+            if seconds < SAID_FROM_SECONDS or now < self._until:
+                return
+            self._until = now + seconds
+        typer.echo(f"waiting {seconds:.0f} s: {why}", err=True)
 
 
 def pairs(values: list[str] | None, option: str) -> dict[str, str]:
@@ -87,6 +111,8 @@ def fields_of(
         except ValueError:
             value = text
         *path, last = name.split(".")
+        if not all((*path, last)):
+            raise InvalidParameter(f"--set takes NAME=VALUE, not {name!r}=", param="--set")
         inside = fields
         for part in path:
             inside = inside.setdefault(part, {})

@@ -16,6 +16,26 @@ MEANINGS = {
 }
 
 
+ADDRESS = "VDIFF_BASE_URL or --base-url says where the server is"
+
+
+def advice(exc: Exception) -> str:
+    """What to do about an error that ends a command, to be put after it; nothing where the error says it."""
+    from vdiff.client import errors as e
+
+    if isinstance(exc, e.ServerUnreachable):
+        return f"; is a server running? `vdiff up` starts one, {ADDRESS}"
+    if isinstance(exc, e.UnexpectedAnswer):
+        return f"; {ADDRESS}"
+    if isinstance(exc, e.AuthenticationFailed):
+        return " (VDIFF_API_KEY or --api-key gives it)"
+    if isinstance(exc, e.ServerError) and exc.code is None:
+        return f"; a proxy that does not reach it, or another server: {ADDRESS}"
+    if isinstance(exc, e.ServerError):
+        return f" ({exc.status} {exc.code}, {exc.request_id}); `vdiff doctor` beside the server looks at every part"
+    return ""
+
+
 def exit_code(exc: Exception) -> int:
     """Of an error that ends a command."""
     from vdiff.client import errors as e  # only now: commands that need no server start without httpx

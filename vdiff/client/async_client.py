@@ -28,7 +28,7 @@ from vdiff.client.connection import (
 from vdiff.client.errors import BadRequest, ClientError, WaitTimeout
 from vdiff.client.evaluations import AsyncEvaluations
 from vdiff.client.mapping import Ledger, Progress
-from vdiff.client.retry import Attempts, error_of
+from vdiff.client.retry import Attempts, OnWait
 from vdiff.client.sse import EventParser
 from vdiff.client.types import Batch, BatchItem, Event, File, Job, JobOptions, Model, Outcome, Prompt, Wire
 
@@ -52,11 +52,13 @@ class AsyncClient(AsyncEvaluations):
         *,
         model: str | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        on_wait: OnWait | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._at = Connection(base_url, api_key, model, retry_seconds)
         self._http = httpx.AsyncClient(**self._at.http_options(), transport=transport)
         self._wait = WAIT_SECONDS
+        self._on_wait = on_wait
 
     @property
     def base_url(self) -> str:
@@ -77,19 +79,19 @@ class AsyncClient(AsyncEvaluations):
 
     def _attempts(self, *, repeatable: bool, seconds: float | None = None) -> Attempts:
         seconds = self._at.retry_seconds if seconds is None else seconds
-        return Attempts(repeatable=repeatable, seconds=seconds, now=monotonic)
+        return Attempts(repeatable=repeatable, seconds=seconds, now=monotonic, on_wait=self._on_wait)
 
     async def _do(self, call: Call[T], *, retry_seconds: float | None = None) -> T:
         attempts = self._attempts(repeatable=call.repeatable, seconds=retry_seconds)
         while True:
             try:
                 response = await self._http.request(call.method, call.path, **request_options(call))
-            except httpx.TransportError as exc:
+            except httpx.RequestError as exc:
                 wait: float | None = attempts.after_failure(exc, self._at.url)
             else:
                 wait = attempts.after_answer(response)
                 if wait is None:
-                    return read_answer(call.read, response)
+                    return read_answer(call.read, response, text=call.text)
             await sleep(wait or 0.0)
 
     async def _every(self, call: Call[Page[W]], limit: int | None) -> AsyncIterator[W]:
@@ -160,7 +162,7 @@ class AsyncClient(AsyncEvaluations):
                 headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
                 timeout = httpx.Timeout(STREAM_SILENCE_SECONDS)
                 async with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
-                    if response.status_code >= 400:
+                    if response.status_code >= 300:
                         await response.aread()
                         wait = attempts.after_answer(response)
                     else:
@@ -174,7 +176,7 @@ class AsyncClient(AsyncEvaluations):
                                 if event.type == "done":
                                     return
                         wait = REST_SECONDS  # the server stops, or its ten minutes are over
-            except httpx.TransportError as exc:
+            except httpx.RequestError as exc:
                 wait = attempts.after_failure(exc, self._at.url)
             await sleep(wait or 0.0)
 
@@ -264,7 +266,7 @@ class AsyncClient(AsyncEvaluations):
                     response = await self._http.post(
                         "/v1/files", data={"purpose": purpose}, files={"file": (name or guess, source)}
                     )
-                except httpx.TransportError as exc:
+                except httpx.RequestError as exc:
                     wait: float | None = attempts.after_failure(exc, self._at.url)
                 else:
                     wait = attempts.after_answer(response)
@@ -280,12 +282,23 @@ class AsyncClient(AsyncEvaluations):
 
     async def download(self, file: File | str) -> AsyncIterator[bytes]:
         """The content, in pieces as they come."""
-        async with self._http.stream("GET", f"/v1/files/{calls.id_of(file)}/content") as response:
-            if response.status_code >= 400:
-                await response.aread()
-                raise error_of(response)
-            async for piece in response.aiter_bytes():
-                yield piece
+        path, begun = f"/v1/files/{calls.id_of(file)}/content", False
+        attempts = self._attempts(repeatable=True)
+        while True:
+            try:
+                async with self._http.stream("GET", path) as response:
+                    if response.status_code < 300:
+                        async for piece in response.aiter_bytes():
+                            begun = True
+                            yield piece
+                        return
+                    await response.aread()
+                    wait = attempts.after_answer(response)
+            except httpx.RequestError as exc:
+                if begun:
+                    raise calls.cut_off(path, exc) from exc
+                wait = attempts.after_failure(exc, self._at.url)
+            await sleep(wait or 0.0)
 
     async def delete_file(self, file: File | str) -> None:
         await self._do(calls.delete_file(file))

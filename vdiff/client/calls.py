@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from vdiff.client.errors import BadRequest, ClientError, JobFailed, UnexpectedAnswer
+from vdiff.client.errors import BadRequest, ClientError, JobFailed, ServerUnreachable, UnexpectedAnswer
 from vdiff.client.types import Batch, BatchItem, File, Job, Model, Prompt, Wire
 from vdiff.progress import Bar
 
@@ -42,6 +42,7 @@ class Call(Generic[T]):
     headers: Mapping[str, str] = field(default_factory=dict)
     repeatable: bool = True
     wait_seconds: float = 0.0  # how long the server may take on purpose
+    text: bool = False  # `read` is given the text, not what it says as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,11 @@ def opened(file: Path | str | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], st
 
 
 # Reading
+
+
+def cut_off(path: str, exc: Exception) -> ServerUnreachable:
+    """Of content that ended before its end."""
+    return ServerUnreachable(f"{path} was cut off: {exc or type(exc).__name__}", sent=True)
 
 
 def _same(data: Any) -> Any:
@@ -307,7 +313,12 @@ def models() -> Call[list[Model]]:
 
 
 def server_version() -> Call[str]:
-    return Call("GET", "/version", lambda data: str(data["version"]))
+    def read(data: Any) -> str:
+        if data["server"] != "vdiff":  # other servers have a /version too
+            raise ValueError
+        return str(data["version"])
+
+    return Call("GET", "/version", read)
 
 
 def webhook_secret() -> Call[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 
@@ -38,8 +37,7 @@ class Connection:
     def __init__(self, base_url: str | None, api_key: str | None, model: str | None, retry_seconds: float) -> None:
         settings = load_settings()
         url = (base_url or api_url(settings)).rstrip("/").removesuffix("/v1")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_address(url):
             raise ConfigurationError(f"base_url must be like http://host:port, not {url!r}", param="base_url")
         key = api_key or (settings.api_key.get_secret_value() if settings.api_key else None)
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
@@ -65,6 +63,16 @@ class Connection:
         }
 
 
+def is_address(url: str) -> bool:
+    """Whether a server can be asked for there."""
+    try:
+        parts = httpx.URL(url)
+        parts.host.encode("idna")
+        return parts.scheme in ("http", "https") and bool(parts.host) and parts.port != 0
+    except (httpx.InvalidURL, ValueError):
+        return False
+
+
 def request_options(call: Call[Any]) -> dict[str, Any]:
     """For `request` of either httpx client."""
     return {
@@ -75,12 +83,12 @@ def request_options(call: Call[Any]) -> dict[str, Any]:
     }
 
 
-def read_answer(read: Callable[[Any], T], response: httpx.Response) -> T:
+def read_answer(read: Callable[[Any], T], response: httpx.Response, *, text: bool = False) -> T:
     """Raises UnexpectedAnswer: the address belongs to something else."""
     try:
-        return read(response.json())
+        return read(response.text if text else response.json())
     except (ValueError, KeyError, TypeError) as exc:
-        raise UnexpectedAnswer(f"{response.request.url}: no answer of vdiff: {response.text[:200]!r}") from exc
+        raise UnexpectedAnswer(f"{response.request.url}: no answer of a vdiff server: {response.text[:80]!r}") from exc
 
 
 def require_stream(response: httpx.Response) -> None:

@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
-import httpx
-
 from vdiff.client import calls
 from vdiff.client.calls import MAX_ITEMS, MAX_PAGE, Call, Page, id_of
 from vdiff.client.errors import WaitTimeout
-from vdiff.client.retry import error_of
 from vdiff.client.types import File, Wire
 from vdiff.progress import Bar
 
@@ -119,6 +116,11 @@ def items(evaluation: Any, configuration: str | None, outcome: str | None) -> Ca
     return calls._pages(call, EvaluationItem, calls._next_cursor, "cursor")
 
 
+def report(evaluation: Any, format: str) -> Call[str]:
+    path = f"/v1/evaluations/{id_of(evaluation)}/report"
+    return Call("GET", path, str, params={"format": format}, text=True)
+
+
 Side = tuple[Any, str]  # an evaluation (or its id), and the name of a configuration
 
 
@@ -140,8 +142,6 @@ def progress_of(progress: Progress, stack: contextlib.ExitStack) -> Callable[[Ev
 
 class SyncEvaluations:
     """The methods of `vdiff.Client`."""
-
-    _http: httpx.Client
 
     def _do(self, call: Call[T], *, retry_seconds: float | None = None) -> T:
         raise NotImplementedError
@@ -209,16 +209,11 @@ class SyncEvaluations:
 
     def evaluation_report(self, evaluation: Evaluation | str, format: str = "html") -> str:
         """html, markdown or json, as text."""
-        response = self._http.get(f"/v1/evaluations/{id_of(evaluation)}/report", params={"format": format})
-        if response.status_code >= 400:
-            raise error_of(response)
-        return response.text
+        return self._do(report(evaluation, format))
 
 
 class AsyncEvaluations:
     """The methods of `vdiff.AsyncClient`; as those of `SyncEvaluations`."""
-
-    _http: httpx.AsyncClient
 
     async def _do(self, call: Call[T], *, retry_seconds: float | None = None) -> T:
         raise NotImplementedError
@@ -282,7 +277,4 @@ class AsyncEvaluations:
         return await self._do(compare(first, second, options))
 
     async def evaluation_report(self, evaluation: Evaluation | str, format: str = "html") -> str:
-        response = await self._http.get(f"/v1/evaluations/{id_of(evaluation)}/report", params={"format": format})
-        if response.status_code >= 400:
-            raise error_of(response)
-        return response.text
+        return await self._do(report(evaluation, format))

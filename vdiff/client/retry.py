@@ -16,7 +16,9 @@ from typing import Any
 
 import httpx
 
-from vdiff.client.errors import ApiError, ClientError, ServerUnreachable, kind_of
+from vdiff.client.errors import ApiError, ClientError, ServerUnreachable, UnexpectedAnswer, kind_of
+
+OnWait = Callable[[float, str], None]
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
 REFUSED = frozenset({"overloaded", "file_store_unavailable"})  # codes of a 503 that did nothing
@@ -50,7 +52,8 @@ def error_of(response: httpx.Response) -> ApiError:
         body = response.text
     if isinstance(body, dict) and isinstance(body.get("error"), dict):
         error = body["error"]
-    message = error.get("message") or f"{response.status_code} {response.reason_phrase}".strip()
+    status = f"{response.status_code} {response.reason_phrase}".strip()
+    message = error.get("message") or f"{response.request.url} answered {status}, not as vdiff does"
     return kind_of(response.status_code)(
         str(message),
         status=response.status_code,
@@ -69,6 +72,7 @@ class Attempts:
         repeatable: see the module.
         seconds: how long to go on after the first failure.
         now: a monotonic clock.
+        on_wait: told before each wait: seconds, and why.
     """
 
     def __init__(
@@ -77,16 +81,18 @@ class Attempts:
         repeatable: bool,
         seconds: float,
         now: Callable[[], float],
+        on_wait: OnWait | None = None,
         spread: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._repeatable = repeatable
         self._seconds = seconds
         self._now = now
+        self._on_wait = on_wait
         self._spread = spread
         self._failed_at: float | None = None
         self._failures = 0
 
-    def _wait(self, at_least: float) -> float | None:
+    def _wait(self, at_least: float, why: str) -> float | None:
         """The time until the next attempt; None when patience ends before it."""
         now = self._now()
         if self._failed_at is None:
@@ -94,26 +100,35 @@ class Attempts:
         backoff = min(FIRST_WAIT_SECONDS * 2 ** min(self._failures, 10), LONGEST_WAIT_SECONDS)
         self._failures += 1
         wait = max(self._spread(backoff / 2, backoff), at_least)
-        return wait if now + wait <= self._failed_at + self._seconds else None
+        if now + wait > self._failed_at + self._seconds:
+            return None
+        if self._on_wait is not None:
+            self._on_wait(wait, why)
+        return wait
 
-    def after_failure(self, exc: httpx.TransportError, url: str) -> float:
-        """No answer came. Raises ServerUnreachable, ClientError."""
+    def after_failure(self, exc: httpx.RequestError, url: str) -> float:
+        """No answer came. Raises ServerUnreachable, UnexpectedAnswer, ClientError."""
         if isinstance(exc, httpx.UnsupportedProtocol | httpx.LocalProtocolError):
             raise ClientError(f"{url}: {exc}") from exc
+        if isinstance(exc, httpx.DecodingError):
+            raise UnexpectedAnswer(f"{url}: an answer that cannot be read: {exc}") from exc
         sent = not isinstance(exc, _NOT_SENT)
         reason = str(exc) or type(exc).__name__
         if sent and not self._repeatable:
             raise ServerUnreachable(
                 f"{url}: {reason}; it may have been done, so it was not sent again", sent=True
             ) from exc
-        wait = self._wait(0.0)
+        wait = self._wait(0.0, f"{url}: {reason}")
         if wait is None:
             raise ServerUnreachable(f"{url}: {reason}", sent=sent) from exc
         return wait
 
     def after_answer(self, response: httpx.Response) -> float | None:
-        """None: the answer is good. Raises ApiError for one that is not, and that waiting does not mend."""
+        """None: the answer is good. Raises ApiError for one that is not, and that waiting does not mend; UnexpectedAnswer."""
         status = response.status_code
+        if 300 <= status < 400:  # not followed: the key is for the address that was given
+            to = response.headers.get("location", "nowhere")
+            raise UnexpectedAnswer(f"{response.request.url} redirects to {to}; give the address that answers")
         if status < 400:
             return None
         error = error_of(response)
@@ -124,7 +139,7 @@ class Attempts:
             again = True  # the same key is being worked on this moment
         if response.headers.get("x-should-retry") == "false":
             again = False
-        wait = self._wait(error.retry_after or 0.0) if again else None
+        wait = self._wait(error.retry_after or 0.0, error.message) if again else None
         if wait is None:
             raise error
         return wait

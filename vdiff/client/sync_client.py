@@ -27,7 +27,7 @@ from vdiff.client.connection import (
 from vdiff.client.errors import BadRequest, ClientError, WaitTimeout
 from vdiff.client.evaluations import SyncEvaluations
 from vdiff.client.mapping import Ledger, Progress
-from vdiff.client.retry import Attempts, error_of
+from vdiff.client.retry import Attempts, OnWait
 from vdiff.client.sse import EventParser
 from vdiff.client.types import Batch, BatchItem, Event, File, Job, JobOptions, Model, Outcome, Prompt, Wire
 
@@ -46,6 +46,7 @@ class Client(SyncEvaluations):
         api_key: default VDIFF_API_KEY.
         model: for calls that name none; default: the server's model, if it has only one.
         retry_seconds: how long a call goes on when the server does not answer, is overloaded or says 429.
+        on_wait: told before each such wait: seconds, and why; in whichever thread waits.
         transport: of httpx, for tests.
 
     Every method raises the kinds of `ClientError`.
@@ -58,11 +59,13 @@ class Client(SyncEvaluations):
         *,
         model: str | None = None,
         retry_seconds: float = RETRY_SECONDS,
+        on_wait: OnWait | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._at = Connection(base_url, api_key, model, retry_seconds)
         self._http = httpx.Client(**self._at.http_options(), transport=transport)
         self._wait = WAIT_SECONDS
+        self._on_wait = on_wait
 
     @property
     def base_url(self) -> str:
@@ -83,19 +86,19 @@ class Client(SyncEvaluations):
 
     def _attempts(self, *, repeatable: bool, seconds: float | None = None) -> Attempts:
         seconds = self._at.retry_seconds if seconds is None else seconds
-        return Attempts(repeatable=repeatable, seconds=seconds, now=monotonic)
+        return Attempts(repeatable=repeatable, seconds=seconds, now=monotonic, on_wait=self._on_wait)
 
     def _do(self, call: Call[T], *, retry_seconds: float | None = None) -> T:
         attempts = self._attempts(repeatable=call.repeatable, seconds=retry_seconds)
         while True:
             try:
                 response = self._http.request(call.method, call.path, **request_options(call))
-            except httpx.TransportError as exc:
+            except httpx.RequestError as exc:
                 wait: float | None = attempts.after_failure(exc, self._at.url)
             else:
                 wait = attempts.after_answer(response)
                 if wait is None:
-                    return read_answer(call.read, response)
+                    return read_answer(call.read, response, text=call.text)
             sleep(wait or 0.0)
 
     def _every(self, call: Call[Page[W]], limit: int | None) -> Iterator[W]:
@@ -166,7 +169,7 @@ class Client(SyncEvaluations):
                 headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
                 timeout = httpx.Timeout(STREAM_SILENCE_SECONDS)
                 with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
-                    if response.status_code >= 400:
+                    if response.status_code >= 300:
                         response.read()
                         wait = attempts.after_answer(response)
                     else:
@@ -180,7 +183,7 @@ class Client(SyncEvaluations):
                                 if event.type == "done":
                                     return
                         wait = REST_SECONDS  # the server stops, or its ten minutes are over
-            except httpx.TransportError as exc:
+            except httpx.RequestError as exc:
                 wait = attempts.after_failure(exc, self._at.url)
             sleep(wait or 0.0)
 
@@ -278,7 +281,7 @@ class Client(SyncEvaluations):
                     response = self._http.post(
                         "/v1/files", data={"purpose": purpose}, files={"file": (name or guess, source)}
                     )
-                except httpx.TransportError as exc:
+                except httpx.RequestError as exc:
                     wait: float | None = attempts.after_failure(exc, self._at.url)
                 else:
                     wait = attempts.after_answer(response)
@@ -294,11 +297,23 @@ class Client(SyncEvaluations):
 
     def download(self, file: File | str) -> Iterator[bytes]:
         """The content, in pieces as they come."""
-        with self._http.stream("GET", f"/v1/files/{calls.id_of(file)}/content") as response:
-            if response.status_code >= 400:
-                response.read()
-                raise error_of(response)
-            yield from response.iter_bytes()
+        path, begun = f"/v1/files/{calls.id_of(file)}/content", False
+        attempts = self._attempts(repeatable=True)
+        while True:
+            try:
+                with self._http.stream("GET", path) as response:
+                    if response.status_code < 300:
+                        for piece in response.iter_bytes():
+                            begun = True
+                            yield piece
+                        return
+                    response.read()
+                    wait = attempts.after_answer(response)
+            except httpx.RequestError as exc:
+                if begun:
+                    raise calls.cut_off(path, exc) from exc
+                wait = attempts.after_failure(exc, self._at.url)
+            sleep(wait or 0.0)
 
     def delete_file(self, file: File | str) -> None:
         self._do(calls.delete_file(file))

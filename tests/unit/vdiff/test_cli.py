@@ -7,11 +7,14 @@ import json
 import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import typer
 from rich.console import Console
@@ -75,6 +78,9 @@ def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
     [
         (("jobs", "list", "--base-url", "http://127.0.0.1:1"), 3, "is a server running?"),
         (("jobs", "list", "--base-url", "nonsense"), 2, "base_url must be like"),
+        (("jobs", "list", "--base-url", "http://[::1"), 2, "base_url must be like"),
+        (("jobs", "list", "--base-url", "http://host:port"), 2, "base_url must be like"),
+        (("jobs", "list", "--base-url", "http://a..b"), 2, "base_url must be like"),
         (("jobs", "list", "--limit", "0"), 2, "--limit"),
         (("jobs", "list", "--metadata", "x"), 2, "--metadata takes NAME=VALUE"),
         (("submit",), 2, "give a prompt"),
@@ -86,6 +92,7 @@ def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (("eval", "report", "eval_1", "--output", "-", "--open"), 2, "--open shows a file"),
         (("submit", "--file", "x", "--custom-id", "y"), 2, "--custom-id is for"),
         (("submit", "a", "--set", "x"), 2, "--set takes"),
+        (("submit", "a", "--set", "diffusion.=3"), 2, "--set takes"),
         (("batch", "submit", "/nowhere/x.jsonl"), 2, "No such file"),
         (("batch", "submit", "x", "--output", "y"), 2, "need --wait"),
         (("batch", "results", "batch_x", "--text", "--output", "y"), 2, "as JSON"),
@@ -97,6 +104,89 @@ def test_what_is_wrong_is_one_line_and_a_code(
     assert run(*args, monkeypatch=monkeypatch) == code
     out, err = capsys.readouterr()
     assert said in err and out == "" and "Traceback" not in err
+
+
+HTML = b"<html><body>It works</body></html>"
+
+
+@pytest.fixture
+def another(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a server that is no vdiff: it answers everything with (status, content type, body, Location)."""
+    status, kind, body, to = request.param
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status)
+            for name, value in (("Content-Type", kind), ("Content-Length", str(len(body))), *to):
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("another", "code", "said"),
+    [
+        ((200, "text/html", HTML, ()), 3, "that is not a vdiff server"),
+        ((404, "text/html", HTML, ()), 3, "that is not a vdiff server"),
+        ((200, "application/json", b'{"hello": 1}', ()), 3, "that is not a vdiff server"),
+        ((200, "application/json", b'{"version": "0.9"}', ()), 3, "that is not a vdiff server"),  # as vLLM answers
+        ((200, "application/json", b"[1, 2", ()), 3, "that is not a vdiff server"),
+        ((200, "application/json", b"{}", [("Content-Encoding", "gzip")]), 3, "that is not a vdiff server"),
+        ((301, "text/html", b"", [("Location", "https://elsewhere.example/")]), 3, "redirects to https://elsewhere.example/"),
+        ((502, "text/html", HTML, ()), 3, "502 Bad Gateway, not as vdiff does; a proxy"),
+        ((401, "text/plain", b"no", ()), 4, "VDIFF_API_KEY"),
+    ],
+    indirect=["another"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "command",
+    ["models", "jobs list", "submit hi --wait", "batch list", "eval list", "eval report eval_1 --output -", "chat"],
+)
+def test_something_else_answers(
+    another: str, code: int, said: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    """One line that says so and where the right address is given; never a traceback."""
+    assert run(*command.split(), "--base-url", another, monkeypatch=monkeypatch) == code
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and said in err
+    assert code == 4 or "VDIFF_BASE_URL or --base-url" in err
+
+
+def test_who_waits_for_a_limit_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:  # fmt: skip
+    """Once, however many of a file's prompts wait at the same time."""
+    job = {"id": "job_1", "object": "job", "status": "succeeded", "done": True, "result": {"choices": [{"text": "42"}]}}
+    barrier = threading.Barrier(3)
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/version":
+            return httpx.Response(200, json={"server": "vdiff", "version": "1"})
+        asked.append(request.headers["idempotency-key"])
+        if asked.count(asked[-1]) > 1:
+            return httpx.Response(200, json=job)
+        barrier.wait(30)
+        error = {"message": "60 requests a minute are allowed", "code": "rate_limit_exceeded"}
+        return httpx.Response(429, json={"error": error}, headers={"Retry-After": "30"})
+
+    monkeypatch.setattr(httpx.Client, "_init_transport", lambda *_, **__: httpx.MockTransport(answer))
+    monkeypatch.setattr("vdiff.client.sync_client.sleep", lambda _: None)
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a\nb\nc\n")
+    assert run("submit", "--file", str(prompts), "--model", "m", "--wait", monkeypatch=monkeypatch) == 0
+    out, err = capsys.readouterr()
+    assert out == "42\n42\n42\n" and err.count("waiting 30 s: 60 requests a minute are allowed\n") == 1
 
 
 def test_exit_codes() -> None:

@@ -146,6 +146,19 @@ def test_retry_after_is_honoured(waits: list[float]) -> None:
     assert waits == [17.0]
 
 
+def test_who_waits_may_be_told(waits: list[float]) -> None:
+    told: list[tuple[float, str]] = []
+
+    def tell(seconds: float, why: str) -> None:
+        told.append((seconds, why))
+
+    limited = problem(429, "rate_limit_exceeded", **{"retry-after": "7"})
+    server = Server(limited, httpx.ConnectError("no route"), httpx.Response(200, json=JOB))
+    with client_of(server, on_wait=tell) as client:
+        client.submit("hi")
+    assert told[0] == (7.0, "said rate_limit_exceeded") and told[1] == (waits[1], "http://test: no route")
+
+
 def test_retry_after_beyond_our_patience_is_an_error_at_once(waits: list[float]) -> None:
     server = Server(problem(429, "rate_limit_exceeded", **{"Retry-After": "100"}))
     with client_of(server, retry_seconds=30) as client, pytest.raises(module.RateLimited) as refused:
@@ -205,6 +218,24 @@ def test_another_server() -> None:
             client.get("job_1")
         with pytest.raises(module.UnexpectedAnswer, match="event stream"):
             list(client.stream("job_1"))
+
+
+def test_a_report_and_a_download_bear_a_lost_connection() -> None:
+    server = Server(httpx.ReadError("gone"), httpx.Response(200, text="<html>"))
+    with client_of(server) as client:
+        assert client.evaluation_report("eval_1") == "<html>"
+    server = Server(httpx.ReadError("gone"), problem(503, "overloaded"), httpx.Response(200, text="ab"))
+    with client_of(server) as client:
+        assert b"".join(client.download("file_1")) == b"ab"
+
+    def half() -> Iterator[bytes]:
+        yield b"a"
+        raise httpx.ReadError("cut")
+
+    with client_of(Server(lambda _: httpx.Response(200, content=half()))) as client:
+        pieces = client.download("file_1")
+        with pytest.raises(module.ServerUnreachable, match="cut off"):
+            list(pieces)
 
 
 @pytest.mark.parametrize("name", ["", "../keys", "a/b", "a?b", "jöb", None, 7])
