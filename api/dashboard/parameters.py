@@ -33,7 +33,7 @@ RULES = {
 PARAMETERS: dict[str, tuple[str, str]] = {
     "steps": ("integer", "Denoising steps of the whole answer. Fewer is faster; one per token is the most careful."),
     "block_length": ("integer", "Tokens decoded together before the next block opens. Must divide max_tokens."),
-    "threshold": ("number", "From 0 to 1. A token is committed once the model is this sure. Lower is faster."),
+    "threshold": ("number", "Above 0, up to 1. A token is committed once the model is this sure. Lower is faster."),
     "factor": ("number", "Above 0. How much joint uncertainty a step may take on. Higher is faster."),
     "cfg_scale": (
         "number",

@@ -109,6 +109,12 @@ async def _side(context: Context, principal: Principal, value: Any, name: str) -
     return row, await context.evaluations.run(row.id, value["configuration"], f"{name}.configuration")
 
 
+@router.get("/options")
+async def evaluation_options(context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """The datasets that `bundled` names, with their columns, and the types of graders that are allowed here."""
+    return await asyncio.to_thread(context.evaluations.options)
+
+
 @router.get("/{evaluation_id}")
 async def get_evaluation(evaluation_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Progress, and results as they are by now."""

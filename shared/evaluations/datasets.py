@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,6 +96,15 @@ class DatasetReader:
         self._seen[content] += 1
         key = f"{content[:40]}-{self._seen[content]}"
         self.items.append(Item(len(self.items) + 1, line, key, digest(body)[:40], row))
+
+
+def described(datasets: Mapping[str, Callable[[], list[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """Every bundled dataset with its size and the columns that its first item has."""
+    made = []
+    for name, read in datasets.items():
+        rows = read()
+        made.append({"name": name, "items": len(rows), "columns": list(rows[0])})
+    return made
 
 
 def bundled_rows(datasets: dict[str, Any], name: str) -> list[dict[str, Any]]:

@@ -17,8 +17,8 @@ from sqlalchemy import Row
 from shared.db.session import AsyncDatabase, AsyncWriteSession
 from shared.errors import Conflict, InvalidParameter, NotFound, VDiffError
 from shared.evaluations import repository, sandbox
-from shared.evaluations.datasets import DatasetReader, Item, bundled_rows
-from shared.evaluations.graders import Grader
+from shared.evaluations.datasets import DatasetReader, Item, bundled_rows, described
+from shared.evaluations.graders import TYPES, Grader
 from shared.evaluations.requests import Configuration, NewEvaluation, Prompt, parse_prompt, sample_seed
 from shared.evaluations.status import OPEN, EvaluationStatus, RunStatus
 from shared.files.service import FileService
@@ -68,6 +68,11 @@ class EvaluationService:
         self._datasets = datasets
         self._settings = settings
         self._wake = wake
+
+    def options(self) -> dict[str, Any]:
+        """What a form offers: bundled datasets, and the graders that are allowed here."""
+        graders = [kind for kind in TYPES if kind != "code" or self._settings.code_graders]
+        return {"object": "evaluation.options", "datasets": described(self._datasets), "graders": graders}
 
     async def create(self, new: NewEvaluation, principal: Principal, window_seconds: float) -> Made:
         """Check all of it, then store it in one transaction.

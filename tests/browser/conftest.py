@@ -67,6 +67,10 @@ def visit(page: Page, fragment: str = "#/", url: str = "") -> None:
     expect(page.locator("main")).not_to_be_empty()
 
 
+def unfold(page: Page, words: str) -> None:
+    page.locator("details", has_text=words).evaluate("d => { d.open = true; }")
+
+
 def sse(events: list[tuple[str, dict[str, Any]]]) -> str:
     return "".join(f"event: {kind}\ndata: {json.dumps(data)}\nid: {i}-0\n\n" for i, (kind, data) in enumerate(events))
 

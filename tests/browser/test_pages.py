@@ -11,7 +11,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import finished, look, visit
+from tests.browser.conftest import finished, look, unfold, visit
 from tests.integration.conftest import Served, eventually, new_key
 from tests.integration.test_api_jobs import chat_job
 from tests.integration.test_evaluations import FAST, SLOW, begin, request, sums
@@ -29,10 +29,6 @@ def line(custom_id: str, question: str, **body: Any) -> str:
 
 
 LONG = line("long", "What?", max_tokens=200, ignore_eos=True, diffusion={"block_length": 200})  # runs for seconds
-
-
-def unfold(page: Page, words: str) -> None:
-    page.locator("details", has_text=words).evaluate("d => { d.open = true; }")
 
 
 def upload(page: Page, lines: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 import { Batch, Batches } from "./batches.js";
 import { call, key } from "./client.js";
+import { EvaluationForm } from "./evaluation_form.js";
 import { Evaluation, Evaluations } from "./evaluations.js";
 import { Job } from "./job.js";
 import { Jobs } from "./jobs.js";
@@ -22,6 +23,7 @@ const models = {
   },
 };
 const playground = new Playground(models); // kept, so that what was typed survives a look at another page
+const evaluationForm = new EvaluationForm(models); // likewise
 const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/batches", "Batches"], ["#/evaluations", "Evaluations"], ["#/playground", "Playground"], ["#/workers", "Workers"], ["#/webhooks", "Webhooks"], ["#/keys", "Keys"]];
 
 class NotFound {
@@ -47,7 +49,7 @@ function route() {
   if (parts[0] === "jobs" && parts.length === 2) return new Job(parts[1]);
   if (parts[0] === "batches" && parts.length === 1) return new Batches(live);
   if (parts[0] === "batches" && parts.length === 2) return new Batch(parts[1]);
-  if (parts[0] === "evaluations" && parts.length === 1) return new Evaluations(live);
+  if (parts[0] === "evaluations" && parts.length === 1) return new Evaluations(live, evaluationForm);
   if (parts[0] === "evaluations" && parts.length === 2) return new Evaluation(parts[1]);
   if (parts[0] === "webhooks" && parts.length === 1) return new Webhooks();
   if (parts[0] === "webhooks" && parts.length === 2) return new Webhook(parts[1]);

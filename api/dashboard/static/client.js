@@ -54,6 +54,22 @@ export async function call(method, path, body, { signal } = {}) {
   return answer.status === 204 ? null : answer.json();
 }
 
+// How a file begins: so many bytes at most, as text. The rest is not fetched.
+export async function head(path, most) {
+  const stop = new AbortController();
+  const reader = (await send(path, { headers: headers(), signal: stop.signal })).body.getReader();
+  const decoder = new TextDecoder();
+  let text = "";
+  for (let seen = 0; seen < most; ) {
+    const { value, done } = await reader.read();
+    if (done) return text;
+    seen += value.length;
+    text += decoder.decode(value, { stream: true });
+  }
+  stop.abort();
+  return text;
+}
+
 // A file through fetch, as a plain link cannot carry a key.
 export async function download(path, name) {
   const answer = await send(path, { headers: headers() });

@@ -1,6 +1,7 @@
 // Evaluations: the list, and one with its configurations, plots and answers, those that went wrong first.
 
 import { call, download, key } from "./client.js";
+import { inWords, verdict } from "./graders.js";
 import { Listing } from "./listing.js";
 import { latencies, scatter, whiskers } from "./plots.js";
 import { ago, changed, connection, duration, facts, failure, html, moment, nothing, number, progress, status } from "./ui.js";
@@ -12,20 +13,30 @@ const OVER = ["completed", "failed", "cancelled"];
 const OUTCOMES = ["error", "failed", "passed"];
 const share = (value) => (value === null || value === undefined ? "–" : `${number(100 * value, 1)} %`);
 
+// The fields of a configuration, those of `diffusion` under their own names.
+const settings = (fields) =>
+  Object.entries(fields).flatMap(([k, v]) => (k === "diffusion" ? settings(v) : [[k, typeof v === "object" ? JSON.stringify(v) : String(v)]]));
+
 export class Evaluations extends Listing {
   title = "Evaluations";
 
-  constructor(live) {
+  constructor(live, form) {
     super(live, { path: "v1/evaluations", size: PAGE });
+    this.form = form;
+  }
+
+  stop() {
+    super.stop();
+    this.form.leave();
   }
 
   render() {
-    return html`${connection(this.live.state)}${failure(this.error)}
+    return html`${connection(this.live.state)}${failure(this.error)}${this.form.render(this.page?.data.length === 0)}
       ${this.page ? this.table(this.page) : this.error ? nothing : html`<p role="status">Loading…</p>`}`;
   }
 
   table(page) {
-    if (!page.data.length) return html`<p>No evaluation yet; <code>POST /v1/evaluations</code> begins one.</p>`;
+    if (!page.data.length) return html`<p>No evaluation yet.</p>`;
     return html`<div class="scroll" tabindex="0" role="region" aria-label="Evaluations"><table class="cards">
         <thead><tr><th scope="col">Evaluation</th><th scope="col">State</th><th scope="col">Graded</th><th scope="col" class="n">Items</th><th scope="col">Configurations</th><th scope="col">Created</th></tr></thead>
         <tbody>${page.data.map(
@@ -134,11 +145,11 @@ export class Evaluation {
       <section><h2>Facts</h2>${facts([
         ["Items", number(e.items)],
         ["Endpoint", html`<code>${e.endpoint}</code>`],
-        ["Graders", e.graders.map((g) => g.name ?? g.type).join(", ")],
         ["Created", moment(e.created_at)],
         ["Finished", moment(e.finished_at)],
         ...Object.entries(e.metadata ?? {}),
-      ])}<details><summary>Template</summary><pre class="text">${typeof e.template === "string" ? e.template : JSON.stringify(e.template, null, 2)}</pre></details></section>
+      ])}
+        <h3>An answer passes when</h3>${inWords(e.graders)}<details><summary>Template</summary><pre class="text">${typeof e.template === "string" ? e.template : JSON.stringify(e.template, null, 2)}</pre></details></section>
       <section><h2>Answers</h2>${this.answers(e)}</section>`;
   }
 
@@ -154,7 +165,7 @@ export class Evaluation {
     return html`<div class="scroll" tabindex="0" role="region" aria-label="Configurations"><table class="cards">
       <thead><tr><th scope="col">Configuration</th><th scope="col">State</th><th scope="col" class="n">Accuracy, 95 %</th><th scope="col" class="n">Passed, failed, errors</th><th scope="col" class="n">Tokens per forward</th><th scope="col" class="n">Latency p50, p95</th></tr></thead>
       <tbody>${e.configurations.map(
-        (c) => html`<tr><td data-name="Configuration"><span>${c.name}<br><small>${c.model} ${Object.entries(c.fields).filter(([k]) => k !== "model").map(([k, v]) => html`<span class="chip">${k}=${typeof v === "object" ? JSON.stringify(v) : String(v)}</span> `)}</small></span></td>
+        (c) => html`<tr><td data-name="Configuration"><span>${c.name}<br><small>${c.model} ${settings(c.fields).map(([k, v]) => html`<span class="chip">${k}=${v}</span> `)}</small></span></td>
           <td data-name="State"><span>${status(c.status)}${c.error ? html`<br><small class="bad">${c.error.code}: ${c.error.message}</small>` : nothing}${c.waiting_for ? html`<br><small>${c.waiting_for}</small>` : nothing}
             ${c.top_errors.map((t) => html`<br><small class="bad">${number(t.count)} × ${t.code}</small>`)}</span></td>${cells(c)}</tr>`,
       )}</tbody></table></div>`;
@@ -194,7 +205,7 @@ export class Evaluation {
               <td data-name="Outcome">${status(i.outcome)}</td><td data-name="Configuration">${i.configuration}</td>
               <td data-name="Item"><span class="clip">${Object.entries(i.data ?? {}).map(([k, v]) => html`<b>${k}</b> ${typeof v === "string" ? v : JSON.stringify(v)} `)}</span></td>
               <td data-name="Answer"><span class="clip">${i.error ? html`<span class="bad">${i.error.code}: ${i.error.message}</span>` : i.output}</span></td>
-              <td data-name="Graders"><span class="clip"><small>${JSON.stringify(i.graders ?? [])}</small></span></td></tr>`,
+              <td data-name="Graders"><span class="clip"><small>${(i.graders ?? []).map((v, n) => html`${n ? "; " : nothing}${verdict(v)}`)}</small></span></td></tr>`,
           )}</tbody></table></div>`
         : html`<p>None.</p>`}
       ${this.cursor ? html`<button @click=${() => this.load(true)}>Show more</button>` : nothing}`;
