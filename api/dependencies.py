@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,7 +108,11 @@ JsonBody = Annotated[Any, Depends(json_body)]
 
 
 def known_query(request: Request) -> None:
-    """Refuse what the route does not read, `?wiat=30` for one. Raises UnknownParameter."""
+    """Refuse what would not be read: `?wiat=30`, the first of two. Raises UnknownParameter, InvalidParameter."""
+    for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
+        if times > 1:
+            shown = name.replace("\x00", "")[:80] or "query"
+            raise InvalidParameter(f"{shown} is given {times} times", param=shown)
     route = request.scope.get("route")
     if not isinstance(route, APIRoute) or route.name in CHECKS_ITS_QUERY:
         return

@@ -236,6 +236,19 @@ def test_an_unknown_query_parameter_is_named(served: Served, method: str, path: 
     assert served.client.get("/health/live?probe=1").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "param"),
+    [
+        ("/v1/jobs?limit=1&limit=2", "limit"), ("/v1/jobs?metadata[a]=b&metadata[a]=c", "metadata[a]"),
+        ("/v1/jobs/none?wait=1&wait=2", "wait"), ("/v1/files?after=a&after=b", "after"),
+    ],
+)  # fmt: skip
+def test_a_query_parameter_that_is_given_twice_is_named(served: Served, path: str, param: str) -> None:
+    answer = served.client.get(path)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_parameter"), answer.text
+    assert answer.json()["error"]["param"] == param
+
+
 def test_others_do_not_notice(served: Served) -> None:
     """A long job runs while a storm of bad requests comes in, and ends as if nothing had been."""
     body = {**MESSAGES, "max_tokens": 256, "ignore_eos": True, "temperature": 0}
