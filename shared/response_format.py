@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from shared.algorithms import UNIFORM
+from shared.endless_schema import is_endless
 from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter
 from shared.model_card import ModelCard
 
@@ -141,7 +142,9 @@ def _refusal(schema: str) -> str | None:
 
     grammar = grammar_of(json.loads(schema))
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
-    return " ".join(messages)[:500] if failed or messages else None
+    if failed or messages:
+        return " ".join(messages)[:500]
+    return "each of its values would contain another one, without end" if is_endless(json.loads(schema)) else None
 
 
 def with_order(diffusion: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:

@@ -73,8 +73,13 @@ class Grammars:
 
         matcher = LLMatcher(self.vocabulary.tokenizer, grammar, log_level=0)
         if matcher.is_error():
-            raise InvalidParameter(f"{PARAM} cannot be enforced: {matcher.get_error()[:500]}", param=PARAM)
+            raise InvalidParameter(f"{PARAM} cannot be enforced: {_trouble(matcher)}", param=PARAM)
         return matcher
+
+
+def _trouble(matcher: LLMatcher) -> str:
+    """What llguidance says went wrong, without the dump of its state that follows."""
+    return str(matcher.get_error()).partition("\n")[0][:500]
 
 
 class Vocabulary:
@@ -132,7 +137,7 @@ class Structure:
     def take(self, token: int) -> None:
         """Go on by one token. Raises InvalidParameter: the grammar became too complex."""
         if not self._matcher.consume_token(token):
-            raise InvalidParameter(f"{PARAM}: {self._matcher.get_error()[:500]}", param=PARAM)
+            raise InvalidParameter(f"{PARAM}: {_trouble(self._matcher)}", param=PARAM)
         self._held.append(token)
 
     @property
@@ -149,7 +154,7 @@ class Structure:
         """Which tokens may come next, [vocab]; end tokens where the answer may end."""
         found = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
         if self._matcher.is_error():
-            raise InvalidParameter(f"{PARAM}: {self._matcher.get_error()[:500]}", param=PARAM)
+            raise InvalidParameter(f"{PARAM}: {_trouble(self._matcher)}", param=PARAM)
         mask = found[: self._card.vocab_size].astype(bool)
         mask[self._forbidden] = False
         if self.is_complete:

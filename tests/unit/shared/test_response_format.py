@@ -64,6 +64,44 @@ def test_what_cannot_be_enforced_is_refused_by_name(value: Any, param: str, said
     assert (wrong.value.param, wrong.value.http_status) == (param, 400)
 
 
+NODE = {"type": "object", "properties": {"next": {"$ref": "#/$defs/node"}}, "required": ["next"]}
+PAIR = {
+    "a": {"type": "array", "items": {"$ref": "#/$defs/b"}, "minItems": 1},
+    "b": {"allOf": [{"type": "object"}, {"type": "object", "additionalProperties": {"$ref": "#/$defs/a"}, "minProperties": 1}]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
+        {"type": "object", "properties": {"a": {"type": "string"}, "b": {"$ref": "#"}}, "required": ["a", "b"]},
+        {"type": "array", "items": {"$ref": "#"}, "minItems": 1}, {"$ref": "#/$defs/a", "$defs": PAIR},
+        {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], "$defs": PAIR},
+    ],
+)  # fmt: skip
+def test_a_schema_that_no_finite_answer_satisfies_is_refused(value: dict[str, Any]) -> None:
+    with pytest.raises(VDiffError, match="without end") as wrong:
+        response_format_of(schema(value))
+    assert wrong.value.param == BASE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"type": "object", "properties": {"next": {"anyOf": [{"type": "null"}, {"$ref": "#"}]}}, "required": ["next"]},
+        {"type": ["object", "null"], "properties": {"next": {"$ref": "#"}}, "required": ["next"]},
+        {"type": "array", "items": {"$ref": "#"}}, {"type": "array", "items": {"$ref": "#"}, "minItems": 0},
+        {"type": "object", "properties": {"left": {"$ref": "#"}, "right": {"$ref": "#"}}, "required": []},
+        {"$ref": "#/$defs/node", "$defs": {"node": {**NODE, "required": []}}},
+        {"$ref": "#/$defs/a", "$defs": {**PAIR, "b": {"enum": [1]}}},
+        {"type": "array", "prefixItems": [{"type": "integer"}], "items": {"$ref": "#"}, "minItems": 1},
+    ],
+)  # fmt: skip
+def test_a_recursion_that_can_end_is_enforced(value: dict[str, Any]) -> None:
+    assert response_format_of(schema(value)) == schema(value)
+
+
 def test_the_check_needs_no_torch_and_llguidance_only_when_asked() -> None:
     code = (
         "import sys, json; import shared.response_format as r; first = 'llguidance' in sys.modules;"
