@@ -109,12 +109,14 @@ def run(database_url: str, redis_url: str, another_user: dict[str, str] | None) 
         tmp.chmod(0o777)
 
         def start(shown: dict[str, Any], command: list[str], **replaced: str) -> subprocess.Popen[bytes]:
+            given = variables(shown)
             env = {
-                **variables(shown),
+                **given,
                 "VDIFF_DATABASE_URL": database_url,
                 "VDIFF_REDIS_URL": redis_url.rsplit("/", 1)[0] + "/9",
                 "VDIFF_HOST": "127.0.0.1",
-                "HF_HOME": str(tmp),  # the mount of models; /tmp is the other. No HOME: nothing may need one
+                # The mount of models, where there is one; /tmp is the other. No HOME: nothing may need one.
+                **({"HF_HOME": str(tmp)} if "HF_HOME" in given else {}),
                 "TMPDIR": str(tmp),
                 "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
                 "PYTHONPATH": str(ROOT),

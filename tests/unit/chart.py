@@ -11,8 +11,8 @@ from typing import Any
 import yaml
 
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "vdiff"
-_ACTION = re.compile(r"(?:\s*\{\{-|\{\{)\s*(.*?)\s*\}\}")
-_VALUE = re.compile(r"(?:(toJson|toYaml) )?(\.[\w.]*)(?: \| nindent (\d+))?")
+_ACTION = re.compile(r"(?:\s*\{\{-|\{\{)\s*(.*?)\s*(?:-\}\}\s*|\}\})")
+_VALUE = re.compile(r"(?:(toJson|toYaml|add) )?(\.[\w.]*)(?: \| nindent (\d+)| (\d+))?")
 _BLOCKS = ("if", "range", "with")
 
 Node = str | tuple[str, "list[Node] | None"]  # text, or an action with what stands between it and its `end`
@@ -80,12 +80,14 @@ def _acted(action: str, inner: list[Node] | None, scope: Any) -> str:
 def _text(action: str, scope: Any) -> str:
     match = _VALUE.fullmatch(action)
     assert match, f"{{{{ {action} }}}} is none of the words that are understood here"
-    how, name, indent = match.groups()
+    how, name, indent, more = match.groups()
     value = _look(name, scope)
     if how == "toJson":
         text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     elif how == "toYaml":
         text = yaml.safe_dump(value, default_flow_style=False).rstrip("\n")
+    elif how == "add":
+        text = str(value + int(more))
     else:
         text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if indent is None else "".join(f"\n{' ' * int(indent)}{line}" for line in text.splitlines())

@@ -81,6 +81,7 @@ def test_the_gpu_worker_is_the_worker_with_a_gpu() -> None:
     given = SERVICES["worker-gpu"]
     assert given["extends"] == {"service": "worker"} and given["gpus"] == "all" and given["profiles"] == ["gpu"]
     assert "/cu" in given["build"]["args"]["TORCH_INDEX_URL"]
+    assert given["environment"] == {"VDIFF_DEVICE": "cuda"}  # `auto` would run on the CPU without a word
     assert given["image"] != SERVICES["worker"]["image"]  # else one build would replace the other
 
 

@@ -36,6 +36,9 @@ def made_by_helm(values: dict[str, Any]) -> dict[str, list[Any]]:
 CHANGED: list[dict[str, Any]] = [
     {"api": {"replicas": 5}, "worker": {"model": "m/x", "servedModelName": "x"}, "secretName": "other"},
     {"image": {"pullSecrets": [{"name": "a"}, {"name": "b"}]}, "databasePort": 6432},
+    {"keda": {"enabled": False}, "networkPolicies": {"enabled": False}, "fileStorePort": 443},
+    {"worker": {"drainSeconds": 600}},
+    {"worker": {"modelsClaim": "models", "maxSurge": 0, "maxUnavailable": 1}, "fileStorePort": 9000},
     {"podMonitor": {"enabled": True, "labels": {"release": "prometheus"}, "interval": "1m"}, "tracesPort": 443},
     *({part: {**PLACED, "extraEnv": [TOKEN, LEVEL, {"name": "X", "value": "<&\"'"}]}} for part in PARTS),
     *({part: {"resources": {"limits": {"nvidia.com/gpu": 1}, "requests": {"cpu": "1.5"}}}} for part in PARTS),

@@ -115,6 +115,7 @@ def test_container_is_unprivileged_and_writes_only_where_it_may(
 ) -> None:
     security = {**pod.get("securityContext", {}), **container["securityContext"]}
     assert security["runAsNonRoot"] and security["readOnlyRootFilesystem"] and security["runAsUser"] == 10001
+    assert security["seccompProfile"] == {"type": "RuntimeDefault"}  # Kubernetes' "restricted" wants it
     assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
     mounted = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
     assert set(mounted) == {v["name"] for v in pod["volumes"]} and "/tmp" in mounted.values()
@@ -123,10 +124,14 @@ def test_container_is_unprivileged_and_writes_only_where_it_may(
     assert container["resources"]["limits"]["memory"]
 
 
+def served_paths() -> set[str]:
+    app = create_app(load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0"))
+    return set(app.openapi()["paths"])
+
+
 @pytest.mark.parametrize(("name", "pod", "container"), CONTAINERS, ids=CONTAINER_NAMES)
 def test_probes_exist(name: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
-    app = create_app(load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0"))
-    paths = app.openapi()["paths"]
+    paths = served_paths()
     ports = {p.get("name", p["containerPort"]) for p in container.get("ports", ())} | {
         p["containerPort"] for p in container.get("ports", ())
     }
@@ -160,6 +165,18 @@ def test_a_pod_gets_the_time_that_draining_takes() -> None:
                 settings = variables(container)
                 drain = float(settings.get("VDIFF_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
                 assert pod["terminationGracePeriodSeconds"] > drain + 10, name
+
+
+def test_a_sender_gets_the_time_that_an_attempt_takes() -> None:
+    (longest,) = [m.le for m in Settings.model_fields["webhook_timeout_seconds"].metadata if hasattr(m, "le")]
+    (pod,) = [pod for name, pod in pods() if words(pod["containers"][0])[1] == "deliver"]
+    assert pod["terminationGracePeriodSeconds"] >= longest + 30
+
+
+def test_the_charts_workers_get_the_time_that_their_draining_takes() -> None:
+    pod = made_of(worker={"drainSeconds": 600})["worker.yaml"][0]["spec"]["template"]["spec"]
+    assert variables(pod["containers"][0])["VDIFF_DRAIN_SECONDS"] == "600"
+    assert pod["terminationGracePeriodSeconds"] == 630
 
 
 def test_webhooks_are_sent_wherever_jobs_run() -> None:
@@ -206,7 +223,7 @@ def test_monitors_scrape_a_port_that_serves_metrics_and_say_who_they_are() -> No
         (container,) = [c for name, _, c in CONTAINERS if name.startswith(file)]
         (port,) = container["ports"]
         assert endpoint.get("port") == port.get("name") or endpoint["portNumber"] == port["containerPort"]
-        assert endpoint["path"] in {route.path for route in create_app(load_settings({})).routes}  # type: ignore[attr-defined]
+        assert endpoint["path"] in served_paths()
         (key,) = [e["valueFrom"]["secretKeyRef"] for e in container["env"] if e["name"] == "VDIFF_API_KEY"]
         assert endpoint["authorization"] == {"credentials": key}
         # The rules: `up{job="vdiff"}`, and a maximum over what differs between pods, which may be `instance` and `job` alone.
@@ -294,13 +311,63 @@ def test_a_part_of_the_chart_runs_where_and_with_what_it_is_told(part: str) -> N
                 assert not set(PLACED) & set(pod)
 
 
+def made_of(**changed: Any) -> dict[str, list[Any]]:
+    """Documents by the template's name, of values that the schema takes."""
+    given = chart.values(**changed)
+    jsonschema.validate(given, SCHEMA)
+    return {name: list(yaml.safe_load_all(text)) for name, text in chart.render(given).items()}
+
+
+def test_the_chart_without_keda_and_policies() -> None:
+    made = made_of(keda={"enabled": False}, networkPolicies={"enabled": False}, worker={"minReplicas": 3})
+    assert set(made) == {"api.yaml", "deliver.yaml", "migrate.yaml", "worker.yaml"}
+    assert made["worker.yaml"][0]["spec"]["replicas"] == 3
+    assert "replicas" not in made_of()["worker.yaml"][0]["spec"], "KEDA's"
+
+
+def test_the_charts_workers_may_share_a_volume_and_do_without_a_spare_gpu() -> None:
+    spec = made_of(worker={"modelsClaim": "models", "maxSurge": 0, "maxUnavailable": 1})["worker.yaml"][0]["spec"]
+    kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"},
+                                  "spec": spec["template"]["spec"]}, VERSION, strict=True)  # fmt: skip
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    volumes = {v["name"]: v for v in spec["template"]["spec"]["volumes"]}
+    assert volumes["models"] == {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
+
+
+def test_policies_let_out_what_the_settings_name() -> None:
+    def ports(policy: dict[str, Any]) -> set[int]:
+        return {p["port"] for rule in policy["spec"]["egress"] for p in rule["ports"]}
+
+    usual = {d["metadata"]["name"]: ports(d) for d in made_of()["network.yaml"]}
+    assert usual == {
+        "vdiff-api": {53, 5432, 6379, 4318},
+        "vdiff-worker": {53, 5432, 6379, 4318, 443},
+        "vdiff-deliver": {53, 443, 1024},
+    }
+    moved = made_of(fileStorePort=443, databasePort=6432, redisPort=6380, tracesPort=4319)["network.yaml"]
+    assert ports(moved[0]) == {53, 6432, 6380, 4319, 443}
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    table = page[page.index("**Ports of the NetworkPolicies.**") :].partition("\n\nOther ports")[0]
+    for port in set().union(*usual.values()):
+        assert str(port) in table.replace("1,024", "1024"), port
+
+
+def test_a_disruption_of_the_only_pod_is_allowed() -> None:
+    """A budget that keeps one of one would hold up every drain of its node."""
+    for name, d in DOCUMENTS:
+        if d["kind"] == "PodDisruptionBudget":
+            assert d["spec"]["maxUnavailable"] == 1 and "minAvailable" not in d["spec"], name
+
+
 def test_the_schema_of_the_values_knows_them_all_and_no_other() -> None:
     jsonschema.Draft7Validator.check_schema(SCHEMA)
     jsonschema.validate(chart.values(), SCHEMA)
     properties = SCHEMA["properties"]
     for name, value in chart.values().items():
         if isinstance(value, dict):
-            assert set(properties[name]["properties"]) == set(value) and not properties[name]["additionalProperties"]
+            told = properties[name]
+            told = SCHEMA["definitions"][told["$ref"].rpartition("/")[2]] if "$ref" in told else told
+            assert set(told["properties"]) == set(value) and not told["additionalProperties"]
     assert set(properties) == {*chart.values(), "global"}
 
 
@@ -331,6 +398,8 @@ def test_the_example_of_the_page_on_operations_is_good() -> None:
         {"deliver": {"affinity": {"nodeAfinity": {}}}},
         {"migrate": {"resources": {"limit": {}}}},
         {"image": {"pullSecrets": ["registry"]}},
+        {"worker": {"maxSurge": 0}},  # and maxUnavailable 0: Kubernetes refuses both
+        {"keda": {"enabled": "no"}},
     ],
 )
 def test_the_schema_of_the_values_refuses(wrong: dict[str, Any]) -> None:
