@@ -416,6 +416,20 @@ def test_the_chart_has_the_programs_version() -> None:
         assert container["image"].endswith(f":{__version__}")
 
 
+def test_the_page_on_operations_builds_every_image() -> None:
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    built = {
+        tag: (file, rest) for file, tag, rest in re.findall(r"^docker build -f (\S+) -t (\S+)(.*) \.$", page, re.M)
+    }
+    assert set(built) == {c["image"] for _, _, c in CONTAINERS}
+    for tag, (file, rest) in built.items():
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert file.endswith(tag.partition(":")[0].removeprefix("vdiff-").removesuffix("-gpu"))
+        assert ("-gpu" in tag) == (" --build-arg TORCH_INDEX_URL=" in rest) and (
+            not rest or "ARG TORCH_INDEX_URL" in text
+        )
+
+
 def test_no_pod_is_told_of_services_in_variables() -> None:
     """VDIFF_API_PORT and the like, of a Service called vdiff-api: settings that do not exist stop a process."""
     linked = {name: pod for name, pod in pods() if "ServingRuntime" not in name}
