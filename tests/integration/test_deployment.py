@@ -202,6 +202,8 @@ def test_standalone_as_processes(run: Run, database_url: str) -> None:
     for kind in ("startup", "liveness", "readiness"):
         asked = run(deliver, deliver[f"{kind}Probe"]["exec"]["command"])
         assert asked.wait(60) == 0, f"{kind}: {said(asked)}"
+    doctor = run(api, ["vdiff", "doctor"], VDIFF_PORT=port)  # as `kubectl exec deploy/vdiff-api -- vdiff doctor`
+    assert doctor.wait(60) == 0, said(doctor)
     for process in (working, served, delivering):
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0, said(process)
