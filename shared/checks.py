@@ -54,11 +54,12 @@ def known(fields: Mapping[str, Any], allowed: tuple[str, ...], prefix: str) -> d
     for name in fields:
         if name not in allowed:
             param = f"{prefix}{str(name)[:80]}"
-            raise UnknownParameter(f"{param} is not supported; known here: {', '.join(allowed)}", param=param)
+            hint = meant(str(name), allowed, prefix) or f"; known here: {', '.join(allowed)}"
+            raise UnknownParameter(f"{param} is not supported{hint}", param=param)
     return {k: v for k, v in fields.items() if v is not None}
 
 
-def meant(name: str, known: Iterable[str]) -> str:
+def meant(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`; did you mean x?` of a name that is nearly another; nothing if it is none."""
     near = difflib.get_close_matches(name[:80], sorted(known), n=1, cutoff=0.75)
-    return f"; did you mean {near[0]}?" if near else ""
+    return f"; did you mean {prefix}{near[0]}?" if near else ""

@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import Select, extract, func, select, text
 
-from shared.webhooks.repository import DELIVERIES, ENDPOINTS
+from shared.webhooks.repository import ATTEMPTS, DELIVERIES, ENDPOINTS
 
-_D, _E = DELIVERIES.c, ENDPOINTS.c
+SHOWN_RECEIVERS = 20
+_A, _D, _E = ATTEMPTS.c, DELIVERIES.c, ENDPOINTS.c
 
 
 def server() -> Select[Any]:
@@ -32,11 +33,30 @@ def webhook_backlog() -> Select[int, int, int]:
     ).where(_D.status == "pending")
 
 
+def refusing_receivers() -> Select[Any]:
+    """(endpoint_id, url, waiting, status_code, error): who did not take what waits to be tried again, and a reason of the last
+    attempts; those with the most first. `endpoint_id` is null for a URL that jobs named themselves."""
+    waiting = func.count(_D.id.distinct())
+    return (
+        select(
+            _D.endpoint_id, func.coalesce(_E.url, _D.url).label("url"), waiting.label("waiting"),
+            func.max(_A.status_code).label("status_code"), func.max(_A.error).label("error"),
+        )
+        .select_from(DELIVERIES)
+        .outerjoin(ENDPOINTS, _E.id == _D.endpoint_id)
+        .outerjoin(ATTEMPTS, (_A.delivery_id == _D.id) & (_A.attempt == _D.attempts))
+        .where(_D.status == "pending", _D.attempts > 0)
+        .group_by(_D.endpoint_id, func.coalesce(_E.url, _D.url))
+        .order_by(waiting.desc())
+        .limit(SHOWN_RECEIVERS)
+    )  # fmt: skip
+
+
 def disabled_endpoints() -> Select[Any]:
     """(id, url, disabled_reason) of those that were disabled because they did not answer."""
     return (
         select(_E.id, _E.url, _E.disabled_reason)
         .where(_E.enabled.is_(False), _E.disabled_reason.is_not(None))
         .order_by(_E.id)
-        .limit(20)
+        .limit(SHOWN_RECEIVERS)
     )

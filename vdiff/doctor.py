@@ -147,7 +147,9 @@ def _contents(session: ReadSession, settings: Settings) -> Iterator[Check]:
     yield from workers(live, rows, failures, now)
     yield from queues(depths, ages, {w.model for w in live})
     backlog = session.execute(checkup.webhook_backlog()).one()
-    yield from webhooks(backlog, session.execute(checkup.disabled_endpoints()))
+    yield from webhooks(
+        backlog, session.execute(checkup.refusing_receivers()), session.execute(checkup.disabled_endpoints())
+    )
     yield sender(len(session.execute(senders.live(stale_seconds=SENDER_SECONDS)).all()), backlog)
 
 
@@ -201,7 +203,8 @@ def queues(depths: Iterable[Any], ages: Iterable[Any], served: set[str]) -> Iter
             yield Check("queue", "ok", text)
 
 
-def webhooks(backlog: Any, disabled: Iterable[Any]) -> Iterator[Check]:
+def webhooks(backlog: Any, refusing: Iterable[Any], disabled: Iterable[Any]) -> Iterator[Check]:
+    """What waits to be sent, who does not take it, and who is not asked any more."""
     overdue = float(backlog.overdue_seconds or 0.0)
     failing = f"; {backlog.failing} wait to be tried again" if backlog.failing else ""
     if overdue > WEBHOOK_SECONDS:
@@ -209,6 +212,12 @@ def webhooks(backlog: Any, disabled: Iterable[Any]) -> Iterator[Check]:
                     "start `vdiff deliver` (`vdiff up` brings one), or look at its log")  # fmt: skip
     else:
         yield Check("webhooks", "ok", (f"{backlog.due} to send" if backlog.due else "nothing to send") + failing)
+    for receiver in refusing:
+        host, said = urlsplit(receiver.url).hostname, receiver.status_code or receiver.error or "nothing"
+        whose = f"endpoint {receiver.endpoint_id}" if receiver.endpoint_id else "a URL of single jobs"
+        where = f"webhook_endpoints/{receiver.endpoint_id}/deliveries" if receiver.endpoint_id else "deliveries"
+        yield Check("webhooks", "note", f"{whose} ({host}) refuses: {receiver.waiting} wait to be tried again; it said {said}",
+                    f"see the receiver's log; GET /v1/{where}?status=pending has every attempt")  # fmt: skip
     for endpoint in disabled:
         host = urlsplit(endpoint.url).hostname
         yield Check("webhooks", "note", f"endpoint {endpoint.id} ({host}) is disabled: {endpoint.disabled_reason}",

@@ -1,8 +1,9 @@
 """`vdiff generate`: a JSONL of prompts through the engine, without queue, database or server.
 
-A line in: {custom_id, prompt | prompt_token_ids | messages (and chat_template_kwargs), and the generation fields of the API}. A
-line out: {custom_id, token_ids, text, finish_reason, forwards, tokens_per_forward, seconds, error}, in the input's order. Lines
-are read as the engine takes them, so a file may be larger than memory.
+A line in is what `vdiff submit --file` takes: a text, a list of messages (or of token ids), or an object {custom_id, prompt |
+prompt_token_ids | messages (and chat_template_kwargs), metadata, and the generation fields of the API}. A line out: {custom_id,
+token_ids, text, finish_reason, forwards, tokens_per_forward, seconds, error}, in the input's order. Lines are read as the
+engine takes them, so a file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from types import FrameType
 from typing import Any, TextIO
 
 from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter, VDiffError
-from shared.jobs.fields import template_variables_of
+from shared.jobs.fields import meant, template_variables_of
 from shared.jobs.requests import messages_of, prompt_of
 from shared.sampling_params import GENERATION_FIELDS, resolve_params
 from worker.engine import RequestHandle, VDiffConfig, VDiffEngine
@@ -72,13 +73,22 @@ class _Line:
     error: VDiffError | None = None
 
 
+def fields_of(value: Any) -> dict[str, Any]:
+    """A line's value as the object it is short for. Raises InvalidParameter."""
+    if isinstance(value, str):
+        return {"messages": [{"role": "user", "content": value}]}
+    if isinstance(value, list):
+        return {"prompt_token_ids" if value and isinstance(value[0], int) else "messages": value}
+    if not isinstance(value, dict):
+        raise InvalidParameter("a line must be a text, a list or an object")
+    return value
+
+
 def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dict[str, Any]]:
     """One line of input: what identifies it, and its fields. An error is noted in the line, not raised."""
     line = _Line(number, None)
     try:
-        data = json.loads(text)
-        if not isinstance(data, dict):
-            raise InvalidParameter("a line must be a JSON object")
+        data = fields_of(json.loads(text))
         custom_id = data.pop("custom_id", None)
         if custom_id is not None and (not isinstance(custom_id, str) or not custom_id):
             raise InvalidParameter("custom_id must be a non-empty string", param="custom_id")
@@ -91,7 +101,8 @@ def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dic
         line.metadata = data.pop("metadata", None)
         for name in data:
             if name not in (*PROMPTS, *GENERATION_FIELDS, VARIABLES):
-                raise UnknownParameter(f"{name[:80]} is not a field of a line", param=name[:80])
+                hint = meant(name, (*PROMPTS, *GENERATION_FIELDS))
+                raise UnknownParameter(f"{name[:80]} is not a field of a line{hint}", param=name[:80])
         return line, data
     except VDiffError as exc:
         line.error = exc

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+from shared import checks
+from shared.diffusion_params import DIFFUSION_FIELDS
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 
 LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
@@ -23,6 +25,13 @@ def opened(endpoint: str, body: Any, allowed: Collection[str]) -> dict[str, Any]
             known = ", ".join(sorted(allowed))
             raise UnknownParameter(f"{name[:80]} is not a field of {endpoint}; known: {known}", param=name[:80])
     return given
+
+
+def meant(name: str, allowed: Collection[str]) -> str:
+    """`; did you mean x?`: another field, or one that belongs inside of `diffusion`."""
+    if name in DIFFUSION_FIELDS:
+        return f"; did you mean diffusion.{name}?"
+    return checks.meant(name, allowed) or checks.meant(name, DIFFUSION_FIELDS, "diffusion.")
 
 
 def model_of(body: dict[str, Any]) -> str:

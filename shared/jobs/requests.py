@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared import checks
 from shared.errors import InvalidParameter, InvalidRequest, MissingParameter, UnknownParameter
-from shared.jobs.fields import LABELS, labels_of, model_of, template_variables_of
+from shared.jobs.fields import LABELS, labels_of, meant, model_of, template_variables_of
 from shared.jobs.responses import CHAT, COMPLETIONS, RESPONSES
 from shared.jobs.tasks import TASK, Task
 from shared.model_card import ModelCard
@@ -196,7 +195,7 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
         if name in OPENAI_NO_OPS or name in OPENAI_REFUSED:
             raise UnknownParameter(f"{name} is not served; leave it out", param=name)
         if name not in allowed:
-            message = f"{name[:80]} is not a field of {endpoint}{checks.meant(name, allowed)}"
+            message = f"{name[:80]} is not a field of {endpoint}{meant(name, allowed)}"
             raise UnknownParameter(message, param=name[:80])
     model = model_of(body)
     fields = {k: body[k] for k in GENERATION_FIELDS if k in body}

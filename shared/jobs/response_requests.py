@@ -10,10 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shared import checks
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
-from shared.jobs.fields import LABELS, labels_of, model_of, template_variables_of
+from shared.jobs.fields import LABELS, labels_of, meant, model_of, template_variables_of
 from shared.jobs.requests import MAX_MESSAGES, ROLES, ParsedRequest, Resolved
 from shared.jobs.responses import RESPONSES
 from shared.jobs.tasks import ResponseTask
@@ -105,7 +104,7 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
         if name in _REFUSED or (name in _NO_OPS and value not in _NO_OPS[name]):
             raise UnknownParameter(f"{name} is not served; leave it out", param=name)
         if name not in FIELDS:
-            message = f"{name[:80]} is not a field of {RESPONSES}{checks.meant(name, FIELDS)}"
+            message = f"{name[:80]} is not a field of {RESPONSES}{meant(name, FIELDS)}"
             raise UnknownParameter(message, param=name[:80])
     model, labels = model_of(given), labels_of(given)
     if "input" not in given:

@@ -168,8 +168,9 @@ def test_revoke_and_rotate(served: Served, guarded: httpx.Client) -> None:
     assert guarded.get("/v1/models", headers=auth(fresh)).status_code == 401
     vdiff(served, "keys", "revoke", key_id_of(key))
     eventually(lambda: guarded.get("/v1/models", headers=auth(last)).status_code == 401)
-    assert "no key" in vdiff(served, "keys", "revoke", key_id_of(key), code=2)
-    assert "no key" in vdiff(served, "keys", "rotate", "key_none", code=2)
+    for command in ("revoke", "rotate"):
+        assert "was revoked before" in vdiff(served, "keys", command, key_id_of(key), code=1)
+        assert "no key 'key_none'; `vdiff keys list` has all" in vdiff(served, "keys", command, "key_none", code=5)
 
 
 def test_keys_are_managed_over_http_within_their_tenant(served: Served, guarded: httpx.Client) -> None:

@@ -10,11 +10,15 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert
 from typer.testing import CliRunner
 
+from shared import checkup
+from shared.db.tables.webhooks import WebhookEvent
 from shared.jobs import repository
 from shared.jobs.repository import JOBS
 from shared.jobs.status import JobStatus
+from shared.webhooks.repository import ATTEMPTS, DELIVERIES, ENDPOINTS
 from tests.integration.conftest import ApiProcess, Jobs, Served, WorkerProcess
 from vdiff.cli import app
 from vdiff.doctor import sender
@@ -70,6 +74,40 @@ def test_urls_that_are_none_stop_no_other_check(tmp_path: Path) -> None:
     bad = {c["name"]: c["advice"] for c in json.loads(said)["checks"] if c["state"] == "bad"}
     assert code == 1 and "postgresql://" in bad["database"] and "redis://" in bad["redis"]
     assert {"database", "redis", "api"} == set(bad)
+
+
+def test_receivers_that_refuse_are_named(served: Served) -> None:
+    """By what was said to the last attempt; what was delivered, or never tried, is no refusal."""
+    with served.jobs.database.write() as session:
+        session.execute(
+            insert(ENDPOINTS).values(id="we_x", tenant="t", url="https://x.example/", events=["job.failed"], secret="s")
+        )
+        session.execute(insert(WebhookEvent).values(id="evt_x", tenant="t", type="job.failed", sequence=1))
+        made = {
+            name: session.execute(
+                insert(DELIVERIES).values(event_id="evt_x", tenant="t", **to).returning(DELIVERIES.c.id)
+            ).one()[0]
+            for name, to in {
+                "refused": {"endpoint_id": "we_x", "attempts": 2},
+                "away": {"url": "https://y.example/", "attempts": 1},
+                "new": {"endpoint_id": "we_x"},
+                "there": {"endpoint_id": "we_x", "attempts": 1, "status": "delivered"},
+            }.items()
+        }
+        for name, attempt, code, error in (
+            ("refused", 1, 503, None),
+            ("refused", 2, 401, None),
+            ("away", 1, None, "no route"),
+            ("there", 1, 200, None),
+        ):
+            values = {"delivery_id": made[name], "attempt": attempt, "status_code": code, "error": error}
+            session.execute(insert(ATTEMPTS).values(**values, duration_ms=1.0))
+        found = [row for row in session.execute(checkup.refusing_receivers()) if "example" in row.url]
+        session.rollback()
+    assert {(row.endpoint_id, row.url, row.waiting, row.status_code, row.error) for row in found} == {
+        ("we_x", "https://x.example/", 1, 401, None),
+        (None, "https://y.example/", 1, None, "no route"),
+    }
 
 
 def test_webhooks_that_wait_need_a_sender() -> None:

@@ -125,7 +125,11 @@ def test_ctrl_c_lets_it_go_on_and_says_how_to_come_back(folder: Path, served: Se
     timed_out = vdiff("wait", made, "--timeout", "0.1").exception
     assert isinstance(timed_out, Exception) and exit_code(timed_out) == 6
     assert vdiff("cancel", made).exit_code == 0
-    assert over(served, made)["status"] == "cancelled"
+    ended = over(served, made)
+    assert ended["status"] == "cancelled"
+    so_far = f"{ended['progress']['graded']} of {ended['progress']['total']}"
+    shown = vdiff("show", made)
+    assert f"{made} cancelled, {so_far} answered" in shown.stderr and f"default (cancelled, {so_far})" in shown.stdout
 
 
 def test_the_worked_example_of_the_page(folder: Path, served: Served, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,8 @@ def test_what_was_done_as_an_object(tmp_path: Path) -> None:
     source.write_text('{"prompt_token_ids": [5, 6, 7], "max_tokens": 8, "temperature": 0, "ignore_eos": true}\n{}\n')
     done = vdiff("generate", "--model", MODEL, "--input", source, "--output", target, "--json")
     said = json.loads(done.stdout)
-    assert (done.returncode, said["lines"], said["errors"], said["tokens"], said["interrupted"]) == (0, 2, 1, 8, False)
+    assert (done.returncode, said["lines"], said["errors"], said["tokens"], said["interrupted"]) == (1, 2, 1, 8, False)
+    assert "1 of 2 failed" in done.stderr
     assert said["tokens_per_forward"] == round(8 / said["forwards"], 3)
 
 
@@ -48,11 +49,11 @@ def test_what_is_in_the_output_stays_until_a_model_is_loaded(tmp_path: Path) -> 
     assert piped.returncode == 0 and len(json.loads(piped.stdout)["token_ids"]) == 8, piped.stderr
 
 
-def generate(tmp_path: Path, lines: list[Any], *options: object) -> tuple[list[dict[str, Any]], str]:
+def generate(tmp_path: Path, lines: list[Any], *options: object, code: int = 0) -> tuple[list[dict[str, Any]], str]:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(b"".join((x if isinstance(x, bytes) else json.dumps(x).encode()) + b"\n" for x in lines))
     done = vdiff("generate", "--model", MODEL, "--input", source, "--output", target, *options)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return [json.loads(line) for line in target.read_text().splitlines()], done.stderr
 
 
@@ -74,7 +75,7 @@ def test_bad_lines_get_error_lines_and_the_rest_goes_on(tmp_path: Path) -> None:
             {"custom_id": "h", "prompt_token_ids": [10**9], "max_tokens": 8},
             {"custom_id": "z", **good, "metadata": {"kind": "k"}},
         ],
-        "--max-batch", "2",
+        "--max-batch", "2", code=1,
     )  # fmt: skip
     assert [(r["custom_id"], r["error"] and r["error"]["line"]) for r in rows] == [
         ("a", None), (None, 2), ("b", 3), ("a", 4), (None, 5), ("c", 6), ("d", 7), ("e", 8), ("f", 9), ("g", 10),
@@ -90,7 +91,18 @@ def test_bad_lines_get_error_lines_and_the_rest_goes_on(tmp_path: Path) -> None:
     assert first["forwards"] > 0
     assert first["tokens_per_forward"] == pytest.approx(len(first["token_ids"]) / first["forwards"], abs=1e-3)
     assert first["seconds"] > 0
-    assert "12 lines, 10 with errors" in said
+    assert "12 lines, 10 with errors" in said and "10 of 12 failed" in said
+
+
+def test_a_line_may_be_a_text_or_a_list(tmp_path: Path) -> None:
+    """As `vdiff submit --file` takes them."""
+    question = "What is 17 + 25?"
+    message = {"role": "user", "content": question}
+    rows, _ = generate(tmp_path, [question, [message], {"messages": [message]}, [5, 6, 7]], "--model", "vdiff-tiny")
+    assert [row["text"] for row in rows[:3]] == ["42"] * 3 and rows[3]["error"] is None
+    (bad, odd), said = generate(tmp_path, [7, {"messages": [message], "threshold": 0.9}], code=1)
+    assert "a text, a list or an object" in bad["error"]["message"] and "2 of 2 failed" in said
+    assert "did you mean diffusion.threshold?" in odd["error"]["message"]
 
 
 def test_a_file_is_decoded_the_same_at_any_batch_size(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def main() -> None:
     except VDiffError as exc:
         for line in exc.message.splitlines():
             typer.echo(f"vdiff: {line}", err=True)
-        sys.exit(exits.USAGE)
+        sys.exit(exits.exit_code(exc))
     except KeyboardInterrupt:
         sys.exit(exits.INTERRUPTED)
     except Exception as exc:

@@ -99,7 +99,8 @@ def finish(evaluation: Evaluation, as_json: bool) -> None:
         typer.echo(json.dumps(evaluation.raw))
     else:
         show(evaluation)
-        typer.echo(f"{evaluation.id} {evaluation.status}; vdiff eval report {evaluation.id} --open", err=True)
+        answered = f", {evaluation.progress['graded']} of {evaluation.progress['total']} answered" * (not evaluation.ok)
+        typer.echo(f"{evaluation.id} {evaluation.status}{answered}; vdiff eval report {evaluation.id} --open", err=True)
     raise typer.Exit(0 if evaluation.ok else FAILED)
 
 
@@ -204,6 +205,8 @@ def show_results(
         typer.echo(json.dumps(found.raw))
     else:
         show(found)
+        answered, total = found.progress["graded"], found.progress["total"]
+        typer.echo(f"{found.id} {found.status}, {answered} of {total} answered", err=True)
 
 
 @app.command("list", epilog=examples("vdiff eval list", "vdiff eval list --json | jq '.[].id'"))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from shared.errors import Conflict, NotFound, VDiffError
+
 OK, FAILED, USAGE, UNREACHABLE, REFUSED, MISSING, TIMEOUT, INTERRUPTED = 0, 1, 2, 3, 4, 5, 6, 130
 
 MEANINGS = {
     OK: "done",
-    FAILED: "a job, a line of a batch or a check did not succeed; or what was asked does not fit the job's state (409)",
+    FAILED: "a job, a line of a file or a check did not succeed; or what was asked does not fit the job's state (409)",
     USAGE: "an option, a setting or the request itself is wrong; one line says which",
     UNREACHABLE: "the server does not answer, or answered 5xx",
     REFUSED: "the API key is missing, unknown or lacks a scope, or a limit is reached (401, 403, 429)",
-    MISSING: "there is no such job, batch, file or model, or it was purged (404, 410)",
+    MISSING: "there is no such job, batch, evaluation, file, model or key, or it was purged (404, 410)",
     TIMEOUT: "not over within `--timeout`; it goes on",
     INTERRUPTED: "Ctrl-C; what was submitted goes on",
 }
@@ -38,6 +40,12 @@ def advice(exc: Exception) -> str:
 
 def exit_code(exc: Exception) -> int:
     """Of an error that ends a command."""
+    if isinstance(exc, NotFound):
+        return MISSING
+    if isinstance(exc, Conflict):
+        return FAILED
+    if isinstance(exc, VDiffError):
+        return USAGE
     from vdiff.client import errors as e  # only now: commands that need no server start without httpx
 
     if isinstance(exc, e.JobFailed):

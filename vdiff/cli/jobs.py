@@ -96,7 +96,7 @@ def show(job: Job) -> None:
     for name, value in facts.items():
         if value not in (None, ""):
             fact(name, value, style_of(job.status) if name == "status" else "")
-    if job.error is not None:
+    if job.error is not None and job.error.get("code") != job.status:  # of a cancelled one it says nothing more
         fact("error", f"{job.error.get('code')}: {job.error.get('message')}")
     for text in job.texts:
         write("")

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from shared.db.session import Database
-from shared.errors import ConfigurationError, InvalidParameter, NotFound
+from shared.db.session import Database, ReadSession
+from shared.errors import ConfigurationError, Conflict, InvalidParameter, NotFound, VDiffError
 from shared.ids import new_id
 from shared.keys import repository, tokens
 from shared.keys.principal import DEFAULT_SCOPES, Scope
@@ -112,7 +112,7 @@ def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
     """End a key for good; API processes notice within a second. Its jobs stay."""
     with _database() as database, database.write() as session:
         if session.execute(repository.revoke(key_id)).one_or_none() is None:
-            raise NotFound(f"no key {key_id!r} that could be revoked", param="key_id")
+            raise _why_not(session, key_id)
     typer.echo(json.dumps({"id": key_id, "revoked": True}) if as_json else f"{key_id} is revoked")
 
 
@@ -128,9 +128,15 @@ def rotate(
     with _database() as database, database.write() as session:
         statement = repository.rotate(key_id, key_hash=tokens.hash_key(key), grace_seconds=grace_seconds)
         if session.execute(statement).one_or_none() is None:
-            raise NotFound(f"no key {key_id!r} that could be rotated", param="key_id")
+            raise _why_not(session, key_id)
     typer.echo(f"{key_id}: the old key ends in {grace_seconds:g} s; the new one, not shown again:", err=True)
     typer.echo(json.dumps({"id": key_id, "key": key}) if as_json else key)
+
+
+def _why_not(session: ReadSession, key_id: str) -> VDiffError:
+    if session.execute(repository.get(key_id)).one_or_none() is None:
+        return NotFound(f"no key {key_id!r}; `vdiff keys list` has all", param="key_id")
+    return Conflict(f"{key_id} was revoked before", param="key_id")
 
 
 def _between(option: str, value: float, low: float, high: float) -> None:

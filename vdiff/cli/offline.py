@@ -10,6 +10,7 @@ import typer
 
 from vdiff.cli import exits
 from vdiff.cli.options import (
+    LINES,
     BlockSize,
     Compile,
     CudaGraphs,
@@ -41,7 +42,7 @@ app = typer.Typer()
 )  # fmt: skip
 def generate(
     model: Annotated[str, typer.Option(help="model folder or hub id")],
-    input: Annotated[Path, typer.Option(help="JSONL of requests, one a line")],
+    input: Annotated[Path, typer.Option(help=f"JSONL: {LINES}")],
     output: Annotated[Path, typer.Option(help="JSONL of answers, written line by line in the input's order")],
     tokenizer: Tokenizer = None,
     revision: Revision = None,
@@ -61,7 +62,7 @@ def generate(
     verifier: Verifier = None,
     as_json: Annotated[bool, typer.Option("--json", help="print what was done as one object, for programs")] = False,
 ) -> None:
-    """Decode a file of prompts without any server. A bad line gets an error line; the rest goes on."""
+    """Decode a file of prompts without any server. A bad line gets an error line and the rest goes on; exit code 1 then."""
     given = {name: value for name, value in locals().items() if name not in ("input", "output", "as_json")}
     settings = settings_of(**given)
     from worker.main import engine_config
@@ -74,3 +75,6 @@ def generate(
         typer.echo(summary.text(), err=True)
     if summary.interrupted:
         raise typer.Exit(exits.INTERRUPTED)
+    if summary.errors:
+        typer.echo(f"{summary.errors} of {summary.lines} failed; {output} says why, line by line", err=True)
+        raise typer.Exit(exits.FAILED)

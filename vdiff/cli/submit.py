@@ -29,7 +29,7 @@ from vdiff.cli.connect import (
     pairs,
     prompts_of,
 )
-from vdiff.cli.options import AsJson, examples
+from vdiff.cli.options import LINES, AsJson, examples
 from vdiff.cli.output import detached, write
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def submit(
     prompt: Annotated[str | None, typer.Argument(help="the prompt; - reads it from stdin")] = None,
     file: Annotated[
         Path | None,
-        typer.Option(help="a prompt a line; in a .jsonl a text, messages or a whole body a line; - is stdin"),
+        typer.Option(help=f"a prompt a line; a .jsonl: {LINES}; - is stdin, prompts"),
     ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="until all is over, and print the answers")] = False,
     timeout: Timeout = None,
@@ -167,6 +167,7 @@ def outcome_line(outcome: Outcome) -> dict[str, Any]:
     return {
         "index": outcome.index,
         "job_id": outcome.job.id if outcome.job else None,
+        "custom_id": outcome.job.custom_id if outcome.job else None,
         "status": outcome.job.status if outcome.job else "refused",
         "text": outcome.text,
         "usage": outcome.job.usage if outcome.job else None,

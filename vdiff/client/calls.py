@@ -72,7 +72,7 @@ def id_of(thing: Any) -> str:
 def endpoint_of(prompt: Prompt) -> str:
     """Which endpoint a prompt without a word about it is for. Raises ClientError."""
     if isinstance(prompt, Mapping):
-        for name, endpoint in (("messages", CHAT), ("prompt", COMPLETIONS)):
+        for name, endpoint in (("messages", CHAT), ("prompt", COMPLETIONS), ("prompt_token_ids", COMPLETIONS)):
             if name in prompt:
                 return endpoint
         raise ClientError("a body without messages or prompt needs endpoint=")
@@ -99,6 +99,11 @@ def job_body(prompt: Prompt, options: Mapping[str, Any], model: str | None) -> d
     inner = {k: v for k, v in options.items() if k not in JOB_FIELDS}
     endpoint = inner.pop("endpoint", None) or endpoint_of(prompt)
     body = body_of(prompt, endpoint, inner)
+    custom_id = body.pop("custom_id", None)  # no field of a body: a line of `vdiff generate` has it, and the job
+    if endpoint == COMPLETIONS and "prompt_token_ids" in body and "prompt" not in body:
+        body["prompt"] = body.pop("prompt_token_ids")
+    if custom_id is not None:
+        options = {"custom_id": custom_id, **{k: v for k, v in options.items() if v is not None}}
     if model is not None:
         body.setdefault("model", model)
     outer = {k: options[k] for k in JOB_FIELDS if options.get(k) is not None}
@@ -121,13 +126,14 @@ def only_model(models: Iterable[Model]) -> str:
 
 
 def batch_lines(prompts: Iterable[Prompt], **options: Any) -> bytes:
-    """The lines of a batch file, one per prompt, custom ids from `line-1` on; `model` must be among the options."""
+    """The lines of a batch file, one per prompt, `line-N` where it has no custom id; `model` must be among the options."""
     lines = []
     for number, prompt in enumerate(prompts, 1):
         wanted = job_body(prompt, options, None)
         if "model" not in wanted["body"]:
             raise ClientError("a batch's lines name their model: give model=")
-        line = {"custom_id": f"line-{number}", "method": "POST", "url": wanted["endpoint"], "body": wanted["body"]}
+        name = wanted.get("custom_id") or f"line-{number}"
+        line = {"custom_id": name, "method": "POST", "url": wanted["endpoint"], "body": wanted["body"]}
         lines.append(json.dumps(line, ensure_ascii=False))
     return ("\n".join(lines) + "\n").encode()
 

@@ -121,7 +121,10 @@ def kind_of(status: int) -> type[ApiError]:
 class JobFailed(ClientError):
     def __init__(self, job: Job) -> None:
         error = job.error or {}
-        super().__init__(f"{job.id} {job.status}: {error.get('message') or 'no result'}")
+        said, why = f"{job.id} {job.status}", error.get("message")
+        if error.get("code") != job.status:  # else the message says no more than the status
+            said += f": {why or 'no result'}"
+        super().__init__(said)
         self.job = job
         self.code = error.get("code") or job.status
         self.param = error.get("param")

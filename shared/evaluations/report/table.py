@@ -25,12 +25,12 @@ def number(value: float | None, digits: int = 2) -> str:
 
 
 def status_of(configuration: Mapping[str, Any]) -> str:
-    """Nothing for one that came to its end."""
-    progress = configuration["progress"]
-    if configuration["status"] == "in_progress":
-        graded = sum(progress[name] for name in ("passed", "failed", "error"))
-        return f"{graded} of {progress['total']}"
-    return "" if configuration["status"] == "completed" else str(configuration["status"])
+    """Nothing for one that came to its end; else how many of its answers its numbers are of."""
+    progress, status = configuration["progress"], str(configuration["status"])
+    if status == "completed":
+        return ""
+    so_far = f"{sum(progress[name] for name in ('passed', 'failed', 'error'))} of {progress['total']}"
+    return so_far if status == "in_progress" else f"{status}, {so_far}"
 
 
 def summary_row(configuration: Mapping[str, Any]) -> list[str]:

@@ -19,7 +19,7 @@ import pytest
 import typer
 from rich.console import Console
 
-from shared.errors import ConfigurationError, InvalidParameter
+from shared.errors import ConfigurationError, InvalidParameter, NotFound
 from vdiff import client as module
 from vdiff.cli import app, exits, main
 from vdiff.cli.canvas import Canvas
@@ -40,6 +40,8 @@ def test_fields_of_a_request() -> None:
     for bad in ("threshold", "=1"):
         with pytest.raises(InvalidParameter, match="NAME=VALUE"):
             fields_of([bad], **NONE)
+    with pytest.raises(InvalidParameter, match="NAME=VALUE"):
+        fields_of(["diffusion.=1"], **NONE)
     with pytest.raises(InvalidParameter, match="no object"):
         fields_of(["seed=1", "seed.x=2"], **NONE)
     assert pairs(["a=b=c"], "--metadata") == {"a": "b=c"}
@@ -194,12 +196,16 @@ def test_exit_codes() -> None:
         return kind("x", status=status)
 
     job = module.Job.of({"id": "job_1", "object": "job", "status": "failed"})
+    assert str(module.JobFailed(job)) == "job_1 failed: no result"
+    error = {"code": "cancelled", "message": "the job was cancelled"}
+    cancelled = module.Job.of({"id": "job_1", "object": "job", "status": "cancelled", "error": error})
+    assert str(module.JobFailed(cancelled)) == "job_1 cancelled"  # once
     assert [exits.exit_code(exc) for exc in (
         module.JobFailed(job), module.BadRequest("x", status=400), module.ServerUnreachable("x", sent=False),
         api(module.ServerError, 503), api(module.AuthenticationFailed, 401), api(module.PermissionDenied, 403),
         api(module.RateLimited, 429), api(module.NotFound, 404), api(module.Gone, 410), module.WaitTimeout("x"),
-        api(module.Conflict, 409), ConfigurationError("x"),
-    )] == [1, 2, 3, 3, 4, 4, 4, 5, 5, 6, 1, 2]  # fmt: skip
+        api(module.Conflict, 409), ConfigurationError("x"), NotFound("x"),
+    )] == [1, 2, 3, 3, 4, 4, 4, 5, 5, 6, 1, 2, 5]  # fmt: skip
     assert set(exits.MEANINGS) == {0, 1, 2, 3, 4, 5, 6, 130}
 
 

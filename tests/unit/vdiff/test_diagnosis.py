@@ -73,11 +73,16 @@ def test_webhooks() -> None:
         return Row(due=due, overdue_seconds=overdue, failing=failing)
 
     gone = Row(id="we_1", url="https://user-data.example.com/hook?token=secret", disabled_reason="gone")
-    assert states(doctor.webhooks(backlog(0, None, 0), [])) == [("webhooks", "ok")]
-    assert states(doctor.webhooks(backlog(9, 5, 2), [])) == [("webhooks", "ok")]
-    checks = list(doctor.webhooks(backlog(9, 500, 2), [gone]))
-    assert states(checks) == [("webhooks", "bad"), ("webhooks", "note")]
-    assert "vdiff deliver" in str(checks[0].advice) and "secret" not in checks[1].text
+    assert states(doctor.webhooks(backlog(0, None, 0), [], [])) == [("webhooks", "ok")]
+    assert states(doctor.webhooks(backlog(9, 5, 2), [], [])) == [("webhooks", "ok")]
+    no = Row(endpoint_id="we_2", url="https://b.example.com/secret", waiting=3, status_code=500, error=None)
+    away = Row(endpoint_id=None, url="https://c.example.com/secret", waiting=1, status_code=None, error="refused")
+    checks = list(doctor.webhooks(backlog(9, 500, 2), [no, away], [gone]))
+    assert states(checks) == [("webhooks", "bad"), *[("webhooks", "note")] * 3]
+    assert "vdiff deliver" in str(checks[0].advice) and "secret" not in "".join(check.text for check in checks)
+    assert checks[1].text == "endpoint we_2 (b.example.com) refuses: 3 wait to be tried again; it said 500"
+    assert "/v1/webhook_endpoints/we_2/deliveries?status=pending" in str(checks[1].advice)
+    assert checks[2].text == "a URL of single jobs (c.example.com) refuses: 1 wait to be tried again; it said refused"
 
 
 def test_clocks_migrations_and_redis() -> None:

@@ -194,3 +194,12 @@ def test_a_field_that_is_nearly_one_is_told_so() -> None:
         UnknownParameter, match=r"mesages is not a field of /v1/chat/completions; did you mean messages\?"
     ):
         parse(CHAT, {"model": "m", "mesages": []}, streaming=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("threshold", "threshold"), ("treshold", "threshold"), ("algoritm", "algorithm")]
+)
+def test_a_field_that_belongs_inside_of_diffusion_is_told_so(name: str, meant: str) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x"}], name: ""}
+    with pytest.raises(UnknownParameter, match=rf"^{name} is not a field of .*; did you mean diffusion\.{meant}\?$"):
+        parse(CHAT, body, streaming=False)

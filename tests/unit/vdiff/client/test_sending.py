@@ -17,7 +17,7 @@ from shared.errors import ConfigurationError
 from shared.webhooks.events import signed_headers
 from shared.webhooks.secrets import new_secret
 from vdiff import client as module
-from vdiff.client import AsyncClient, Client
+from vdiff.client import AsyncClient, Client, calls
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
@@ -271,6 +271,19 @@ def test_prompts_of_every_kind() -> None:
 def models(*found: tuple[str, int]) -> httpx.Response:
     data = [{"id": name, "object": "model", "workers": workers} for name, workers in found]
     return httpx.Response(200, json={"object": "list", "data": data})
+
+
+def test_a_line_of_generate_is_a_prompt_too() -> None:
+    """`custom_id` is the job's; token ids are a completion's prompt. Both at once are the server's to refuse."""
+    body = calls.job_body({"custom_id": "a", "prompt_token_ids": [5, 6], "seed": 1}, {}, "m")
+    assert body == {
+        "endpoint": "/v1/completions",
+        "body": {"prompt": [5, 6], "seed": 1, "model": "m"},
+        "custom_id": "a",
+    }
+    assert "prompt_token_ids" in calls.job_body({"prompt_token_ids": [5], "prompt": "x"}, {}, "m")["body"]
+    first, second = calls.batch_lines([{"custom_id": "a", "prompt": "x"}, "y"], model="m").splitlines()
+    assert (json.loads(first)["custom_id"], json.loads(second)["custom_id"]) == ("a", "line-2")
 
 
 def test_the_only_model_needs_no_name() -> None:
