@@ -112,6 +112,27 @@ def test_a_job_that_is_stopped(served: Served, vdiff: Run) -> None:
     assert len([row for row in served.jobs.execute(_KEYS) if "cli-detach" in str(row)]) == 1  # not paid twice
 
 
+def test_many_jobs_are_cancelled(served: Served, vdiff: Run) -> None:
+    """Those that a filter finds; and of those that are named, past one that there is not and one that is over."""
+    over = vdiff("submit", "What is 1 + 1?", "--metadata", "cli=many")[1].strip()
+    assert vdiff("jobs", "get", over, "--wait")[0] == 0
+    served.worker.signal(signal.SIGSTOP)
+    try:
+        made = [vdiff("submit", f"What is {i} + 1?", "--metadata", "cli=many")[1].strip() for i in range(4)]
+        code, out, err = vdiff("jobs", "cancel", made[0], "job_none", over)
+        assert code == 5 and out.split()[0] == made[0] and out.splitlines()[1] == f"{over} succeeded"
+        assert "job_none" in err and "3 jobs: " in err and "1 refused" in err and "1 succeeded" in err
+        code, out, err = vdiff("jobs", "cancel", "--metadata", "cli=many")
+        assert (code, {line.split()[0] for line in out.splitlines()} - set(made[:1])) == (0, set(made[1:]))
+    finally:
+        served.worker.signal(signal.SIGCONT)
+    for job in made:
+        assert vdiff("jobs", "get", job, "--wait")[0] == 1
+    assert vdiff("jobs", "cancel", "--metadata", "cli=many") == (0, "", "no such jobs\n")
+    code, out, _ = vdiff("jobs", "get", made[1])
+    assert out.count("cancelled") == 1
+
+
 def test_a_file_of_prompts(vdiff: Run, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text(
@@ -124,6 +145,9 @@ def test_a_file_of_prompts(vdiff: Run, tmp_path: Path) -> None:
     answers = tmp_path / "answers.txt"
     code, out, err = vdiff("submit", "--file", str(prompts), "--wait", "--output", str(answers), "--temperature", "0")
     assert answers.read_text() == "42\n\n1 2 5 9\n" and out == ""
+    code, out, err = vdiff("submit", "--file", str(ROOT / "examples" / "prompts.jsonl"), "--wait", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]  # a file of `vdiff generate`
+    assert code == 0 and [line["custom_id"] for line in lines] == ["sum", "sort", "story"], err
     code, out, err = vdiff("submit", "--file", str(prompts))
     assert code == 1 and len(out.splitlines()) == 2 and "prompt 2: " in err
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from vdiff.client import Client, Event, Job
 
 app = typer.Typer(help="Jobs: list, get, watch, cancel, retry, replay.", no_args_is_help=True)
+OPEN = ("queued", "running")
 JobId = Annotated[str, typer.Argument(metavar="JOB", help="a job's id")]
 JobIds = Annotated[list[str], typer.Argument(metavar="JOB...", help="ids of jobs")]
 
@@ -166,21 +168,33 @@ def watch(job: JobId, as_json: AsJson = False, base_url: BaseUrl = None, api_key
 
 
 def each(
-    jobs: list[str], act: Callable[[Client, str], Job], as_json: bool, base_url: str | None, api_key: str | None
+    jobs: list[str] | Callable[[Client], list[str]],
+    act: Callable[[Client, str], Job],
+    as_json: bool,
+    base_url: str | None,
+    api_key: str | None,
 ) -> None:
-    """Do something to every job; one that refuses does not keep the rest from it."""
-    from vdiff.client import ApiError
+    """Do something to every job; one that refuses does not keep the rest from it. Of several, how many became what."""
+    from vdiff.client import ClientError, ServerUnreachable
 
-    worst = exits.OK
+    worst, states = exits.OK, Counter[str]()
     with connected(base_url, api_key) as client:
-        for name in jobs:
+        names = jobs if isinstance(jobs, list) else jobs(client)
+        for name in names:
             try:
                 found = act(client, name)
-            except ApiError as exc:
+            except ServerUnreachable:
+                raise  # the rest would fare no better
+            except ClientError as exc:
                 typer.echo(f"{name}: {exc.message}", err=True)
                 worst = worst or exits.exit_code(exc)
+                states["refused"] += 1
                 continue
+            states[_state(found)] += 1
             typer.echo(json.dumps(found.raw) if as_json else f"{found.id} {_state(found)}")
+    if len(names) != 1:
+        counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        typer.echo(f"{len(names)} jobs: {counts}" if names else "no such jobs", err=True)
     if worst:
         raise typer.Exit(worst)
 
@@ -190,10 +204,39 @@ def _state(job: Job) -> str:
     return "will stop at its next step" if asked and not job.done else job.status
 
 
-@app.command(epilog=examples("vdiff jobs cancel job_01j... job_01k..."))
-def cancel(jobs: JobIds, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None) -> None:
-    """Stop jobs, between two denoising steps. What is over stays as it is."""
-    each(jobs, lambda client, name: client.cancel(name), as_json, base_url, api_key)
+@app.command(
+    epilog=examples(
+        "vdiff jobs cancel job_01j... job_01k...", "vdiff jobs cancel --metadata run=7", "vdiff jobs cancel --status queued",
+    )
+)  # fmt: skip
+def cancel(
+    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB...]", help="ids of jobs; or else a filter")] = None,
+    status: Annotated[str | None, typer.Option(help="all that are queued, or running")] = None,
+    model: Annotated[str | None, typer.Option(help="all of this model that are not over")] = None,
+    batch: Annotated[str | None, typer.Option(help="all lines of this batch that are not over")] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="all with this label that are not over, repeatable")
+    ] = None,
+    as_json: AsJson = False,
+    base_url: BaseUrl = None,
+    api_key: Key = None,
+) -> None:
+    """Stop jobs, between two denoising steps: those named, or all that every filter fits. What is over stays as it is, and one
+    that cannot be stopped does not keep the rest."""
+    labels = pairs(metadata, "--metadata")
+    if bool(jobs) == any((status, model, batch, labels)):
+        raise InvalidParameter("give ids of jobs, or --status, --model, --batch, --metadata", param="JOB")
+    if status not in (None, *OPEN):
+        raise InvalidParameter(f"--status must be {' or '.join(OPEN)}; the others are over", param="--status")
+
+    def chosen(client: Client) -> list[str]:
+        found: dict[str, None] = {}  # one that moves from queued to running between the two lists is in both
+        for state in OPEN if status is None else (status,):
+            listed = client.list_jobs(status=state, model=model, batch_id=batch, metadata=labels)
+            found |= dict.fromkeys(job.id for job in listed)
+        return list(found)
+
+    each(jobs or chosen, lambda client, name: client.cancel(name), as_json, base_url, api_key)
 
 
 @app.command(epilog=examples("vdiff jobs retry job_01j..."))

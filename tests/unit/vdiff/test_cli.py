@@ -95,6 +95,9 @@ def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (("submit", "--file", "x", "--custom-id", "y"), 2, "--custom-id is for"),
         (("submit", "a", "--set", "x"), 2, "--set takes"),
         (("submit", "a", "--set", "diffusion.=3"), 2, "--set takes"),
+        (("jobs", "cancel"), 2, "give ids of jobs, or --status"),
+        (("jobs", "cancel", "job_1", "--model", "m"), 2, "give ids of jobs, or --status"),
+        (("jobs", "cancel", "--status", "failed"), 2, "--status must be queued or running"),
         (("batch", "submit", "/nowhere/x.jsonl"), 2, "No such file"),
         (("batch", "submit", "x", "--output", "y"), 2, "need --wait"),
         (("batch", "results", "batch_x", "--text", "--output", "y"), 2, "as JSON"),
@@ -389,5 +392,5 @@ def test_a_conflict_of_one_job_does_not_keep_the_rest(
     with pytest.raises(typer.Exit) as ended:
         jobs.each(["job_1", "job_2", "job_3"], act, True, None, None)
     out, err = capsys.readouterr()
-    assert ended.value.exit_code == 1 and err == "job_2: it succeeded\n"
+    assert ended.value.exit_code == 1 and err == "job_2: it succeeded\n3 jobs: 2 queued, 1 refused\n"
     assert [json.loads(line)["id"] for line in out.splitlines()] == ["job_1", "job_3"]
