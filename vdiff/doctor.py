@@ -216,7 +216,7 @@ def webhooks(backlog: Any, refusing: Iterable[Any], disabled: Iterable[Any]) -> 
         host, said = urlsplit(receiver.url).hostname, receiver.status_code or receiver.error or "nothing"
         whose = f"endpoint {receiver.endpoint_id}" if receiver.endpoint_id else "a URL of single jobs"
         where = f"webhook_endpoints/{receiver.endpoint_id}/deliveries" if receiver.endpoint_id else "deliveries"
-        yield Check("webhooks", "note", f"{whose} ({host}) refuses: {receiver.waiting} wait to be tried again; it said {said}",
+        yield Check("webhooks", "note", f"{whose} ({host}) fails: {receiver.waiting} wait to be tried again (last: {said})",
                     f"see the receiver's log; GET /v1/{where}?status=pending has every attempt")  # fmt: skip
     for endpoint in disabled:
         host = urlsplit(endpoint.url).hostname

@@ -80,9 +80,9 @@ def test_webhooks() -> None:
     checks = list(doctor.webhooks(backlog(9, 500, 2), [no, away], [gone]))
     assert states(checks) == [("webhooks", "bad"), *[("webhooks", "note")] * 3]
     assert "vdiff deliver" in str(checks[0].advice) and "secret" not in "".join(check.text for check in checks)
-    assert checks[1].text == "endpoint we_2 (b.example.com) refuses: 3 wait to be tried again; it said 500"
+    assert checks[1].text == "endpoint we_2 (b.example.com) fails: 3 wait to be tried again (last: 500)"
     assert "/v1/webhook_endpoints/we_2/deliveries?status=pending" in str(checks[1].advice)
-    assert checks[2].text == "a URL of single jobs (c.example.com) refuses: 1 wait to be tried again; it said refused"
+    assert checks[2].text == "a URL of single jobs (c.example.com) fails: 1 wait to be tried again (last: refused)"
 
 
 def test_clocks_migrations_and_redis() -> None:
