@@ -23,6 +23,9 @@ WIDE = {"width": 1280, "height": 900}
 SCREENSHOTS = os.environ.get("VDIFF_SCREENSHOTS")  # a folder: every page is drawn into it, light and dark
 
 
+expect.set_options(timeout=20_000)  # the machine may be busy with other things
+
+
 def chromium() -> str:
     found = os.environ.get("CHROMIUM") or next((p for name in NAMES if (p := shutil.which(name))), None)
     if found is None:

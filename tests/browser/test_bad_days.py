@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from sqlalchemy import text
 
 from shared.keys.tokens import key_id_of
-from tests.browser.conftest import visit
+from tests.browser.conftest import look, visit
 from tests.integration.conftest import ApiProcess, Jobs, drop_database, jobs_with_database, new_key
 
 pytestmark = pytest.mark.integration
@@ -49,6 +49,7 @@ def test_a_hundred_thousand_jobs_and_no_worker(page: Page, long_ledger: tuple[Ap
     visit(page, "#/", api.url)
     expect(page.get_by_text("No worker is ready.", exact=False)).to_be_visible()
     expect(page.locator(".states li", has_text="succeeded").locator("b")).to_have_text("100,000")
+    look(page, "bad-no-worker")
     page.get_by_role("link", name="Jobs", exact=True).click()
     rows = page.locator("tbody tr")
     expect(rows).to_have_count(25)
@@ -77,6 +78,7 @@ def test_a_key_that_is_revoked_while_it_is_used(page: Page, long_ledger: tuple[A
     page.get_by_role("link", name="Webhooks").click()
     dialog = page.get_by_role("dialog")
     expect(dialog.get_by_role("alert")).to_contain_text("not known, expired or revoked")
+    look(page, "bad-key", whole=False)
     dialog.get_by_role("textbox", name="Key").fill(new_key(jobs))
     dialog.get_by_role("button", name="Use it").click()
     expect(page.get_by_text("No endpoint yet.", exact=False)).to_be_visible()
@@ -93,6 +95,8 @@ def test_without_a_database_every_page_says_so(
     jobs.database.dispose()
     drop_database(postgres_url, jobs.database_url.rpartition("/")[2].partition("?")[0])
     expect(page.get_by_text("PostgreSQL does not answer", exact=False)).to_be_visible()
+    look(page, "bad-database")
     for name in ("Jobs", "Batches", "Evaluations", "Webhooks", "Keys"):
         page.get_by_role("link", name=name, exact=True).click()
         expect(page.get_by_role("alert").filter(has_text="database").first).to_be_visible()
+        look(page, f"bad-database-{name.lower()}")

@@ -192,6 +192,7 @@ def test_4000_tokens_provisional_and_replaced_ones(page: Page, served: Served) -
     visit(page, f"#/jobs/{job['id']}")
     expect(page.locator(".token")).to_have_count(4000)
     expect(page.locator(".token").first).to_have_text("new")
+    look(page, "job-4000")
     scrubber = page.get_by_role("slider")
     scrubber.focus()
     page.keyboard.press("Home")

@@ -96,7 +96,8 @@ def test_an_evaluation_is_begun_and_comes_to_its_end(page: Page, served: Served)
     expect(answers).to_have_count(18)
     expect(answers.first).to_contain_text(re.compile(r"regex failed, read “\d+”; number failed, read “\d+”"))
 
-    page.get_by_role("link", name="Evaluations").first.click()  # what was filled in is still there
+    page.get_by_role("link", name="Evaluations").first.click()
+    unfold(page, "New evaluation")  # what was filled in is still there
     expect(part(page, "Grader 1").get_by_label("Pattern")).to_have_value("(\\d+)")
     kept = page.get_by_label("Dataset").locator("option", has_text="sums.jsonl")
     expect(kept).to_have_count(1)  # uploaded once, however often the server refused the rest
@@ -130,3 +131,34 @@ def test_what_a_form_offers_is_what_the_server_takes(page: Page, served: Served)
     expect(page.get_by_text("Its first line is no JSON object.")).to_be_visible()
     page.get_by_role("button", name="Check and start").click()
     expect(said(page.get_by_label("Dataset"))).to_contain_text("line 1")
+
+
+def test_a_batch_of_a_file_that_is_there(page: Page, served: Served) -> None:
+    body = {"model": "vdiff-tiny", "prompt": "What is 3 + 4?", "max_tokens": 8}
+    row = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    content = json.dumps(row).encode()
+
+    def upload(name: str) -> str:
+        answer = served.client.post("/v1/files", data={"purpose": "batch"}, files={"file": (name, content)})
+        return str(answer.json()["id"])
+
+    gone, kept = upload("gone.jsonl"), upload("kept.jsonl")
+    visit(page, "#/batches")
+    unfold(page, "New batch")
+    requests = page.get_by_label("Requests")
+    expect(requests.locator("option", has_text="gone.jsonl")).to_have_count(1)
+    requests.select_option(gone)
+    expect(page.get_by_label("Endpoint")).to_have_value("/v1/completions")  # as its first line has it
+    served.client.delete(f"/v1/files/{gone}")
+    start = page.get_by_role("button", name="Check and start")
+    start.click()
+    expect(said(requests)).to_contain_text(gone)
+    expect(requests).to_be_focused()
+    look(page, "batch-form-refused")
+    requests.select_option(kept)
+    start.click()
+    expect(page.locator(".status").first).to_have_text("completed")
+    expect(page.get_by_role("region", name="Items").locator("tbody tr")).to_have_count(1)
+    page.get_by_role("link", name="Batches").first.click()
+    expect(page.get_by_role("region", name="Batches").locator("tbody tr").first).to_contain_text("1 of 1")
+    expect(page.get_by_label("Requests")).to_be_hidden()

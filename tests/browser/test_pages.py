@@ -34,8 +34,10 @@ LONG = line("long", "What?", max_tokens=200, ignore_eos=True, diffusion={"block_
 def upload(page: Page, lines: list[str]) -> None:
     unfold(page, "New batch")
     content = "\n".join(lines).encode()
-    page.get_by_label("File").set_input_files({"name": "in.jsonl", "mimeType": "application/jsonl", "buffer": content})
-    page.get_by_role("button", name="Upload and start").click()
+    page.get_by_label("File", exact=True).set_input_files(
+        {"name": "in.jsonl", "mimeType": "application/jsonl", "buffer": content}
+    )
+    page.get_by_role("button", name="Check and start").click()
 
 
 def test_a_batch_from_upload_to_its_files(page: Page, served: Served, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 // The frame: navigation by the address's fragment, the API key, one page at a time.
 
+import { BatchForm } from "./batch_form.js";
 import { Batch, Batches } from "./batches.js";
 import { call, key } from "./client.js";
 import { EvaluationForm } from "./evaluation_form.js";
@@ -24,6 +25,7 @@ const models = {
 };
 const playground = new Playground(models); // kept, so that what was typed survives a look at another page
 const evaluationForm = new EvaluationForm(models); // likewise
+const batchForm = new BatchForm();
 const NAV = [["#/", "Overview"], ["#/jobs", "Jobs"], ["#/batches", "Batches"], ["#/evaluations", "Evaluations"], ["#/playground", "Playground"], ["#/workers", "Workers"], ["#/webhooks", "Webhooks"], ["#/keys", "Keys"]];
 
 class NotFound {
@@ -47,7 +49,7 @@ function route() {
   if (!parts.length) return new Overview(live);
   if (parts[0] === "jobs" && parts.length === 1) return new Jobs(live, models, query);
   if (parts[0] === "jobs" && parts.length === 2) return new Job(parts[1]);
-  if (parts[0] === "batches" && parts.length === 1) return new Batches(live);
+  if (parts[0] === "batches" && parts.length === 1) return new Batches(live, batchForm);
   if (parts[0] === "batches" && parts.length === 2) return new Batch(parts[1]);
   if (parts[0] === "evaluations" && parts.length === 1) return new Evaluations(live, evaluationForm);
   if (parts[0] === "evaluations" && parts.length === 2) return new Evaluation(parts[1]);

@@ -1,14 +1,12 @@
-// Batches: the list with an upload, and one batch with its lines, those that failed first.
+// Batches: the list, and one batch with its lines, those that failed first.
 
 import { call, download } from "./client.js";
 import { Listing } from "./listing.js";
-import { ago, changed, connection, duration, facts, failure, html, moment, nothing, number, progress, size, status } from "./ui.js";
+import { ago, changed, chips, connection, duration, facts, failure, html, moment, nothing, number, progress, size, status } from "./ui.js";
 import { watch } from "./watching.js";
 
 const PAGE = 20;
 const LINES = 50;
-const ENDPOINTS = ["/v1/chat/completions", "/v1/completions", "/v1/infill", "/v1/loglikelihood"];
-const WINDOWS = ["1h", "24h", "7d", "30d"];
 const OVER = ["failed", "completed", "expired", "cancelled"];
 const FAILURES_FIRST = ["failed", "expired", "cancelled", "running", "queued", "succeeded"];
 const LOST = ["failed", "expired", "cancelled"];
@@ -18,45 +16,18 @@ const counts = (batch) => progress(batch.request_counts.completed, batch.request
 export class Batches extends Listing {
   title = "Batches";
 
-  constructor(live) {
+  constructor(live, form) {
     super(live, { path: "v1/batches", size: PAGE });
-    this.refused = null;
-    this.sending = "";
+    this.form = form;
   }
 
-  async create(event) {
-    event.preventDefault();
-    const given = new FormData(event.target);
-    const form = new FormData();
-    form.set("purpose", "batch");
-    form.set("file", given.get("file"));
-    this.refused = null;
-    try {
-      this.sending = "Uploading…";
-      changed();
-      const file = await call("POST", "v1/files", form);
-      this.sending = "Starting…";
-      changed();
-      const wanted = { input_file_id: file.id, endpoint: given.get("endpoint"), completion_window: given.get("window") };
-      const batch = await call("POST", "v1/batches", wanted);
-      location.hash = `#/batches/${batch.id}`;
-    } catch (error) {
-      this.refused = error;
-    }
-    this.sending = "";
-    changed();
+  stop() {
+    super.stop();
+    this.form.leave();
   }
 
   render() {
-    return html`${connection(this.live.state)}${failure(this.error)}
-      <details class="card" ?open=${this.page?.data.length === 0}><summary>New batch</summary>
-        <p>A JSONL file, a request a line: <code>{"custom_id": "a-1", "method": "POST", "url": "/v1/chat/completions", "body": {…}}</code>. Every line is checked before any runs.</p>
-        <form @submit=${(e) => this.create(e)}><div class="bar">
-          <label>File <input type="file" name="file" required accept=".jsonl,.ndjson,.json,.txt"></label>
-          <label>Endpoint <select name="endpoint">${ENDPOINTS.map((e) => html`<option>${e}</option>`)}</select></label>
-          <label>Done within <select name="window">${WINDOWS.map((w) => html`<option ?selected=${w === "24h"}>${w}</option>`)}</select></label>
-          <button class="primary" ?disabled=${Boolean(this.sending)}>Upload and start</button><span role="status">${this.sending}</span></div></form>
-        ${failure(this.refused)}</details>
+    return html`${this.trouble()}${this.form.render(this.page?.data.length === 0)}
       ${this.page ? this.table(this.page) : this.error ? nothing : html`<p role="status">Loading…</p>`}`;
   }
 
@@ -67,12 +38,12 @@ export class Batches extends Listing {
         <tbody>${page.data.map(
           (b) => html`<tr>
             <td data-name="Batch"><a href="#/batches/${b.id}"><code>${b.id}</code></a></td>
-            <td data-name="State">${status(b.status)}${b.outcome && b.outcome !== "all_succeeded" ? html`<br><small>${b.outcome.replaceAll("_", " ")}</small>` : nothing}</td>
+            <td data-name="State"><span>${status(b.status)}${b.outcome && b.outcome !== "all_succeeded" ? html`<br><small>${b.outcome.replaceAll("_", " ")}</small>` : nothing}</span></td>
             <td data-name="Lines">${b.request_counts.total ? counts(b) : "–"}</td>
             <td data-name="Model">${b.model ?? "–"}</td>
             <td data-name="Endpoint"><code>${b.endpoint}</code></td>
             <td data-name="Created">${ago(b.created_at)}</td>
-            <td data-name="Metadata">${Object.entries(b.metadata ?? {}).map(([k, v]) => html`<span class="chip">${k}=${v}</span> `)}</td>
+            <td data-name="Metadata">${chips(b.metadata)}</td>
           </tr>`,
         )}</tbody></table></div>
       ${this.pager()}`;
@@ -113,6 +84,7 @@ export class Batch {
     this.end = watch(this, `${this.path}/events`, {
       seen: (type, data) => {
         this.batch = data;
+        if (OVER.includes(data.status)) this.said = "";
         this.load();
       },
     });
@@ -203,7 +175,7 @@ export class Batch {
       ${this.problems(b)}
       <section><h2>Lines</h2>${b.request_counts.total ? html`<div class="wide">${counts(b)}</div>` : html`<p role="status">${over ? "No line became a job." : "The lines are being checked."}</p>`}
         ${b.vdiff.jobs ? html`<ul class="states">${Object.entries(b.vdiff.jobs).map(([name, n]) => html`<li>${status(name)} <b>${number(n)}</b></li>`)}</ul>` : nothing}
-        ${b.top_errors?.length ? html`<h3>Most frequent errors</h3><ul>${b.top_errors.map((e) => html`<li><code>${e.code}</code> ${number(e.count)} times: ${e.message}</li>`)}</ul>` : nothing}</section>
+        ${b.top_errors?.length ? html`<h3>Most frequent errors</h3><ul>${b.top_errors.map((e) => html`<li>${number(e.count)} × <code>${e.code}</code>: ${e.message}</li>`)}</ul>` : nothing}</section>
       <section><h2>Facts</h2>${facts([
         ["Endpoint", html`<code>${b.endpoint}</code>`],
         ["Model", b.model ?? "–"],

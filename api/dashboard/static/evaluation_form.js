@@ -47,9 +47,8 @@ export class EvaluationForm {
     if (open) await this.load();
   }
 
-  // A file that was chosen on this machine is not chosen any more once its field was taken away with the page.
   leave() {
-    if (this.dataset.file) this.dataset.choose(this.dataset.value);
+    this.dataset.leave();
     this.said = nothing;
   }
 
@@ -153,7 +152,10 @@ export class EvaluationForm {
       told("Checking…");
       const made = await call("POST", "v1/evaluations", this.body(dataset));
       if (made.reused) this.said = this.reused(made);
-      else location.hash = `#/evaluations/${made.id}`;
+      else {
+        this.open = null;
+        location.hash = `#/evaluations/${made.id}`;
+      }
     } catch (error) {
       this.fields.refuse(error, this.place(error.param));
     }

@@ -31,7 +31,7 @@ export class Evaluations extends Listing {
   }
 
   render() {
-    return html`${connection(this.live.state)}${failure(this.error)}${this.form.render(this.page?.data.length === 0)}
+    return html`${this.trouble()}${this.form.render(this.page?.data.length === 0)}
       ${this.page ? this.table(this.page) : this.error ? nothing : html`<p role="status">Loading…</p>`}`;
   }
 
@@ -75,6 +75,7 @@ export class Evaluation {
       seen: (type, data) => {
         const before = this.evaluation?.progress.graded;
         this.evaluation = data;
+        if (OVER.includes(data.status)) this.said = "";
         if (before !== data.progress.graded && this.items.length <= ITEMS) this.load();
         if (type === "done") this.compare();
       },
@@ -135,7 +136,7 @@ export class Evaluation {
     if (!e) return html`<h1>Evaluation</h1>${connection(this.state)}${failure(this.error)}${this.state instanceof Error ? nothing : html`<p role="status">Loading…</p>`}`;
     return html`<p class="path"><a href="#/evaluations">Evaluations</a> / <code>${e.id}</code></p>
       ${OVER.includes(e.status) ? nothing : connection(this.state)}${failure(this.error)}
-      <div class="bar"><span role="status">${status(e.status)} ${e.name} ${this.said}</span>
+      <div class="bar"><span role="status">${status(e.status)} <b>${e.name}</b> ${this.said}</span>
         ${e.status === "in_progress" ? html`<button @click=${() => this.cancel()}>Cancel</button>` : nothing}
         <button @click=${() => this.save()}>Save the report</button>
         ${key.get() ? nothing : html`<a href="${this.path}/report?format=html" target="_blank" rel="noopener">Report as a page</a>`}</div>

@@ -8,8 +8,10 @@ const SHOWN = 100;
 const UPLOAD = "upload";
 
 export class FileChoice {
-  constructor(purpose) {
+  // seen: is told the first line of a file that was chosen
+  constructor(purpose, seen = () => {}) {
     this.purpose = purpose;
+    this.seen = seen;
     this.files = [];
     this.more = false;
     this.bundled = []; // {name, items, columns}, beside the files
@@ -26,6 +28,11 @@ export class FileChoice {
     this.more = page.has_more;
     if (![UPLOAD, ...this.bundled.map((d) => `bundled:${d.name}`), ...this.files.map((f) => f.id)].includes(this.value)) this.choose(UPLOAD);
     changed();
+  }
+
+  // The field for a file of this machine goes with the page, and what was chosen in it.
+  leave() {
+    if (this.file) this.choose(this.value);
   }
 
   get name() {
@@ -48,7 +55,10 @@ export class FileChoice {
     const lines = text.replace(/^\uFEFF/, "").split("\n");
     const first = lines.find((line) => line.trim());
     try {
-      this.columns = Object.keys(JSON.parse(first));
+      const line = JSON.parse(first);
+      if (Array.isArray(line) || typeof line !== "object") throw new TypeError("no object");
+      this.columns = Object.keys(line);
+      this.seen(line);
     } catch {
       if (lines.length > 1 || text.length < HEAD_BYTES) this.wrong = first === undefined ? "The file is empty." : "Its first line is no JSON object.";
     }

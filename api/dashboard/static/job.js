@@ -49,6 +49,7 @@ export class Job {
         this.events = [...this.events, { type, data, at: Date.now() }].slice(-EVENTS_SHOWN);
         if (type === "done") {
           this.job = data;
+          this.said = "";
           if (!this.trace.complete) this.recall();
           this.deliveries.start(); // one stream after the other: what is told of a job is mostly its end
         }
@@ -129,6 +130,7 @@ export class Job {
         ["Model", job.model],
         ["Priority", job.priority],
         job.custom_id && ["Custom id", job.custom_id],
+        this.whole(job),
         ["Created", moment(job.created_at)],
         ["Started", moment(job.started_at)],
         ["Finished", moment(job.finished_at)],
@@ -145,6 +147,13 @@ export class Job {
       ${job.done ? html`<section><h2>Webhooks</h2>${this.deliveries.render()}</section>` : nothing}
       <section><details><summary>Events (${number(this.heard)}${this.heard > EVENTS_SHOWN ? `, the last ${EVENTS_SHOWN} shown` : ""})</summary>
         <ol class="events">${this.events.map((e) => html`<li><b>${e.type}</b> <code>${JSON.stringify(e.type === "done" ? { status: e.data.status } : e.data).slice(0, 300)}</code></li>`)}</ol></details></section>`;
+  }
+
+  // The batch or the evaluation that it is a part of.
+  whole(job) {
+    const evaluation = job.batch_id?.startsWith("evalrun_") && job.metadata.evaluation_id;
+    if (evaluation) return ["Evaluation", html`<a href="#/evaluations/${evaluation}"><code>${evaluation}</code></a>`];
+    return job.batch_id?.startsWith("batch_") && ["Batch", html`<a href="#/batches/${job.batch_id}"><code>${job.batch_id}</code></a>`];
   }
 
   denoise(job) {

@@ -1,7 +1,7 @@
 // The list of jobs, with its filters.
 
 import { Listing } from "./listing.js";
-import { ago, connection, duration, failure, html, nothing, number, status } from "./ui.js";
+import { ago, chips, duration, html, nothing, number, status } from "./ui.js";
 
 const STATES = ["queued", "running", "succeeded", "failed", "cancelled", "expired"];
 const PAGE = 25;
@@ -42,7 +42,7 @@ export class Jobs extends Listing {
 
   render() {
     const f = this.filters;
-    return html`${connection(this.live.state)}${failure(this.error)}
+    return html`${this.trouble()}
       <div class="bar">
         <label>State <select @change=${(e) => this.filter("status", e.target.value)}>
           <option value="">all</option>${STATES.map((s) => html`<option value=${s} ?selected=${s === f.status}>${s}</option>`)}</select></label>
@@ -60,14 +60,14 @@ export class Jobs extends Listing {
         <thead><tr><th scope="col">Job</th><th scope="col">State</th><th scope="col">Model</th><th scope="col">Rule</th><th scope="col" class="n">Tokens</th><th scope="col" class="n">Time</th><th scope="col">Created</th><th scope="col">Metadata</th></tr></thead>
         <tbody>${page.data.map(
           (job) => html`<tr>
-            <td data-name="Job"><a href="#/jobs/${job.id}"><code>${job.id}</code></a>${job.custom_id ? html`<br><small>${job.custom_id}</small>` : nothing}</td>
+            <td data-name="Job"><span><a href="#/jobs/${job.id}"><code>${job.id}</code></a>${job.custom_id ? html`<small class="clip">${job.custom_id}</small>` : nothing}</span></td>
             <td data-name="State">${status(job.status)}</td>
-            <td data-name="Model">${job.model}</td>
+            <td data-name="Model" class="name">${job.model}</td>
             <td data-name="Rule">${job.diffusion?.algorithm ?? "–"}</td>
             <td data-name="Tokens" class="n">${number(job.usage?.completion_tokens ?? job.progress?.tokens_committed)}</td>
             <td data-name="Time" class="n">${job.timing ? duration(job.timing.total_ms / 1000) : "–"}</td>
             <td data-name="Created">${ago(job.created_at)}</td>
-            <td data-name="Metadata">${Object.entries(job.metadata ?? {}).map(([k, v]) => html`<span class="chip">${k}=${v}</span> `)}</td>
+            <td data-name="Metadata">${chips(job.metadata)}</td>
           </tr>`,
         )}</tbody></table></div>
       ${this.pager()}`;

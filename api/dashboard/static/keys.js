@@ -130,6 +130,6 @@ export class Keys {
       this.sure === name + k.id
         ? html`<button class="danger" @click=${() => this.act(k, name)}>${sure}</button> <button @click=${ask("")}>No</button>`
         : html`<button aria-label="${words} ${k.name}" @click=${ask(name)}>${words}</button> `;
-    return html`<span>${button("rotate", "Rotate", "Make another; the old one ends in a day")}${button("revoke", "Revoke", k.id === this.self.key?.id ? "End the key of this tab" : "End it for good")}</span>`;
+    return html`<span class="buttons">${button("rotate", "Rotate", "Make another; the old one ends in a day")}${button("revoke", "Revoke", k.id === this.self.key?.id ? "End the key of this tab" : "End it for good")}</span>`;
   }
 }

@@ -1,7 +1,7 @@
 // A list in pages, newest first; it follows what happens while its first page is shown. What a page looks like is its kind's.
 
 import { ApiError, call } from "./client.js";
-import { changed, pages } from "./ui.js";
+import { changed, connection, failure, pages } from "./ui.js";
 
 export class Listing {
   // path: of the API, with what the filters ask for. cursor: the parameter that asks for the page behind another.
@@ -52,6 +52,11 @@ export class Listing {
   restart() {
     this.cursors = [""];
     this.load();
+  }
+
+  // What keeps it from being true: why it could not be read, or else that it may be old.
+  trouble() {
+    return this.error ? failure(this.error) : connection(this.live.state);
   }
 
   pager() {

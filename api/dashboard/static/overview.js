@@ -22,7 +22,7 @@ export class Live {
   start() {
     this.stop();
     this.end = watch(this, "v1/overview/events", {
-      trouble: "PostgreSQL does not answer. Jobs cannot be accepted until it does.",
+      trouble: "PostgreSQL does not answer. Jobs cannot be accepted until it does, and what is shown may be old.",
       seen: (type, data) => {
         this.data = data;
         this.rates = [...this.rates, data.pace.tokens_per_second].slice(-KEPT);
@@ -44,12 +44,12 @@ export function failures(list = []) {
 
 export function workersTable(workers) {
   if (!workers.length)
-    return html`<p class="notice">No worker was seen in the last day. Start one: <code>vdiff worker</code>. Jobs are accepted and wait.</p>`;
+    return html`<p>No worker was seen in the last day. <code>vdiff worker</code> starts one.</p>`;
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Workers"><table class="cards">
     <thead><tr><th scope="col">Worker</th><th scope="col">State</th><th scope="col">Model</th><th scope="col">Device</th><th scope="col" class="n">Jobs</th><th scope="col" class="n">Tokens/s</th><th scope="col" class="n">Batch</th><th scope="col" class="n">Memory</th><th scope="col">Last heartbeat</th></tr></thead>
     <tbody>${workers.map(
       (w) => html`<tr>
-        <td data-name="Worker"><code>${w.id}</code>${w.hostname ? html`<br><small>${w.hostname}, pid ${w.pid}</small>` : nothing}</td>
+        <td data-name="Worker"><span><code>${w.id}</code>${w.hostname ? html`<br><small>${w.hostname}, pid ${w.pid}</small>` : nothing}</span></td>
         <td data-name="State">${status(w.state)}</td>
         <td data-name="Model">${w.model}</td>
         <td data-name="Device">${w.device}</td>
@@ -84,7 +84,7 @@ export class Overview {
     const oldest = Math.max(0, ...data.queues.map((q) => q.oldest_seconds));
     const alive = data.workers.filter((w) => w.state === "ready");
     return html`${connection(state)}
-      ${alive.length ? nothing : html`<p class="notice">No worker is ready. Jobs are accepted and wait; <code>vdiff worker</code> starts one.</p>`}
+      ${alive.length || state instanceof Error ? nothing : html`<p class="notice">No worker is ready. Jobs are accepted and wait; <code>vdiff worker</code> starts one.</p>`}
       ${failures(data.failures)}
       <section aria-label="Now" class="tiles">
         ${tile("Queued", number(queued))}
@@ -144,9 +144,8 @@ export class Workers {
             ["Slots", m.slots],
             ["Context", `${number(m.context_length)} tokens`],
             ["Vocabulary", number(m.vocab_size)],
-            ["Rules", (m.capabilities.algorithms ?? []).join(", ")],
             ["Revision", html`<code>${m.revision ?? "–"}</code>`],
-          ])}</article>`,
+          ])}<p>Rules: ${(m.capabilities.algorithms ?? []).map((r) => html`<code class="chip">${r}</code> `)}</p></article>`,
         )}</section>`;
   }
 }

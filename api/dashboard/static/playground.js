@@ -104,7 +104,8 @@ export class Playground {
   }
 
   parameters(side) {
-    return this.rules.find((r) => r.name === side.rule)?.parameters ?? [];
+    const caches = this.models.list.find((m) => m.id === this.model)?.capabilities.caches;
+    return (this.rules.find((r) => r.name === side.rule)?.parameters ?? []).map((p) => (p.name === "cache" ? { ...p, choices: caches ?? p.choices } : p));
   }
 
   render() {
@@ -131,7 +132,7 @@ export class Playground {
       <div class="field"><label for=${id("rule")}>Rule</label>
         <select id=${id("rule")} aria-describedby=${id("rule-help")} @change=${(e) => { side.rule = e.target.value; changed(); }}>${rules.map((r) => html`<option value=${r.name} ?selected=${r.name === side.rule}>${r.name}</option>`)}</select>
         <small id=${id("rule-help")}>${rule?.help ?? ""}</small></div>
-      ${[...GENERAL, ...(rule?.parameters ?? [])].map(
+      ${[...GENERAL, ...this.parameters(side)].map(
         (p) => html`<div class="field"><label for=${id(p.name)}>${p.name}</label>
           ${p.choices
             ? html`<select id=${id(p.name)} aria-describedby=${id(`${p.name}-help`)} @change=${(e) => (side.values[p.name] = e.target.value)}><option value="">default</option>${p.choices.map((c) => html`<option ?selected=${side.values[p.name] === c}>${c}</option>`)}</select>`

@@ -35,12 +35,16 @@ export function duration(seconds) {
   return `${Math.floor(seconds / 86400)} d ${Math.floor((seconds % 86400) / 3600)} h`;
 }
 
+const AGES = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+
 export function ago(unix) {
   if (!unix) return "–";
   const seconds = Math.floor(Date.now() / 1000 - unix);
-  if (seconds < 1) return "now"; // the server's clock may be a little ahead
-  return `${seconds < 60 ? `${seconds} s` : duration(seconds)} ago`;
+  const [unit, name] = AGES.find(([size]) => seconds >= size) ?? [];
+  return unit ? html`<span class="nowrap" title=${new Date(unix * 1000).toLocaleString()}>${Math.floor(seconds / unit)} ${name} ago</span>` : "now"; // the server's clock may be a little ahead
 }
+
+export const chips = (metadata) => Object.entries(metadata ?? {}).map(([k, v]) => html`<span class="chip" title="${k}=${v}">${k}=${v}</span> `);
 
 export const moment = (unix) =>
   unix ? html`<time datetime=${new Date(unix * 1000).toISOString()}>${new Date(unix * 1000).toLocaleString()}</time>` : "–";
