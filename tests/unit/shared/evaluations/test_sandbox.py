@@ -65,7 +65,7 @@ HARM = [
 
 @pytest.mark.parametrize("body,says", [(b, s) for _, b, s in HARM], ids=[name for name, _, _ in HARM])
 def test_harm_is_refused_and_said(body: str, says: str | None) -> None:
-    verdict = grade(body)
+    verdict = grade(body, timeout_seconds=20)  # none of it waits for time to run out, however busy the machine
     if says is None:  # the call itself says no, and the code could go on
         assert (verdict.passed, verdict.error) == (False, None)
     else:
