@@ -44,7 +44,7 @@ PARAMETERS: dict[str, Parameter] = {
     "eps": Parameter(0, 1, open_low=True),
     "alg_temp": Parameter(0, 100),
     "credit_alpha": Parameter(0, 100),
-    "edit_threshold": Parameter(0, 1, open_low=True),
+    "edit_threshold": Parameter(0, 1),
     "max_post_edit_steps": Parameter(0, 4096, integer=True),
     "mixture_weight": Parameter(0, 1),
     "kv_window": Parameter(1, 1_000_000, integer=True),

@@ -27,7 +27,7 @@ from worker.engine.precision import wide
 from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
 from worker.engine.rules import RULES, Rule, RuleInput
-from worker.engine.rules.base import gumbel
+from worker.engine.rules.base import DINFER_SLACK, gumbel
 from worker.engine.stopping import advance
 
 TOKEN_STREAM, ORDER_STREAM = 0, 1  # uses of randomness
@@ -267,6 +267,9 @@ class DiffusionSampler:
             divergence=choice.divergence,
             masked=masked,
             changed=None if stands is None else choice.tokens != stands,
+            slack=DINFER_SLACK
+            if answer.regime == BLOCK
+            else rule.slack,  # block by block, thresholds are dInfer's alone
             memory=answer.memory,
         )
         picked = rule.select(given).sort().values

@@ -173,6 +173,16 @@ def test_nothing_behind_an_end_token_is_computed(engine_of: GetEngine) -> None:
     assert (output.finish_reason, output.forwards) == ("stop", first + 1)
 
 
+@pytest.mark.parametrize("family", ["sdar", "llada2_moe"])
+def test_block_causal_models_finish_the_block_of_an_end_token(engine_of: GetEngine, family: str) -> None:
+    engine, prompt = engine_of(family), [5, 6, 7]  # five tokens of the answer are in the first block
+    asked = {"algorithm": "sequential", "block_length": 8, "ignore_eos": True}
+    whole = engine.submit("whole", prompt, greedy(32, **asked)).result(60).outputs[0].token_ids
+    for end in set(whole[:5]):
+        cut = engine.submit("cut", prompt, greedy(32, **asked, stop_token_ids=(end,))).result(60).outputs[0]
+        assert (cut.token_ids, cut.finish_reason, cut.forwards) == (whole[: whole.index(end)], "stop", 5)
+
+
 @pytest.mark.parametrize("family,algorithm", [
     ("llada", "low_confidence"), ("llada", "random"), ("llada", "hierarchical"), ("llada", "credit"), ("llada", "klass"),
     ("llada", "entropy_bound"), ("dream", "entropy"), ("dream", "maskgit_plus"), ("dream", "origin"), ("dream", "apd"),

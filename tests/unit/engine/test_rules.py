@@ -31,6 +31,7 @@ def seen(
         k: torch.tensor(more.pop(k)) for k in ("margin", "entropy", "divergence", "masked", "changed") if k in more
     }
     positions = more.pop("positions", list(range(len(confidence))))
+    slack = more.pop("slack", RULES[name].slack)
     uniform: Callable[[int], Tensor] = more.pop("uniform", lambda stream: torch.linspace(0.1, 0.9, len(confidence)))
     return RuleInput(
         positions=positions,
@@ -39,6 +40,7 @@ def seen(
         block_steps=more.pop("block_steps", len(confidence)),
         params=params(name, **more),
         uniform=uniform,
+        slack=slack,
         memory={} if memory is None else memory,
         **statistics,
     )
@@ -91,6 +93,14 @@ def test_klass_waits_until_distributions_stand_still() -> None:
     assert picked(seen([0.95, 0.5, 0.99], "klass", **{**common, "divergence": [float("inf")] * 3})) == [2]
     assert picked(seen([0.95, 0.5, 0.99], "klass", **common)) == [2]  # still for one step only
     assert picked(seen([0.95, 0.5, 0.99], "klass", **common)) == [0]
+
+
+def test_credit_takes_equals_of_the_best_too_and_threshold_where_it_is_told() -> None:
+    confidence = [0.5, 0.3, 0.499995, 0.4999]
+    assert picked(seen(confidence, "credit")) == [0, 2]
+    assert picked(seen(confidence, "threshold")) == [0]
+    assert picked(seen(confidence, "threshold", slack=1e-5)) == [0, 2]
+    assert picked(seen(confidence, "threshold", slack=1e-5, threshold=0.4)) == [0, 2, 3]
 
 
 def test_sequential_is_leftmost() -> None:

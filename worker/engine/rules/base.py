@@ -11,6 +11,8 @@ from torch import Tensor
 
 from shared.diffusion_params import DiffusionParams
 
+DINFER_SLACK = 1e-5  # its thresholds take whatever is this close to the best
+
 
 @dataclass(frozen=True, slots=True)
 class RuleInput:
@@ -29,6 +31,7 @@ class RuleInput:
     divergence: Tensor | None = None  # [n], KL from the distribution of the step before; inf where there was none
     masked: Tensor | None = None  # [n] bool, for rules that also see committed tokens
     changed: Tensor | None = None  # [n] bool: the chosen token differs from the one that stands there
+    slack: float = 0.0  # how far below the best confidence one still counts as equal to it
     memory: dict[str, Any] = field(default_factory=dict)  # the rule's own, for the open block
 
 
@@ -39,6 +42,7 @@ class Rule:
     filtered: ClassVar[bool] = False  # probabilities of the tempered, filtered distribution instead of the raw logits'
     needs: ClassVar[frozenset[str]] = frozenset()  # of "margin", "entropy", "divergence"
     keeps_rows: ClassVar[bool] = False  # remembers something of each candidate's whole distribution
+    slack: ClassVar[float] = 0.0  # `RuleInput.slack` on models with full attention
     sees_committed: ClassVar[bool] = False  # candidates are all tokens of the block, not the masked ones alone
 
     def adjust(self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]) -> Tensor:

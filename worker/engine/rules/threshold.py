@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion_params import DiffusionParams
-from worker.engine.rules.base import Rule, RuleInput, at_least_best, best
+from worker.engine.rules.base import DINFER_SLACK, Rule, RuleInput, at_least_best, best
 
 CREDIT_DECAY, CREDIT_POWER = 0.8, 0.2
 KLASS_DIVERGENCE, KLASS_STEPS = 0.01, 2
@@ -26,12 +26,15 @@ def _threshold(given: RuleInput) -> float:
 
 
 class Threshold(Rule):
-    """Every position whose confidence reaches the threshold; if none does, the best one."""
+    """Every position whose confidence reaches the threshold; if none does, the best one and its equals within `slack`."""
 
     name = "threshold"
 
     def select(self, given: RuleInput) -> Tensor:
-        return at_least_best(given.confidence >= _threshold(given), given.confidence)
+        reach = _threshold(given)
+        if given.slack:
+            reach = min(reach, float(given.confidence.max()) - given.slack)
+        return at_least_best(given.confidence >= reach, given.confidence)
 
 
 class Factor(Rule):
@@ -95,6 +98,7 @@ class Credit(Threshold):
 
     name = "credit"
     keeps_rows = True
+    slack = DINFER_SLACK
 
     def adjust(self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]) -> Tensor:
         top, token = logits.softmax(-1).max(-1)

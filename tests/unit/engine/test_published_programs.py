@@ -1,0 +1,77 @@
+"""What the published programs compute where golden/ leaves it open: numbers of plain loops written after them."""
+
+from __future__ import annotations
+
+import pytest
+
+from shared.sampling_params import resolve_params
+from tests.unit.engine.conftest import GetEngine
+from tests.unit.engine.golden_cases import Asked
+
+CASES = [
+    Asked(
+        "an end token of the first forward with a cache",
+        "llada_gqa",
+        [112, 272, 335, 280, 12, 136, 170, 70, 449, 182, 21, 437, 19, 161, 153, 379],
+        {
+            "stop_token_ids": [240],
+            "max_tokens": 32,
+            "diffusion": {"cache": "prefix", "block_length": 16, "algorithm": "factor", "factor": 2.0},
+        },
+        [287, 36, 421, 43, 388, 29, 199, 36],
+        None,
+    ),
+    Asked(
+        "credit: equals within 1e-5",
+        "llada",
+        [
+            476, 384, 7, 152, 44, 339, 143, 302, 388, 234, 415, 114, 340, 260, 381, 187, 228, 220, 79, 191, 420,
+            472, 285, 314, 362, 183, 209, 218, 225, 27, 367, 101, 117, 123, 131, 251, 71, 247, 409, 51, 218, 58,
+            421, 408, 110, 428, 177, 290, 15, 472, 399, 8, 465, 408, 102, 465, 218, 352, 385, 97, 2, 173, 350,
+            175, 404, 206,
+        ],
+        {
+            "max_tokens": 48,
+            "diffusion": {"algorithm": "credit", "threshold": 0.9, "block_length": 24, "credit_alpha": 0.7},
+        },
+        [
+            98, 268, 207, 30, 367, 216, 457, 439, 490, 490, 404, 247, 457, 193, 466, 121, 404, 215, 511, 511,
+            317, 69, 129, 41, 70, 453, 138, 42, 367, 20, 131, 329, 268, 135, 131, 20, 417, 234, 388, 421, 121,
+            445, 506, 162, 152, 495, 129, 506,
+        ],
+        None,
+    ),
+    Asked(
+        "editing without a threshold",
+        "llada2_moe",
+        [250, 478, 451],
+        {
+            "max_tokens": 48,
+            "top_k": 5,
+            "diffusion": {
+                "algorithm": "joint_threshold",
+                "threshold": 0.9081279260373849,
+                "edit_threshold": 0.0,
+                "max_post_edit_steps": 1,
+                "tokens_per_step": 2,
+                "block_length": 2,
+            },
+        },
+        [
+            403, 435, 114, 499, 203, 435, 38, 485, 422, 223, 382, 91, 283, 157, 372, 27, 372, 253, 27, 223, 297,
+            422, 14, 150, 335, 404, 398, 163, 1, 198, 27, 504, 396, 73, 335, 361, 188, 268, 221, 345, 424, 315,
+            311, 20, 353, 258, 88, 50,
+        ],
+        50,
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("one", CASES, ids=[one.id for one in CASES])
+def test_tokens_and_forwards(engine_of: GetEngine, one: Asked) -> None:
+    engine = engine_of(one.family)
+    fields = {"temperature": 0, "ignore_eos": True, **one.fields}
+    params = resolve_params(fields, card=engine.card, prompt_tokens=len(one.prompt))
+    output = engine.submit(one.id, one.prompt, params).result(60).outputs[0]
+    assert output.token_ids == one.wanted
+    assert one.forwards is None or output.forwards == one.forwards
