@@ -94,6 +94,21 @@ def _block_begin(answer: Answer) -> int:
     return (len(answer.prompt) + answer.window.start) // length * length
 
 
+def ranked_row(answer: Answer) -> tuple[int, int] | None:
+    """The row whose confidences the published program ranks: where the answer begins in it, and its length.
+
+    Block-causal: the open block. Full attention without a cache: the whole sequence. With one the programs work in float64,
+    where confidences are hardly ever equal.
+    """
+    if answer.regime == BLOCK:
+        length = answer.params.diffusion.block_length
+        assert length is not None
+        return len(answer.prompt) - _block_begin(answer), length
+    if answer.params.diffusion.cache == "none":
+        return len(answer.prompt), len(answer.prompt) + len(answer.canvas)
+    return None
+
+
 def prefill(answer: Answer, facts: ModelConfig, rows: int) -> list[Pass]:
     """Store K/V of as many whole prompt blocks as fit into `rows`, when not all fit beside the open block; else nothing."""
     d = answer.params.diffusion

@@ -267,9 +267,8 @@ class DiffusionSampler:
             divergence=choice.divergence,
             masked=masked,
             changed=None if stands is None else choice.tokens != stands,
-            slack=DINFER_SLACK
-            if answer.regime == BLOCK
-            else rule.slack,  # block by block, thresholds are dInfer's alone
+            row=passes.ranked_row(answer),
+            slack=DINFER_SLACK if answer.regime == BLOCK else rule.slack,  # there thresholds are dInfer's alone
             memory=answer.memory,
         )
         picked = rule.select(given).sort().values

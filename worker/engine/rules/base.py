@@ -31,6 +31,9 @@ class RuleInput:
     divergence: Tensor | None = None  # [n], KL from the distribution of the step before; inf where there was none
     masked: Tensor | None = None  # [n] bool, for rules that also see committed tokens
     changed: Tensor | None = None  # [n] bool: the chosen token differs from the one that stands there
+    row: tuple[int, int] | None = (
+        None  # what the published program ranks: where position 0 stands in it, and its length
+    )
     slack: float = 0.0  # how far below the best confidence one still counts as equal to it
     memory: dict[str, Any] = field(default_factory=dict)  # the rule's own, for the open block
 
@@ -61,6 +64,25 @@ class Rule:
 def best(score: Tensor, count: int) -> Tensor:
     """Indices of the `count` highest scores; of equals the leftmost, so that results do not depend on the device."""
     return score.sort(descending=True, stable=True).indices[:count]
+
+
+def best_of(given: RuleInput, count: int, score: Tensor | None = None) -> Tensor:
+    """Indices of the `count` most confident candidates; of equals those that torch.topk takes, as in the published programs.
+
+    Which those are depends on where they stand in the row that is ranked. Confidences are equal where guidance or top_k makes
+    them 1.
+    """
+    score = given.confidence if score is None else score
+    order = score.sort(descending=True, stable=True).indices
+    if given.row is None or count >= len(order) or score[order[count - 1]] != score[order[count]]:
+        return order[:count]
+    first, length = given.row
+    places = torch.tensor(given.positions) + first
+    row = score.new_full((length,), -torch.inf)
+    row[places] = score
+    candidates = torch.zeros(length, dtype=torch.int64)
+    candidates[places] = torch.arange(len(score))
+    return candidates[row.topk(count).indices]
 
 
 def at_least_best(passed: Tensor, confidence: Tensor) -> Tensor:

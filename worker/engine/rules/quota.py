@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worker.engine.rules.base import Rule, RuleInput, best, gumbel
+from worker.engine.rules.base import Rule, RuleInput, best, best_of, gumbel
 from worker.engine.schedule import times
 
 
@@ -19,7 +19,7 @@ class LowConfidence(Rule):
     name = "low_confidence"
 
     def select(self, given: RuleInput) -> Tensor:
-        return best(given.confidence, given.quota)
+        return best_of(given, given.quota)
 
 
 class LowConfidenceStatic(LowConfidence):

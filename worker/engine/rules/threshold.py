@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion_params import DiffusionParams
-from worker.engine.rules.base import DINFER_SLACK, Rule, RuleInput, at_least_best, best
+from worker.engine.rules.base import DINFER_SLACK, Rule, RuleInput, at_least_best, best, best_of
 
 CREDIT_DECAY, CREDIT_POWER = 0.8, 0.2
 KLASS_DIVERGENCE, KLASS_STEPS = 0.01, 2
@@ -139,7 +139,7 @@ class LowConfidenceDynamic(Rule):
 
     def select(self, given: RuleInput) -> Tensor:
         passed = (given.confidence > _threshold(given)).nonzero().flatten()
-        return passed if len(passed) >= given.quota else best(given.confidence, given.quota)
+        return passed if len(passed) >= given.quota else best_of(given, given.quota)
 
 
 class JointThreshold(Rule):
@@ -159,7 +159,7 @@ class JointThreshold(Rule):
             passed = given.masked & (given.confidence > _threshold(given))
             if int(passed.sum()) < given.quota:
                 passed = torch.zeros_like(passed)
-                passed[best(given.confidence.masked_fill(~given.masked, -torch.inf), given.quota)] = True
+                passed[best_of(given, given.quota, given.confidence.masked_fill(~given.masked, -torch.inf))] = True
             picked |= passed
         return picked.nonzero().flatten()
 
