@@ -7,6 +7,7 @@ test_deployment.py` runs the containers' commands as plain processes.
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 from collections.abc import Iterator
@@ -65,11 +66,16 @@ def words(container: dict[str, Any]) -> list[str]:
 
 
 def variables(container: dict[str, Any]) -> dict[str, str]:
+    return {e["name"]: e["value"] if "value" in e else _looked_up(e["valueFrom"], container) for e in container["env"]}
+
+
+def _looked_up(source: dict[str, Any], container: dict[str, Any]) -> str:
+    if "resourceFieldRef" in source:
+        kind, name = source["resourceFieldRef"]["resource"].split(".")
+        cores = str(container["resources"][kind][name])
+        return str(math.ceil(int(cores[:-1]) / 1000 if cores.endswith("m") else float(cores)))
     secrets = {"database-url": "postgresql://u:p@h/d", "redis-url": "redis://h/0", "api-key": "k"}
-    return {
-        e["name"]: e["value"] if "value" in e else secrets[e["valueFrom"]["secretKeyRef"]["key"]]
-        for e in container["env"]
-    }
+    return secrets[source["secretKeyRef"]["key"]]
 
 
 @pytest.mark.parametrize(("name", "document"), DOCUMENTS, ids=NAMES)
@@ -165,6 +171,15 @@ def test_a_pod_gets_the_time_that_draining_takes() -> None:
                 settings = variables(container)
                 drain = float(settings.get("VDIFF_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
                 assert pod["terminationGracePeriodSeconds"] > drain + 10, name
+
+
+@pytest.mark.parametrize(("cores", "threads"), [("2000m", 2), ("1.5", 2), ("16", 16)])
+def test_a_worker_takes_the_threads_that_it_asks_cores_for(cores: str, threads: int) -> None:
+    (container,) = made_of(worker={"resources": {"requests": {"cpu": cores}}})["worker.yaml"][0]["spec"]["template"][
+        "spec"
+    ]["containers"]
+    given = {k: v for k, v in variables(container).items() if k.startswith(PREFIX)}
+    assert load_settings(given).num_threads == threads
 
 
 def test_a_sender_gets_the_time_that_an_attempt_takes() -> None:
@@ -400,6 +415,7 @@ def test_the_example_of_the_page_on_operations_is_good() -> None:
         {"image": {"pullSecrets": ["registry"]}},
         {"worker": {"maxSurge": 0}},  # and maxUnavailable 0: Kubernetes refuses both
         {"keda": {"enabled": "no"}},
+        {"worker": {"resources": {"requests": None}}},  # no cores, no threads
     ],
 )
 def test_the_schema_of_the_values_refuses(wrong: dict[str, Any]) -> None:
