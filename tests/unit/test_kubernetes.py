@@ -428,6 +428,7 @@ def test_the_chart_has_the_programs_version() -> None:
 
     told = yaml.safe_load((chart.CHART / "Chart.yaml").read_text(encoding="utf-8"))
     assert told["appVersion"] == __version__ and told["apiVersion"] == "v2"
+    assert told["kubeVersion"] == ">=1.30.0-0"  # the first with `preStop.sleep`
     for _, _, container in CONTAINERS:
         assert container["image"].endswith(f":{__version__}")
 
