@@ -9,6 +9,7 @@ it on to the children (Linux).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -43,12 +44,15 @@ POLL_SECONDS = 0.2
 
 
 def port_is_free(host: str, port: int) -> bool:
+    """Raises OSError: nobody can listen there, however free it is."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
-        except OSError:
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
             return False
     return True
 
@@ -128,15 +132,13 @@ class Supervisor:
                 raise ConfigurationError(f"model {s.model!r}: the folder has no config.json", param="model")
         elif not (bundled.folder(bundled.DEFAULT_MODEL) / "config.json").is_file():
             raise ConfigurationError("the bundled model is missing; give one with --model", param="model")
-        if self._port == 0:
-            self._port = free_port(s.host)
-        elif not port_is_free(s.host, self._port):
-            raise ConfigurationError(
-                f"port {self._port} on {s.host} is in use; choose another with --port", param="port"
+        try:
+            self._take_ports()
+        except OSError as exc:
+            message = (
+                f"cannot listen on {s.host}, port {self._port}: {exc.strerror}; choose others with --host and --port"
             )
-        if self._flower and not port_is_free(s.host, self._flower_port):
-            self._flower_port = free_port(s.host)
-            self._say(f"port {s.flower_port} is in use; Flower takes {self._flower_port}")
+            raise ConfigurationError(message, param="host") from exc
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
             self._lock = (self._data_dir / "lock").open("w")
@@ -146,6 +148,18 @@ class Supervisor:
             raise ConfigurationError(message, param="data_dir") from exc
         except OSError as exc:
             raise ConfigurationError(f"{self._data_dir}: {exc.strerror}", param="data_dir") from exc
+
+    def _take_ports(self) -> None:
+        """Raises ConfigurationError: the API's is in use; OSError."""
+        s = self._settings
+        if self._port == 0:
+            self._port = free_port(s.host)
+        elif not port_is_free(s.host, self._port):
+            message = f"port {self._port} on {s.host} is in use; choose another with --port"
+            raise ConfigurationError(message, param="port")
+        if self._flower and not port_is_free(s.host, self._flower_port):
+            self._flower_port = free_port(s.host)
+            self._say(f"port {s.flower_port} is in use; Flower takes {self._flower_port}")
 
     def _start_servers(self) -> None:
         s = self._settings

@@ -10,7 +10,7 @@ import typer
 
 from shared.errors import InvalidParameter
 from vdiff.cli import exits
-from vdiff.cli.connect import BaseUrl, Key, Metadata, Timeout, connected, pairs
+from vdiff.cli.connect import BaseUrl, Key, Metadata, Timeout, connected, pairs, require_writable
 from vdiff.cli.options import AsJson, examples
 from vdiff.cli.output import Listing, detached, fact, style_of, write
 
@@ -32,12 +32,7 @@ def endpoint_of(file: Path) -> str:
         raise InvalidParameter(f"{file}: {exc.strerror}", param="FILE") from exc
     except (ValueError, KeyError, TypeError) as exc:
         message = f"{file}, line 1: no line of a batch, which is an object of custom_id, method, url and body (docs/batches.md)"
-        hint = (
-            "; `vdiff submit --file` takes prompts, `vdiff generate` lines of its own"
-            if isinstance(exc, KeyError)
-            else ""
-        )
-        raise InvalidParameter(message + hint, param="FILE") from exc
+        raise InvalidParameter(f"{message}; `vdiff submit --file` takes prompts", param="FILE") from exc
 
 
 def show(batch: Batch) -> None:
@@ -90,6 +85,7 @@ def submit(
     """Upload a file of requests and run it. Prints the batch's id."""
     if not wait and (output is not None or timeout is not None):
         raise InvalidParameter("--output and --timeout need --wait", param="--wait")
+    require_writable(output)
     labels = pairs(metadata, "--metadata")
     endpoint = endpoint_of(file)
     with connected(base_url, api_key) as client:
@@ -141,6 +137,7 @@ def get(
     """One batch: state, counts, files, and what was wrong with its lines."""
     if not wait and (output is not None or timeout is not None):
         raise InvalidParameter("--output and --timeout need --wait", param="--wait")
+    require_writable(output)
     with connected(base_url, api_key) as client:
         found = client.get_batch(batch)
         if wait:

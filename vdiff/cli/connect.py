@@ -122,6 +122,17 @@ def fields_of(
     return fields
 
 
+def require_writable(output: Path | None) -> None:
+    """Before answers are paid for that could not be kept. Raises InvalidParameter."""
+    if output is None:
+        return
+    try:
+        with output.open("a", encoding="utf-8"):
+            pass
+    except OSError as exc:
+        raise InvalidParameter(f"{output}: {exc.strerror}", param="--output") from exc
+
+
 def prompts_of(file: Path) -> list[Any]:
     """A prompt a line: text, or in a .jsonl a string, a list of messages or a whole body. Raises InvalidParameter."""
     try:

@@ -53,7 +53,7 @@ EnableApd = Annotated[
 Verifier = Annotated[str | None, typer.Option(help="autoregressive model that APD asks, folder or hub id")]
 
 # Of the files of prompts that `submit` and `generate` take.
-LINES = "a text, a list of messages, or {custom_id, prompt|prompt_token_ids|messages, any request field} a line"
+LINES = "a text, a list of messages, or {custom_id, prompt|prompt_token_ids|messages, fields of generation} a line"
 
 # Of every command that prints what a program may read.
 AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of text")]

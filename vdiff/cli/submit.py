@@ -28,6 +28,7 @@ from vdiff.cli.connect import (
     fields_of,
     pairs,
     prompts_of,
+    require_writable,
 )
 from vdiff.cli.options import LINES, AsJson, examples
 from vdiff.cli.output import detached, write
@@ -86,6 +87,7 @@ def submit(
         raise InvalidParameter("--custom-id is for one prompt", param="--custom-id")
     if timeout is not None and (file is not None or not wait):
         raise InvalidParameter("--timeout is for one prompt with --wait", param="--timeout")
+    require_writable(output)
     fields = fields_of(given, max_tokens=max_tokens, temperature=temperature, seed=seed, algorithm=algorithm)
     options: dict[str, Any] = {
         "extra_body": fields, "endpoint": endpoint, "priority": priority, "metadata": pairs(metadata, "--metadata"),

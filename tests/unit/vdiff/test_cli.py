@@ -89,6 +89,13 @@ def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
         (("submit", "a", "--file", "b"), 2, "give a prompt"),
         (("submit", "a", "--output", "b"), 2, "--output is for"),
         (("submit", "a", "--timeout", "3"), 2, "--timeout is for"),
+        (
+            ("submit", "--file", "-", "--wait", "--output", "/nowhere/x"),
+            2,
+            "/nowhere/x: No such file",
+        ),  # nothing was asked yet
+        (("batch", "submit", "-", "--wait", "--output", "/nowhere/x"), 2, "/nowhere/x: No such file"),
+        (("batch", "get", "batch_1", "--wait", "--output", "/nowhere/x"), 2, "/nowhere/x: No such file"),
         (("jobs", "get", "job_1", "--timeout", "3"), 2, "--timeout needs --wait"),
         (("eval", "run", "vdiff-tiny", "--detach", "--timeout", "3"), 2, "--timeout is for waiting"),
         (("eval", "report", "eval_1", "--output", "-", "--open"), 2, "--open shows a file"),

@@ -192,6 +192,13 @@ def test_redis_server_bin_must_be_a_program(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("port", [0, 8000])
+def test_a_host_that_is_not_here(supervisor: Make, port: int) -> None:
+    """An address of another machine is no port in use; nor is it a traceback."""
+    error = refused(supervisor(host="192.0.2.1", port=port))
+    assert error.param == "host" and "cannot listen on 192.0.2.1" in error.message and "--host" in error.message
+
+
 def test_a_pid_file_is_removed_only_where_another_program_has_its_number(tmp_path: Path) -> None:
     pid = tmp_path / "postmaster.pid"
     EmbeddedPostgres._clear_stale_pid(tmp_path)
