@@ -46,10 +46,17 @@ Timeout = Annotated[float | None, typer.Option(min=0, help="seconds to wait; the
 
 
 @contextmanager
-def connected(base_url: str | None, api_key: str | None, model: str | None = None) -> Iterator[Client]:
+def connected(
+    base_url: str | None, api_key: str | None, model: str | None = None, *, patient: bool = False
+) -> Iterator[Client]:  # fmt: skip
     """A patient client of a server that answers now; it says on stderr when it waits. Raises ServerUnreachable at once when
-    nobody answers, UnexpectedAnswer when somebody else does."""
+    nobody answers, UnexpectedAnswer when somebody else does.
+
+    Args:
+        patient: for much work: a limit or a server that is away is waited for as long as `Client.map` does.
+    """
     from vdiff.client import ApiError, Client, UnexpectedAnswer
+    from vdiff.client.connection import MAP_RETRY_SECONDS, RETRY_SECONDS
 
     with Client(base_url, api_key, retry_seconds=0) as probe:
         try:
@@ -60,7 +67,8 @@ def connected(base_url: str | None, api_key: str | None, model: str | None = Non
             if exc.code is None and exc.status in (400, 404, 405):  # every vdiff server has a /version
                 raise UnexpectedAnswer(f"that is not a vdiff server: {exc.message}") from exc
             raise
-    with Client(base_url, api_key, model=model, on_wait=Waits()) as client:
+    seconds = MAP_RETRY_SECONDS if patient else RETRY_SECONDS
+    with Client(base_url, api_key, model=model, retry_seconds=seconds, on_wait=Waits()) as client:
         yield client
 
 

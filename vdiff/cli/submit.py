@@ -93,7 +93,7 @@ def submit(
         "extra_body": fields, "endpoint": endpoint, "priority": priority, "metadata": pairs(metadata, "--metadata"),
         "custom_id": custom_id, "webhook": None if webhook is None else {"url": webhook},
     }  # fmt: skip
-    with connected(base_url, api_key, model) as client:
+    with connected(base_url, api_key, model, patient=file is not None) as client:
         if prompt is not None:
             _one(
                 client, sys.stdin.read() if prompt == "-" else prompt, options, idempotency_key, wait, timeout, as_json

@@ -59,6 +59,7 @@ class AsyncClient(AsyncEvaluations):
         self._http = httpx.AsyncClient(**self._at.http_options(), transport=transport)
         self._wait = WAIT_SECONDS
         self._on_wait = on_wait
+        self._naming = asyncio.Lock()
 
     @property
     def base_url(self) -> str:
@@ -106,9 +107,14 @@ class AsyncClient(AsyncEvaluations):
                 yield one
             following = page.next
 
-    async def _job_body(self, prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Any]:
+    async def _job_body(
+        self, prompt: Prompt, options: Mapping[str, Any], retry_seconds: float | None = None
+    ) -> dict[str, Any]:  # fmt: skip
         if self._at.model is None and not calls.names_model(prompt, options):
-            self._at.model = calls.only_model(await self.models())
+            async with self._naming:  # one asks, for all tasks of a `map`
+                if self._at.model is None:
+                    models = await self._do(calls.models(), retry_seconds=retry_seconds)
+                    self._at.model = calls.only_model(models)
         return calls.job_body(prompt, options, self._at.model)
 
     # Jobs
@@ -209,7 +215,7 @@ class AsyncClient(AsyncEvaluations):
 
     async def _one(self, prompt: Prompt, key: str, options: Mapping[str, Any]) -> tuple[Job | None, ClientError | None]:
         try:
-            body = await self._job_body(prompt, options)
+            body = await self._job_body(prompt, options, MAP_RETRY_SECONDS)
             job = await self._do(calls.submit(body, key, wait=self._wait), retry_seconds=MAP_RETRY_SECONDS)
             if not job.done:
                 job = await self._wait_for(job, None, MAP_RETRY_SECONDS)

@@ -66,6 +66,7 @@ class Client(SyncEvaluations):
         self._http = httpx.Client(**self._at.http_options(), transport=transport)
         self._wait = WAIT_SECONDS
         self._on_wait = on_wait
+        self._naming = threading.Lock()
 
     @property
     def base_url(self) -> str:
@@ -113,9 +114,14 @@ class Client(SyncEvaluations):
                 yield one
             following = page.next
 
-    def _job_body(self, prompt: Prompt, options: Mapping[str, Any]) -> dict[str, Any]:
+    def _job_body(
+        self, prompt: Prompt, options: Mapping[str, Any], retry_seconds: float | None = None
+    ) -> dict[str, Any]:  # fmt: skip
         if self._at.model is None and not calls.names_model(prompt, options):
-            self._at.model = calls.only_model(self.models())
+            with self._naming:  # one asks, for all threads of a `map`
+                if self._at.model is None:
+                    models = self._do(calls.models(), retry_seconds=retry_seconds)
+                    self._at.model = calls.only_model(models)
         return calls.job_body(prompt, options, self._at.model)
 
     # Jobs
@@ -226,7 +232,7 @@ class Client(SyncEvaluations):
 
     def _one(self, prompt: Prompt, key: str, options: Mapping[str, Any]) -> tuple[Job | None, ClientError | None]:
         try:
-            body = self._job_body(prompt, options)
+            body = self._job_body(prompt, options, MAP_RETRY_SECONDS)
             job = self._do(calls.submit(body, key, wait=self._wait), retry_seconds=MAP_RETRY_SECONDS)
             if not job.done:
                 job = self._wait_for(job, None, MAP_RETRY_SECONDS)

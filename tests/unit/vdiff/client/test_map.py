@@ -80,6 +80,42 @@ def test_outcomes_come_in_order_and_nothing_is_paid_twice() -> None:
     assert told[-1] == (100, 2, 100) and [done for done, _, _ in told] == list(range(1, 101))
 
 
+class Limited(Echo):
+    """Serves one model, and lets one ask for it after a while that is longer than a single call's patience."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        if request.url.path != "/v1/models":
+            return super().answer(request)
+        self.asked += 1
+        if self.asked == 1:
+            error = {"message": "more than 6 requests in a minute", "code": "rate_limit_exceeded"}
+            return httpx.Response(429, json={"error": error}, headers={"Retry-After": "90"})
+        return httpx.Response(200, json={"data": [{"id": "m", "object": "model", "workers": 1}]})
+
+
+def test_the_model_is_asked_for_once_and_with_a_maps_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdiff.client.sync_client.sleep", lambda _: None)
+    server = Limited()
+    with Client("http://test", transport=httpx.MockTransport(server)) as client:
+        outcomes = client.map([f"p{i}" for i in range(20)], concurrency=8, progress=False)
+    assert [outcome.text for outcome in outcomes] == [f"P{i}" for i in range(20)] and server.asked == 2
+
+
+async def test_so_does_the_async_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def at_once(_: float) -> None:
+        pass
+
+    monkeypatch.setattr("vdiff.client.async_client.sleep", at_once)
+    server = Limited()
+    async with AsyncClient("http://test", transport=httpx.MockTransport(server)) as client:
+        outcomes = await client.map([f"p{i}" for i in range(20)], concurrency=8, progress=False)
+    assert [outcome.ok for outcome in outcomes] == [True] * 20 and server.asked == 2
+
+
 def test_the_same_call_again_takes_over_its_jobs() -> None:
     server = Echo()
     for _ in range(2):
