@@ -251,6 +251,22 @@ def test_a_model_that_did_not_load_says_why(page: Page, served: Served) -> None:
         expect(page.locator(".notice.bad").first).to_contain_text("12 times")
 
 
+def test_a_job_that_nobody_can_take_says_so(page: Page, served: Served) -> None:
+    job = finished(served)
+    deadlines = job["deadlines"] | {"complete_by": int(time.time()) + 3600}
+    waiting = job | {"status": "queued", "done": False, "result": None, "timing": None, "deadlines": deadlines}
+    model = served.client.get(f"/v1/models/{job['model']}").json()
+    page.route(f"**/v1/jobs/{job['id']}", lambda route: route.fulfill(json=waiting))
+    page.route(f"**/v1/jobs/{job['id']}/events", lambda route: route.fulfill(body="", content_type="text/event-stream"))
+    page.route(f"**/v1/models/{job['model']}", lambda route: route.fulfill(json=model | {"workers": 0}))
+    visit(page, f"#/jobs/{job['id']}")
+    expect(page.get_by_text(f"No live worker serves {job['model']}")).to_be_visible()
+    expect(page.get_by_text("Expires unless done by")).to_be_visible()
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": [model | {"workers": 0}]}))
+    visit(page, "#/playground")
+    expect(page.get_by_text("what is run waits for one")).to_be_visible()
+
+
 def test_no_database_says_so(page: Page, served: Served) -> None:
     body = sse([("trouble", {"code": "database_unavailable"})])
     page.route("**/v1/overview/events", lambda r: r.fulfill(body=body, content_type="text/event-stream"))

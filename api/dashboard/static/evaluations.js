@@ -167,7 +167,7 @@ export class Evaluation {
       <thead><tr><th scope="col">Configuration</th><th scope="col">State</th><th scope="col" class="n">Accuracy, 95 %</th><th scope="col" class="n">Passed, failed, errors</th><th scope="col" class="n">Tokens per forward</th><th scope="col" class="n">Latency p50, p95</th></tr></thead>
       <tbody>${e.configurations.map(
         (c) => html`<tr><td data-name="Configuration"><span>${c.name}<br><small>${c.model} ${settings(c.fields).map(([k, v]) => html`<span class="chip">${k}=${v}</span> `)}</small></span></td>
-          <td data-name="State"><span>${status(c.status)}${c.error ? html`<br><small class="bad">${c.error.code}: ${c.error.message}</small>` : nothing}${c.waiting_for ? html`<br><small>${c.waiting_for}</small>` : nothing}
+          <td data-name="State"><span>${status(c.status)}${c.error ? html`<br><small class="bad">${c.error.code}: ${c.error.message}</small>` : nothing}${c.waiting_for ? html`<br><small>no live worker serves ${c.model}; its jobs wait until ${moment(c.expires_at)}</small>` : nothing}
             ${c.top_errors.map((t) => html`<br><small class="bad">${number(t.count)} × ${t.code}</small>`)}</span></td>${cells(c)}</tr>`,
       )}</tbody></table></div>`;
   }

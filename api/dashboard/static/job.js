@@ -27,6 +27,7 @@ export class Job {
     this.view = new DenoiseView(this.trace);
     this.state = "";
     this.recalled = false;
+    this.idle = false; // no live worker serves its model
     this.deliveries = new Deliveries({ job_id: id });
   }
 
@@ -78,6 +79,14 @@ export class Job {
     } catch (error) {
       this.error = error;
     }
+    changed();
+    if (this.job?.status === "queued") this.ask(this.job.model);
+  }
+
+  // Whether anybody is there to take it.
+  async ask(model) {
+    const found = await call("GET", `v1/models/${model.split("/").map(encodeURIComponent).join("/")}`).catch(() => null);
+    this.idle = found?.workers === 0;
     changed();
   }
 
@@ -134,6 +143,8 @@ export class Job {
         ["Created", moment(job.created_at)],
         ["Started", moment(job.started_at)],
         ["Finished", moment(job.finished_at)],
+        !job.done && job.deadlines.start_by && ["Expires unless started by", moment(job.deadlines.start_by)],
+        !job.done && job.deadlines.complete_by && ["Expires unless done by", moment(job.deadlines.complete_by)],
         job.queue_position && ["Place in the queue", number(job.queue_position)],
         job.usage && ["Tokens", `${number(job.usage.prompt_tokens)} in, ${number(job.usage.completion_tokens)} out`],
         ...Object.entries(job.metadata ?? {}).map(([k, v]) => [k, v]),
@@ -159,7 +170,7 @@ export class Job {
   denoise(job) {
     if (this.trace.answers.length) return this.view.render();
     if (job.done) return this.recalled ? html`<p>The steps of this job were not kept: there were none, or too many (<code>VDIFF_KEEP_STEPS_TOKENS</code>).</p>` : html`<p role="status">Loading…</p>`;
-    return html`<p role="status">It has not started.</p>`;
+    return html`<p role="status">It has not started.${this.idle && job.status === "queued" ? ` No live worker serves ${job.model}; it waits for one.` : ""}</p>`;
   }
 
   timing(job) {

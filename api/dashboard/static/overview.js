@@ -97,7 +97,7 @@ export class Overview {
         ${tile("Workers ready", number(alive.length))}
       </section>
       ${rates.length > 1 ? html`<figure class="chart">${sparkline(rates)}<figcaption>Tokens per second since this page was opened</figcaption></figure>` : nothing}
-      <section><h2>Jobs ${data.scope === "all" ? "of all keys" : "of this key"}</h2>
+      <section><h2>Jobs ${data.scope === "all" ? "of all keys" : "of this tenant"}</h2>
         <ul class="states">${Object.entries(data.jobs).map(
           ([name, count]) => html`<li><a href="#/jobs?status=${name}">${status(name)} <b>${number(count)}</b></a></li>`,
         )}</ul></section>

@@ -118,6 +118,7 @@ export class Playground {
         <div class="bar">
           <label>Model <select @change=${(e) => { this.model = e.target.value; changed(); }}>${this.models.list.map((m) => html`<option value=${m.id} ?selected=${m.id === this.model}>${m.id}</option>`)}</select></label>
           <button class="primary" ?disabled=${!this.model}>Run both</button>
+          ${model && !model.workers ? html`<span>No live worker serves it; what is run waits for one.</span>` : nothing}
         </div>
         <div class="sides">${this.sides.map((side) => this.side(side, this.rules.filter((r) => served.includes(r.name))))}</div>
       </form>
