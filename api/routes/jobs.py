@@ -309,6 +309,12 @@ async def events(request: Request, job_id: str, context: ContextDep, principal: 
     return StayingStream(context, row.id, job_events(context, row, last or None), None)
 
 
+@router.get("/{job_id}/input")
+async def job_input(job_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """What the job was asked: the body as it was sent; 410 once it is purged."""
+    return {"object": "job.input", "job_id": job_id, "body": await context.jobs.body(job_id, principal.tenant)}
+
+
 @router.get("/{job_id}/result")
 async def result(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
     """The response object that the job's endpoint would have given; 409 unless the job succeeded."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Locator, Page, Route, expect
 from sqlalchemy import text
 
 from tests.browser.conftest import chromium, finished, look, sse, visit
@@ -16,6 +16,10 @@ from tests.integration.conftest import ApiProcess, Served
 from tests.integration.test_api_jobs import long_job
 
 pytestmark = pytest.mark.integration
+
+
+def answer(page: Page) -> Locator:
+    return page.locator("section").filter(has=page.get_by_role("heading", name="Answer", exact=True)).locator("pre")
 
 
 def test_overview_counts_jobs_and_workers(page: Page, served: Served) -> None:
@@ -61,7 +65,8 @@ def test_a_new_job_appears_in_the_list(page: Page, served: Served) -> None:
 def test_a_finished_job_shows_how_its_answer_came_about(page: Page, served: Served) -> None:
     job = finished(served, metadata={"team": "x"})
     visit(page, f"#/jobs/{job['id']}")
-    expect(page.locator("pre.text")).to_have_text("42")
+    expect(answer(page)).to_have_text("42")
+    expect(page.locator("section", has_text="Asked").locator("pre").first).to_have_text("What is 17 + 25?")
     expect(page.get_by_text("Attempt 1")).to_be_visible()
     expect(page.get_by_text("low_confidence")).to_be_visible()
     grid = page.get_by_role("group", name=re.compile("tokens committed"))
@@ -122,7 +127,7 @@ def test_replay_makes_another_job(page: Page, served: Served) -> None:
     visit(page, f"#/jobs/{job['id']}")
     page.get_by_role("button", name="Replay").click()
     expect(page.locator(".path")).not_to_contain_text(job["id"])
-    expect(page.locator("pre.text")).to_have_text("42")
+    expect(answer(page)).to_have_text("42")
 
 
 def test_playground_compares_two_configurations(page: Page, served: Served) -> None:
@@ -155,7 +160,8 @@ def test_html_in_a_prompt_and_in_an_answer_is_text(page: Page, served: Served) -
     shown = {**job, "result": {"choices": [{"index": 0, "message": {"content": evil}}]}}
     page.route(f"**/v1/jobs/{job['id']}", lambda route: route.fulfill(json=shown))
     visit(page, f"#/jobs/{job['id']}")
-    expect(page.locator("pre.text", has_text="onerror")).to_be_visible()
+    expect(page.locator("section", has_text="Asked").locator("pre").first).to_have_text(evil)
+    expect(answer(page)).to_have_text(evil)
     visit(page, "#/jobs")
     expect(page.get_by_text(evil).first).to_be_visible()
     assert page.locator("main img, main script").count() == 0

@@ -18,7 +18,7 @@ from shared.files import repository as files
 from shared.jobs import caretaking, repository
 from shared.jobs.status import JobStatus
 from shared.model_card import ModelCard
-from tests.integration.conftest import Jobs, Served, WorkerProcess, eventually
+from tests.integration.conftest import Jobs, Served, WorkerProcess, eventually, new_key
 from tests.integration.test_api_jobs import CHAT, QUESTION, chat_job, long_job
 
 pytestmark = pytest.mark.integration
@@ -242,6 +242,10 @@ def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     body = {"messages": [{"role": "user", "content": secret}], "stop": [secret]}
     job = submit(served, chat_job(body=body, custom_id="c"), prefer="wait=30")
     assert served.jobs.redis.exists(events_key(job["id"]))
+    asked = served.client.get(f"{job['urls']['self']}/input")
+    assert asked.json() == {"object": "job.input", "job_id": job["id"], "body": chat_job(body=body)["body"]}
+    other = {"authorization": f"Bearer {new_key(served.jobs, tenant='another')}"}
+    assert served.client.get(f"{job['urls']['self']}/input", headers=other).json()["error"]["code"] == "job_not_found"
     assert served.client.delete(job["urls"]["self"]).json() == {
         "id": job["id"],
         "object": "job.deleted",
@@ -249,6 +253,7 @@ def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     }
     assert not served.jobs.redis.exists(events_key(job["id"]))  # its texts went with it
     assert served.client.delete(job["urls"]["self"]).status_code == 200
+    assert served.client.get(f"{job['urls']['self']}/input").status_code == 410
     for method, path in [("GET", "self"), ("GET", "result"), ("GET", "events"), ("POST", "retry"), ("POST", "replay")]:
         answer = served.client.request(method, job["urls"][path])
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "job_purged"), path

@@ -13,12 +13,25 @@ export const answersOf = (result) =>
     ? result.output.flatMap((item) => item.content.map((part) => part.text))
     : (result?.choices ?? []).map((c) => c.message?.content ?? c.text ?? "");
 
+const textOf = (content) =>
+  typeof content === "string" ? content : Array.isArray(content) ? content.map((part) => part?.text ?? JSON.stringify(part)).join("\n") : JSON.stringify(content);
+
+// What was asked, as pairs of who says it and what; of a body that has no such thing, nothing.
+function asked(body) {
+  const turns = body.messages ?? body.input;
+  if (typeof turns === "string") return [["user", turns]];
+  if (Array.isArray(turns)) return turns.map((turn) => [turn?.role ?? turn?.type ?? "", textOf(turn?.content ?? turn)]);
+  const prompts = Array.isArray(body.prompt) && typeof body.prompt[0] === "string" ? body.prompt : body.prompt === undefined ? [] : [body.prompt];
+  return prompts.map((prompt, i) => [prompts.length > 1 ? `prompt ${i + 1}` : "prompt", typeof prompt === "string" ? prompt : JSON.stringify(prompt)]);
+}
+
 export class Job {
   constructor(id) {
     this.id = id;
     this.title = `Job ${id}`;
     this.job = null;
     this.attempts = [];
+    this.body = null; // what it was asked
     this.error = null;
     this.said = "";
     this.events = [];
@@ -75,6 +88,7 @@ export class Job {
     try {
       this.job = await call("GET", this.path);
       this.attempts = (await call("GET", `${this.path}/attempts`)).data;
+      this.body ??= (await call("GET", `${this.path}/input`)).body;
       this.error = null;
     } catch (error) {
       this.error = error;
@@ -131,6 +145,7 @@ export class Job {
         ${job.done ? html`<button @click=${() => this.act("replay", "")}>Replay</button>` : nothing}
       </div>
       ${job.error ? html`<p class="notice bad"><code>${job.error.code}</code>: ${job.error.message}</p>` : nothing}
+      ${this.body ? this.question(this.body) : nothing}
       <section><h2>How the answer came about</h2>${this.denoise(job)}</section>
       ${answersOf(job.result).map((text, i, all) => html`<section><h2>Answer${all.length > 1 ? ` ${i + 1}` : ""}</h2><pre class="text">${text}</pre></section>`)}
       <section><h2>Time</h2>${this.timing(job)}</section>
@@ -158,6 +173,11 @@ export class Job {
       ${job.done ? html`<section><h2>Webhooks</h2>${this.deliveries.render()}</section>` : nothing}
       <section><details><summary>Events (${number(this.heard)}${this.heard > EVENTS_SHOWN ? `, the last ${EVENTS_SHOWN} shown` : ""})</summary>
         <ol class="events">${this.events.map((e) => html`<li><b>${e.type}</b> <code>${JSON.stringify(e.type === "done" ? { status: e.data.status } : e.data).slice(0, 300)}</code></li>`)}</ol></details></section>`;
+  }
+
+  question(body) {
+    return html`<section><h2>Asked</h2>${asked(body).map(([who, words]) => html`<small>${who}</small><pre class="text tall" tabindex="0">${words}</pre>`)}
+      <details><summary>The whole request</summary><pre class="text tall" tabindex="0">${JSON.stringify(body, null, 2)}</pre></details></section>`;
   }
 
   // The batch or the evaluation that it is a part of.
