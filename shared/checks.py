@@ -19,6 +19,11 @@ def integer(value: Any, param: str, low: int, high: int | None) -> int:
     return value
 
 
+def plain(value: float) -> str:
+    """A bound as people write it: 2592000, not 2.592e+06."""
+    return f"{value:.0f}" if abs(value) < 1e15 and value == int(value) else f"{value:g}"
+
+
 def number(value: Any, param: str, low: float, high: float, *, open_low: bool = False) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidParameter(f"{param} must be a number", param=param)
@@ -27,7 +32,7 @@ def number(value: Any, param: str, low: float, high: float, *, open_low: bool = 
     except OverflowError:
         real = math.inf
     if not math.isfinite(real) or real > high or real < low or (open_low and real == low):
-        bounds = f"{'above' if open_low else 'from'} {low:g} {'and at most' if open_low else 'to'} {high:g}"
+        bounds = f"{'above' if open_low else 'from'} {plain(low)} {'and at most' if open_low else 'to'} {plain(high)}"
         raise InvalidParameter(f"{param} must be {bounds}", param=param)
     return real
 

@@ -20,8 +20,21 @@ def _finite(text: str) -> float:
     return value
 
 
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                param = name[:80] if name and name.isprintable() else "body"
+                raise InvalidBody(f"{name[:80]!r} stands twice in one object", param=param)
+            seen.add(name)
+    return found
+
+
 def parse_json(raw: bytes) -> Any:
-    """Strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, bounded nesting.
+    """Strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, no name twice in
+    one object, bounded nesting.
 
     Raises:
         InvalidBody: says what and where; `param` is `body` or the field's name.
@@ -31,7 +44,7 @@ def parse_json(raw: bytes) -> Any:
     except UnicodeDecodeError as exc:
         raise InvalidBody(f"the body is not UTF-8 at byte {exc.start}", param="body", code="invalid_utf8") from exc
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError as exc:
         raise InvalidBody("the body is nested too deeply", param="body") from exc
     except ValueError as exc:

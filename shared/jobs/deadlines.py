@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from shared.checks import plain
 from shared.errors import InvalidParameter, UnknownParameter
 
 FIELDS = ("start_by", "complete_by", "max_run_seconds", "retain_for")
@@ -87,5 +88,5 @@ def _seconds(given: dict[str, Any], name: str, longest: float) -> float | None:
     value, param = given[name], f"deadlines.{name}"
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not 0 < number <= longest:
-        raise InvalidParameter(f"{param} must be seconds above 0 and at most {longest:g}", param=param)
+        raise InvalidParameter(f"{param} must be seconds above 0 and at most {plain(longest)}", param=param)
     return float(number)

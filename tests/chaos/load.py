@@ -311,7 +311,7 @@ class Load:
             return self._clients.count("unexpected: no batch") if made is not None else None
         batch = made.json()
         if rng.random() < 0.15:
-            await asyncio.sleep(rng.uniform(0, 3))
+            await asyncio.sleep(rng.choice((0.0, rng.uniform(0, 3))))  # half of them before the lines are checked
             await ask(rng, tenant, "POST", f"/v1/batches/{batch['id']}/cancel")
         while batch["status"] not in ("completed", "failed", "expired", "cancelled"):
             await asyncio.sleep(rng.uniform(0.5, 1.5))

@@ -53,6 +53,7 @@ def test_any_bytes_are_json_or_an_error_that_says_what(raw: bytes) -> None:
         (b'{"a": -Infinity}', "invalid_json", "body"), (b'{"a": 1e999}', "invalid_json", "body"),
         (b"[" * 200_000, "invalid_json", "body"), (b"9" * 5000, "invalid_json", "body"),
         (b'"\\u0000"', "invalid_characters", "body"), (b'{"a": {"b": ["x", "\\ud800"]}}', "invalid_characters", "a.b[1]"),
+        (b'{"a": {"b": 1, "c": 2, "b": 1}}', "invalid_json", "b"), (b'[{"\\ud800": 1, "\\ud800": 2}]', "invalid_json", "body"),
         (b'{"a\\u0000": 1}', "invalid_characters", "body"), (b'{"a": {"b\\udfff": 1}}', "invalid_characters", "a"),
     ],
     ids=lambda value: str(value)[:30],
