@@ -157,6 +157,8 @@ class BatchService:
             expires_at = (await session.execute(repository.reopen(batch_id))).scalar_one_or_none()
             if expires_at is None:
                 message = f"the batch is {row.status}; lines are retried while it is in progress or once it is over"
+                if row.total is None:
+                    message = f"the batch is {row.status}, and none of its lines has been accepted"
                 raise Conflict(message, code="batch_not_retriable")
             lines, tokens = (await session.execute(repository.to_retry(batch_id))).one()
             if not lines:

@@ -418,6 +418,9 @@ def test_a_batch_cancelled_before_its_lines_were_accepted_ends_without_files(
     ended = over(client, batch.id, seconds=20)
     assert (ended.status, ended.request_counts.total, ended.vdiff["stored"]) == ("cancelled", 0, 0)
     assert (ended.output_file_id, ended.error_file_id, ended.outcome) == (None, None, None)
+    answer = httpx.post(f"{api.url}/v1/batches/{batch.id}/retry_failed")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (409, "batch_not_retriable")
+    assert "none of its lines has been accepted" in answer.json()["error"]["message"]
     assert client.files.delete(file.id).deleted
 
 
