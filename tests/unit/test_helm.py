@@ -1,6 +1,6 @@
 """Helm's own rendering of the chart, where its library is installed (`make test-helm`): the standalone files, byte for byte.
 
-`test_kubernetes.py` renders it without Helm, by the few words that `chart.py` understands; here both make the same of them.
+`test_chart.py` renders it without Helm, by the few words that `chart.py` understands; here both make the same of them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.unit import chart as ours
-from tests.unit.test_kubernetes import LEVEL, PARTS, PLACED, TOKEN
+from tests.unit.test_chart import LEVEL, PARTS, PLACED, TOKEN
 
 ROOT = Path(__file__).resolve().parents[2]
 CHART = ours.CHART
