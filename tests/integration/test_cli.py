@@ -275,6 +275,21 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(served: Served, vdiff: Run, t
             assert vdiff("batch", "get", batch["id"], "--wait")[0] == 0
 
 
+def test_ids_on_a_terminal_have_lines_of_their_own(served: Served, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('"What is 17 + 25?"\n{"prompt": ""}\n' * 4)
+    terminal = OnTerminal(served, "submit", "--file", str(prompts))
+    try:
+        terminal.shows("prompt 8: ")
+        assert terminal.process.wait(30) == 1
+    finally:
+        terminal.close()
+    lines = terminal.screen.replace("\r", "\n").split("\n")
+    ids = [line for line in lines if "job_" in line]
+    assert len(ids) == 4 and all(re.fullmatch(r"job_[a-z0-9]+", line) for line in ids), terminal.screen
+    assert len([line for line in lines if re.match(r"prompt \d: ", line)]) == 4
+
+
 def test_models_and_a_chat_without_a_terminal(vdiff: Run) -> None:
     code, out, _ = vdiff("models")
     assert code == 0 and out.splitlines()[1].split()[:3] == ["vdiff-tiny", "1", "4"] and "threshold" in out

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import InvalidParameter
+from vdiff.cli.output import aside
 
 if TYPE_CHECKING:
     from vdiff.client import Client
@@ -85,7 +86,7 @@ class Waits:
             if seconds < SAID_FROM_SECONDS or now < self._until:
                 return
             self._until = now + seconds
-        typer.echo(f"waiting {seconds:.0f} s: {why}", err=True)
+        aside(f"waiting {seconds:.0f} s: {why}")
 
 
 def pairs(values: list[str] | None, option: str) -> dict[str, str]:

@@ -36,6 +36,11 @@ def write(text: str) -> None:
     typer.echo(visible(text) if sys.stdout.isatty() else text, color=True)  # else it takes escape sequences out
 
 
+def aside(text: str) -> None:
+    """A line on stderr; by print, because typer's echo goes past a bar that is drawn there and lands in its line."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def fact(name: str, value: object, style: str = "") -> None:
     """A line of what `show` commands tell: the name, padded, and the value."""
     console().print(Text.assemble(f"{name:<10}", (visible(str(value)), style)), soft_wrap=True)

@@ -31,7 +31,7 @@ from vdiff.cli.connect import (
     require_writable,
 )
 from vdiff.cli.options import LINES, AsJson, examples
-from vdiff.cli.output import detached, write
+from vdiff.cli.output import aside, detached, write
 
 if TYPE_CHECKING:
     from vdiff.client import Client, Outcome
@@ -151,11 +151,14 @@ def _queue(client: Client, prompts: list[Any], key: str, options: dict[str, Any]
 
     failed = 0
     again = f"the same command with --idempotency-key {key}"
-    with detached(again), Bar("submitted", total=len(prompts)) as bar, ThreadPoolExecutor(SUBMITTERS) as pool:
+    bar = Bar(
+        "submitted", total=len(prompts), shown=not sys.stdout.isatty()
+    )  # there the ids themselves show how far it is
+    with detached(again), bar, ThreadPoolExecutor(SUBMITTERS) as pool:
         for number, got in enumerate(pool.map(put, enumerate(prompts)), 1):
             if isinstance(got, ApiError):
                 failed += 1
-                typer.echo(f"prompt {number}: {got.message}", err=True)
+                aside(f"prompt {number}: {got.message}")
             else:
                 typer.echo(json.dumps(got.raw) if as_json else got.id)
             bar.update(number, failed, len(prompts))
