@@ -339,3 +339,15 @@ def test_a_keyboard_reaches_everything(page: Page, served: Served) -> None:
         expect(page.get_by_role("link", name=name, exact=True).first).to_be_focused()
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Jobs", level=1)).to_be_visible()
+
+
+def test_a_large_request_is_cut_where_it_is_shown(page: Page, served: Served) -> None:
+    job = finished(served)
+    content = [{"type": "text", "text": "a" * 100_000}, {"type": "text", "text": "tail"}]
+    body = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]}
+    page.route(f"**/v1/jobs/{job['id']}/input", lambda route: route.fulfill(json={"body": body}))
+    visit(page, f"#/jobs/{job['id']}")
+    turns = page.locator("section", has_text="Asked").locator("> pre")
+    expect(turns.first).to_have_text("Be brief.")
+    expect(turns.nth(1)).to_contain_text("… and 5 characters more")
+    expect(page.get_by_text("tail")).to_have_count(0)

@@ -7,6 +7,8 @@ import { DenoiseView, Trace } from "./denoise.js";
 import { changed, connection, duration, facts, failure, html, moment, nothing, number, status } from "./ui.js";
 
 const EVENTS_SHOWN = 200;
+const TURNS_SHOWN = 200;
+const INPUT_SHOWN = 100_000; // characters of a text
 
 export const answersOf = (result) =>
   result?.output
@@ -25,13 +27,21 @@ function asked(body) {
   return prompts.map((prompt, i) => [prompts.length > 1 ? `prompt ${i + 1}` : "prompt", typeof prompt === "string" ? prompt : JSON.stringify(prompt)]);
 }
 
+const short = (text) => (text.length > INPUT_SHOWN ? `${text.slice(0, INPUT_SHOWN)}… and ${number(text.length - INPUT_SHOWN)} characters more` : text);
+
+// Made once, as a page is drawn often and a request may be large.
+const inputOf = (body) => ({
+  turns: asked(body).slice(0, TURNS_SHOWN).map(([who, words]) => [who, short(words)]),
+  whole: short(JSON.stringify(body, null, 2)),
+});
+
 export class Job {
   constructor(id) {
     this.id = id;
     this.title = `Job ${id}`;
     this.job = null;
     this.attempts = [];
-    this.body = null; // what it was asked
+    this.input = null; // what it was asked, as texts
     this.error = null;
     this.said = "";
     this.events = [];
@@ -88,7 +98,7 @@ export class Job {
     try {
       this.job = await call("GET", this.path);
       this.attempts = (await call("GET", `${this.path}/attempts`)).data;
-      this.body ??= (await call("GET", `${this.path}/input`)).body;
+      this.input ??= inputOf((await call("GET", `${this.path}/input`)).body);
       this.error = null;
     } catch (error) {
       this.error = error;
@@ -145,7 +155,7 @@ export class Job {
         ${job.done ? html`<button @click=${() => this.act("replay", "")}>Replay</button>` : nothing}
       </div>
       ${job.error ? html`<p class="notice bad"><code>${job.error.code}</code>: ${job.error.message}</p>` : nothing}
-      ${this.body ? this.question(this.body) : nothing}
+      ${this.input ? this.question(this.input) : nothing}
       <section><h2>How the answer came about</h2>${this.denoise(job)}</section>
       ${answersOf(job.result).map((text, i, all) => html`<section><h2>Answer${all.length > 1 ? ` ${i + 1}` : ""}</h2><pre class="text">${text}</pre></section>`)}
       <section><h2>Time</h2>${this.timing(job)}</section>
@@ -175,9 +185,9 @@ export class Job {
         <ol class="events">${this.events.map((e) => html`<li><b>${e.type}</b> <code>${JSON.stringify(e.type === "done" ? { status: e.data.status } : e.data).slice(0, 300)}</code></li>`)}</ol></details></section>`;
   }
 
-  question(body) {
-    return html`<section><h2>Asked</h2>${asked(body).map(([who, words]) => html`<small>${who}</small><pre class="text tall" tabindex="0">${words}</pre>`)}
-      <details><summary>The whole request</summary><pre class="text tall" tabindex="0">${JSON.stringify(body, null, 2)}</pre></details></section>`;
+  question({ turns, whole }) {
+    return html`<section><h2>Asked</h2>${turns.map(([who, words]) => html`<small>${who}</small><pre class="text tall" tabindex="0">${words}</pre>`)}
+      <details><summary>The whole request</summary><pre class="text tall" tabindex="0">${whole}</pre></details></section>`;
   }
 
   // The batch or the evaluation that it is a part of.
