@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from tests.unit.engine.golden_cases import ALL
 from tests.unit.engine.test_golden import check, submit
 from worker.engine import loader
 from worker.engine.batch import Pass
-from worker.engine.models.graphs import record
+from worker.engine.models.graphs import CudaRecorder, record
 from worker.engine.models.moe import MoE
 from worker.engine.models.transformer import Transformer
 
@@ -122,6 +123,51 @@ def test_graphs_that_do_not_work_are_not_used() -> None:
         assert "CUDA device, not cpu" in str(record(model))
     finally:
         engine.shutdown()
+
+
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.cuda.graph, which ends a failed capture by an exception, does not give the stream back."""
+    current: list[Any] = ["default"]
+    made: list[object] = []
+    modes: list[str] = []
+
+    class Stream:
+        def __init__(self) -> None:
+            made.append(self)
+
+        def wait_stream(self, other: object) -> None: ...
+
+    @contextlib.contextmanager
+    def stream(to: Any) -> Any:
+        before = current[0]
+        current[0] = to
+        try:
+            yield
+        finally:
+            current[0] = before
+
+    @contextlib.contextmanager
+    def graph(graph: object, *, pool: object, capture_error_mode: str) -> Any:
+        modes.append(capture_error_mode)
+        current[0] = "capturing"
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    class Default(str):
+        def wait_stream(self, other: object) -> None: ...
+
+    current[0] = Default("default")
+    for name, fake in (
+        ("Stream", Stream), ("stream", stream), ("graph", graph), ("CUDAGraph", object),
+        ("current_stream", lambda: current[0]), ("graph_pool_handle", tuple), ("device", lambda of: contextlib.nullcontext()),
+    ):  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    recorder = CudaRecorder(torch.device("cuda", 0))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="previous error"):
+            recorder(lambda: None)
+        assert current[0] == "default"
+    assert (len(made), modes) == (1, ["thread_local"] * 2)
 
 
 def test_experts_that_wait_for_the_host_are_not_recorded() -> None:

@@ -69,8 +69,8 @@ def best(score: Tensor, count: int) -> Tensor:
 def best_of(given: RuleInput, count: int, score: Tensor | None = None) -> Tensor:
     """Indices of the `count` most confident candidates; of equals those that torch.topk takes, as in the published programs.
 
-    Which those are depends on where they stand in the row that is ranked. Confidences are equal where guidance or top_k makes
-    them 1.
+    Which those are depends on where they stand in the row that is ranked. Confidences are equal where guidance, top_k or
+    top_p makes them 1.
     """
     score = given.confidence if score is None else score
     order = score.sort(descending=True, stable=True).indices

@@ -62,7 +62,7 @@ class _Dream(Rule):
         score = self.score(given)
         if given.params.alg_temp:
             score = score.double() / given.params.alg_temp + gumbel(given.uniform(1).double())
-        return best(score, given.quota)
+        return best_of(given, given.quota, score)
 
 
 class MaskgitPlus(_Dream):
