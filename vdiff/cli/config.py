@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import SecretStr
-from sqlalchemy.engine import make_url
 
 from shared.errors import ConfigurationError
 from shared.settings import PREFIX, Settings, is_loopback
@@ -23,6 +22,8 @@ def shown(name: str, value: Any) -> Any:
     if isinstance(value, SecretStr):
         return "***"
     if name.endswith("_url") and value:
+        from sqlalchemy.engine import make_url
+
         return make_url(value).render_as_string(hide_password=True)
     return str(value) if isinstance(value, Path) else value
 

@@ -6,15 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from sqlalchemy.exc import OperationalError, ProgrammingError
 
-from shared.db.session import Database, ReadSession
+from shared.checks import plain
 from shared.errors import ConfigurationError, Conflict, InvalidParameter, NotFound, VDiffError
 from shared.ids import new_id
-from shared.keys import repository, tokens
+from shared.keys import tokens
 from shared.keys.principal import DEFAULT_SCOPES, Scope
 from shared.keys.requests import GRACE_SECONDS_MAX, LIMIT_MAX, WEIGHT_MAX, name_of, tenant_of
 from shared.settings import load_settings
@@ -22,6 +21,9 @@ from shared.webhooks.secrets import new_secret
 from vdiff.cli.options import AsJson, examples
 from vdiff.cli.output import Listing
 from vdiff.local import with_local_services
+
+if TYPE_CHECKING:
+    from shared.db.session import Database, ReadSession
 
 app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
 DEFAULT_GRACE_SECONDS = 24 * 3600.0
@@ -32,6 +34,10 @@ _SHOWN = ("id", "name", "tenant", "scopes", "weight", "requests_per_minute", "ma
 
 @contextmanager
 def _database() -> Iterator[Database]:
+    from sqlalchemy.exc import OperationalError, ProgrammingError
+
+    from shared.db.session import Database
+
     database = Database(with_local_services(load_settings()).require_database_url(), pool_size=1)
     try:
         yield database
@@ -67,6 +73,8 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is stored."""
+    from shared.keys import repository
+
     name_of(name)
     if tenant is not None:
         tenant_of(tenant)
@@ -91,6 +99,8 @@ def create(
 @app.command("list", epilog=examples("vdiff keys list", "vdiff keys list --json | jq .id"))
 def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False) -> None:
     """All keys, revoked ones too; never the keys themselves."""
+    from shared.keys import repository
+
     with _database() as database, database.read() as session:
         rows = session.execute(repository.all_keys()).all()
     if as_json:
@@ -110,6 +120,8 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON obj
 @app.command(epilog=examples("vdiff keys revoke key_01k..."))
 def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")], as_json: AsJson = False) -> None:
     """End a key for good; API processes notice within a second. Its jobs stay."""
+    from shared.keys import repository
+
     with _database() as database, database.write() as session:
         if session.execute(repository.revoke(key_id)).one_or_none() is None:
             raise _why_not(session, key_id)
@@ -123,17 +135,21 @@ def rotate(
     as_json: AsJson = False,
 ) -> None:
     """Print a new key for the same id, tenant and limits; the old one goes on for a day."""
+    from shared.keys import repository
+
     _between("--grace-seconds", grace_seconds, 0, GRACE_SECONDS_MAX)
     key = tokens.new_key(key_id)
     with _database() as database, database.write() as session:
         statement = repository.rotate(key_id, key_hash=tokens.hash_key(key), grace_seconds=grace_seconds)
         if session.execute(statement).one_or_none() is None:
             raise _why_not(session, key_id)
-    typer.echo(f"{key_id}: the old key ends in {grace_seconds:g} s; the new one, not shown again:", err=True)
+    typer.echo(f"{key_id}: the old key ends in {plain(grace_seconds)} s; the new one, not shown again:", err=True)
     typer.echo(json.dumps({"id": key_id, "key": key}) if as_json else key)
 
 
 def _why_not(session: ReadSession, key_id: str) -> VDiffError:
+    from shared.keys import repository
+
     if session.execute(repository.get(key_id)).one_or_none() is None:
         return NotFound(f"no key {key_id!r}; `vdiff keys list` has all", param="key_id")
     return Conflict(f"{key_id} was revoked before", param="key_id")
@@ -142,7 +158,7 @@ def _why_not(session: ReadSession, key_id: str) -> VDiffError:
 def _between(option: str, value: float, low: float, high: float) -> None:
     """Raises InvalidParameter; NaN is not between."""
     if not low <= value <= high:
-        raise InvalidParameter(f"{option} must be from {low:g} to {high:g}", param=option)
+        raise InvalidParameter(f"{option} must be from {plain(low)} to {plain(high)}", param=option)
 
 
 def _plain(value: Any) -> Any:
