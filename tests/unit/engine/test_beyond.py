@@ -199,9 +199,13 @@ def test_an_end_token_cuts_an_answer_and_changes_nothing_before_it(
             engine.submit("whole", prompt, greedy(32, **asked), listener=events.append).result(60).outputs[0].token_ids
         )
         order = {position: event.step for event in events for position in event.positions}
-        for at in sorted({whole.index(token) for token in whole}):
+        cuts = {
+            at: engine.submit(f"cut-{at}", prompt, greedy(32, **asked, stop_token_ids=(whole[at],)))
+            for at in sorted({whole.index(token) for token in whole})
+        }
+        for at, handle in cuts.items():
             early += any(order[before] > order[at] for before in range(at))
-            cut = engine.submit("cut", prompt, greedy(32, **asked, stop_token_ids=(whole[at],))).result(60).outputs[0]
+            cut = handle.result(60).outputs[0]
             assert (cut.token_ids, cut.finish_reason) == (whole[:at], "stop")
     assert early or algorithm in ("apd",)
 
