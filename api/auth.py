@@ -97,9 +97,9 @@ class Authenticator:
         key_id = tokens.key_id_of(key)
         if key_id is None:
             return None
-        row = self._trusted(key_id) or await self._read(key_id)
-        if row is not None and not _accepts(row, key):
-            row = await self._read(key_id)  # it may have been rotated since
+        row = self._trusted(key_id)
+        if row is None or not _accepts(row, key):
+            row = await self._read(key_id)  # not read lately, or rotated since
         if row is None or not _accepts(row, key):
             return None
         return Principal(row.tenant, frozenset(row.scopes), self.limits_of(row._mapping), row.id)

@@ -70,11 +70,10 @@ def _kind_ends(kind: Any, node: Mapping[str, Any], finite: Set[str]) -> bool:
 
 def _object_ends(node: Mapping[str, Any], finite: Set[str]) -> bool:
     given = node.get("properties")
-    properties = given if isinstance(given, Mapping) else {}
+    ends = {name: _ends(inner, finite) for name, inner in (given.items() if isinstance(given, Mapping) else ())}
     others = "patternProperties" in node or _ends(node.get("additionalProperties", True), finite)
-    required = (_ends(properties[name], finite) if name in properties else others for name in _list(node, "required"))
-    some = sum(_ends(inner, finite) for inner in properties.values())
-    return all(required) and (others or some >= _count(node, "minProperties"))
+    required = (ends.get(name, others) for name in _list(node, "required"))
+    return all(required) and (others or sum(ends.values()) >= _count(node, "minProperties"))
 
 
 def _array_ends(node: Mapping[str, Any], finite: Set[str]) -> bool:

@@ -31,9 +31,7 @@ class RuleInput:
     divergence: Tensor | None = None  # [n], KL from the distribution of the step before; inf where there was none
     masked: Tensor | None = None  # [n] bool, for rules that also see committed tokens
     changed: Tensor | None = None  # [n] bool: the chosen token differs from the one that stands there
-    row: tuple[int, int] | None = (
-        None  # what the published program ranks: where position 0 stands in it, and its length
-    )
+    row: tuple[int, int] | None = None  # of what the published program ranks: where position 0 stands, and the length
     slack: float = 0.0  # how far below the best confidence one still counts as equal to it
     memory: dict[str, Any] = field(default_factory=dict)  # the rule's own, for the open block
 
