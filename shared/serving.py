@@ -27,6 +27,7 @@ from sqlalchemy.dialects.postgresql import insert
 from shared.db.expressions import seconds
 from shared.db.tables import Model, Worker, WorkerFailure
 from shared.model_card import ModelCard
+from shared.strict_json import storable
 
 MODELS = cast(Table, Model.__table__)
 WORKERS = cast(Table, Worker.__table__)
@@ -128,7 +129,7 @@ def record_failure(*, hostname: str, model: str, code: str, message: str, pid: i
     """A worker could not load its model; a supervisor that tries again and again counts up one row."""
     values = {
         "code": code,
-        "message": message[:FAILURE_MESSAGE_MAX].replace("\x00", ""),
+        "message": storable(message[:FAILURE_MESSAGE_MAX]),
         "pid": pid,
         "version": version,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import InvalidBody
@@ -71,11 +72,35 @@ def _check_characters(value: Any) -> None:
 
 
 def storable(value: Any) -> Any:
-    """The value without NUL characters and lone surrogates, which PostgreSQL's jsonb cannot hold."""
+    """Return the value without NUL characters and lone surrogates, which PostgreSQL refuses.
+
+    Keys are cleaned too. Keys that differed before stay apart: the later one gets U+FFFD appended.
+    """
     if isinstance(value, str):
         return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, dict):
-        return {key: storable(item) for key, item in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, Mapping):
+        made: dict[Any, Any] = {}
+        for key, item in value.items():
+            name = storable(key)
+            while name in made:
+                name += "\ufffd"
+            made[name] = storable(item)
+        return made
+    if isinstance(value, list | tuple):
         return [storable(item) for item in value]
     return value
+
+
+class NotStorable(ValueError):
+    """A value that no column can hold."""
+
+
+def require_storable(value: Any, *, most_bytes: int) -> None:
+    """Raise NotStorable if the value is not JSON or takes more than `most_bytes` as JSON text."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        size = len(text.encode("utf-8"))
+    except (TypeError, ValueError, RecursionError) as exc:
+        raise NotStorable(f"it is not JSON: {exc}") from exc
+    if size > most_bytes:
+        raise NotStorable(f"it takes {size} bytes, more than {most_bytes}")

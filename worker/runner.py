@@ -2,7 +2,8 @@
 
 Only the row decides. A message whose row cannot be claimed (a duplicate, or cancelled) is done at once; an end whose
 fence does not match any more (the lease ran out, or the worker drained) is dropped and logged. While PostgreSQL is away
-the end is recorded again and again, as long as a lease lasts.
+the end is recorded again and again, as long as a lease lasts. An end whose values PostgreSQL refuses fails the job at
+once with `result_not_stored`: another attempt would compute the same values.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ import stamina
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Row, Select
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, StatementError
 
 from shared import tracing
-from shared.db.session import Database
+from shared.db.session import Database, is_refusal
 from shared.diffusion_params import shown_diffusion
 from shared.errors import EngineError, VDiffError
 from shared.events import Event
@@ -30,7 +31,7 @@ from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.steps import StepLog
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
 from shared.sampling_params import SamplingParams
-from shared.strict_json import storable
+from shared.strict_json import NotStorable, require_storable, storable
 from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
@@ -92,7 +93,7 @@ class Runner:
         self._counters = counters
         self._accepts = accepts
         self._revision = revision
-        self._token_text = lru_cache(TOKEN_TEXTS)(token_text)
+        self._token_text = lru_cache(TOKEN_TEXTS)(lambda token: str(storable(token_text(token))))
         self._keep_steps_tokens = keep_steps_tokens
         self.on_claim: Callable[[], None] = lambda: None
 
@@ -187,9 +188,33 @@ class Runner:
         if held.reason in (StopReason.LOST, StopReason.DRAINED):
             log.info("attempt_dropped", reason=held.reason.value)
             return
+        try:
+            moved = self._write(self._end(job, held, output, error, elapsed_ms, log), log)
+        except Exception as exc:
+            # The result cannot be built or stored. Left alone, the lease would run out and the worker would be blamed.
+            error = _not_stored(exc)
+            known = isinstance(exc, NotStorable)
+            log.error(
+                "end_refused", code=error.code, error=type(exc).__name__, reason=error.message, exc_info=not known
+            )
+            moved = self._write(_bare_end(job, held, error), log)
+        if moved is None:
+            return
+        self._after(job, moved, output, error, elapsed_ms, log)
+
+    def _end(
+        self,
+        job: Row[Any],
+        held: Held,
+        output: RequestOutput | None,
+        error: VDiffError | None,
+        elapsed_ms: float,
+        log: Any,
+    ) -> Select[Any]:
+        """Return the statement that ends the attempt. Raises NotStorable, and whatever building a result raises."""
         if held.reason in (StopReason.CANCELLED, StopReason.EXPIRED):
             cancelled = held.reason is StopReason.CANCELLED
-            statement = repository.finish(
+            return repository.finish(
                 job.id,
                 job.attempt,
                 JobStatus.CANCELLED if cancelled else JobStatus.EXPIRED,
@@ -198,36 +223,37 @@ class Runner:
                 progress=held.progress,
                 steps=self._kept(held),
             )
-        elif error is not None:
+        if error is not None:
             log.warning("attempt_failed", code=error.code, error=type(error).__name__, retryable=error.retryable)
-            described = {
-                "code": error.code,
-                "message": storable(error.message),
-                "param": error.param,
-                "retryable": error.retryable,
-            }
             if error.retryable:
-                statement = repository.fail_attempt(job.id, job.attempt, error=described)
-            else:
-                statement = repository.finish(job.id, job.attempt, JobStatus.FAILED, error=described)
-        else:
-            assert output is not None
-            numbers = report(job, output, elapsed_ms)
-            result = storable(result_of(job, output, numbers, self._engine))
-            statement = repository.finish(
-                job.id,
-                job.attempt,
-                JobStatus.SUCCEEDED,
-                result=result,
-                usage=usage_of(result),
-                timing=numbers["timing"],
-                diffusion=numbers["diffusion"],
-                progress=held.progress,
-                steps=self._kept(held),
-            )
-        moved = self._write(statement, log)
-        if moved is None:
-            return
+                return repository.fail_attempt(job.id, job.attempt, error=_described(error))
+            return repository.finish(job.id, job.attempt, JobStatus.FAILED, error=_described(error))
+        assert output is not None
+        numbers = report(job, output, elapsed_ms)
+        result = storable(result_of(job, output, numbers, self._engine))
+        require_storable(result, most_bytes=repository.RESULT_BYTES_MAX)
+        return repository.finish(
+            job.id,
+            job.attempt,
+            JobStatus.SUCCEEDED,
+            result=result,
+            usage=usage_of(result),
+            timing=numbers["timing"],
+            diffusion=numbers["diffusion"],
+            progress=held.progress,
+            steps=self._kept(held),
+        )
+
+    def _after(
+        self,
+        job: Row[Any],
+        moved: Row[Any],
+        output: RequestOutput | None,
+        error: VDiffError | None,
+        elapsed_ms: float,
+        log: Any,
+    ) -> None:
+        """Count an end that is committed, announce it, and push the job again where it went back to the queue."""
         tracing.note(outcome=moved.status, error=None if error is None else error.code)
         self._count(moved.status, output, elapsed_ms)
         algorithm = job.params["diffusion"]["algorithm"]
@@ -244,10 +270,14 @@ class Runner:
             log.warning("push_failed", error=type(exc).__name__)  # the sweeper does it
 
     def _write(self, statement: Select[Any], log: Any) -> Row[Any] | None:
-        """Execute a fenced move; None when the attempt is not ours any more, or PostgreSQL stayed away too long."""
+        """Execute a fenced move; None when the attempt is not ours any more, or PostgreSQL stayed away too long.
+
+        Raises:
+            NotStorable: PostgreSQL or its driver refuses the values.
+        """
         try:
             for attempt in stamina.retry_context(
-                on=(OperationalError, InterfaceError),
+                on=_is_worth_another_try,
                 attempts=None,
                 timeout=self._lease_seconds,
                 wait_initial=0.1,
@@ -255,7 +285,9 @@ class Runner:
             ):
                 with attempt, tracing.span("vdiff.record"), self._database.write() as session:
                     row = session.execute(statement).one_or_none()
-        except SQLAlchemyError as exc:
+        except (SQLAlchemyError, TypeError, ValueError) as exc:
+            if is_refusal(exc):
+                raise NotStorable(f"PostgreSQL refuses it: {_reason(exc)}") from exc
             # The lease runs out and the sweeper gives the job to somebody else.
             log.error("end_not_recorded", error=type(exc).__name__)
             return None
@@ -344,6 +376,38 @@ class Runner:
                 prompt_tokens=output.metrics.prompt_tokens,
                 job_forwards=output.metrics.forwards,
             )
+
+
+def _is_worth_another_try(exc: Exception) -> bool:
+    return isinstance(exc, OperationalError | InterfaceError) and not is_refusal(exc)
+
+
+def _reason(exc: Exception) -> str:
+    """Return the first line of the server's or the driver's message, without the statement and its values."""
+    told = str(exc.orig if isinstance(exc, StatementError) else exc).strip().splitlines()
+    return told[0][:200] if told else type(exc).__name__
+
+
+def _described(error: VDiffError) -> dict[str, Any]:
+    """Return the error as a job's row holds it."""
+    told = {"code": error.code, "message": error.message, "param": error.param, "retryable": error.retryable}
+    cleaned: dict[str, Any] = storable(told)
+    return cleaned
+
+
+def _bare_end(job: Row[Any], held: Held, error: VDiffError) -> Select[Any]:
+    """Return the statement that ends an attempt with nothing that the model or the engine wrote."""
+    if held.reason is StopReason.CANCELLED:
+        return repository.finish(job.id, job.attempt, JobStatus.CANCELLED, error=repository.CANCELLED_ERROR)
+    if held.reason is StopReason.EXPIRED:
+        return repository.finish(job.id, job.attempt, JobStatus.EXPIRED, error=held.expired)
+    return repository.finish(job.id, job.attempt, JobStatus.FAILED, error=_described(error))
+
+
+def _not_stored(exc: Exception) -> VDiffError:
+    told = repository.RESULT_NOT_STORED_ERROR
+    reason = str(exc) if isinstance(exc, NotStorable) else f"building it raised {type(exc).__name__}"
+    return VDiffError(f"{told['message']}: {reason}"[:500], code=str(told["code"]))
 
 
 def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, DisconnectionError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -125,8 +125,27 @@ def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
 _PASSING = ("08", "0A", "25", "28", "3D", "40", "53", "55", "57", "58", "F0")
 
 
+# Classes of SQLSTATE of values that no later try can store: bad data, a constraint, a limit of the server (a row too long).
+_REFUSALS = ("22", "23", "54")
+
+
+def is_refusal(exc: Exception) -> bool:
+    """Return whether the values of a statement cannot be stored at all, by the server or by the driver.
+
+    The same statement with the same values fails again, wherever it is executed.
+    """
+    if isinstance(exc, DBAPIError):
+        state = getattr(exc.orig, "sqlstate", None)
+        # Without a state the driver refused the value itself, a NUL character for instance.
+        return isinstance(exc, DataError) if state is None else str(state)[:2] in _REFUSALS
+    # SQLAlchemy wraps what a bind processor raises; an encoder's own error comes as it is.
+    return isinstance(exc.orig if isinstance(exc, StatementError) else exc, TypeError | ValueError)
+
+
 def is_outage(exc: Exception) -> bool:
     """Whether the database was away or busy, so that the same may succeed later; else it refused what we said: our bug."""
+    if is_refusal(exc):
+        return False
     if not isinstance(exc, DBAPIError):
         return isinstance(exc, DisconnectionError | PoolTimeout | OSError)
     state = getattr(exc.orig, "sqlstate", None)

@@ -63,6 +63,13 @@ WORKER_LOST_ERROR = {
     "param": None,
     "retryable": True,
 }
+RESULT_NOT_STORED_ERROR = {
+    "code": "result_not_stored",
+    "message": "the job ran, but its result cannot be stored",
+    "param": None,
+    "retryable": False,
+}
+RESULT_BYTES_MAX = 64 * 1024 * 1024  # of a result as JSON text
 
 START_BY_ERROR = {
     "code": "start_by_passed",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -10,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.events import Event
+from shared.jobs.steps import unpacked
 from shared.sampling_params import SamplingParams
-from shared.strict_json import storable
+from shared.strict_json import NotStorable, require_storable, storable
 from worker import relay
 from worker.engine.outputs import StepEvent
 from worker.engine.state import EngineState, HealthStatus
@@ -194,6 +196,36 @@ def test_counters_add_up_over_threads() -> None:
 def test_what_jsonb_cannot_hold_is_replaced() -> None:
     value = {"a": ["x\x00y", {"b": "z\ud800"}], "n": 1, "t": None}
     assert storable(value) == {"a": ["x\ufffdy", {"b": "z?"}], "n": 1, "t": None}
+    # Keys are model text too (`top_logprobs` of completions); those that differed stay apart.
+    tops = {"x\x00": -1.0, "x\ufffd": -2.0, "\ud800": -3.0}
+    assert storable({"top": ({"t": tops},)}) == {"top": [{"t": {"x\ufffd": -1.0, "x\ufffd\ufffd": -2.0, "?": -3.0}}]}
+
+
+def test_what_is_no_json_or_too_large_is_told_apart() -> None:
+    require_storable({"a": [1, "é"]}, most_bytes=16)
+    for value, reason in (
+        ({"a": [1, "éé"]}, "16 bytes|18 bytes"),
+        ({"a": math.nan}, "not JSON"),
+        ({"a": {1}}, "not JSON"),
+    ):
+        with pytest.raises(NotStorable, match=reason):
+            require_storable(value, most_bytes=16)
+
+
+def test_texts_of_single_tokens_are_cleaned_in_events_and_kept_steps() -> None:
+    emitted: list[Event] = []
+    held = HeldAttempts().add("a", 1)
+    runner = Runner(
+        None, None, None, None, emitted.append, worker_id="w", lease_seconds=1, counters=Counters(),  # type: ignore[arg-type]
+        token_text={7: "\x00", 8: "\ud800"}.__getitem__, keep_steps_tokens=10,
+    )  # fmt: skip
+    listen = runner._listener(held, SamplingParams(max_tokens=4), 1)
+    provisional = {"positions": (1,), "token_ids": (8,)}
+    listen(StepEvent("a/1", 0, 1, 1, (0,), (7,), (0.5,), "x", 1, 4, provisional=provisional))
+    denoise = next(event.data for event in emitted if event.type == "denoise")
+    assert (denoise["texts"], denoise["provisional"]["texts"]) == (["\ufffd"], ["?"])
+    kept = runner._kept(held)
+    assert kept is not None and unpacked(kept)["answers"][0]["steps"][0]["texts"] == ["\ufffd"]
 
 
 def test_a_stream_tells_the_text_as_the_result_has_it() -> None:
