@@ -12,6 +12,7 @@ from kombu import Queue
 
 from shared.errors import ConfigurationError
 from shared.queue.names import queue_names
+from worker import channel
 
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _CERT_REQS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
@@ -52,6 +53,7 @@ def broker_tls(redis_url: str) -> dict[str, Any] | None:
 
 def celery_app(redis_url: str, *, model: str | None, queues: Sequence[str] = ()) -> Celery:
     """An app that consumes the queues of one model, interactive first; without a model the given ones."""
+    channel.install()
     app = Celery("vdiff", broker=broker_url(redis_url), set_as_current=False)
     app.conf.update(
         broker_use_ssl=broker_tls(redis_url),

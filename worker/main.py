@@ -140,6 +140,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         counters=counters,
         accepts=lambda: not lifecycle.draining,
         revision=engine.card.revision,
+        model=engine.card.name,
         token_text=lambda token: engine.tokenizer.decode([token], skip_special_tokens=False),
         keep_steps_tokens=settings.keep_steps_tokens,
     )
@@ -168,7 +169,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         database, client, model=engine.card.name, slots=slots, stale_seconds=settings.worker_stale_seconds
     )
     runner.on_claim = dispatcher.claimed
-    cancels = CancelListener(client, held, dispatcher.told)
+    cancels = CancelListener(client, database, held, dispatcher.told)
     express = Express(
         client, held, runner.run_job, runner.put_back, model=engine.card.name, slots=slots,
         accepts=lambda: not lifecycle.draining,

@@ -80,6 +80,7 @@ class Runner:
         counters: Counters,
         accepts: Callable[[], bool] = lambda: True,
         revision: str | None = None,
+        model: str | None = None,
         token_text: Callable[[int], str] = str,
         keep_steps_tokens: int = 0,
     ) -> None:
@@ -93,6 +94,7 @@ class Runner:
         self._counters = counters
         self._accepts = accepts
         self._revision = revision
+        self._model = model
         self._token_text = lru_cache(TOKEN_TEXTS)(lambda token: str(storable(token_text(token))))
         self._keep_steps_tokens = keep_steps_tokens
         self.on_claim: Callable[[], None] = lambda: None
@@ -106,7 +108,11 @@ class Runner:
             with self._database.write() as session:
                 job = session.execute(
                     repository.claim(
-                        job_id, worker_id=self._worker_id, lease_seconds=self._lease_seconds, revision=self._revision
+                        job_id,
+                        worker_id=self._worker_id,
+                        lease_seconds=self._lease_seconds,
+                        revision=self._revision,
+                        model=self._model,
                     )
                 ).one_or_none()
         except SQLAlchemyError as exc:

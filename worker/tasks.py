@@ -24,12 +24,13 @@ def register_tasks(app: Celery, run_job: Callable[[str], None], put_back: Callab
     @app.task(name=GENERATE_TASK, ignore_result=True)
     def generate(payload: dict[str, Any]) -> None:
         if not is_readable(payload):
-            _log.error("payload_version_unknown", version=payload.get("v"), known=PAYLOAD_VERSION)
-            if isinstance(job_id := payload.get("job_id"), str):
+            given = payload if isinstance(payload, dict) else {}
+            _log.error("payload_version_unknown", version=given.get("v"), known=PAYLOAD_VERSION)
+            if isinstance(job_id := given.get("job_id"), str):
                 put_back(job_id)
             return
         try:
-            run_job(str(payload["job_id"]))
+            run_job(str(payload.get("job_id")))
         except Exception:
             # Not left to Celery, which logs an exception's text: it may quote a prompt. The lease runs out, and it runs again.
-            _log.exception("job_broke_unexpectedly", job_id=payload["job_id"])
+            _log.exception("job_broke_unexpectedly", job_id=payload.get("job_id"))

@@ -21,7 +21,7 @@ Times are the database's (`now()`), so clocks of machines need not agree. Who ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import (
@@ -38,6 +38,7 @@ from sqlalchemy import (
     null,
     or_,
     select,
+    true,
     tuple_,
     update,
     values,
@@ -148,12 +149,21 @@ def purge_after() -> ColumnElement[Any]:
 
 
 def claim(
-    job_id: str, *, worker_id: str, lease_seconds: float, revision: str | None = None, understands: int = ROW_FORMAT
+    job_id: str,
+    *,
+    worker_id: str,
+    lease_seconds: float,
+    revision: str | None = None,
+    model: str | None = None,
+    understands: int = ROW_FORMAT,
 ) -> Select[Any]:
     """queued -> running. Returns what a worker needs to run the job.
 
-    Or nothing: a duplicate message, a job that is cancelled or too late, a replay of another revision of the model, a row that
-    a newer program wrote.
+    Return nothing for a duplicate message, a job that is cancelled or too late, a job of another model (a message in the
+    wrong queue), a replay of another revision of the model, or a row that a newer program wrote.
+
+    Args:
+        model: the one that the worker serves; None claims a job of any model.
     """
     claimed = (
         update(JOBS)
@@ -165,6 +175,7 @@ def claim(
             ~complete_by_passed(),
             or_(_J.pinned_revision.is_(None), _J.pinned_revision == revision),
             _J.format <= understands,
+            true() if model is None else _J.model == model,
         )
         .values(
             status=JobStatus.RUNNING.value,
@@ -207,6 +218,13 @@ def claim(
         .cte("opened")
     )
     return select(claimed).add_cte(opened)
+
+
+def cancels_of(pairs: Iterable[Pair]) -> Select[Any]:
+    """Select (id, attempt) of these running attempts whose rows ask for a cancel."""
+    return select(_J.id, _J.attempt).where(
+        tuple_(_J.id, _J.attempt).in_(list(pairs)), _J.status == JobStatus.RUNNING.value, _J.cancel_requested
+    )
 
 
 def heartbeat(held: Mapping[Pair, Mapping[str, Any] | None], *, lease_seconds: float) -> Update:

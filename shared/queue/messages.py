@@ -40,9 +40,9 @@ def payload(job_id: str) -> dict[str, Any]:
     return {"v": PAYLOAD_VERSION, "job_id": job_id}
 
 
-def is_readable(content: dict[str, Any]) -> bool:
-    """Whether this program knows the version of a task's argument."""
-    version = content.get("v")
+def is_readable(content: Any) -> bool:
+    """Return whether this program knows the version of a task's argument."""
+    version = content.get("v") if isinstance(content, dict) else None
     return isinstance(version, int) and OLDEST_PAYLOAD_VERSION <= version <= PAYLOAD_VERSION
 
 

@@ -37,6 +37,12 @@ def window_key(model: str) -> str:
     return f"vdiff:window:{quote(model, safe='')}"
 
 
+def window_size(stored: bytes | str | None) -> int:
+    """Parse what `vdiff:window:MODEL` holds; 0 for anything that no dispatcher writes."""
+    text = stored.decode(errors="replace") if isinstance(stored, bytes) else stored or ""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 6 else 0
+
+
 def backlog_key(queue: str) -> str:
     return f"vdiff:backlog:{queue}"
 
@@ -64,7 +70,7 @@ class PushWindow:
         except (RedisError, OSError, TimeoutError) as exc:
             self._is_away(exc)
             return False
-        if backlog or length + self._reserved[queue] >= max(int(size or 0), MIN_WINDOW):
+        if backlog or length + self._reserved[queue] >= max(window_size(size), MIN_WINDOW):
             return False
         self._reserved[queue] += 1
         return True

@@ -282,7 +282,7 @@ def unlease(delivery_ids: Sequence[int]) -> Update:
 
 
 def to_send(delivery_id: int) -> Select[Any]:
-    """Everything that one attempt needs, if it still is to be made."""
+    """Select everything that one attempt needs, if it is due: a message alone brings no attempt forward."""
     return (
         select(
             _D.id, _D.attempts, _D.url, _D.endpoint_id, _D.inline_result, _D.tenant,
@@ -299,7 +299,7 @@ def to_send(delivery_id: int) -> Select[Any]:
         .join(ApiKey.__table__, _K.id == _D.key_id, isouter=True)
         .join(SECRETS, _S.tenant == _D.tenant, isouter=True)
         .join(Job.__table__, _J.id == _V.job_id, isouter=True)
-        .where(_D.id == delivery_id, _D.status == "pending")
+        .where(_D.id == delivery_id, _D.status == "pending", _D.next_attempt_at <= func.now())
     )  # fmt: skip
 
 
