@@ -7,11 +7,14 @@ On loopback without keys the Host must be loopback's: else a name that somebody 
 a browser (DNS rebinding) would be this server's own site. Where no key is needed, any Authorization value is accepted; one
 that is a valid key of ours still acts for its tenant, everything else is the anonymous tenant. A key's row is trusted for a
 second, so a revocation works after as long; a new secret works at once.
+
+The secret is compared before anything is written. `api.guesses` bounds what keys that are not ours cost.
 """
 
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
@@ -22,6 +25,7 @@ from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Context, ContextDep
+from api.guesses import Guesses, RefusedKeys
 from shared.db.session import AsyncDatabase, is_outage
 from shared.errors import Forbidden, NotAuthenticated
 from shared.keys import repository, tokens
@@ -63,20 +67,24 @@ class Authenticator:
         scopes = frozenset(Scope if is_loopback(settings.host) else DEFAULT_SCOPES)
         self._operator = Principal(ANONYMOUS, frozenset(Scope), limits, operator=True)
         self._anonymous = Principal(ANONYMOUS, scopes, limits)
-        self._rows: dict[str, tuple[float, Row[Any] | None]] = {}
+        self._rows: OrderedDict[str, tuple[float, Row[Any]]] = OrderedDict()  # of keys that were accepted
+        self._guesses = Guesses()
+        self._refused = RefusedKeys()
 
-    async def principal(self, key: str | None, host: str | None = None) -> Principal:
-        """The caller.
+    async def principal(self, key: str | None, host: str | None = None, address: str | None = None) -> Principal:
+        """Return the caller.
 
         Args:
             host: the request's Host, if it has one.
+            address: the client's address, if it is known.
 
         Raises:
-            NotAuthenticated: a key is needed, and this is none.
-            Forbidden: none is needed on loopback, and this host is none.
+            NotAuthenticated: an API key is required, and this one is missing or invalid.
+            TooManyRequests: too many invalid keys came from the address.
+            Forbidden: no key is required on loopback, but the Host is not a loopback name.
         """
         if key is not None:
-            found = await self._known(key)
+            found = await self._known(key, address)
             if found is not None:
                 return found
         if not self._required:
@@ -91,17 +99,31 @@ class Authenticator:
             raise NotAuthenticated("an API key is needed: send Authorization: Bearer KEY")
         raise NotAuthenticated("the API key is not known, expired or revoked")
 
-    async def _known(self, key: str) -> Principal | None:
+    async def _known(self, key: str, address: str | None) -> Principal | None:
         if self._static is not None and tokens.same_text(key, self._static):
             return self._operator
         key_id = tokens.key_id_of(key)
         if key_id is None:
+            if self._required:  # else it is one of the values that mean nothing here
+                self._guesses.take(address)
             return None
-        row = self._trusted(key_id)
-        if row is None or not _accepts(row, key):
-            row = await self._read(key_id)  # not read lately, or rotated since
-        if row is None or not _accepts(row, key):
+        read_at, row = self._rows.get(key_id, (float("-inf"), None))
+        was_good = row is not None and _accepts(row, key)
+        if was_good and time.monotonic() - read_at < TRUSTED_SECONDS:
+            return self._principal(row)
+        key_hash = tokens.hash_key(key)
+        if key_hash in self._refused:
             return None
+        if not was_good:
+            self._guesses.take(address)
+        row = await self._read(key_id, key, row if was_good else None, read_at)
+        if row is None:
+            self._refused.add(key_hash)
+            return None
+        return self._principal(row)
+
+    def _principal(self, row: Row[Any] | None) -> Principal:
+        assert row is not None
         return Principal(row.tenant, frozenset(row.scopes), self.limits_of(row._mapping), row.id)
 
     def limits_of(self, row: Mapping[Any, Any]) -> Limits:
@@ -112,25 +134,30 @@ class Authenticator:
             row["max_queued_tokens"] or self._defaults.queued_tokens,
         )
 
-    def _trusted(self, key_id: str) -> Row[Any] | None:
-        read_at, row = self._rows.get(key_id, (float("-inf"), None))
-        return row if time.monotonic() - read_at < TRUSTED_SECONDS else None
+    async def _read(self, key_id: str, key: str, before: Row[Any] | None, read_at: float) -> Row[Any] | None:
+        """Read the row of a key and return it if the key is good.
 
-    async def _read(self, key_id: str) -> Row[Any] | None:
-        read_at, row = self._rows.get(key_id, (float("-inf"), None))
+        Args:
+            before: the row as this process read it at `read_at`, if it accepted the key then.
+        """
         try:
             async with self._database.read() as session:
                 found: Row[Any] | None = (await session.execute(repository.get(key_id))).one_or_none()
-                if found is not None and found.usable:
+                if found is None or not _accepts(found, key):
+                    if before is not None:
+                        self._rows.pop(key_id, None)
+                    return None
+                if found.use_is_old:
                     await session.execute(repository.note_use(key_id))
         except (SQLAlchemyError, OSError) as exc:
             # While the database is away nobody revokes a key in it, and whoever is known may still ask how we are.
-            if row is not None and time.monotonic() - read_at < AWAY_TRUSTED_SECONDS and is_outage(exc):
-                return row
+            if before is not None and time.monotonic() - read_at < AWAY_TRUSTED_SECONDS and is_outage(exc):
+                return before
             raise
-        if len(self._rows) >= CACHE_MAX:  # ids are free to invent
-            self._rows.clear()
+        self._rows.pop(key_id, None)
         self._rows[key_id] = (time.monotonic(), found)
+        if len(self._rows) > CACHE_MAX:
+            self._rows.popitem(last=False)
         return found
 
 
@@ -142,9 +169,10 @@ Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 async def caller_of(request: Request, context: ContextDep, credentials: Credentials) -> Principal:
-    """The caller, whose request is not counted yet. Raises NotAuthenticated, Forbidden."""
+    """Return the caller; its request is not counted yet. Raises NotAuthenticated, Forbidden, TooManyRequests."""
     key = None if credentials is None else credentials.credentials
-    return await context.auth.principal(key, request.headers.get("host"))
+    address = None if request.client is None else request.client.host
+    return await context.auth.principal(key, request.headers.get("host"), address)
 
 
 CallerDep = Annotated[Principal, Depends(caller_of)]

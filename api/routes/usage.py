@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from api.auth import PrincipalDep
 from api.dependencies import ContextDep
 from api.paging import no_nul
-from shared.errors import InvalidParameter
+from shared.errors import Forbidden, InvalidParameter
+from shared.keys.principal import Scope
 from shared.usage import repository
 
 router = APIRouter(prefix="/v1", tags=["overview"])
@@ -57,7 +58,11 @@ async def usage(
     model: str | None = None,
     key_id: str | None = None,
 ) -> dict[str, Any]:
-    """A row per day (UTC), key and model, newest first, and all of them together: the tenant's own, the operator's all."""
+    """Return a row per day (UTC), key and model, newest first, and the total.
+
+    A key sees the rows of its tenant, the operator those of all tenants. A key that has neither the
+    scope `jobs` nor `batches` sees its own rows only.
+    """
     no_nul(request)
     last = _day(until, "until", datetime.now(UTC).date())
     first = _day(
@@ -68,6 +73,13 @@ async def usage(
     if (last - first).days >= MAX_DAYS:
         raise InvalidParameter(f"since and until span more than {MAX_DAYS} days", param="since")
     everyone = principal.sees_all
+    if not (principal.may(Scope.JOBS) or principal.may(Scope.BATCHES)):
+        if key_id not in (None, principal.payer):
+            raise Forbidden(
+                "the usage of other keys needs the scope 'jobs' or 'batches', which this API key lacks",
+                param="key_id",
+            )
+        key_id = principal.payer
     statement = repository.used(
         None if everyone else principal.tenant, first=first, last=last, model=model, key_id=key_id
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Any
 
@@ -15,7 +16,7 @@ from api.changes import changes
 from api.dependencies import Context, ContextDep, JsonBody, optional_body
 from shared import checks
 from shared.db.tables.webhooks import DELIVERY_STATES
-from shared.errors import Conflict, InvalidParameter, MissingParameter, NotFound
+from shared.errors import Conflict, Forbidden, InvalidParameter, MissingParameter, NotFound
 from shared.ids import is_id, new_id
 from shared.jobs.deadlines import moment_of
 from shared.keys.principal import Principal, Scope
@@ -36,6 +37,15 @@ DEFAULT_PAGE, MAX_PAGE = 20, 100
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 _BODY = {"requestBody": {"content": {"application/json": {"schema": {
     "type": "object", "additionalProperties": False, "properties": {name: {} for name in ENDPOINT_FIELDS}}}}}}  # fmt: skip
+
+
+def _check_inline(values: Mapping[str, Any], principal: Principal) -> None:
+    """Refuse to switch on inline results for a caller that may not read results. Raises Forbidden."""
+    if values.get("inline_result") and not principal.reads_results:
+        raise Forbidden(
+            "inline_result sends the results of all jobs of the tenant; this API key lacks the scope 'jobs'",
+            param="inline_result",
+        )
 
 
 async def _endpoint(context: Context, endpoint_id: str, principal: Principal) -> Row[Any]:
@@ -86,6 +96,7 @@ async def rotate_own_secret(request: Request, context: ContextDep, principal: Pr
 async def create(body: JsonBody, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
     """Register an endpoint; the answer holds its secret, which is not shown again."""
     values = endpoint_values(body, allow_private=context.settings.webhook_allow_private, partial=False)
+    _check_inline(values, principal)
     endpoint_id = new_id("we")
     async with context.database.write() as session:
         count = (await session.execute(repository.count_endpoints(principal.tenant))).scalar_one()
@@ -124,12 +135,26 @@ async def get(endpoint_id: str, context: ContextDep, principal: PrincipalDep) ->
 
 @router.post("/webhook_endpoints/{endpoint_id}", openapi_extra=_BODY)
 async def change(endpoint_id: str, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """Change what is given; `enabled: true` brings a disabled endpoint back."""
+    """Change the given fields; `enabled: true` brings a disabled endpoint back.
+
+    Inline results, and the URL of an endpoint that receives them, need the scope `jobs` too.
+    """
     await _endpoint(context, endpoint_id, principal)
     values = endpoint_values(body, allow_private=context.settings.webhook_allow_private, partial=True)
+    _check_inline(values, principal)
     if values:
+        statement = repository.update_endpoint(
+            endpoint_id, principal.tenant, values, reads_results=principal.reads_results
+        )
         async with context.database.write() as session:
-            await session.execute(repository.update_endpoint(endpoint_id, principal.tenant, values))
+            changed = (await session.execute(statement)).one_or_none()
+        if changed is None:
+            await _endpoint(context, endpoint_id, principal)  # it may be gone
+            raise Forbidden(
+                "the endpoint receives results (inline_result), so its url needs the scope 'jobs', "
+                "which this API key lacks; switch inline_result off in the same request, or use another key",
+                param="url",
+            )
     return endpoint_object((await _endpoint(context, endpoint_id, principal))._mapping)
 
 

@@ -60,5 +60,10 @@ class Principal:
         """An idempotency key as it is stored. Two keys of a tenant may choose the same one and mean two jobs."""
         return idempotency_key if idempotency_key is None or not self.key_id else f"{self.key_id} {idempotency_key}"
 
+    @property
+    def reads_results(self) -> bool:
+        """Return whether the caller may read the results of every job of its tenant."""
+        return self.may(Scope.JOBS)
+
     def may(self, scope: Scope) -> bool:
         return scope in self.scopes or Scope.ADMIN in self.scopes

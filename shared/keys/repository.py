@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Insert, Select, Table, Update, func, insert, null, or_, select, update
+from sqlalchemy import ColumnElement, Insert, Select, Table, Update, func, insert, null, or_, select, update
 
 from shared.db.expressions import seconds
 from shared.db.tables import ApiKey
@@ -38,10 +38,14 @@ def create(
 
 
 def _with_state() -> Select[Any]:
-    """Rows, and whether the key may be used at all, by the database's clock."""
+    """Select rows with `usable`, `previous_usable` and `use_is_old` (see `note_use`), by the database's clock."""
     usable = _K.revoked_at.is_(None) & or_(_K.expires_at.is_(None), _K.expires_at > func.now())
     previous = (_K.previous_until.is_not(None)) & (_K.previous_until > func.now())
-    return select(KEYS, usable.label("usable"), previous.label("previous_usable"))
+    return select(KEYS, usable.label("usable"), previous.label("previous_usable"), _use_is_old().label("use_is_old"))
+
+
+def _use_is_old() -> ColumnElement[bool]:
+    return or_(_K.last_used_at.is_(None), _K.last_used_at < func.now() - seconds(USED_EVERY_SECONDS))
 
 
 def get(key_id: str) -> Select[Any]:
@@ -89,10 +93,5 @@ def rotate(key_id: str, *, key_hash: str, grace_seconds: float) -> Update:
 
 
 def note_use(key_id: str) -> Update:
-    """At most once a minute and key, so that a busy key costs no write per request."""
-    since = func.now() - seconds(USED_EVERY_SECONDS)
-    return (
-        update(KEYS)
-        .where(_K.id == key_id, or_(_K.last_used_at.is_(None), _K.last_used_at < since))
-        .values(last_used_at=func.now())
-    )
+    """Write at most once a minute and key, so that a busy key costs no write per request."""
+    return update(KEYS).where(_K.id == key_id, _use_is_old()).values(last_used_at=func.now())

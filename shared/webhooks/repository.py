@@ -73,8 +73,17 @@ def count_endpoints(tenant: str) -> Select[Any]:
     return select(func.count()).select_from(ENDPOINTS).where(_E.tenant == tenant)
 
 
-def update_endpoint(endpoint_id: str, tenant: str, values: Mapping[str, Any]) -> Update:
-    return update(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant).values(**values).returning(_E.id)
+def update_endpoint(endpoint_id: str, tenant: str, values: Mapping[str, Any], *, reads_results: bool) -> Update:
+    """Change an endpoint.
+
+    Args:
+        reads_results: whether the caller may read the results of jobs. If it may not, no row matches
+            where the change would send results to another URL.
+    """
+    found = update(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant)
+    if not reads_results and "url" in values and values.get("inline_result") is not False:
+        found = found.where(or_(~_E.inline_result, _E.url == values["url"]))
+    return found.values(**values).returning(_E.id)
 
 
 def delete_endpoint(endpoint_id: str, tenant: str) -> ReturningDelete[Any]:
@@ -281,6 +290,15 @@ def unlease(delivery_ids: Sequence[int]) -> Update:
     return update(DELIVERIES).where(_D.id.in_(list(delivery_ids)), _D.status == "pending").values(lease_until=null())
 
 
+def _inlines() -> ColumnElement[bool]:
+    """Whether the body holds the job's result: the event asked for it, and the endpoint still does.
+
+    A delivery that was recorded before `inline_result` was switched off must not carry the result to
+    the URL that the endpoint has now.
+    """
+    return _D.inline_result & or_(_D.endpoint_id.is_(None), _E.inline_result)
+
+
 def to_send(delivery_id: int) -> Select[Any]:
     """Select everything that one attempt needs, if it is due: a message alone brings no attempt forward."""
     return (
@@ -292,7 +310,7 @@ def to_send(delivery_id: int) -> Select[Any]:
             case((_K.previous_webhook_secret_until > func.now(), _K.previous_webhook_secret)).label("key_secret_before"),
             case((_S.previous_secret_until > func.now(), _S.previous_secret)).label("tenant_secret_before"),
             _V.id.label("event_id"), _V.type, _V.job_id, _V.batch_id, _V.status, _V.sequence, _V.created_at,
-            case((_D.inline_result & (_V.status == _J.status), _J.result)).label("result"), _J.traceparent,
+            case((_inlines() & (_V.status == _J.status), _J.result)).label("result"), _J.traceparent,
         )
         .join_from(DELIVERIES, EVENTS, _V.id == _D.event_id)
         .join(ENDPOINTS, _E.id == _D.endpoint_id, isouter=True)

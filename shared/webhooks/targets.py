@@ -1,5 +1,6 @@
 """Where a webhook may go: the URL's form, and the addresses that its name stands for. The guard against SSRF.
 
+`parse_target` refuses at once what no attempt could ever reach.
 A name is resolved once per attempt, every address must be public, and the connection goes to the address that was checked:
 a name that answers differently a moment later (DNS rebinding) gains nothing. `allow_private` opens loopback and private
 ranges, and plain http.
@@ -25,6 +26,9 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that is routed; site-local fec0::/10 is `is_global` to Python
 _NEVER = tuple(ipaddress.ip_network(n) for n in ("3fff::/20", "192.88.99.0/24"))  # documentation; dead 6to4 relays
+# Names that stand for this machine or a private network alone: RFC 6761, RFC 6762, and ICANN's reservation of `internal`.
+_PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa")
+SETTING = "VDIFF_WEBHOOK_ALLOW_PRIVATE"
 _ISATAP = (0x00005EFE, 0x02005EFE)  # in the interface id, before an IPv4 address
 
 Resolver = Callable[[str, int], Sequence[str]]
@@ -48,7 +52,11 @@ class Target:
 
 
 def parse_target(url: object, *, allow_private: bool, param: str = "url") -> Target:
-    """The parts of a URL that may be called. Raises InvalidParameter."""
+    """Return the parts of a URL that a webhook may go to.
+
+    Raises:
+        InvalidParameter: no attempt could reach it, with the setting that would allow it, if one does.
+    """
 
     def bad(why: str) -> InvalidParameter:
         return InvalidParameter(f"{param} {why}", param=param)
@@ -59,24 +67,33 @@ def parse_target(url: object, *, allow_private: bool, param: str = "url") -> Tar
         raise bad("must consist of printable ASCII characters, percent-encoded where needed")
     try:
         parts = urlsplit(url)
-        port = parts.port
     except ValueError as exc:
         raise bad("is not a URL") from exc
+    try:
+        port = parts.port
+    except ValueError as exc:
+        raise bad("has a port that is not a number from 1 to 65535") from exc
     if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
-        also = " or http://" if allow_private else "; VDIFF_WEBHOOK_ALLOW_PRIVATE=true opens http and this machine"
+        also = " or http://" if allow_private else f"; {SETTING}=true allows http and private addresses"
         raise bad(f"must start with https://{also}")
     if "@" in parts.netloc:
         raise bad("must not hold credentials")
     if "#" in url:
         raise bad("must not have a fragment")
     host = parts.hostname or ""
+    if not host:
+        raise bad("has no host")
     _check_host(host, bad)
+    if not allow_private and _is_private_host(host):
+        raise bad(
+            f"names {host[:80]}, which is this machine or a private network; {SETTING}=true allows such receivers"
+        )
     if port is None:
         port = 443 if parts.scheme == "https" else 80
-    if not allow_private and port != 443 and port < 1024:
-        raise bad("must use port 443 or one from 1024")
     if port == 0:
-        raise bad("must use a port above 0")
+        raise bad("has a port that is not a number from 1 to 65535")
+    if not allow_private and port != 443 and port < 1024:
+        raise bad(f"must use port 443 or one from 1024; {SETTING}=true allows every port")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(parts.scheme, host, port, path)
 
@@ -99,6 +116,15 @@ def _check_host(host: str, bad: Callable[[str], InvalidParameter]) -> None:
         return
     if not _NAME.fullmatch(host):
         raise bad("has no valid host")
+
+
+def _is_private_host(host: str) -> bool:
+    """Return whether a host, as it is written, can only be this machine or one of a private network."""
+    try:
+        return not is_public(host)
+    except ValueError:
+        name = host.lower().removesuffix(".")
+        return "." not in name or name.endswith(tuple(f".{private}" for private in _PRIVATE_NAMES))
 
 
 def is_public(address: str) -> bool:

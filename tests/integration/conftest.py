@@ -124,7 +124,7 @@ class WorkerProcess:
                 raise AssertionError(f"the worker ended with {self.process.returncode}:\n{self.tail()}")
             return self.row() is not None
 
-        eventually(is_ready, seconds=60, what="worker ready")
+        eventually(is_ready, seconds=180, what="worker ready")
         return self
 
     def row(self) -> Row[Any] | None:
@@ -290,7 +290,7 @@ class ApiProcess:
                 return httpx.get(self.url + path, timeout=5).status_code == 200
             return False
 
-        eventually(is_ready, seconds=60, what="API ready")
+        eventually(is_ready, seconds=180, what="API ready")
         return self
 
     def end(self) -> None:

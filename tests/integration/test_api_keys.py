@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -15,9 +16,14 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
-from tests.integration.conftest import ROOT, ApiProcess, Served, eventually, new_key
+from api.auth import TRUSTED_SECONDS, Authenticator
+from shared.db.session import AsyncDatabase
+from shared.errors import NotAuthenticated, TooManyRequests
+from shared.keys import tokens
+from shared.settings import load_settings
+from tests.integration.conftest import ROOT, ApiProcess, Jobs, Served, eventually, new_key
 from tests.integration.test_api_jobs import CHAT, QUESTION, chat_job
 
 pytestmark = pytest.mark.integration
@@ -233,6 +239,66 @@ def test_a_key_gives_no_more_than_it_has_and_the_operator_anything(served: Serve
     assert answer.status_code == 201 and free.items() <= answer.json().items()
     ids = [k["id"] for k in guarded.get("/v1/keys?limit=100", headers=auth(OPERATOR)).json()["data"]]
     assert {made["id"], answer.json()["id"], key_id_of(strong)} <= set(ids)
+
+
+def test_bad_keys_write_nothing_and_cost_a_bounded_number_of_transactions(jobs: Jobs) -> None:
+    """Each statement outside a transaction is one of its own; the reads here are such."""
+    good = new_key(jobs)
+    victim = key_id_of(good)
+    statements: list[str] = []
+
+    async def count(authenticator: Authenticator, key: str, address: str = "192.0.2.1") -> tuple[int, str]:
+        statements.clear()
+        try:
+            outcome = (await authenticator.principal(key, None, address)).tenant
+        except (NotAuthenticated, TooManyRequests) as exc:
+            outcome = exc.code
+        return len(statements), outcome
+
+    async def run() -> None:
+        database = AsyncDatabase(jobs.database_url)
+        event.listen(database.engine.sync_engine, "before_cursor_execute", lambda *a: statements.append(a[2]))
+        try:
+            settings = load_settings({"VDIFF_AUTH": "required"})
+            found = Authenticator(database, settings)
+            wrong = [tokens.new_key(victim) for _ in range(100)]
+            assert await count(found, wrong[0]) == (1, "invalid_api_key")
+            assert await count(found, wrong[0]) == (0, "invalid_api_key")  # a moment ago it was refused
+            assert jobs.execute(text("SELECT last_used_at FROM api_keys"))[0].last_used_at is None
+            costs = [await count(found, key) for key in wrong]
+            assert sum(cost for cost, _ in costs) <= 20
+            assert costs[-1] == (0, "rate_limit_exceeded")
+            # A key that this process knows is not concerned, also when its row has to be read again.
+            assert await count(found, good, "192.0.2.2") == (2, (await found.principal(good)).tenant)
+            for _ in range(3):
+                assert (await count(found, good))[0] == 0
+            read_at, row = found._rows[victim]
+            found._rows[victim] = (read_at - TRUSTED_SECONDS, row)
+            assert (await count(found, good))[0] == 1  # read, not written: it was used within a minute
+            # Neither an id that does not exist nor a text that is no key writes or stays in memory for long.
+            assert (await count(found, tokens.new_key(tokens.new_key_id()), "192.0.2.3"))[0] == 1
+            assert await count(found, "sk-none", "192.0.2.3") == (0, "invalid_api_key")
+            assert len(found._rows) == 1
+        finally:
+            await database.dispose()
+
+    asyncio.run(run())
+    assert jobs.execute(text("SELECT last_used_at FROM api_keys"))[0].last_used_at is not None
+
+
+def test_a_flood_of_bad_keys_is_429_and_known_keys_go_on(served: Served, tmp_path: Any) -> None:
+    good = auth(new_key(served.jobs))
+    api = ApiProcess(served.jobs, tmp_path / "api.log", auth="required")
+    try:
+        api.wait_ready()
+        assert httpx.get(f"{api.url}/v1/models", headers=good).status_code == 200
+        answers = [httpx.get(f"{api.url}/v1/models", headers=auth(f"sk-guess-{i}")) for i in range(60)]
+        assert {a.status_code for a in answers} == {401, 429}
+        refused = next(a for a in answers if a.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1 and "unknown API keys" in refused.json()["detail"]
+        assert httpx.get(f"{api.url}/v1/models", headers=good).status_code == 200
+    finally:
+        api.end()
 
 
 def test_an_expired_key_is_none(served: Served, guarded: httpx.Client) -> None:

@@ -163,6 +163,33 @@ def test_every_revision_goes_down_and_up_alone(empty_database_url: str) -> None:
     assert catalog(empty_database_url) == newest
 
 
+def test_inline_results_are_switched_off_where_a_key_without_jobs_may_have_set_them(
+    empty_database_url: str,
+) -> None:
+    run.upgrade(empty_database_url, "0017")
+    key = (
+        "INSERT INTO api_keys (id, tenant, name, key_hash, scopes, webhook_secret, revoked_at) "
+        "VALUES (:id, :tenant, 'n', 'h', :scopes, 's', CASE WHEN :revoked THEN now() END)"
+    )
+    endpoint = (
+        "INSERT INTO webhook_endpoints (id, tenant, url, events, inline_result, secret) "
+        "VALUES (:tenant, :tenant, 'https://x.example', '{job.succeeded}', true, 's')"
+    )
+    keys = {
+        "narrow": (["webhooks"], False), "wide": (["jobs", "webhooks"], False), "gone": (["webhooks"], True),
+        "admin": (["admin", "webhooks"], False), "none": (["jobs"], False),
+    }  # fmt: skip
+    with sync_engine_unpooled(empty_database_url).begin() as connection:
+        for tenant, (scopes, revoked) in keys.items():
+            values = {"id": f"key_{tenant}", "tenant": tenant, "scopes": scopes, "revoked": revoked}
+            connection.execute(text(key), values)
+            connection.execute(text(endpoint), {"tenant": tenant})
+    run.upgrade(empty_database_url)
+    with sync_engine_unpooled(empty_database_url).connect() as connection:
+        found = connection.execute(text("SELECT id FROM webhook_endpoints WHERE NOT inline_result")).scalars()
+        assert list(found) == ["narrow"]
+
+
 def test_a_database_that_is_away_is_named(postgres_url: str) -> None:
     from shared.errors import ConfigurationError
 

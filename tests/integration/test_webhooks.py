@@ -27,7 +27,7 @@ from shared.jobs import repository
 from shared.settings import load_settings
 from shared.webhooks import repository as webhooks
 from shared.webhooks import senders
-from tests.integration.conftest import ROOT, ApiProcess, Jobs, Served, eventually
+from tests.integration.conftest import ROOT, ApiProcess, Jobs, Served, eventually, new_key
 from tests.integration.test_api_jobs import chat_job, long_job
 from tests.integration.test_api_keys import auth, make_key
 from vdiff.embedded import EmbeddedRedis
@@ -189,6 +189,41 @@ def test_a_jobs_own_url_with_the_result_inline(hooks: httpx.Client, receiver: Re
     assert Webhook(secret).verify(body, headers)["data"]["result"] == job["result"]
     found = hooks.get("/v1/deliveries", params={"job_id": job["id"]}, headers=mine).json()["data"]
     assert [d["url"] for d in found] == [webhook["url"]]
+
+
+def test_results_reach_only_urls_that_a_key_with_the_scope_jobs_chose(
+    hooks: httpx.Client, receiver: Receiver, served: Served
+) -> None:
+    tenant = f"team-{time.time_ns()}"
+    reader = auth(new_key(served.jobs, tenant=tenant))
+    watcher = auth(new_key(served.jobs, tenant=tenant, scopes=["webhooks"]))
+
+    def change(endpoint: dict[str, Any], who: dict[str, str], **body: Any) -> tuple[int, str | None]:
+        answer = hooks.post(f"/v1/webhook_endpoints/{endpoint['id']}", json=body, headers=who)
+        return answer.status_code, answer.json().get("error", {}).get("param")
+
+    asked = {"url": f"{receiver.url}/thief", "inline_result": True}
+    refused = hooks.post("/v1/webhook_endpoints", json=asked, headers=watcher)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (403, "insufficient_scope")
+    assert refused.json()["error"]["param"] == "inline_result"
+    plain = register(hooks, receiver, "/plain", watcher)
+    assert change(plain, watcher, inline_result=True) == (403, "inline_result")
+    assert change(plain, watcher, url=f"{receiver.url}/plain2") == (200, None)
+    endpoint = register(hooks, receiver, "/inline", reader, inline_result=True)
+    job = run(hooks, reader)
+    assert json.loads(receiver.got("/inline")[0][1])["data"]["result"] == job["result"]
+    # Neither by another URL nor by another URL and a redelivery of what was recorded with the result.
+    assert change(endpoint, watcher, url=f"{receiver.url}/thief") == (403, "url")
+    assert change(endpoint, watcher, url=f"{receiver.url}/thief", enabled=True) == (403, "url")
+    assert change(endpoint, watcher, description="mine", url=endpoint["url"]) == (200, None)
+    assert change(endpoint, watcher, url=f"{receiver.url}/thief", inline_result=False) == (200, None)
+    delivery = eventually(lambda: [d for d in deliveries(hooks, endpoint, watcher) if d["status"] == "delivered"])[0]
+    assert hooks.post(f"/v1/deliveries/{delivery['id']}/redeliver", headers=watcher).status_code == 202
+    again = json.loads(receiver.got("/thief")[0][1])
+    assert again["data"]["id"] == job["id"] and "result" not in again["data"]
+    assert change(endpoint, watcher, inline_result=True) == (403, "inline_result")
+    assert change(endpoint, reader, inline_result=True) == (200, None)
+    assert not [body for _, body in receiver.requests["/plain2"] if b'"result":' in body]
 
 
 def test_a_clients_trace_reaches_its_receiver(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
