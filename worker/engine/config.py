@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,7 @@ class MoEConfig:
     groups: int = 1  # experts are chosen inside the best `top_groups` of so many groups
     top_groups: int = 1
     selection_bias: bool = False  # a learned bias that decides who is chosen, not how much they count
-    first_dense: int = 0  # leading layers with a plain MLP
+    dense_layers: frozenset[int] = frozenset()  # layers with a plain MLP
 
     def __post_init__(self) -> None:
         """Raises ModelLoadError for what no router can do."""
@@ -139,8 +141,8 @@ class ModelConfig:
         """The facts of a folder's config.json. Raises ModelLoadError naming the file or key."""
         from worker.engine.models import family_of
 
-        path = Path(folder)
-        return family_of(path).config(path)
+        raw = RawConfig(Path(folder))
+        return family_of(raw).read(raw)
 
 
 class RawConfig:
@@ -150,6 +152,7 @@ class RawConfig:
         self.path, self.where = path, "config.json"
         self.values = read_json(path / "config.json")
         self.generation = read_json(path / "generation_config.json", missing_ok=True)
+        self.read: set[str] = set()  # keys that a family has looked at
 
     def section(self, key: str) -> RawConfig:
         """An object inside the object, read in the same way."""
@@ -157,7 +160,7 @@ class RawConfig:
         if not isinstance(values, dict):
             raise ModelLoadError(f"{self.path}: {self.where} has a {key} that is no object")
         inner = copy.copy(self)
-        inner.values, inner.where = values, f"{self.where}, {key},"
+        inner.values, inner.where, inner.read = values, f"{self.where}, {key},", set()
         return inner
 
     @property
@@ -166,11 +169,13 @@ class RawConfig:
         return str(names[0]) if names else "none"
 
     def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
         if self.values.get(key) is None:
             raise ModelLoadError(f"{self.path}: {self.where} lacks {key}")
         return self.values[key]
 
     def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
         value = self.values.get(key)
         return default if value is None else value
 
@@ -183,6 +188,21 @@ class RawConfig:
             raise self._refuse(key, value, f"an integer of at least {least}")
         return int(value)
 
+    def flag(self, key: str) -> bool:
+        """Return a required true or false."""
+        value = self[key]
+        if not isinstance(value, bool):
+            raise self._refuse(key, value, "true or false")
+        return value
+
+    def dense_layers(self) -> frozenset[int]:
+        """Return the layers without experts, as Qwen's MoE files name them (`mlp_only_layers`, `decoder_sparse_step`)."""
+        step, listed = self.integer("decoder_sparse_step", 1), self.get("mlp_only_layers", [])
+        if not isinstance(listed, list) or not all(_is_id(one) for one in listed):
+            raise self._refuse("mlp_only_layers", listed, "a list of layer indices")
+        layers = range(self.integer("num_hidden_layers"))
+        return frozenset(i for i in layers if i in listed or (i + 1) % step)
+
     def number(self, key: str, default: float) -> float:
         """A positive number."""
         value = self.get(key, default)
@@ -193,9 +213,27 @@ class RawConfig:
     def only(self, **wanted: Any) -> None:
         """Refuse keys whose value is not the one that is built; absent ones are taken to be it."""
         for key, value in wanted.items():
-            given = self.values.get(key)
+            given = self.get(key)
             if given is not None and given != value:
                 raise ModelLoadError(f"{self.path}: {self.where} has {key} = {given!r}; only {value!r} is supported")
+
+    def refuse_unread(self, family: str) -> None:
+        """Refuse a key that no one has read, that changes the mathematics by its name, and that is not off.
+
+        Raises:
+            ModelLoadError: naming the key.
+        """
+        for key, value in self.values.items():
+            if (
+                key in self.read
+                or key in _HARMLESS
+                or not _MATHEMATICAL.search(key)
+                or _is_off(key, value, self.values)
+            ):
+                continue
+            raise ModelLoadError(
+                f"{self.path}: {self.where} has {key} = {value!r}, which the {family} family does not support"
+            )
 
     @property
     def eos(self) -> tuple[int, ...]:
@@ -225,7 +263,10 @@ class RawConfig:
                 continue
             section = self.section(name)
             kind = section.get("rope_type", section.get("type", "default"))
-            if kind != "default":
+            if kind == "default":
+                section.read |= {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+                section.refuse_unread("default RoPE of this")
+            else:
                 raise ModelLoadError(f"{self.path}: {self.where} asks for {kind} RoPE scaling, which is not supported")
         return self.number("rope_theta", self.rope.number("rope_theta", 10_000.0))
 
@@ -236,6 +277,33 @@ class RawConfig:
         if share > 1:
             raise self._refuse("partial_rotary_factor", share, "a number up to 1")
         return share
+
+
+# Words in the names of keys that change what a forward or a step computes. A key is refused when its name has one of them, no
+# family file reads it, and its value does not turn it off.
+_MATHEMATICAL = re.compile(
+    r"capacity|routing|router|group|expert|delete|split|insert|edit|softcap|multiplier|alibi|window|sliding|quant|fp8|fp4|int4"
+    r"|scal|rope|rotary|mrope|sink|chunk|layer_types|linear_att|mamba|ssm|conv_|hybrid|lora|nextn|mtp|bias|norm|causal"
+    r"|block_size|qkv|activation|residual|parallel_att|paradigm|shift"
+)
+# Keys with such a word that change nothing at inference, whatever their value.
+_HARMLESS = frozenset({
+    "alibi_bias_max", "attention_layer_norm_with_affine", "block_group_size", "bias_for_layer_norm", "dlm_loss_weight",
+    "initializer_range", "layer_norm_with_affine", "max_window_layers", "norm_after", "output_router_logits",
+    "residual_dropout", "rope_full_precision", "router_aux_loss_coef", "router_dtype", "router_z_loss_coef",
+    "router_jitter_noise", "use_rms_norm_fusion", "activation_checkpointing", "layer_norm_type",
+})  # fmt: skip
+
+
+def _is_off(key: str, value: Any, values: Mapping[str, Any]) -> bool:
+    """Return whether a key's value means that nothing is changed."""
+    if value is None or value is False or value in (0, "", [], {}, "none"):
+        return True
+    if key == "sliding_window":
+        return values.get("use_sliding_window") is False
+    if key == "layer_types":
+        return isinstance(value, list) and set(value) <= {"full_attention"}
+    return key.endswith("multiplier") and value == 1
 
 
 def _is_number(value: Any) -> bool:

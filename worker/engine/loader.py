@@ -26,6 +26,7 @@ from worker.engine.models.attention import varlen_of
 from worker.engine.models.family import Family
 from worker.engine.models.graphs import record
 from worker.engine.models.transformer import Transformer
+from worker.engine.quantized import read_quantization
 from worker.engine.verifier import Verifier, check_tokenizers
 from worker.engine.weights import fill, quantize
 
@@ -229,11 +230,13 @@ def load(config: VDiffConfig) -> LoadedModel:
     if raw.architecture not in models.KNOWN and config.trust_remote_code:
         family, caches = generic.FAMILY, ("none",)
     else:
-        family = models.family_of(folder)
-    facts = family.config(folder)
+        family = models.family_of(raw)
+    facts = family.read(raw)
     if family in models.FAMILIES:
-        model: Any = _native(folder, family, facts, config, dtype, device)
+        model: Any = _native(raw, family, facts, config, dtype, device)
     else:
+        if family is not generic.FAMILY and raw.get("quantization_config") is not None:
+            raise ModelLoadError(f"{folder}: quantization_config is not supported for {raw.architecture}")
         _refuse_quantization(config, raw.architecture)
         if config.compile:
             raise ConfigurationError(f"compile is not built for {raw.architecture}; leave it out", param="compile")
@@ -259,13 +262,17 @@ def _refuse_quantization(config: VDiffConfig, name: str) -> None:
 
 
 def _native(
-    folder: Path, family: Family, facts: ModelConfig, config: VDiffConfig, dtype: torch.dtype, device: torch.device
+    raw: RawConfig, family: Family, facts: ModelConfig, config: VDiffConfig, dtype: torch.dtype, device: torch.device
 ) -> Transformer:
     if config.quantization is not None and facts.moe is not None:
         _refuse_quantization(config, f"mixtures of experts such as {family.name}")
     with torch.device("meta"):
         model = Transformer(facts)
-    fill(model, folder, family.sources(facts), dtype=dtype, device=device)
+    quantization = read_quantization(raw)
+    if quantization is not None and config.quantization is not None:
+        message = f"the checkpoint is quantised already ({quantization.method}); leave quantization out"
+        raise ConfigurationError(message, param="quantization")
+    fill(model, raw.path, family.sources(facts), dtype=dtype, device=device, quantization=quantization)
     if config.quantization is not None:
         quantize(model, config.quantization)
     model.varlen = varlen_of(device, dtype, facts.heads, facts.kv_heads, facts.head_dim)
@@ -314,7 +321,7 @@ def _verifier(
         check_tokenizers(tokenizer, TokenizerWrapper.from_folder(folder))
     raw = RawConfig(folder)
     if raw.architecture in causal.FAMILY.architectures:
-        own = causal.config(folder)
+        own = causal.FAMILY.read(raw)
         with torch.device("meta"):
             model: Any = Transformer(own)
         fill(model, folder, causal.tensors(own), dtype=dtype, device=device)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from shared.errors import ConfigurationError, ModelLoadError
 from worker.engine.models.family import Source
 from worker.engine.models.transformer import Transformer
+from worker.engine.quantized import Get, Quantization
 
 _IGNORED = ("inv_freq", "masked_bias")  # buffers that some files carry
 
@@ -63,9 +64,17 @@ def progress(total: int, what: str) -> Iterator[Callable[[], object]]:
 
 
 def fill(
-    module: Transformer, folder: Path, sources: Iterable[Source], *, dtype: torch.dtype, device: torch.device
+    module: Transformer,
+    folder: Path,
+    sources: Iterable[Source],
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization | None = None,
 ) -> None:
     """Materialise every parameter of `module` on `device` and fill it from the checkpoint.
+
+    Quantised weights are dequantised one by one as they are read.
 
     Raises:
         ModelLoadError: naming the first missing, misshapen or unknown tensor, or the truncated file.
@@ -73,14 +82,18 @@ def fill(
     files = shards(folder)
     wanted = list(sources)
     known = {source.name for source in wanted}
+    if quantization is not None:
+        known = {quantization.stored_name(name, files) for name in known}
     for name in files:
-        if name not in known and not name.endswith(_IGNORED):
+        companion = quantization is not None and quantization.is_companion(name)
+        if name not in known and not companion and not name.endswith(_IGNORED):
             raise ModelLoadError(f"{folder}: tensor {name} does not belong to this architecture")
     by_file: dict[Path, list[Source]] = {}
     for source in wanted:
-        if source.name in files and source.target:
-            by_file.setdefault(files[source.name], []).append(source)
-        elif source.name not in files and not source.optional:
+        stored = source.name if quantization is None else quantization.stored_name(source.name, files)
+        if stored in files and source.target:
+            by_file.setdefault(files[stored], []).append(source)
+        elif stored not in files and not source.optional:
             raise ModelLoadError(f"{folder}: tensor {source.name} is missing")
     made: dict[str, nn.Parameter] = {}
     with progress(len(wanted), "loading weights") as advance:
@@ -89,7 +102,8 @@ def fill(
                 for source in mine:
                     if source.target not in made:
                         made[source.target] = _materialised(module, source.target, dtype, device)
-                    _copy(file, path, source, made[source.target])
+                    read = _reader(file, path, files, quantization)
+                    _copy(read, path, source, made[source.target])
                     advance()
     if module.config.tied:
         module.head.weight = module.embedding.weight
@@ -127,7 +141,7 @@ def copy_tensors(
         for path in sorted({files[name] for name in wanted}):
             with opened(path) as file:
                 for name in (n for n in wanted if files[n] == path):
-                    tensor = _read(file, path, name, wanted[name].shape)
+                    tensor = _shaped(_tensor(file, path, name), path, name, wanted[name].shape)
                     _place(module, name, tensor.to(device, dtype))
                     advance()
 
@@ -148,16 +162,39 @@ def _materialised(module: nn.Module, name: str, dtype: torch.dtype, device: torc
     return parameter
 
 
-def _copy(file: Any, path: Path, source: Source, parameter: nn.Parameter) -> None:
+def _copy(read: Get, path: Path, source: Source, parameter: nn.Parameter) -> None:
     part = parameter.data[source.at] if source.at else parameter.data
-    part.copy_(_read(file, path, source.name, part.shape))
+    part.copy_(_shaped(read(source.name), path, source.name, part.shape))
 
 
-def _read(file: Any, path: Path, name: str, shape: torch.Size) -> Tensor:
+def _reader(file: Any, path: Path, files: Mapping[str, Path], quantization: Quantization | None) -> Get:
+    """Return what reads a tensor by the name that it has in an unquantised checkpoint; scales may be in another shard."""
+
+    def stored(name: str) -> Tensor:
+        if files.get(name, path) == path:
+            return _tensor(file, path, name)
+        with opened(files[name]) as other:
+            return _tensor(other, files[name], name)
+
+    def read(name: str) -> Tensor:
+        assert quantization is not None
+        try:
+            return quantization.read(name, stored, files)
+        except ModelLoadError as exc:
+            raise ModelLoadError(f"{path}: {exc}") from exc
+
+    return stored if quantization is None else read
+
+
+def _tensor(file: Any, path: Path, name: str) -> Tensor:
     try:
         tensor: Tensor = file.get_tensor(name)
     except SafetensorError as exc:
         raise ModelLoadError(f"{path}: tensor {name} cannot be read: {exc}") from exc
+    return tensor
+
+
+def _shaped(tensor: Tensor, path: Path, name: str, shape: torch.Size) -> Tensor:
     if tensor.shape != shape:
         raise ModelLoadError(f"{path}: tensor {name} has shape {list(tensor.shape)}, wanted {list(shape)}")
     return tensor

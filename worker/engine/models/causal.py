@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from worker.engine.config import ModelConfig, RawConfig, llama_like
 from worker.engine.models.family import Family, Names, Source, sources
@@ -11,8 +10,7 @@ from worker.engine.models.family import Family, Names, Source, sources
 CAUSAL = "causal"
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     raw.only(hidden_act="silu", use_sliding_window=False, mlp_bias=False)
     qwen2 = raw.architecture == "Qwen2ForCausalLM"
     if not qwen2:

@@ -26,8 +26,7 @@ _VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 _NO_MASKS = {"full_attention": None, "sliding_attention": None}  # `attend` masks what is to be masked
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     raw.only(tie_word_embeddings=True, quantization_config=None)
     text = raw.section("text_config")
     text.only(use_bidirectional_attention="vision", tie_word_embeddings=True)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from worker.engine.config import ModelConfig, RawConfig, llama_like
 from worker.engine.models.family import Family, Names, Source, sources
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     raw.only(hidden_act="silu", use_sliding_window=False, use_mrope=False)
     return llama_like(
         raw,

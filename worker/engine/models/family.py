@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from worker.engine.config import ModelConfig
+from worker.engine.config import ModelConfig, RawConfig
 
 Index = tuple[int | slice, ...]
 
@@ -21,17 +20,39 @@ class Source:
     optional: bool = False
 
 
+def _any(raw: RawConfig) -> bool:
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
-    """One family of checkpoints. `config` raises ModelLoadError for what is not supported."""
+    """One family of checkpoints. `config` raises ModelLoadError for what is not supported.
+
+    Several families may share an architecture's name. `matches` then tells them apart by other keys of config.json.
+    """
 
     name: str
     architectures: tuple[str, ...]
-    config: Callable[[Path], ModelConfig]
+    config: Callable[[RawConfig], ModelConfig]
     sources: Callable[[ModelConfig], Iterator[Source]]
     mask_tokens: tuple[str, ...] = ("<|mask|>", "<|mdm_mask|>")
     mask_token_id: int | None = None  # of the published checkpoints, when nothing else says
     end_tokens: tuple[str, ...] = ()  # that end an answer beside eos
+    matches: Callable[[RawConfig], bool] = _any
+    strict: bool = True  # whether a key that nobody reads may change the mathematics; not where other code reads it
+
+    def read(self, raw: RawConfig) -> ModelConfig:
+        """Return the facts of a config.json. Raises ModelLoadError, also for a key that this family does not read and that
+        changes the mathematics."""
+        raw.read |= {
+            "quantization_config",
+            "llada_fp8_experts",
+            "use_fp8_experts",
+        }  # `worker.engine.quantized` reads them
+        facts = self.config(raw)
+        if self.strict:
+            raw.refuse_unread(self.name)
+        return facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +115,7 @@ def _layer(config: ModelConfig, n: LayerNames, theirs: str, ours: str, index: in
         yield Source(f"{theirs}{n.k_norm}.weight", f"{ours}k_norm.weight")
     yield Source(f"{theirs}{n.attn_out}.weight", f"{ours}attn_out.weight")
     moe = config.moe
-    if moe is None or index < moe.first_dense:
+    if moe is None or index in moe.dense_layers:
         yield from _mlp(f"{theirs}{n.gate}", f"{theirs}{n.up}", f"{theirs}{n.down}", f"{ours}mlp.", config.mlp_width)
         return
     yield Source(f"{theirs}{n.router}.weight", f"{ours}mlp.router.weight")

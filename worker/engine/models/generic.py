@@ -22,11 +22,10 @@ from worker.engine.models.family import Family, Source
 _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "n_positions")
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     context = next((raw.integer(key) for key in _CONTEXT_KEYS if raw.get(key) is not None), None)
     if context is None:
-        raise ModelLoadError(f"{path}: config.json says no context length ({', '.join(_CONTEXT_KEYS)})")
+        raise ModelLoadError(f"{raw.path}: config.json says no context length ({', '.join(_CONTEXT_KEYS)})")
     return ModelConfig(
         architecture=raw.architecture, family="transformers", width=0, layers=0, heads=0, kv_heads=0, head_dim=0, mlp_width=0,
         vocab_size=raw.integer("vocab_size"), context_length=context, rope_theta=0.0, norm_eps=0.0, tied=False,
@@ -38,7 +37,7 @@ def _no_sources(facts: ModelConfig) -> Iterator[Source]:
     return iter(())
 
 
-FAMILY = Family(name="transformers", architectures=(), config=config, sources=_no_sources)
+FAMILY = Family(name="transformers", architectures=(), config=config, sources=_no_sources, strict=False)
 
 
 class TransformersMasked:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from worker.engine.config import ModelConfig, RawConfig
 from worker.engine.models.family import Family, LayerNames, Names, Source, sources
@@ -20,8 +19,7 @@ NAMES = Names(
 )  # fmt: skip
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     raw.only(
         alibi=False, input_emb_norm=False, scale_logits=False, include_bias=False, include_qkv_bias=False,
         attention_layer_norm=False, rope=True, layer_norm_type="rms", activation_type="silu", block_type="llama",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from shared.algorithms import BLOCK
 from worker.engine.config import ModelConfig, MoEConfig, RawConfig, llama_like
@@ -18,8 +17,7 @@ NAMES = Names(
 )  # fmt: skip
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     raw.only(
         hidden_act="silu", use_bias=False, use_qkv_bias=False, use_qk_norm=True, use_rmsnorm=True, norm_head=False,
         score_function="sigmoid", use_sliding_window=False,
@@ -37,7 +35,7 @@ def config(path: Path) -> ModelConfig:
         groups=raw.integer("n_group", 1),
         top_groups=raw.integer("topk_group", 1),
         selection_bias=bool(raw.get("moe_router_enable_expert_bias", False)),
-        first_dense=raw.integer("first_k_dense_replace", 0, least=0),
+        dense_layers=frozenset(range(raw.integer("first_k_dense_replace", 0, least=0))),
     )
     return llama_like(
         raw,

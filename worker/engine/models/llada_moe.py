@@ -6,14 +6,12 @@ Its config.json says `model_type: llada` like the dense model's: the architectur
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from worker.engine.config import ModelConfig, MoEConfig, RawConfig, llama_like
 from worker.engine.models.family import Family, Names, Source, sources
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     raw.only(
         hidden_act="silu", attention_bias=False, qk_layernorm=True, moe_router_score_function="softmax", clip_qkv=None,
         moe_router_enable_expert_bias=False, partial_rotary_factor=1, routed_scaling_factor=1,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from shared.algorithms import BLOCK
 from worker.engine.config import ModelConfig, RawConfig, llama_like
 from worker.engine.models.family import Family, Names, Source, sources
 
 
-def config(path: Path) -> ModelConfig:
-    raw = RawConfig(path)
+def config(raw: RawConfig) -> ModelConfig:
     raw.only(hidden_act="silu", attention_bias=False, use_sliding_window=False)
     return llama_like(raw, "sdar", regime=BLOCK, qk_norm=True, block_length=raw.integer("block_size", 4))
 

@@ -71,7 +71,7 @@ class Layer(nn.Module):
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim, config.norm_eps)
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
-        sparse = config.moe is not None and index >= config.moe.first_dense
+        sparse = config.moe is not None and index not in config.moe.dense_layers
         self.mlp: nn.Module = (
             MoE(config.width, config.moe) if sparse and config.moe else MLP(config.width, config.mlp_width)
         )
