@@ -19,13 +19,15 @@ from typing import Any
 from urllib.parse import urlencode
 
 from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, DisconnectionError, StatementError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.exc import ArgumentError, DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from shared import tracing
+from shared.db import faults
+from shared.db.faults import is_outage as is_outage
+from shared.db.faults import is_refusal as is_refusal
 from shared.errors import ConfigurationError
 
 CONNECT_TIMEOUT_S = 5
@@ -33,6 +35,8 @@ STATEMENT_TIMEOUT_MS = 30_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 60_000
 POOL_WAIT_S = 10
 POOL_RECYCLE_S = 1800
+# A server whose host vanished never answers; the kernel gives up after these seconds instead of hours.
+KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 
 # libpq's, which both drivers understand; each of the others would stop one of the processes and not the rest.
@@ -60,7 +64,7 @@ def database_url(url: str, *, driver: str) -> URL:
 
 def sync_engine(url: str, *, pool_size: int = 5, max_overflow: int = 5, **options: Any) -> Engine:
     """An engine for threads, with timeouts that keep a sick database from holding them for ever."""
-    return create_engine(
+    engine = create_engine(
         database_url(url, driver="psycopg"),
         pool_size=pool_size,
         max_overflow=max_overflow,
@@ -72,9 +76,12 @@ def sync_engine(url: str, *, pool_size: int = 5, max_overflow: int = 5, **option
             "application_name": "vdiff",
             "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} "
             f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
+            **KEEPALIVE,
         },
         **options,
     )
+    faults.watch(engine)
+    return engine
 
 
 def sync_engine_unpooled(url: str) -> Engine:
@@ -110,6 +117,7 @@ def async_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20, **opt
     )
     # Instead of pool_pre_ping, which costs three round trips each time here: asyncpg hears at once of a server that went.
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
+    faults.watch(engine.sync_engine)
     return engine
 
 
@@ -117,39 +125,6 @@ def _refuse_closed(connection: Any, record: Any, proxy: Any) -> None:
     """Have the pool replace a connection that the server has closed."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError("the server closed the connection")
-
-
-# Classes of SQLSTATE that a later try may not meet: connection, invalid transaction (a standby that reads only), rollback
-# (deadlock), resources, wrong state, operator's intervention, system, configuration; and a statement that was prepared before
-# a migration, which is prepared anew. Who may not come in, or finds no such database, was not refused for a statement either.
-_PASSING = ("08", "0A", "25", "28", "3D", "40", "53", "55", "57", "58", "F0")
-
-
-# Classes of SQLSTATE of values that no later try can store: bad data, a constraint, a limit of the server (a row too long).
-_REFUSALS = ("22", "23", "54")
-
-
-def is_refusal(exc: Exception) -> bool:
-    """Return whether the values of a statement cannot be stored at all, by the server or by the driver.
-
-    The same statement with the same values fails again, wherever it is executed.
-    """
-    if isinstance(exc, DBAPIError):
-        state = getattr(exc.orig, "sqlstate", None)
-        # Without a state the driver refused the value itself, a NUL character for instance.
-        return isinstance(exc, DataError) if state is None else str(state)[:2] in _REFUSALS
-    # SQLAlchemy wraps what a bind processor raises; an encoder's own error comes as it is.
-    return isinstance(exc.orig if isinstance(exc, StatementError) else exc, TypeError | ValueError)
-
-
-def is_outage(exc: Exception) -> bool:
-    """Whether the database was away or busy, so that the same may succeed later; else it refused what we said: our bug."""
-    if is_refusal(exc):
-        return False
-    if not isinstance(exc, DBAPIError):
-        return isinstance(exc, DisconnectionError | PoolTimeout | OSError)
-    state = getattr(exc.orig, "sqlstate", None)
-    return exc.connection_invalidated or state is None or str(state)[:2] in _PASSING
 
 
 class ReadSession(Session):
