@@ -3,8 +3,8 @@
 `TokenizerWrapper` reads a model folder's own files (`tokenizer.json`, `tokenizer_config.json`, ...); where tokenizer.json is
 missing, bpe_files.py puts it together from vocab.json and merges.txt. The same files travel
 through the worker's registration, so the API and the engine tokenise alike. Chat templates run in a sandbox of jinja2.
-Special tokens written out in a prompt are parsed as such, in plain prompts and in messages alike, as the published
-tokenizers do.
+Special tokens that are written out in a raw prompt are read as tokens, as the published tokenizers do. In the text of
+messages they stay text (`shared.control_tokens`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from shared import bpe_files
+from shared.control_tokens import ControlTokens
 from shared.errors import InvalidParameter, ModelLoadError, UnknownParameter
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token")
@@ -65,6 +66,7 @@ class TokenizerWrapper:
             text = _content(self.config.get(name)) or _content(special.get(name))
             if text is not None:
                 self.special_tokens[name] = text
+        self.control = ControlTokens(self._tokenizer, self.special_tokens.values())
         template = files.get("chat_template.jinja") or self.config.get("chat_template")
         if isinstance(template, list):  # named templates: the one called "default"
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
@@ -127,9 +129,28 @@ class TokenizerWrapper:
         text = self.special_tokens.get(name)
         return None if text is None else self.token_id(text)
 
-    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = False, *, parse_special: bool = True) -> list[int]:
+        """Return the text's token ids.
+
+        Args:
+            add_special_tokens: add what the tokenizer puts around a text.
+            parse_special: read special tokens that are written out as tokens, not as text.
+
+        Raises:
+            InvalidParameter: this model cannot read a special token in it as text.
+        """
+        if not parse_special:
+            return self._surrounded(self.control.encode(text), add_special_tokens)
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
+
+    def _surrounded(self, ids: list[int], add_special_tokens: bool) -> list[int]:
+        """Return the ids with what the tokenizer puts around any text."""
+        if not add_special_tokens:
+            return ids
+        bare, whole = self.encode("a"), self.encode("a", True)
+        at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
+        return [*whole[:at], *ids, *whole[at + len(bare) :]]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of the ids; an incomplete UTF-8 sequence becomes U+FFFD."""
@@ -171,10 +192,31 @@ class TokenizerWrapper:
             raise InvalidParameter(f"the chat template refuses these messages: {exc}", param="messages") from exc
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        variables: Mapping[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = True,
+        add_special_tokens: bool = False,
+        parse_special: bool = False,
     ) -> list[int]:
-        """Token ids of the rendered messages with the generation prompt. Raises as `apply_chat_template` does."""
-        return self.encode(self.apply_chat_template(messages, variables=variables))
+        """Return the token ids of the rendered messages. Special tokens in the messages stay text.
+
+        Args:
+            parse_special: read them as tokens; for messages of trusted origin.
+
+        Raises:
+            InvalidParameter, UnknownParameter: as `apply_chat_template` and `encode`.
+        """
+
+        def render(values: Mapping[str, Any]) -> str:
+            return self.apply_chat_template(values["messages"], add_generation_prompt, values["variables"])
+
+        values = {"messages": list(messages), "variables": dict(variables or {})}
+        ids = None if parse_special else self.control.encode_rendering(values, render)
+        if ids is not None:
+            return self._surrounded(ids, add_special_tokens)
+        return self.encode(render(values), add_special_tokens)
 
 
 class IncrementalText:

@@ -22,7 +22,8 @@ from typing import Any, TextIO
 
 from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter, VDiffError
 from shared.jobs.fields import meant, template_variables_of
-from shared.jobs.requests import messages_of, prompt_of
+from shared.jobs.requests import messages_of, prompt_of, refuse_without_text
+from shared.prompt_ids import PARSE_SPECIAL, message_ids, parse_special_of, prompt_ids
 from shared.sampling_params import GENERATION_FIELDS, resolve_params
 from worker.engine import RequestHandle, VDiffConfig, VDiffEngine
 
@@ -100,7 +101,7 @@ def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dic
             seen[custom_id] = number
         line.metadata = data.pop("metadata", None)
         for name in data:
-            if name not in (*PROMPTS, *GENERATION_FIELDS, VARIABLES):
+            if name not in (*PROMPTS, *GENERATION_FIELDS, VARIABLES, PARSE_SPECIAL):
                 hint = meant(name, (*PROMPTS, *GENERATION_FIELDS))
                 raise UnknownParameter(f"{name[:80]} is not a field of a line{hint}", param=name[:80])
         return line, data
@@ -121,15 +122,21 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
             raise kind(f"a line needs exactly one of {wanted}", param=given[1] if given else "prompt")
         where = given[0]
         text: str | None = None
+        parse_special = parse_special_of(data)
         if where == "messages":
-            variables = template_variables_of(data.get(VARIABLES) or {})
-            text = engine.tokenizer.apply_chat_template(messages_of(data[where]), variables=variables)
-            ids = engine.tokenizer.encode(text)
+            variables, messages = template_variables_of(data.get(VARIABLES) or {}), messages_of(data[where])
+            text = engine.tokenizer.apply_chat_template(messages, variables=variables)
+            ids = message_ids(
+                messages, where, engine.card, engine.tokenizer, variables=variables, parse_special=parse_special
+            )
         else:
             text, token_ids = prompt_of(data[where], where)
             if where == "prompt_token_ids" and token_ids is None:
                 raise InvalidParameter("prompt_token_ids must be a list of token ids", param=where)
-            ids = engine.tokenizer.encode(text) if text is not None else list(token_ids or ())
+            if text is None and parse_special is False:
+                refuse_without_text()
+            prompt = token_ids or [] if text is None else text
+            ids = prompt_ids(prompt, where, engine.card, engine.tokenizer, parse_special=parse_special)
         if where != "messages" and data.get(VARIABLES) is not None:
             raise InvalidParameter(f"{VARIABLES} has no effect without messages", param=VARIABLES)
         if not ids:

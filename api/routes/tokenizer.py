@@ -15,15 +15,19 @@ from api.auth import principal_of
 from api.dependencies import Context, ContextDep, JsonBody
 from shared import serving
 from shared.errors import InvalidParameter, MissingParameter, ModelNotFound
-from shared.jobs.fields import opened
+from shared.jobs.fields import opened, template_variables_of
 from shared.jobs.requests import messages_of
 from shared.jobs.service import THREAD_CHARACTERS, Served
+from shared.prompt_ids import PARSE_SPECIAL, check_ids, parse_special_of
 from shared.tokenizer import TokenizerWrapper
 
 router = APIRouter(tags=["tokenizer"], dependencies=[Depends(principal_of)])  # any key will do
 
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
-TOKENIZE_FIELDS = ("model", "prompt", "messages", "add_special_tokens", "add_generation_prompt", "return_token_strs")
+TOKENIZE_FIELDS = (
+    "model", "prompt", "messages", "chat_template_kwargs", PARSE_SPECIAL, "add_special_tokens", "add_generation_prompt",
+    "return_token_strs",
+)  # fmt: skip
 
 
 def _schema(*fields: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -87,7 +91,7 @@ async def tokenizer_info(context: ContextDep, model: str | None = None) -> dict[
 
 @router.post(TOKENIZE, openapi_extra=_schema(*TOKENIZE_FIELDS))
 async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
-    """Token ids of a text or of rendered messages, as a prompt would have them."""
+    """Return the token ids that a text or messages have as a prompt, with the same rules and errors."""
     given = opened(TOKENIZE, body, TOKENIZE_FIELDS)
     flags = {}
     for flag, usual in (("add_special_tokens", False), ("add_generation_prompt", True), ("return_token_strs", False)):
@@ -99,16 +103,26 @@ async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
         raise kind("give either prompt or messages", param="prompt")
     if "prompt" in given and not isinstance(given["prompt"], str):
         raise InvalidParameter("prompt must be a string", param="prompt")
-    if "prompt" in given and "add_generation_prompt" in given:
-        raise InvalidParameter("add_generation_prompt has no effect without messages", param="add_generation_prompt")
+    for name in ("add_generation_prompt", "chat_template_kwargs"):
+        if "prompt" in given and given.get(name):
+            raise InvalidParameter(f"{name} has no effect without messages", param=name)
+    variables = template_variables_of(given.get("chat_template_kwargs", {}))
+    parse_special, around = parse_special_of(given), flags["add_special_tokens"]
+    messages = messages_of(given["messages"]) if "messages" in given else []
     model, tokenizer = await served(context, given.get("model"))
-    text = given.get("prompt")
-    if text is None:
-        text = tokenizer.apply_chat_template(messages_of(given["messages"]), flags["add_generation_prompt"])
-    if len(text) > THREAD_CHARACTERS:
-        ids = await asyncio.to_thread(tokenizer.encode, text, flags["add_special_tokens"])
-    else:
-        ids = tokenizer.encode(text, flags["add_special_tokens"])
+
+    def encode() -> list[int]:
+        if "prompt" in given:
+            ids = tokenizer.encode(given["prompt"], around, parse_special=parse_special is not False)
+            return check_ids(ids, "prompt", model.card)
+        ids = tokenizer.encode_chat(
+            messages, variables, add_generation_prompt=flags["add_generation_prompt"], add_special_tokens=around,
+            parse_special=bool(parse_special),
+        )  # fmt: skip
+        return check_ids(ids, "messages", model.card)
+
+    length = len(given["prompt"]) if "prompt" in given else sum(len(m["content"]) for m in messages)
+    ids = await asyncio.to_thread(encode) if length > THREAD_CHARACTERS else encode()
     return {
         "count": len(ids),
         "max_model_len": model.card.context_length,

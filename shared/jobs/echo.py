@@ -18,14 +18,15 @@ from shared.errors import InvalidParameter, MissingParameter, PromptTooLong, Unk
 from shared.jobs.fields import LABELS, labels_of, model_of, opened
 from shared.jobs.requests import OPENAI_NO_OPS, Resolved, is_no_op, prompt_of
 from shared.jobs.responses import COMPLETIONS, LOGLIKELIHOOD, completion_logprobs, response_id, usage_of
-from shared.jobs.scoring import MAX_PAIRS, ScoreRequest, tokens_of
+from shared.jobs.scoring import MAX_PAIRS, ScoreRequest, checked_parse_special
 from shared.jobs.tasks import ScoreTask
 from shared.model_card import ModelCard
+from shared.prompt_ids import PARSE_SPECIAL
 from shared.sampling_params import MAX_LOGPROBS, resolve_params
 from shared.tokenizer import TokenizerWrapper
 
 GENERATION = ("temperature", "top_p", "top_k", "seed")
-FIELDS = ("model", "prompt", "max_tokens", "logprobs", "echo", "n", "stream", *GENERATION)
+FIELDS = ("model", "prompt", "max_tokens", "logprobs", "echo", "n", "stream", PARSE_SPECIAL, *GENERATION)
 ESTIMATE = "chain_rule"
 
 
@@ -47,9 +48,7 @@ class EchoRequest(ScoreRequest):
         ids: list[int] = []
         sizes = []
         for (text, _), (path, _) in zip(self.pairs, self.paths, strict=True):
-            prompt = tokens_of(text, path, card, tokenizer)
-            if card.mask_token_id in prompt[1:]:
-                raise InvalidParameter(f"{path} has the mask token, which no text has", param=path)
+            prompt = self.tokens(text, path, card, tokenizer)
             if len(prompt) + self.generate > card.context_length:
                 message = f"{path} has {len(prompt)} tokens; the context of {card.name} is {card.context_length}"
                 raise PromptTooLong(message, param=path)
@@ -87,9 +86,10 @@ def parse(body: Any) -> ScoreRequest:
             if name != "seed" and (name, value) != ("temperature", 0):
                 raise InvalidParameter(f"{name} has no effect with max_tokens 0: nothing is drawn", param=name)
     prompts, paths = _prompts(given["prompt"])
+    pairs: tuple[tuple[str | list[int], str | list[int]], ...] = tuple((p, []) for p in prompts)
     return EchoRequest(
-        COMPLETIONS, model, tuple((p, []) for p in prompts), tuple((path, path) for path in paths), labels,
-        fields=fields, generate=bool(tokens), top=top,
+        COMPLETIONS, model, pairs, tuple((path, path) for path in paths), labels,
+        parse_special=checked_parse_special(given, pairs), fields=fields, generate=bool(tokens), top=top,
     )  # fmt: skip
 
 

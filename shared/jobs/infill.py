@@ -14,14 +14,15 @@ from typing import Any
 from shared import checks
 from shared.errors import InvalidParameter, MissingParameter, PromptTooLong
 from shared.jobs.fields import labels_of, model_of, opened
-from shared.jobs.requests import Resolved
+from shared.jobs.requests import Resolved, refuse_without_text
 from shared.jobs.responses import INFILL, response_id, usage_of
 from shared.jobs.tasks import InfillTask
 from shared.model_card import ModelCard
+from shared.prompt_ids import PARSE_SPECIAL, parse_special_of, prompt_ids
 from shared.sampling_params import resolve_params
 from shared.tokenizer import TokenizerWrapper
 
-FIELDS = ("model", "parts", "n", "temperature", "top_p", "top_k", "seed", "logit_bias", "diffusion")
+FIELDS = ("model", "parts", PARSE_SPECIAL, "n", "temperature", "top_p", "top_k", "seed", "logit_bias", "diffusion")
 MAX_PARTS = 1000
 _NOT_IN_HOLES = ("max_forwards", "draft_token_ids", "draft_noise")
 
@@ -35,6 +36,7 @@ class InfillRequest:
     endpoint: str = INFILL
     stream: bool = False
     include_usage: bool = False
+    parse_special: bool | None = None
 
     @property
     def characters(self) -> int:
@@ -45,10 +47,10 @@ class InfillRequest:
         ids: list[int] = []
         counts = []
         for i, part in enumerate(self.parts):
-            piece = [card.mask_token_id] * part if isinstance(part, int) else tokenizer.encode(part)
-            if isinstance(part, str) and card.mask_token_id in piece:
-                message = f'parts[{i}] has the mask token written out; a hole is {{"hole": tokens}}'
-                raise InvalidParameter(message, param=f"parts[{i}]")
+            if isinstance(part, int):
+                piece = [card.mask_token_id] * part
+            else:
+                piece = prompt_ids(part, f"parts[{i}]", card, tokenizer, parse_special=self.parse_special)
             counts.append(len(piece))
             ids += piece
             if len(ids) > card.context_length:
@@ -77,12 +79,16 @@ def parse(body: Any) -> InfillRequest:
     model, labels = model_of(given), labels_of(given)
     if "parts" not in given:
         raise MissingParameter("parts is required", param="parts")
-    fields = {k: v for k, v in given.items() if k in FIELDS[2:]}
+    fields = {k: v for k, v in given.items() if k in FIELDS[3:]}
     diffusion = fields.get("diffusion")
     for name in _NOT_IN_HOLES:
         if isinstance(diffusion, Mapping) and diffusion.get(name) is not None:
             raise InvalidParameter(f"diffusion.{name} does not fit {INFILL}", param=f"diffusion.{name}")
-    return InfillRequest(model, parts_of(given["parts"]), fields, labels)
+    parts = parts_of(given["parts"])
+    parse_special = parse_special_of(given)
+    if parse_special is False and not any(isinstance(part, str) for part in parts):
+        refuse_without_text()
+    return InfillRequest(model, parts, fields, labels, parse_special=parse_special)
 
 
 def parts_of(value: Any) -> tuple[str | int, ...]:

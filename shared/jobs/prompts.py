@@ -62,7 +62,7 @@ class PromptsRequest:
         counts: list[int] = []
         for i, one in enumerate(self.each):
             try:
-                tokens = one.tokens(tokenizer, card.vocab_size)
+                tokens = one.tokens(card, tokenizer)
             except InvalidRequest as exc:
                 raise _of_prompt(exc, i) from exc
             ids += tokens

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 from shared.errors import InvalidParameter, InvalidRequest, MissingParameter, UnknownParameter
 from shared.jobs.fields import LABELS, labels_of, meant, model_of, template_variables_of
 from shared.jobs.responses import CHAT, COMPLETIONS, RESPONSES
 from shared.jobs.tasks import TASK, Task
 from shared.model_card import ModelCard
+from shared.prompt_ids import PARSE_SPECIAL, message_ids, parse_special_of, prompt_ids
 from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
 from shared.tokenizer import TokenizerWrapper
 
@@ -66,6 +67,7 @@ class ParsedRequest:
     metadata: dict[str, str]
     template_variables: dict[str, Any] = field(default_factory=dict)
     renamed: dict[str, str] = field(default_factory=dict)  # our name of a field -> the one that the client used
+    parse_special: bool | None = None  # whether special tokens in the prompt's text are tokens; None: as usual there
 
     @property
     def characters(self) -> int:
@@ -74,7 +76,7 @@ class ParsedRequest:
 
     def resolve(self, card: ModelCard, tokenizer: TokenizerWrapper) -> Resolved:
         """Tokens and parameters. Raises InvalidParameter, PromptTooLong."""
-        ids = self.tokens(tokenizer, card.vocab_size)
+        ids = self.tokens(card, tokenizer)
         params = self.params(card, len(ids))
         return Resolved(ids, params, len(ids) + params.max_tokens * params.n)
 
@@ -94,22 +96,22 @@ class ParsedRequest:
                 return type(exc)(exc.message.replace(ours, theirs), param=param, code=exc.code)
         return exc
 
-    def tokens(self, tokenizer: TokenizerWrapper, vocab_size: int) -> list[int]:
-        """The prompt's token ids, never empty. Raises InvalidParameter."""
+    def tokens(self, card: ModelCard, tokenizer: TokenizerWrapper) -> list[int]:
+        """Return the prompt's token ids, at least one. Raises InvalidParameter."""
         where = "messages" if self.messages is not None else "prompt"
-        if self.messages is not None:
-            try:
-                ids = tokenizer.encode_chat(self.messages, self.template_variables)
-            except InvalidRequest as exc:
-                raise self._as_written(exc) from exc
-        elif self.prompt is not None:
-            ids = tokenizer.encode(self.prompt)
-        else:
-            ids = list(self.prompt_token_ids or [])
-            if any(not 0 <= i < vocab_size for i in ids):
-                raise InvalidParameter(f"prompt: token ids must be from 0 to {vocab_size - 1}", param="prompt")
-        if not ids:
-            raise InvalidParameter(f"{where} is empty", param=where)
+        try:
+            if self.messages is not None:
+                ids = message_ids(
+                    self.messages, where, card, tokenizer,
+                    variables=self.template_variables, parse_special=self.parse_special,
+                )  # fmt: skip
+            else:
+                prompt = self.prompt if self.prompt is not None else self.prompt_token_ids or []
+                ids = prompt_ids(prompt, where, card, tokenizer, parse_special=self.parse_special)
+            if not ids:
+                raise InvalidParameter(f"{where} is empty", param=where)
+        except InvalidRequest as exc:
+            raise self._as_written(exc) from exc
         return ids
 
 
@@ -167,6 +169,11 @@ def prompt_of(value: Any, param: str = "prompt") -> tuple[str | None, list[int] 
     raise InvalidParameter(f"{param} must be a non-empty string or a non-empty list of token ids", param=param)
 
 
+def refuse_without_text() -> NoReturn:
+    """Raises InvalidParameter: `parse_special` is false, and the prompt is token ids."""
+    raise InvalidParameter(f"{PARSE_SPECIAL} has no effect on token ids; leave it out", param=PARSE_SPECIAL)
+
+
 def is_no_op(name: str, value: Any, **more: tuple[Any, ...]) -> bool:
     """Whether the field changes nothing at this value; `more` are values of fields that no-ops elsewhere are not."""
     values = more.get(name, OPENAI_NO_OPS.get(name, ()))
@@ -188,7 +195,7 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
     body = {k: v for k, v in body.items() if v is not None}
     chat = endpoint == CHAT
     own = ("model", "messages", "max_completion_tokens", "chat_template_kwargs") if chat else ("model", "prompt")
-    allowed = {*own, *GENERATION_FIELDS, *LABELS, *_STREAMING}
+    allowed = {*own, PARSE_SPECIAL, *GENERATION_FIELDS, *LABELS, *_STREAMING}
     for name, value in body.items():
         if is_no_op(name, value):
             continue
@@ -219,9 +226,12 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
             raise MissingParameter("prompt is required", param="prompt")
         prompt, ids = prompt_of(body["prompt"])
     variables = template_variables_of(body.get("chat_template_kwargs", {}))
+    parse_special = parse_special_of(body)
+    if parse_special is False and ids is not None:
+        refuse_without_text()
     return ParsedRequest(
-        endpoint, model, prompt, ids, messages, fields, stream, include_usage, labels, variables, renamed
-    )  # fmt: skip
+        endpoint, model, prompt, ids, messages, fields, stream, include_usage, labels, variables, renamed, parse_special
+    )
 
 
 def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:

@@ -17,6 +17,7 @@ from shared.jobs.requests import MAX_MESSAGES, ROLES, ParsedRequest, Resolved
 from shared.jobs.responses import RESPONSES
 from shared.jobs.tasks import ResponseTask
 from shared.model_card import ModelCard
+from shared.prompt_ids import PARSE_SPECIAL, parse_special_of
 from shared.tokenizer import TokenizerWrapper
 
 Messages = tuple[tuple[str, str], ...]  # role and content
@@ -27,6 +28,7 @@ _SAME = ("temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ign
 _OWN = (
     "model", "input", "instructions", "max_output_tokens", "text", "include", "top_logprobs", "previous_response_id",
     "background", "store", "stream", "stream_options", "chat_template_kwargs",
+    PARSE_SPECIAL,
 )  # fmt: skip
 _NO_OPS: dict[str, tuple[Any, ...]] = {
     "tools": ([],), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "truncation": ("disabled",),
@@ -58,6 +60,7 @@ class ResponseRequest:
     template_variables: dict[str, Any] = field(default_factory=dict)
     endpoint: str = RESPONSES
     include_usage: bool = False
+    parse_special: bool | None = None
 
     @property
     def characters(self) -> int:
@@ -77,7 +80,7 @@ class ResponseRequest:
             RESPONSES, self.model, None, None, [{"role": r, "content": c} for r, c in (*system, *said)], self.fields,
             False, False, {}, self.template_variables,
             {"max_tokens": "max_output_tokens", "response_format.json_schema": "text.format", "response_format": "text.format",
-             "messages": "input"},
+             "messages": "input"}, self.parse_special,
         )  # fmt: skip
         resolved = chat.resolve(card, tokenizer)
         return replace(resolved, task=ResponseTask(self.shown, said))
@@ -133,6 +136,7 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
     return ResponseRequest(
         model, messages_of(given["input"]), fields, labels, shown, stream, background, stored, instructions, previous,
         template_variables=template_variables_of(given.get("chat_template_kwargs", {})),
+        parse_special=parse_special_of(given),
     )  # fmt: skip
 
 

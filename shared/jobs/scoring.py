@@ -16,14 +16,15 @@ from shared.algorithms import BLOCK, CHAIN_RULE, FULL, MONTE_CARLO
 from shared.diffusion_params import DiffusionParams
 from shared.errors import InvalidParameter, MissingParameter, PromptTooLong, UnknownParameter
 from shared.jobs.fields import labels_of, model_of, opened
-from shared.jobs.requests import Resolved, prompt_of
+from shared.jobs.requests import Resolved, prompt_of, refuse_without_text
 from shared.jobs.responses import LOGLIKELIHOOD, response_id, usage_of
 from shared.jobs.tasks import ScoreTask
 from shared.model_card import ModelCard
+from shared.prompt_ids import PARSE_SPECIAL, parse_special_of, prompt_ids
 from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 
-FIELDS = ("model", "context", "continuation", "pairs", "method", "mc_num", "seed", "cfg_scale")
+FIELDS = ("model", "context", "continuation", "pairs", "method", "mc_num", "seed", "cfg_scale", PARSE_SPECIAL)
 METHODS = (MONTE_CARLO, CHAIN_RULE)
 MAX_PAIRS = 128
 DEFAULT_MC_NUM, MAX_MC_NUM = 128, 1024
@@ -47,6 +48,7 @@ class ScoreRequest:
     cfg_scale: float = 0.0
     stream: bool = False
     include_usage: bool = False
+    parse_special: bool | None = None
 
     @property
     def characters(self) -> int:
@@ -58,9 +60,7 @@ class ScoreRequest:
         ids: list[int] = []
         sizes = []
         for pair, paths in zip(self.pairs, self.paths, strict=True):
-            context, target = (tokens_of(text, path, card, tokenizer) for text, path in zip(pair, paths, strict=True))
-            if card.mask_token_id in target:
-                raise InvalidParameter(f"{paths[1]} has the mask token, which no text has", param=paths[1])
+            context, target = (self.tokens(text, path, card, tokenizer) for text, path in zip(pair, paths, strict=True))
             if len(context) + len(target) > card.context_length:
                 message = (
                     f"{len(context)} and {len(target)} tokens exceed the context of {card.name}, {card.context_length}"
@@ -78,6 +78,13 @@ class ScoreRequest:
         params = SamplingParams(max_tokens=scored, temperature=0.0, seed=seed, diffusion=diffusion)
         return Resolved(ids, params, len(ids), task)
 
+    def tokens(self, text: Text, path: str, card: ModelCard, tokenizer: TokenizerWrapper) -> list[int]:
+        """Return the token ids of a text, at least one. Raises InvalidParameter."""
+        ids = prompt_ids(text, path, card, tokenizer, parse_special=self.parse_special)
+        if not ids:
+            raise InvalidParameter(f"{path} is empty", param=path)
+        return ids
+
     def _method(self, card: ModelCard) -> str:
         method = self.method or (MONTE_CARLO if card.regime == FULL else CHAIN_RULE)
         if method == MONTE_CARLO and card.regime == BLOCK:
@@ -89,16 +96,6 @@ class ScoreRequest:
         return method
 
 
-def tokens_of(text: Text, path: str, card: ModelCard, tokenizer: TokenizerWrapper) -> list[int]:
-    """Token ids, never empty. Raises InvalidParameter."""
-    ids = tokenizer.encode(text) if isinstance(text, str) else list(text)
-    if any(not 0 <= i < card.vocab_size for i in ids):
-        raise InvalidParameter(f"{path}: token ids must be from 0 to {card.vocab_size - 1}", param=path)
-    if not ids:
-        raise InvalidParameter(f"{path} is empty", param=path)
-    return ids
-
-
 def parse(body: Any) -> ScoreRequest:
     """Raises InvalidParameter, UnknownParameter, MissingParameter."""
     given = opened(LOGLIKELIHOOD, body, FIELDS)
@@ -107,6 +104,7 @@ def parse(body: Any) -> ScoreRequest:
     method = given.get("method")
     if method is not None and method not in METHODS:
         raise InvalidParameter(f"method must be {' or '.join(METHODS)}", param="method")
+    parse_special = checked_parse_special(given, pairs)
     mc_num, seed, cfg = given.get("mc_num"), given.get("seed"), given.get("cfg_scale", 0.0)
     return ScoreRequest(
         LOGLIKELIHOOD,
@@ -118,7 +116,16 @@ def parse(body: Any) -> ScoreRequest:
         mc_num=None if mc_num is None else checks.integer(mc_num, "mc_num", 1, MAX_MC_NUM),
         seed=None if seed is None else checks.integer(seed, "seed", -(2**63), 2**63 - 1),
         cfg_scale=checks.number(cfg, "cfg_scale", 0.0, MAX_CFG),
+        parse_special=parse_special,
     )
+
+
+def checked_parse_special(given: Mapping[str, Any], pairs: Sequence[tuple[Text, Text]]) -> bool | None:
+    """Return the request's `parse_special`. Raises InvalidParameter: it has no effect on these texts."""
+    value = parse_special_of(given)
+    if value is False and not any(isinstance(text, str) for pair in pairs for text in pair):
+        refuse_without_text()
+    return value
 
 
 def _pairs(given: Mapping[str, Any]) -> tuple[tuple[tuple[Text, Text], ...], tuple[tuple[str, str], ...]]:

@@ -225,7 +225,7 @@ class VDiffEngine:
 
     def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """A prompt's text and token ids, in any of its forms: a string, or {prompt | prompt_token_ids | messages}."""
-        return tokenized(prompt, self.tokenizer)
+        return tokenized(prompt, self.card, self.tokenizer)
 
     def submit_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
         """Tokenise and queue."""

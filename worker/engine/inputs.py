@@ -9,6 +9,7 @@ from shared.algorithms import FULL
 from shared.errors import InvalidParameter, MissingParameter
 from shared.jobs.tasks import InfillTask
 from shared.model_card import ModelCard
+from shared.prompt_ids import check_ids, message_ids, parse_special_of, prompt_ids
 from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 
@@ -16,17 +17,24 @@ Prompt = str | Mapping[str, Any]
 Prompts = list[str] | list[dict[str, Any]] | list[Prompt] | tuple[Prompt, ...]
 
 
-def tokenized(prompt: Prompt, tokenizer: TokenizerWrapper) -> tuple[str | None, list[int]]:
-    """A prompt's text and token ids: a string, or {prompt | prompt_token_ids | messages}. Raises MissingParameter."""
-    if isinstance(prompt, str):
-        return prompt, tokenizer.encode(prompt)
-    if prompt.get("messages") is not None:
-        text = tokenizer.apply_chat_template(prompt["messages"], variables=prompt.get("chat_template_kwargs"))
-        return text, tokenizer.encode(text)
-    if prompt.get("prompt_token_ids") is not None:
-        return None, list(prompt["prompt_token_ids"])
-    if prompt.get("prompt") is not None:
-        return prompt["prompt"], tokenizer.encode(prompt["prompt"])
+def tokenized(prompt: Prompt, card: ModelCard, tokenizer: TokenizerWrapper) -> tuple[str | None, list[int]]:
+    """Return a prompt's text and token ids: of a string, or {prompt | prompt_token_ids | messages}.
+
+    Raises:
+        MissingParameter: it is none of these.
+        InvalidParameter: it has the mask token.
+    """
+    given: Mapping[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else prompt
+    parse_special = parse_special_of(given)
+    if given.get("messages") is not None:
+        messages, variables = given["messages"], given.get("chat_template_kwargs")
+        text = tokenizer.apply_chat_template(messages, variables=variables)
+        ids = message_ids(messages, "messages", card, tokenizer, variables=variables, parse_special=parse_special)
+        return text, ids
+    if given.get("prompt_token_ids") is not None:
+        return None, prompt_ids(given["prompt_token_ids"], "prompt_token_ids", card, tokenizer)
+    if given.get("prompt") is not None:
+        return given["prompt"], prompt_ids(given["prompt"], "prompt", card, tokenizer, parse_special=parse_special)
     raise MissingParameter("a prompt needs one of prompt, prompt_token_ids, messages", param="prompt")
 
 
@@ -39,9 +47,9 @@ def checked_ids(
         raise InvalidParameter("the prompt is empty", param="prompt")
     if canvas is not None:
         _check_canvas(card, params, canvas)
-    for where, some in (("prompt_token_ids", ids), ("canvas", canvas or ())):
-        if some and (min(some) < 0 or max(some) >= card.vocab_size):
-            raise InvalidParameter(f"token ids must be from 0 to {card.vocab_size - 1}", param=where)
+    check_ids(ids, "prompt_token_ids", card)
+    if canvas and (min(canvas) < 0 or max(canvas) >= card.vocab_size):
+        raise InvalidParameter(f"token ids must be from 0 to {card.vocab_size - 1}", param="canvas")
     if len(ids) + params.max_tokens > card.context_length:
         message = f"{len(ids)} prompt tokens and max_tokens {params.max_tokens} exceed {card.context_length}"
         raise InvalidParameter(message, param="max_tokens")
@@ -76,7 +84,8 @@ def holed(parts: Sequence[str | int], card: ModelCard, tokenizer: TokenizerWrapp
     for i, part in enumerate(parts):
         if isinstance(part, bool) or (isinstance(part, int) and part < 1):
             raise InvalidParameter("a hole has at least one token", param=f"parts[{i}]")
-        piece = tokenizer.encode(part) if isinstance(part, str) else [card.mask_token_id] * part
+        at = f"parts[{i}]"
+        piece = prompt_ids(part, at, card, tokenizer) if isinstance(part, str) else [card.mask_token_id] * part
         counts.append(len(piece))
         ids += piece
     if all(isinstance(part, str) for part in parts):

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from shared.errors import InvalidParameter, UnknownParameter
 from shared.jobs.bodies import parse
 from shared.jobs.responses import CHAT, RESPONSES
+from shared.model_card import ModelCard
 from shared.tokenizer import TokenizerWrapper
 from tests.unit.engine.golden_cases import GOLDEN
 from vdiff import bundled
@@ -20,6 +21,10 @@ FOLDERS = {
     **{f: GOLDEN / f for f in ("llada", "dream", "llada_moe", "llada2_moe", "sdar", "diffusion_gemma")},
     "vdiff-tiny": bundled.folder(bundled.DEFAULT_MODEL),
 }
+CARD = ModelCard(
+    name="m", family="llada", context_length=512, vocab_size=757, mask_token_id=752, end_token_ids=(751,),
+    suppress_token_ids={}, capabilities={},
+)  # fmt: skip
 USER = {"role": "user", "content": " What is é漢? \n"}
 CONVERSATIONS: list[list[dict[str, str]]] = [
     [USER],
@@ -59,7 +64,7 @@ def test_a_templates_own_variables() -> None:
             request = parse(endpoint, {"model": "m", **body, "chat_template_kwargs": variables}, streaming=True)
             chat = request if endpoint == CHAT else None
             if chat is not None:
-                made.append(chat.tokens(tokenizer, 757))  # type: ignore[union-attr]
+                made.append(chat.tokens(CARD, tokenizer))  # type: ignore[union-attr]
                 continue
             made.append(tokenizer.encode_chat([{"role": "user", "content": "x"}], request.template_variables))  # type: ignore[union-attr]
         assert made[0] == made[1] != made[2] == tokenizer.encode("<user>x<no>1<b>")
@@ -67,14 +72,14 @@ def test_a_templates_own_variables() -> None:
 
 def test_names_reach_the_template() -> None:
     request = parse(CHAT, {"model": "m", "messages": [{"role": "user", "content": "x", "name": "Ann"}]}, streaming=True)
-    assert request.tokens(thinking(), 757) == thinking().encode("<Ann>x1<b>")  # type: ignore[union-attr]
+    assert request.tokens(CARD, thinking()) == thinking().encode("<Ann>x1<b>")  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("name", ["enable_thinkng", "messages", "bos_token", "add_generation_prompt", "tools", "x"])
 def test_what_the_template_does_not_know_is_refused_by_name(name: str) -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x"}], "chat_template_kwargs": {name: "v"}}
     with pytest.raises(UnknownParameter, match="it has enable_thinking") as wrong:
-        parse(CHAT, body, streaming=True).tokens(thinking(), 757)  # type: ignore[union-attr]
+        parse(CHAT, body, streaming=True).tokens(CARD, thinking())  # type: ignore[union-attr]
     assert wrong.value.param == f"chat_template_kwargs.{name}"
 
 

@@ -181,12 +181,16 @@ def test_metadata_is_bounded_as_openais() -> None:
 
 def test_tokens_of_a_request() -> None:
     tokenizer = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
-    assert chat().tokens(tokenizer, 757) == tokenizer.encode("<|user|>hi<|eot_id|><|assistant|>")
-    assert completion(prompt="hi").tokens(tokenizer, 757) == tokenizer.encode("hi")
-    assert completion(prompt=[1, 756]).tokens(tokenizer, 757) == [1, 756]
+    card = ModelCard(
+        name="m", family="llada", context_length=64, vocab_size=757, mask_token_id=752, end_token_ids=(751,),
+        suppress_token_ids={}, capabilities={},
+    )  # fmt: skip
+    assert chat().tokens(card, tokenizer) == tokenizer.encode("<|user|>hi<|eot_id|><|assistant|>")
+    assert completion(prompt="hi").tokens(card, tokenizer) == tokenizer.encode("hi")
+    assert completion(prompt=[1, 756]).tokens(card, tokenizer) == [1, 756]
     for ids in ([757], [-1]):
         with pytest.raises(InvalidParameter, match="from 0 to 756"):
-            completion(prompt=ids).tokens(tokenizer, 757)
+            completion(prompt=ids).tokens(card, tokenizer)
 
 
 def test_a_field_that_is_nearly_one_is_told_so() -> None:
