@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import redis.asyncio
+import structlog
 from fastapi import Depends, FastAPI
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -16,6 +17,7 @@ from api.auth import Authenticator
 from api.backpressure import WaitingRoom
 from api.dependencies import Context, known_query
 from api.limits import RequestLimiter
+from api.maintenance import MaintenanceProcess
 from api.middleware import (
     QUIET,
     BodyLimitMiddleware,
@@ -54,6 +56,8 @@ from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
 from vdiff import bundled
+
+_log = structlog.get_logger(__name__)
 
 FORM_BYTES = 64 * 1024  # what a form may add to its file
 REDIS_TIMEOUT_S = 5.0
@@ -102,6 +106,11 @@ def make_context(settings: Settings) -> Context:
     )
 
 
+def _log_gone(reason: str) -> None:
+    """Say that a part ended, where no server of ours can end the process (`api.server` can)."""
+    _log.critical("background_part_gone", reason=reason)
+
+
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The ASGI application; connects when it starts.
 
@@ -115,13 +124,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         context = app.state.context = make_context(settings)
-        context.waiter.start()
-        context.caretaker.start()
-        context.evaluation_caretaker.start()
+        on_gone = getattr(app.state, "on_gone", _log_gone)
+        context.waiter.start(on_gone)
+        context.caretaker.start(on_gone)
+        context.evaluation_caretaker.start(on_gone)
+        maintenance = MaintenanceProcess(settings, on_gone)
+        maintenance.start()
         try:
             yield
         finally:
             context.stopping.set()
+            await asyncio.to_thread(maintenance.close)
             await asyncio.gather(context.caretaker.stop(), context.evaluation_caretaker.stop())
             await asyncio.gather(*context.background, return_exceptions=True)
             await context.waiter.stop()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import sys
 from typing import Any
 
 import uvicorn
@@ -11,6 +12,7 @@ import uvicorn
 from api.app import create_app
 from migrations import run as migrations
 from shared import tracing
+from shared.background import EXIT_THREAD_GONE
 from shared.errors import ConfigurationError
 from shared.logging import setup_logging
 from shared.settings import Settings
@@ -37,6 +39,13 @@ def listening_socket(host: str, port: int) -> socket.socket:
 class _Server(uvicorn.Server):
     """Says that it stops before it cuts the requests that still wait, so that these do not look like clients who left."""
 
+    failure: str | None = None
+
+    def fail(self, reason: str) -> None:
+        """Shut down because a background part of the process ended; any thread may call it."""
+        self.failure = self.failure or reason
+        self.should_exit = True
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         context = getattr(self.config.app.state, "context", None)  # type: ignore[union-attr]
         if context is not None:
@@ -57,9 +66,13 @@ def run(settings: Settings) -> int:
     listener = listening_socket(settings.host, settings.port)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
     server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, **options))
+    app.state.on_gone = server.fail
     # uvicorn stops at these, then raises them again; for us they are a clean end.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: None)
     server.run(sockets=[listener])
     tracing.stop()
+    if server.failure is not None:
+        print(f"vdiff api: {server.failure}; the process ends", file=sys.stderr, flush=True)
+        return EXIT_THREAD_GONE
     return 0 if server.started else 1

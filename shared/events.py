@@ -25,10 +25,11 @@ from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
-import structlog
 from redis.exceptions import RedisError
 
+from shared.background import Duty, OnGone, watch_task
 from shared.ids import new_id
+from shared.metrics import API_DUTY_FAILURES
 
 DONE_CHANNEL = "vdiff:done"
 CANCEL_CHANNEL = "vdiff:cancel"
@@ -40,7 +41,6 @@ READ_BLOCK_MS_MAX = 4_000  # redis-py 8 times a blocking read out after 5 s
 REREAD_SECONDS = 1.5  # how late a lost `done` may be noticed
 _RECONNECT_SECONDS = 0.5
 
-_log = structlog.get_logger(__name__)
 Row = TypeVar("Row")
 
 
@@ -148,7 +148,7 @@ def _flat(entries: Any) -> list[tuple[Any, Any]]:
 
 
 def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
 def _decode(entry_id: str | bytes, fields: dict[Any, Any]) -> tuple[str, str, dict[str, Any]]:
@@ -173,10 +173,12 @@ class DoneWaiter:
         self._client = client
         self._waiting: dict[str, tuple[asyncio.Event, int]] = {}  # how many wait for it
         self._task: asyncio.Task[None] | None = None
+        self._duty = Duty("hear_done", lambda: None, every=_RECONNECT_SECONDS, failures=API_DUTY_FAILURES)
         self._answering: set[asyncio.Task[None]] = set()
 
-    def start(self) -> None:
+    def start(self, on_gone: OnGone = lambda reason: None) -> None:
         self._task = asyncio.create_task(self._listen(), name="vdiff-done-waiter")
+        watch_task(self._task, on_gone)
 
     async def stop(self) -> None:
         if self._task is not None:
@@ -265,6 +267,7 @@ class DoneWaiter:
                     await subscription.subscribe(DONE_CHANNEL, ASK_CHANNEL)
                     # Whatever was published while we were away is lost: make all waiters read their rows.
                     self._wake_all()
+                    self._duty.succeeded()
                     while True:
                         message = await subscription.get_message(timeout=READ_BLOCK_MS_MAX / 1000)
                         if message is None:
@@ -275,9 +278,8 @@ class DoneWaiter:
                             task = asyncio.create_task(self._answer(_text(message["data"])))
                             self._answering.add(task)
                             task.add_done_callback(self._answering.discard)
-            except (RedisError, OSError) as exc:
-                _log.warning("done_subscription_lost", error=str(exc))
-                await asyncio.sleep(_RECONNECT_SECONDS)
+            except Exception as exc:
+                await asyncio.sleep(self._duty.failed(exc))
 
     def _wake(self, job_id: str) -> None:
         entry = self._waiting.get(job_id)

@@ -7,7 +7,9 @@ the holder, so that one that lost its lease changes nothing; who dies is followe
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -15,9 +17,11 @@ from redis.exceptions import RedisError
 from sqlalchemy import Executable, Row
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.background import Duty, OnGone, watch_task
 from shared.db.session import AsyncDatabase
 from shared.files.store import StoreUnavailable
 from shared.ids import new_id
+from shared.metrics import API_DUTY_FAILURES
 
 TOGETHER = 2  # rows that one process works on
 LOOK_SECONDS = 1.0
@@ -39,6 +43,9 @@ class Caretaker(ABC):
         self._lease = lease_seconds
         self._wake = wake
         self._task: asyncio.Task[None] | None = None
+        # Between two looks, each is tried whatever becomes of the other.
+        self._taking = Duty(f"take_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES)
+        self._tidying = Duty(f"tidy_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES)
         self._working: set[asyncio.Task[None]] = set()
 
     @abstractmethod
@@ -56,8 +63,9 @@ class Caretaker(ABC):
     async def now_and_then(self) -> None:  # noqa: B027  # not every kind has something
         """Between two looks."""
 
-    def start(self) -> None:
+    def start(self, on_gone: OnGone = lambda reason: None) -> None:
         self._task = asyncio.create_task(self._run(), name=f"{self.kind}-caretaker")
+        watch_task(self._task, on_gone)
 
     async def stop(self) -> None:
         """Let go of everything; another process goes on at once."""
@@ -69,17 +77,22 @@ class Caretaker(ABC):
     async def _run(self) -> None:
         while True:
             self._wake.clear()
-            try:
-                while len(self._working) < TOGETHER and await self._take():
-                    pass
-                await self.now_and_then()
-            except (SQLAlchemyError, OSError) as exc:
-                _log.warning(f"{self.kind}_not_seen_to", error=type(exc).__name__)
-            try:
+            for duty, run in ((self._taking, self._take_all), (self._tidying, self.now_and_then)):
+                if not duty.is_due():
+                    continue
+                try:
+                    await run()
+                except Exception as exc:
+                    duty.due_at = time.monotonic() + duty.failed(exc)
+                else:
+                    duty.succeeded()
+            with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._wake.wait()
-            except TimeoutError:
-                pass
+
+    async def _take_all(self) -> None:
+        while len(self._working) < TOGETHER and await self._take():
+            pass
 
     async def _take(self) -> bool:
         holder = new_id("holder")

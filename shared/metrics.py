@@ -49,6 +49,9 @@ EVALUATION_SAMPLES = Counter(
     "vdiff_evaluation_samples_total", "Answers of evaluations that were graded, or could not be had", ["outcome"]
 )
 _from_zero(EVALUATION_SAMPLES, ("passed", "failed", "error"))
+API_DUTY_FAILURES = Counter(
+    "vdiff_api_duty_failures_total", "Failed rounds of background duties of this API process", ["duty"]
+)
 
 WORKER = CollectorRegistry()
 ATTEMPTS = Counter(
@@ -81,7 +84,32 @@ TOKENS_PER_FORWARD = Histogram(
     registry=WORKER,
 )
 
+WORKER_DUTY_FAILURES = Counter(
+    "vdiff_worker_duty_failures_total", "Failed rounds of background duties of workers", ["duty"], registry=WORKER
+)
+WORKER_MESSAGES_DROPPED = Counter(
+    "vdiff_worker_messages_dropped_total", "Messages in Redis that workers could not read and dropped", registry=WORKER
+)
+WORKER_CONSUMER_RESTARTS = Counter(
+    "vdiff_worker_consumer_restarts_total",
+    "Times that workers lost their consumer and started it again",
+    registry=WORKER,
+)
+
 DELIVERY = CollectorRegistry()
+SENDER_DUTY_FAILURES = Counter(
+    "vdiff_sender_duty_failures_total", "Failed rounds of background duties of senders", ["duty"], registry=DELIVERY
+)
+SENDER_MESSAGES_DROPPED = Counter(
+    "vdiff_sender_messages_dropped_total",
+    "Messages in Redis that senders could not read and dropped",
+    registry=DELIVERY,
+)
+SENDER_CONSUMER_RESTARTS = Counter(
+    "vdiff_sender_consumer_restarts_total",
+    "Times that senders lost their consumer and started it again",
+    registry=DELIVERY,
+)
 WEBHOOK_ATTEMPTS = Counter(
     "vdiff_webhook_attempts_total", "Attempts to deliver a webhook, by outcome", ["outcome"], registry=DELIVERY
 )

@@ -10,17 +10,17 @@ Redis may lose the message; the heartbeat brings the same news from PostgreSQL. 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable
 
 import redis
 import structlog
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.background import BackgroundThread, Duty
 from shared.db.session import Database
 from shared.events import CANCEL_CHANNEL
 from shared.jobs import repository
+from shared.metrics import WORKER_DUTY_FAILURES
 from shared.queue.window import DISPATCH_CHANNEL
 from worker.held import HeldAttempts, StopReason
 
@@ -40,27 +40,19 @@ class CancelListener:
         self._database = database
         self._held = held
         self._on_waiting = on_waiting  # called with a model that has jobs without a message
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vdiff-cancels", daemon=True)
+        duty = Duty(
+            "hear_cancels", self._listen, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=_RECONNECT_SECONDS
+        )
+        self.thread = BackgroundThread("vdiff-cancels", [duty], close_seconds=2 * _POLL_SECONDS)
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(2 * _POLL_SECONDS)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                subscription = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-                with subscription:
-                    subscription.subscribe(CANCEL_CHANNEL, DISPATCH_CHANNEL)
-                    while not self._stop.is_set():
-                        self._hear(subscription)
-            except (RedisError, OSError) as exc:
-                _log.warning("cancel_subscription_lost", error=str(exc))
-                self._stop.wait(_RECONNECT_SECONDS)
+    def _listen(self) -> None:
+        """Hear the channels until the thread is closed. Raises redis.RedisError: the subscription is lost."""
+        subscription = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        with subscription:
+            subscription.subscribe(CANCEL_CHANNEL, DISPATCH_CHANNEL)
+            while not self.thread.stopping.is_set():
+                self.thread.turn()
+                self._hear(subscription)
 
     def _hear(self, subscription: redis.client.PubSub) -> None:
         """Wait for a message, take those that are there already, then act on all of them."""

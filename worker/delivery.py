@@ -16,6 +16,7 @@ import os
 import random
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -35,11 +36,18 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
 from shared import liveness, metrics, tracing
+from shared.background import EXIT_THREAD_GONE, BackgroundThread, BackgroundThreads, Duty, OnGone
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.ids import new_id
 from shared.logging import identify, setup_logging
-from shared.metrics import WEBHOOK_ATTEMPTS, WEBHOOK_ENDPOINTS_DISABLED, WEBHOOK_SECONDS, WebhookOutcome
+from shared.metrics import (
+    SENDER_DUTY_FAILURES,
+    WEBHOOK_ATTEMPTS,
+    WEBHOOK_ENDPOINTS_DISABLED,
+    WEBHOOK_SECONDS,
+    WebhookOutcome,
+)
 from shared.queue.messages import PAYLOAD_VERSION, is_readable, push_deliveries
 from shared.queue.names import DELIVER_TASK, WEBHOOK_QUEUE
 from shared.settings import Settings
@@ -54,6 +62,7 @@ TENANT_SHARE = (3, 4)  # of what is sent at once, at most, to receivers of one t
 REST = 4  # times as long as a look for what is due took
 BEAT_SECONDS = 5.0
 CLEAN_EVERY_SECONDS = 60.0
+AWAY_SECONDS = 1.0
 JITTER = 0.1
 RETRY_AFTER_MAX_SECONDS = 86_400.0
 ANSWER_MAX_BYTES = 65_536  # of a receiver's answer that are read at all
@@ -255,14 +264,25 @@ class Pump:
         self._redis = client
         self._settings = settings
         self._sender_id = sender_id
-        self._beat_at = float("-inf")
-        self._cleaned_at = float("-inf")
         self._looked_seconds = 0.0
         self._live = 1  # processes like this one; bounds of receivers and tenants are of all of them together
         self._skip_from = itertools.cycle((None, 1))
-        self._stop = threading.Event()
         self._room = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vdiff-pump", daemon=True)
+        self.on_gone: OnGone = lambda reason: None
+        # Two threads: deleting what is old may take long, and deliveries do not wait for it.
+        self._pump = BackgroundThread(
+            "vdiff-pump",
+            [
+                Duty("sender_heartbeat", self._live_on, every=BEAT_SECONDS, failures=SENDER_DUTY_FAILURES),
+                Duty("send_due", self._round, every=0.0, failures=SENDER_DUTY_FAILURES, backoff_max=AWAY_SECONDS),
+            ],
+        )
+        self._cleaner = BackgroundThread(
+            "vdiff-cleaner",
+            [Duty("clean_deliveries", self.clean, every=CLEAN_EVERY_SECONDS, failures=SENDER_DUTY_FAILURES)],
+        )
+        self._threads = BackgroundThreads(lambda reason: self.on_gone(reason))
+        self._threads.add(self._pump, self._cleaner)
 
     def start(self) -> None:
         statement = senders.register(
@@ -270,12 +290,12 @@ class Pump:
         )
         with self._database.write() as session:
             session.execute(statement)
-        self._thread.start()
+        self._threads.start()
 
     def close(self) -> None:
-        self._stop.set()
+        self._pump.stopping.set()
         self._room.set()
-        self._thread.join(2.0)
+        self._threads.close()
         with suppress(SQLAlchemyError):
             self._beat("stopped")
 
@@ -292,27 +312,20 @@ class Pump:
         with self._database.read() as session:
             return max(1, len(session.execute(senders.live(stale_seconds=3 * BEAT_SECONDS)).all()))
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
+    def _live_on(self) -> None:
+        if not self._threads.silent(liveness.STALE_SECONDS):
             liveness.turn("deliver")
-            moved = 0
-            try:
-                if time.monotonic() - self._beat_at >= BEAT_SECONDS:
-                    self._beat()
-                    self._beat_at = time.monotonic()
-                    self._live = self._count_live()
-                moved = self.pump()
-            except (SQLAlchemyError, RedisError, OSError) as exc:
-                _log.warning("pump_failed", error=type(exc).__name__)
-                self._stop.wait(1.0)
-            if not moved:
-                # Behind a long queue of receivers that are full, looking takes a while: it must stay a small share of the time.
-                self._room.wait(max(IDLE_SECONDS, REST * self._looked_seconds))
-            self._room.clear()
+        self._beat()
+        self._live = self._count_live()
+
+    def _round(self) -> None:
+        if not self.pump():
+            # Behind a long queue of receivers that are full, looking takes a while: it must stay a small share of the time.
+            self._room.wait(max(IDLE_SECONDS, REST * self._looked_seconds))
+        self._room.clear()
 
     def pump(self) -> int:
-        """One round; how many deliveries went out."""
-        self._clean()
+        """Do one round; return how many deliveries went out."""
         room = 2 * self._settings.webhook_concurrency - int(self._redis.llen(WEBHOOK_QUEUE))
         if room <= 0:
             return 0
@@ -336,16 +349,15 @@ class Pump:
                 raise
         return len(ids)
 
-    def _clean(self) -> None:
-        if time.monotonic() - self._cleaned_at < CLEAN_EVERY_SECONDS:
-            return
+    def clean(self) -> float | None:
+        """Delete a batch of what is old; return 0 when there is more."""
         with self._database.write() as session:
             session.execute(repository.discard_of_disabled())
             statement = repository.forget_events(older_than_seconds=self._settings.webhook_forget_seconds)
             forgotten = session.execute(statement)
         # A whole batch: there is more, and the next round takes it, so that no backlog outgrows this.
-        if not isinstance(forgotten, CursorResult) or forgotten.rowcount < repository.FORGET_BATCH:
-            self._cleaned_at = time.monotonic()
+        more = isinstance(forgotten, CursorResult) and forgotten.rowcount >= repository.FORGET_BATCH
+        return 0.0 if more else None
 
 
 def run(settings: Settings) -> int:
@@ -380,8 +392,14 @@ def run(settings: Settings) -> int:
             # Not left to Celery, which logs an exception's text: it may quote what a client or a receiver sent.
             _log.exception("delivery_failed_unexpectedly")
 
+    failures: list[str] = []
+
     def stop(number: int, frame: FrameType | None) -> None:
         celery_state.should_stop = 0  # type: ignore[assignment]
+
+    def fail(reason: str) -> None:
+        failures.append(reason)
+        celery_state.should_stop = EXIT_THREAD_GONE  # type: ignore[assignment]
 
     controller = WorkController(
         app=app, hostname=f"deliver-{time.time_ns()}@{socket.gethostname()}", pool_cls="threads",
@@ -390,6 +408,7 @@ def run(settings: Settings) -> int:
     )  # fmt: skip
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    pump.on_gone = fail
     pump.start()
     _log.info("delivery_ready", concurrency=settings.webhook_concurrency)
     try:
@@ -399,4 +418,7 @@ def run(settings: Settings) -> int:
         sender.close()
         database.dispose()
         tracing.stop()
+    if failures:
+        print(f"vdiff deliver: {failures[0]}; the process ends", file=sys.stderr, flush=True)
+        return EXIT_THREAD_GONE
     return 0

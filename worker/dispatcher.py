@@ -14,24 +14,22 @@ from itertools import groupby
 from typing import Any
 
 import redis
-import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Row
-from sqlalchemy.exc import SQLAlchemyError
 
 from shared import serving
+from shared.background import BackgroundThread, Duty
 from shared.db.session import Database
 from shared.jobs import lanes
 from shared.jobs.status import Priority
 from shared.jobs.turns import LaneView, take_turns
+from shared.metrics import WORKER_DUTY_FAILURES
 from shared.queue.messages import push_sync
 from shared.queue.names import queue_name
 from shared.queue.window import BACKLOG_SECONDS, MIN_WINDOW, WINDOW_SECONDS, backlog_key, window_key
 
 LOOK_SECONDS = 0.5  # how late a job may be noticed that nobody told of
 WINDOW_EVERY_SECONDS = 2.0  # how often the workers' slots are counted
-
-_log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
@@ -49,16 +47,13 @@ class Dispatcher:
         self._backlog = dict.fromkeys(Priority, True)  # whether jobs may wait in PostgreSQL
         self._told = False
         self._wake = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vdiff-dispatcher", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        duty = Duty("dispatch", self._round, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=LOOK_SECONDS)
+        self.thread = BackgroundThread("vdiff-dispatcher", [duty])
 
     def close(self) -> None:
-        self._stop.set()
+        self.thread.stopping.set()
         self._wake.set()
-        self._thread.join(2.0)
+        self.thread.close()
 
     def claimed(self) -> None:
         """A message left the window."""
@@ -71,20 +66,11 @@ class Dispatcher:
             self._told = True
             self._wake.set()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._wake.wait(LOOK_SECONDS)
-            self._wake.clear()
-            if self._stop.is_set():
-                return
-            try:
-                self.dispatch()
-            except SQLAlchemyError as exc:
-                _log.warning("dispatch_failed", error=type(exc).__name__)
-                self._stop.wait(LOOK_SECONDS)
-            except (RedisError, OSError) as exc:
-                _log.warning("dispatch_could_not_push", error=str(exc))
-                self._stop.wait(LOOK_SECONDS)
+    def _round(self) -> None:
+        self._wake.wait(LOOK_SECONDS)
+        self._wake.clear()
+        if not self.thread.stopping.is_set():
+            self.dispatch()
 
     def dispatch(self) -> int:
         """One round; how many jobs were pushed."""

@@ -6,7 +6,7 @@ it: while every slot is taken and some of it by less urgent work, a thread takes
 and runs them in threads of its own, as many as there are slots at most.
 
 It pops a message for good, where Celery would keep it until it is acknowledged. Nothing is lost by that: only the row decides,
-and one that stays queued is pushed again (`worker.sweeper`).
+and one that stays queued is pushed again (`shared.maintenance`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any
 
 import redis
 import structlog
-from redis.exceptions import RedisError
 
+from shared.background import BackgroundThread, Duty
 from shared.jobs.status import Priority
+from shared.metrics import WORKER_DUTY_FAILURES, WORKER_MESSAGES_DROPPED
 from shared.queue.messages import read_message
 from shared.queue.names import queue_name
 from worker.held import HeldAttempts
@@ -48,15 +49,8 @@ class Express:
         self._accepts = accepts
         self._running = 0
         self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vdiff-express", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(2 * BLOCK_SECONDS)
+        duty = Duty("take_urgent", self._round, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=_AWAY_SECONDS)
+        self.thread = BackgroundThread("vdiff-express", [duty], close_seconds=2 * BLOCK_SECONDS)
 
     def wanted(self) -> list[str]:
         """The queues whose next job would have somebody set aside, the most urgent first."""
@@ -72,32 +66,34 @@ class Express:
             if sum(one.rank <= priority.rank for one in held) < self._slots
         ]
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            queues = self.wanted()
-            if not queues:
-                self._stop.wait(LOOK_SECONDS)
-                continue
-            try:
-                found: Any = self._redis.brpop(queues, timeout=BLOCK_SECONDS)
-            except (RedisError, OSError) as exc:
-                _log.warning("express_not_taken", error=type(exc).__name__)
-                self._stop.wait(_AWAY_SECONDS)
-                continue
-            if found is not None:
-                self._take(found[1])
+    def _round(self) -> float:
+        """Take at most one message; return the seconds until the next look."""
+        queues = self.wanted()
+        if not queues:
+            return LOOK_SECONDS
+        found: Any = self._redis.brpop(queues, timeout=BLOCK_SECONDS)
+        if found is not None:
+            self._take(found[1])
+        return 0.0
 
     def _take(self, message: bytes) -> None:
         job_id = read_message(message)
         if job_id is None:
+            WORKER_MESSAGES_DROPPED.inc()
             _log.error("message_not_readable")  # its row stays queued, and is pushed again for whoever can read it
             return
-        if self._stop.is_set() or not self._accepts():
+        if self.thread.stopping.is_set() or not self._accepts():
             self._put_back(job_id)
             return
         with self._lock:
             self._running += 1
-        threading.Thread(target=self._run_one, args=(job_id,), name=f"vdiff-express {job_id}", daemon=True).start()
+        thread = threading.Thread(target=self._run_one, args=(job_id,), name=f"vdiff-express {job_id}", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # no more threads: the row stays queued and is pushed again
+            with self._lock:
+                self._running -= 1
+            raise
 
     def _run_one(self, job_id: str) -> None:
         try:

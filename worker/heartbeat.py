@@ -1,4 +1,4 @@
-"""One thread that keeps this worker's leases alive, and tells what it is doing.
+"""One thread that keeps this worker's leases alive, and stores what the worker is doing.
 
 Each round is one statement for all held attempts: it renews, stores progress, and brings back who was cancelled. A row
 that does not come back is lost and its attempt is aborted. Leases are renewed only while the engine makes steps: a
@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import resource
 import sys
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import structlog
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from shared import liveness, serving
+from shared.background import BackgroundThread, Duty
 from shared.db.session import Database
 from shared.jobs import repository
+from shared.metrics import WORKER_DUTY_FAILURES
 from worker.engine.state import HealthStatus
 from worker.held import HeldAttempts, StopReason
 
@@ -68,6 +68,7 @@ class Heartbeat:
         on_hang: Callable[[], None],
         stats: Callable[[], Mapping[str, Any]],
         state: Callable[[], serving.WorkerState],
+        silent: Callable[[float], list[str]] = lambda seconds: [],
     ) -> None:
         self._database = database
         self._held = held
@@ -78,35 +79,41 @@ class Heartbeat:
         self._on_hang = on_hang
         self._stats = stats
         self._state = state
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vdiff-heartbeat", daemon=True)
+        self._silent = silent
+        self._latest: Mapping[str, Any] = {}
+        duties = (self.show_liveness, self.check_engine, self.collect_stats, self.beat)
+        self.thread = BackgroundThread(
+            "vdiff-heartbeat",
+            [
+                # No back-off: leases are renewed as soon as they can be.
+                Duty(duty.__name__, duty, every=heartbeat_seconds, failures=WORKER_DUTY_FAILURES, backoff_max=0.0)
+                for duty in duties
+            ],
+            close_seconds=heartbeat_seconds,
+        )
 
-    def start(self) -> None:
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(self._seconds)
-
-    def _run(self) -> None:
-        liveness.turn("worker")
-        while not self._stop.wait(self._seconds):
+    def show_liveness(self) -> None:
+        """Touch the file of the liveness probe, unless a thread of this worker is silent."""
+        if silent := self._silent(liveness.stale_seconds(self._seconds)):
+            _log.error("threads_silent", threads=silent)
+        else:
             liveness.turn("worker")
-            if self._hang.is_hung():
-                _log.critical("engine_hung", held=len(self._held))
-                self._on_hang()
-                return
-            try:
-                self.beat()
-            except SQLAlchemyError as exc:
-                # The leases live on for a while; a database that stays away longer costs an attempt, not a job.
-                _log.warning("heartbeat_failed", error=_reason(exc))
+
+    def check_engine(self) -> None:
+        """End the process when its engine hangs: leases must not be renewed for it."""
+        if self._hang.is_hung():
+            _log.critical("engine_hung", held=len(self._held))
+            self._on_hang()
+
+    def collect_stats(self) -> None:
+        """Read the statistics that the next heartbeat stores."""
+        self._latest = self._stats()
 
     def beat(self) -> None:
         """One round."""
         held = {h.pair: h for h in self._held.all()}
         with self._database.write() as session:
-            session.execute(serving.beat(self._worker_id, state=self._state(), stats=self._stats()))
+            session.execute(serving.beat(self._worker_id, state=self._state(), stats=self._latest))
             if not held:
                 return
             statement = repository.heartbeat(
@@ -128,8 +135,3 @@ def memory_bytes() -> int:
     """The largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _reason(exc: SQLAlchemyError) -> str:
-    # Not str(exc): that one carries the statement and its parameters.
-    return str(exc.orig).strip() if isinstance(exc, DBAPIError) else type(exc).__name__

@@ -3,6 +3,7 @@
     SIGTERM, SIGINT   take no new jobs; running ones go on for up to `drain_seconds`; what is left goes back to the queue
                       (fenced, no failure counted, pushed again) and the process exits 0
     a second signal   gives back at once
+    a thread is gone  `fail`: gives back at once and exits with `EXIT_THREAD_GONE`
 
 Celery with the threads pool cannot do this: its warm shutdown stops consuming and then waits for the pool's threads
 without an end. So its shutdown is started here, by its own flag, and the drain beside it makes those threads return.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
@@ -22,13 +24,15 @@ from celery.worker import state as celery_state
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
+from shared.background import EXIT_THREAD_GONE
 from shared.db.session import Database
 from shared.jobs import repository
+from shared.queue.repush import push_again
 from worker.held import HeldAttempts, StopReason
-from worker.sweeper import push_again
 
 EXIT_OK = 0
 EXIT_HUNG = 70  # EX_SOFTWARE: the supervisor starts a new process
+FAIL_SECONDS = 20.0  # from the end of a thread to the end of the process, at most
 _CELERY_STOP_SECONDS = 5.0  # from an empty pool to the end of Celery's shutdown, before the process ends regardless
 
 _log = structlog.get_logger(__name__)
@@ -53,6 +57,7 @@ class Lifecycle:
         self._stopping = threading.Event()
         self._drained = threading.Event()
         self._signals = 0
+        self.exit_code = EXIT_OK
 
     @property
     def draining(self) -> bool:
@@ -62,7 +67,23 @@ class Lifecycle:
         """Main thread only."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        threading.Thread(target=self._run, name="vdiff-drain", daemon=True).start()
+        threading.Thread(target=self._main, name="vdiff-drain", daemon=True).start()
+
+    def fail(self, reason: str) -> None:
+        """End the process with a non-zero code: give back what runs at once, and exit even if something hangs.
+
+        Any thread may call it, also one that is about to end.
+        """
+        if self.draining:
+            return
+        self.exit_code = EXIT_THREAD_GONE
+        _log.critical("worker_fails", reason=reason, exit_code=EXIT_THREAD_GONE)
+        print(f"vdiff worker: {reason}; the process ends", file=sys.stderr, flush=True)
+        last_resort = threading.Timer(FAIL_SECONDS, exit_now, (EXIT_THREAD_GONE,))
+        last_resort.daemon = True
+        last_resort.start()
+        self._hurry.set()
+        self._on_signal(0, None)
 
     def wait_drained(self, timeout_seconds: float) -> bool:
         return self._drained.wait(timeout_seconds)
@@ -75,8 +96,16 @@ class Lifecycle:
             self._hurry.set()
         self._stopping.set()
 
-    def _run(self) -> None:
+    def _main(self) -> None:
         self._stopping.wait()
+        try:
+            self._drain()
+        except Exception:
+            # The consumer waits for the pool's threads, which nothing would make return.
+            _log.exception("drain_broke")
+            exit_now(EXIT_THREAD_GONE)
+
+    def _drain(self) -> None:
         _log.info("draining", held=len(self._held), drain_seconds=self._drain_seconds)
         self._on_draining()
         self._wait_for_jobs()

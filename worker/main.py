@@ -4,8 +4,9 @@ main thread        Celery's consumer (pool: threads, one per slot of the engine)
 pool threads       `worker.runner`: claim -> engine -> record, one job each
 vdiff-engine       the step loop
 vdiff-heartbeat    leases, progress, statistics        vdiff-relay    events to Redis
-vdiff-cancels      cancels, the fast way               vdiff-sweeper  what others lost
+vdiff-cancels      cancels, the fast way               vdiff-sweeper  what others lost (`shared.maintenance`)
 vdiff-dispatcher   Redis's window, filled from PostgreSQL in turns
+vdiff-housekeeping retention, roll-ups (`shared.maintenance`)
 vdiff-drain        waits for SIGTERM
 """
 
@@ -19,7 +20,6 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import redis
 import structlog
 from celery.worker import WorkController
 from redis.exceptions import RedisError
@@ -27,11 +27,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
 from shared import liveness, metrics, serving, tracing
+from shared.background import BackgroundThreads
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.events import EventPublisher
 from shared.ids import new_id
 from shared.logging import identify, setup_logging
+from shared.maintenance import POOL_SIZE, Maintenance
+from shared.queue import client as queue_client
 from shared.settings import Settings
 from vdiff import bundled
 from worker.app import celery_app
@@ -42,15 +45,13 @@ from worker.express import Express
 from worker.failure import load_or_tell, model_name
 from worker.heartbeat import HangDetector, Heartbeat, memory_bytes
 from worker.held import HeldAttempts
-from worker.lifecycle import EXIT_HUNG, EXIT_OK, Lifecycle, exit_now
+from worker.lifecycle import EXIT_HUNG, Lifecycle, exit_now
 from worker.pace import Pace
 from worker.relay import Relay
 from worker.runner import Counters, Runner
-from worker.sweeper import Sweeper
 from worker.tasks import register_tasks
 
 EXIT_CONFIGURATION = 2
-_REDIS_TIMEOUT_S = 5.0
 
 _log = structlog.get_logger(__name__)
 
@@ -111,10 +112,9 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     identify(worker_id=worker_id)
     slots = settings.max_num_seqs
     pace = Pace()
-    database = Database(database_url, pool_size=4, max_overflow=2 * slots)  # Celery's threads, and the express ones
-    client = redis.Redis.from_url(
-        redis_url, socket_timeout=_REDIS_TIMEOUT_S, socket_connect_timeout=_REDIS_TIMEOUT_S, health_check_interval=30
-    )
+    # Celery's threads, those of urgent jobs, and maintenance.
+    database = Database(database_url, pool_size=4, max_overflow=2 * slots + POOL_SIZE)
+    client = queue_client.connect(redis_url)
     publisher = EventPublisher(
         client, stream_length=settings.event_stream_length, stream_seconds=settings.event_stream_seconds
     )
@@ -129,6 +129,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         drain_seconds=settings.drain_seconds,
         on_draining=lambda: _set_state(database, worker_id, "draining"),
     )
+    threads = BackgroundThreads(lifecycle.fail)
     runner = Runner(
         database,
         client,
@@ -154,17 +155,9 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         on_hang=lambda: exit_now(EXIT_HUNG),
         stats=lambda: _stats(engine, counters, held, pace),
         state=lambda: "draining" if lifecycle.draining else "ready",
+        silent=threads.silent,
     )
-    sweeper = Sweeper(
-        database,
-        client,
-        publisher,
-        sweep_seconds=settings.sweep_seconds,
-        repush_after_seconds=settings.repush_after_seconds,
-        lease_seconds=settings.lease_seconds,
-        forget_after_seconds=settings.forget_after_seconds,
-        count=counters.add,
-    )
+    maintenance = Maintenance.from_settings(settings, database, client, publisher, metrics.WORKER_DUTY_FAILURES)
     dispatcher = Dispatcher(
         database, client, model=engine.card.name, slots=slots, stale_seconds=settings.worker_stale_seconds
     )
@@ -191,8 +184,8 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             )
         )
     lifecycle.install_signals()
-    for thread in (relay, heartbeat, sweeper, cancels, dispatcher, express):
-        thread.start()
+    threads.add(relay.thread, heartbeat.thread, *maintenance.threads, cancels.thread, dispatcher.thread, express.thread)
+    threads.start()
     _log.info("worker_ready", model=engine.card.name, slots=slots, device=engine.card.device)
     try:
         _consume(redis_url, engine.card.name, runner, slots=slots, worker_id=worker_id)
@@ -202,14 +195,15 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             return 1
         lifecycle.wait_drained(settings.drain_seconds + 10)
     finally:
-        for part in (express, cancels, dispatcher, sweeper, heartbeat, relay):
-            part.close()
+        dispatcher.close()
+        threads.close()
+        relay.close()
         _set_state(database, worker_id, "stopped", stats=_stats(engine, counters, held, pace))
         database.dispose()
         with contextlib.suppress(RedisError, OSError):  # a connection to a Redis that is gone
             client.close()
-    _log.info("worker_stopped")
-    return EXIT_OK
+    _log.info("worker_stopped", exit_code=lifecycle.exit_code)
+    return lifecycle.exit_code
 
 
 def _consume(redis_url: str, model: str, runner: Runner, *, slots: int, worker_id: str) -> None:

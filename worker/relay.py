@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any
 
-import structlog
 from redis.exceptions import RedisError
 
+from shared.background import BackgroundThread, Duty
 from shared.events import Event, EventPublisher
+from shared.metrics import WORKER_DUTY_FAILURES
 
 BATCH_SECONDS = 0.02
 PENDING_MAX = 20_000  # events; above it they are merged
 JOBS_PENDING_MAX = 10_000  # jobs with an event waiting; above it the oldest are forgotten (PostgreSQL has their end)
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
-
-_log = structlog.get_logger(__name__)
 
 
 class Relay:
@@ -32,13 +32,9 @@ class Relay:
         self._pending: list[Event] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._closing = threading.Event()
         self._merge_above = PENDING_MAX
-        self._away = False
-        self._thread = threading.Thread(target=self._run, name="vdiff-relay", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
+        duty = Duty("relay_events", self._round, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=RETRY_SECONDS)
+        self.thread = BackgroundThread("vdiff-relay", [duty], close_seconds=CLOSE_SECONDS)
 
     def put(self, event: Event) -> None:
         with self._lock:
@@ -52,38 +48,33 @@ class Relay:
 
     def close(self) -> None:
         """Write what is left, for a bounded time."""
-        self._closing.set()
+        self.thread.stopping.set()
         self._wake.set()
-        self._thread.join(CLOSE_SECONDS)
+        self.thread.close()
+        with suppress(RedisError, OSError):
+            self.flush()
 
-    def _run(self) -> None:
-        while True:
-            closing = self._closing.is_set()
-            self._wake.wait(BATCH_SECONDS if not self._away else RETRY_SECONDS)
-            self._wake.clear()
-            delivered = self._flush()
-            if closing:
-                return
-            if not delivered:
-                self._closing.wait(RETRY_SECONDS)
+    def _round(self) -> None:
+        self._wake.wait(BATCH_SECONDS)
+        self._wake.clear()
+        self.flush()
 
-    def _flush(self) -> bool:
+    def flush(self) -> None:
+        """Publish what is pending. Raises redis.RedisError: it stays pending.
+
+        Events that cannot be published for what they are would hold up all others: they are dropped.
+        """
         with self._lock:
             batch, self._pending = self._pending, []
         if not batch:
-            return True
+            return
         try:
             self._publisher.publish(batch)
-        except (RedisError, OSError) as exc:
-            if not self._away:
-                _log.warning("events_delayed", error=str(exc))
-            self._away = True
+        except (RedisError, OSError):
             with self._lock:
                 self._pending = batch + self._pending
-            return False
-        self._away = False
+            raise
         self._merge_above = PENDING_MAX
-        return True
 
 
 def merge(events: list[Event]) -> list[Event]:

@@ -30,12 +30,12 @@ from shared.jobs import lanes, repository
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.steps import StepLog
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
+from shared.queue.repush import push_again
 from shared.sampling_params import SamplingParams
 from shared.strict_json import NotStorable, require_storable, storable
 from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
-from worker.sweeper import push_again
 from worker.work import Engine, Handle, answers_of, result_of, submit, usage_of, writes_text
 
 _log = structlog.get_logger(__name__)
@@ -51,8 +51,7 @@ class Counters:
         self._lock = threading.Lock()
         self._values = dict.fromkeys(
             ("jobs_succeeded", "jobs_failed", "jobs_cancelled", "jobs_expired", "jobs_requeued", "ends_fenced",
-             "tokens_generated", "prompt_tokens", "job_forwards", "job_ms",
-             "leases_expired", "deadlines_passed", "revisions_gone", "messages_pushed_again", "jobs_purged"),
+             "tokens_generated", "prompt_tokens", "job_forwards", "job_ms"),
             0,
         )  # fmt: skip
 

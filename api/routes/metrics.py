@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from api.auth import requires
 from api.changes import COST_SHARE
 from api.dependencies import Context, ContextDep
+from shared import maintenance_counts, serving
 from shared import metrics as measured
-from shared import serving
 from shared.batches import repository as batches
 from shared.batches.status import BatchStatus
 from shared.db.session import is_outage
@@ -80,7 +80,12 @@ def queue_totals(depths: Any, ages: Any) -> dict[tuple[str, str], tuple[int, flo
 
 
 def database_metrics(
-    by_status: Any, queues: dict[tuple[str, str], tuple[int, float]], workers: Any, live: Any
+    by_status: Any,
+    queues: dict[tuple[str, str], tuple[int, float]],
+    workers: Any,
+    live: Any,
+    swept_totals: Any = (),
+    overdue_seconds: float = 0.0,
 ) -> Iterator[Metric]:
     """Rows of the database as metrics; pure."""
     jobs = GaugeMetricFamily("vdiff_jobs", "Jobs by state", labels=["status"])
@@ -109,9 +114,15 @@ def database_metrics(
         cached.add_metric([name], sum(stats.get("cache_tokens_in_use") or 0 for stats in mine))
     yield from (alive, slots, running, cached)
     swept = CounterMetricFamily("vdiff_sweeper_actions_total", "What sweepers did", labels=["action"])
+    counted = {row.action: int(row.total) for row in swept_totals}
     for action in _SWEEPER_ACTIONS:
-        swept.add_metric([action], sum(row.stats.get(action, 0) for row in workers))
+        # Workers up to 0.2 counted in their own statistics.
+        swept.add_metric([action], counted.get(action, 0) + sum(row.stats.get(action, 0) for row in workers))
     yield swept
+    yield GaugeMetricFamily(
+        "vdiff_lease_overdue_seconds", "For how long the oldest expired lease has waited for its recovery, seconds",
+        value=overdue_seconds,
+    )  # fmt: skip
     for table, section in ((_WORKER_COUNTERS, None), (_ENGINE_COUNTERS, "engine")):
         for key, (name, text) in table.items():
             family = CounterMetricFamily(name, text, labels=["model"])
@@ -246,6 +257,8 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
         workers = (await session.execute(serving.all_workers())).all()
         stale = context.settings.worker_stale_seconds
         live = (await session.execute(serving.live_workers(stale_seconds=stale))).all()
+        swept_totals = (await session.execute(maintenance_counts.totals())).all()
+        overdue = float((await session.execute(queries.oldest_overdue_lease())).scalar_one())
         webhooks = [
             (await session.execute(s)).all() for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
         ]
@@ -256,5 +269,6 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
             (await session.execute(evaluations.by_status())).all(),
         )
     return [
-        bulk, webhook_metrics(*webhooks), database_metrics(by_status, queue_totals(depths, ages), workers, live)
+        bulk, webhook_metrics(*webhooks),
+        database_metrics(by_status, queue_totals(depths, ages), workers, live, swept_totals, overdue),
     ]  # fmt: skip

@@ -131,3 +131,11 @@ def running() -> Select[Any]:
 
 def jobs_by_status() -> Select[Any]:
     return select(_J.status, func.count().label("count")).group_by(_J.status)
+
+
+def oldest_overdue_lease() -> Select[Any]:
+    """Seconds since the oldest expired lease of a running job ran out; 0 when none has."""
+    late = func.extract("epoch", func.now() - func.min(_J.lease_until))
+    return select(func.greatest(func.coalesce(late, 0), 0)).where(
+        _J.status == JobStatus.RUNNING.value, _J.lease_until < func.now()
+    )

@@ -57,7 +57,7 @@ def read_message(message: bytes) -> str | None:
         envelope = json.loads(message)
         (content,), _, _ = json.loads(Base64().decode(envelope["body"]))
         return str(content["job_id"]) if is_readable(content) else None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 

@@ -436,7 +436,7 @@ def test_old_events_are_forgotten_as_fast_as_they_come(jobs: Jobs) -> None:
     pump = Pump(jobs.database, jobs.redis, load_settings({}), "sender_x")
     counts = []
     for _ in range(4):
-        pump._clean()
+        pump.clean()
         counts.append(jobs.execute(text("SELECT count(*) AS n FROM webhook_events"))[0].n)
     assert counts == [701, 201, 1, 1]
 

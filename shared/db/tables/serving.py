@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import CheckConstraint, DateTime, ForeignKey, Identity, Index, Integer, Text, func, text
+from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, Integer, Text, func, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -67,3 +67,13 @@ class WorkerFailure(Base):
     count: Mapped[int] = mapped_column(Integer, server_default=text("1"))
     first_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     last_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
+class MaintenanceCount(Base):
+    """How often a duty of `shared.maintenance` did something; a row for each action."""
+
+    __tablename__ = "maintenance_counts"
+
+    action: Mapped[str] = mapped_column(Text, primary_key=True)
+    total: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    updated_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())

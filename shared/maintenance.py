@@ -1,0 +1,247 @@
+"""Maintenance of the jobs table: two threads in every worker and every API process.
+
+Each thread works under an advisory lock of its own, so that one process at a time does it, whichever lives.
+
+    vdiff-sweeper, first things first:
+        recover_leases      expired leases go back to the queue, or to their end, and are pushed
+        expire_jobs         queued jobs that are too late expire; running ones too, should their worker not see to it
+        fail_unservable     replays bound to a revision of their model that no worker serves any more fail
+        push_missing        jobs whose message Redis no longer has are pushed again, bounded: only as many as the queue
+                            is short of the rows that were pushed (jobs never pushed are the dispatcher's)
+    vdiff-housekeeping, what may be late:
+        purge_results       results whose `retain_for` is over go; very old ledger rows go, both in batches
+        free_keys           idempotency keys older than 24 h are freed
+        roll_up             lanes and usage are summed up
+        stop_silent_workers workers that went silent are called stopped; those of long ago become one row a model
+
+Every duty is isolated (`shared.background`): one that fails keeps no other from its turn. What they did is counted in
+PostgreSQL (`maintenance_counts`), in the transaction that did it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Any
+
+import redis
+import structlog
+from prometheus_client import Counter
+from sqlalchemy import func, select, text
+
+from shared import maintenance_counts, serving
+from shared.background import BackgroundThread, Duty
+from shared.db.session import Database, WriteSession
+from shared.events import Event, EventPublisher
+from shared.jobs import caretaking, lanes, repository
+from shared.jobs.status import TERMINAL, JobStatus
+from shared.queue.names import queue_name
+from shared.queue.repush import push_again
+from shared.settings import Settings
+from shared.usage import repository as usage
+from shared.worker_stats import folded
+
+SWEEP_LOCK = 0x7653_7770  # any number that nothing else in the database uses ("vSwp")
+HOUSEKEEPING_LOCK = SWEEP_LOCK + 1
+LOCK_IDLE_SECONDS = 20  # PostgreSQL ends a lock's session that is silent for longer: its process is stopped or cut off
+IDEMPOTENCY_SECONDS = 24 * 3600
+REPUSH_BATCH = 1_000  # messages per queue and round
+FOLD_WORKERS_SECONDS = 7 * 86_400.0
+SILENT_LEASES = 10  # a worker silent for so many leases is called stopped
+POOL_SIZE = 4  # two threads, each with its lock's session and one that works
+
+_log = structlog.get_logger(__name__)
+
+
+class Maintenance:
+    """The duties and their two threads.
+
+    Args:
+        failures: counter with the label `duty`, of the process that this runs in.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        client: redis.Redis,
+        publisher: EventPublisher,
+        *,
+        sweep_seconds: float,
+        repush_after_seconds: float,
+        lease_seconds: float,
+        forget_after_seconds: float | None = None,
+        failures: Counter | None = None,
+    ) -> None:
+        self._database = database
+        self._redis = client
+        self._publisher = publisher
+        self._repush_after = repush_after_seconds
+        self._lease_seconds = lease_seconds
+        self._forget_after = forget_after_seconds
+        self._silent_seconds = SILENT_LEASES * lease_seconds
+
+        def duties(*runs: Callable[[], None]) -> list[Duty]:
+            return [Duty(run.__name__, run, every=0.0, failures=failures) for run in runs]
+
+        self._recovery = duties(self.recover_leases, self.expire_jobs, self.fail_unservable, self.push_missing)
+        self._housekeeping = duties(self.purge_results, self.free_keys, self.roll_up, self.stop_silent_workers)
+        self.sweeper = BackgroundThread(
+            "vdiff-sweeper", [Duty("sweep", self._sweep, every=sweep_seconds, failures=failures)]
+        )
+        self.housekeeper = BackgroundThread(
+            "vdiff-housekeeping", [Duty("housekeeping", self._keep_house, every=sweep_seconds, failures=failures)]
+        )
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, database: Database, client: redis.Redis, publisher: EventPublisher, failures: Counter
+    ) -> Maintenance:
+        """Build it as the settings say."""
+        return cls(
+            database,
+            client,
+            publisher,
+            sweep_seconds=settings.sweep_seconds,
+            repush_after_seconds=settings.repush_after_seconds,
+            lease_seconds=settings.lease_seconds,
+            forget_after_seconds=settings.forget_after_seconds,
+            failures=failures,
+        )
+
+    @property
+    def threads(self) -> tuple[BackgroundThread, BackgroundThread]:
+        return self.sweeper, self.housekeeper
+
+    def sweep(self) -> bool:
+        """Do one round of recovery; return False when another process is at it."""
+        return self._locked(SWEEP_LOCK, self._recovery, self.sweeper)
+
+    def keep_house(self) -> bool:
+        """Do one round of housekeeping; return False when another process is at it."""
+        return self._locked(HOUSEKEEPING_LOCK, self._housekeeping, self.housekeeper)
+
+    def _sweep(self) -> None:
+        self.sweep()
+
+    def _keep_house(self) -> None:
+        self.keep_house()
+
+    def _locked(self, lock: int, duties: Iterable[Duty], thread: BackgroundThread) -> bool:
+        with self._database.write() as guard:
+            if not guard.execute(select(func.pg_try_advisory_xact_lock(lock))).scalar_one():
+                return False
+            # Should this process be stopped or cut off, its lock is free soon: every duty is safe to run twice at once.
+            guard.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{LOCK_IDLE_SECONDS}s'"))
+            for duty in duties:
+                if thread.stopping.is_set():
+                    break
+                if duty.is_due():
+                    thread.turn()
+                    duty.perform()
+        return True
+
+    # Recovery
+
+    def recover_leases(self) -> None:
+        """Move jobs whose lease ran out back to the queue, or to their end."""
+        with self._database.write() as session:
+            moved = session.execute(repository.sweep_expired()).all()
+            self._count(session, leases_expired=len(moved))
+        for row in moved:
+            _log.warning("lease_ran_out", job_id=row.id, attempt=row.attempt, now=row.status)
+        try:
+            push_again(self._database, self._redis, moved)
+        finally:
+            self._announce(moved)
+
+    def expire_jobs(self) -> None:
+        """Expire jobs that nobody began, or finished, in time."""
+        with self._database.write() as session:
+            moved = session.execute(caretaking.sweep_deadlines(grace_seconds=self._lease_seconds)).all()
+            self._count(session, deadlines_passed=len(moved))
+        for row in moved:
+            _log.info("deadline_passed", job_id=row.id, attempt=row.attempt)
+        self._announce(moved)
+
+    def fail_unservable(self) -> None:
+        """Fail replays of a revision that no worker serves any more."""
+        with self._database.write() as session:
+            moved = session.execute(caretaking.fail_unservable(silent_seconds=self._silent_seconds)).all()
+            self._count(session, revisions_gone=len(moved))
+        for row in moved:
+            _log.warning("revision_not_served", job_id=row.id, model=row.model)
+        self._announce(moved)
+
+    def push_missing(self) -> None:
+        """Push the messages again that Redis should have and has not."""
+        with self._database.read() as session:
+            counts = session.execute(caretaking.pushed_counts()).all()
+        for model, priority, pushed in counts:
+            waiting = int(self._redis.llen(queue_name(model, priority)))
+            missing = min(pushed - waiting, REPUSH_BATCH)
+            if missing <= 0:
+                continue
+            with self._database.read() as session:
+                candidates = session.execute(
+                    caretaking.repush_candidates(
+                        model,
+                        priority,
+                        repush_after_seconds=self._repush_after,
+                        limit=missing,
+                    )
+                ).all()
+            if candidates:
+                push_again(self._database, self._redis, candidates)
+                _log.info("messages_pushed_again", model=model, priority=priority, count=len(candidates))
+                with self._database.write() as write:
+                    self._count(write, messages_pushed_again=len(candidates))
+
+    # Housekeeping
+
+    def purge_results(self) -> None:
+        """Delete what is kept no longer."""
+        with self._database.write() as session:
+            purged = session.execute(caretaking.purge_due()).scalars().all()
+            self._count(session, jobs_purged=len(purged))
+        forgotten: list[str] = []
+        if self._forget_after is not None:
+            with self._database.write() as session:
+                old = caretaking.delete_old(older_than_seconds=self._forget_after)
+                forgotten = list(session.execute(old).scalars())
+        if purged or forgotten:
+            _log.info("retention", purged=len(purged), forgotten=len(forgotten))
+            self._publisher.forget([*purged, *forgotten])
+
+    def free_keys(self) -> None:
+        """Free idempotency keys that are a day old."""
+        with self._database.write() as session:
+            session.execute(caretaking.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS))
+
+    def roll_up(self) -> None:
+        """Sum up what changed in lanes and usage."""
+        with self._database.write() as session:
+            session.execute(lanes.roll_up())
+            session.execute(usage.roll_up())
+            session.execute(lanes.forget_idle_lanes())
+
+    def stop_silent_workers(self) -> None:
+        """Call silent workers stopped; fold those of long ago into one row a model, so that counters never fall."""
+        with self._database.write() as session:
+            session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
+            old = session.execute(serving.foldable_workers(older_than_seconds=FOLD_WORKERS_SECONDS)).all()
+            for _, rows in groupby(old, key=lambda row: row.model):
+                first, *rest = rows
+                if rest:
+                    session.execute(serving.keep_stats(first.id, folded(row.stats for row in (first, *rest))))
+                    session.execute(serving.delete_workers([row.id for row in rest]))
+
+    def _count(self, session: WriteSession, **amounts: int) -> None:
+        for action, amount in amounts.items():
+            if amount:
+                session.execute(maintenance_counts.add(action, amount))
+
+    def _announce(self, moved: Iterable[Any]) -> None:
+        """Publish `done` of those rows that ended. Raises redis.RedisError: waiting clients read their rows anyway."""
+        self._publisher.publish(
+            Event(row.id, "done", {"status": row.status}) for row in moved if JobStatus(row.status) in TERMINAL
+        )

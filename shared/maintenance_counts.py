@@ -1,0 +1,26 @@
+"""How often each duty of `shared.maintenance` did something, over all processes that ever were. Statements."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from sqlalchemy import Insert, Select, Table, func, select
+from sqlalchemy.dialects.postgresql import insert
+
+from shared.db.tables import MaintenanceCount
+
+COUNTS = cast(Table, MaintenanceCount.__table__)
+
+
+def add(action: str, amount: int) -> Insert:
+    """Count `amount` more, in the transaction that did it."""
+    adding = insert(COUNTS).values(action=action, total=amount)
+    return adding.on_conflict_do_update(
+        index_elements=[COUNTS.c.action],
+        set_={"total": COUNTS.c.total + adding.excluded.total, "updated_at": func.now()},
+    )
+
+
+def totals() -> Select[Any]:
+    """(action, total)."""
+    return select(COUNTS.c.action, COUNTS.c.total)
