@@ -55,6 +55,7 @@ from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
+from shared.vault import vault_of
 from vdiff import bundled
 
 _log = structlog.get_logger(__name__)
@@ -103,6 +104,7 @@ def make_context(settings: Settings) -> Context:
         limiter=RequestLimiter(client, settings.require_redis_url()),
         waiting_room=WaitingRoom(settings.max_waiting_requests),
         status_counts=metrics.StatusCounts(),
+        vault=vault_of(settings.secret_keys),
     )
 
 

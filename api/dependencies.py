@@ -26,6 +26,7 @@ from shared.jobs.service import JobService
 from shared.served_models import ServedModels
 from shared.settings import Settings
 from shared.strict_json import parse_json
+from shared.vault import Vault
 
 if TYPE_CHECKING:
     from api.auth import Authenticator
@@ -59,6 +60,7 @@ class Context:
     limiter: RequestLimiter
     waiting_room: WaitingRoom
     status_counts: StatusCounts
+    vault: Vault
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
     background: set[asyncio.Task[Any]] = field(default_factory=set)
 

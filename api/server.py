@@ -13,9 +13,12 @@ from api.app import create_app
 from migrations import run as migrations
 from shared import tracing
 from shared.background import EXIT_THREAD_GONE
+from shared.db.session import Database
 from shared.errors import ConfigurationError
 from shared.logging import setup_logging
 from shared.settings import Settings
+from shared.vault import vault_of
+from shared.webhooks import stored_secrets
 
 GRACE_SECONDS = 3  # what open requests get at the end
 BACKLOG = 2048
@@ -53,15 +56,26 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def require_secret_keys(settings: Settings) -> None:
+    """Raise ConfigurationError if a stored secret has a key that is not among those of the settings."""
+    database = Database(settings.require_database_url(), pool_size=1)
+    try:
+        with database.read() as session:
+            stored_secrets.check(session, vault_of(settings.secret_keys))
+    finally:
+        database.dispose()
+
+
 def run(settings: Settings) -> int:
     """Serve until SIGTERM; the exit code.
 
     Raises:
-        ConfigurationError: the port is taken, PostgreSQL is away or not migrated.
+        ConfigurationError: the port is taken, PostgreSQL is away or not migrated, a key of stored secrets is missing.
     """
     setup_logging(settings.log_level, settings.log_format)
     tracing.start("api")
     migrations.require_current(settings.require_database_url())
+    require_secret_keys(settings)
     app = create_app(settings)
     listener = listening_socket(settings.host, settings.port)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}

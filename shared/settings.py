@@ -19,6 +19,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from shared.errors import ConfigurationError
+from shared.vault import parse_keys
 
 PREFIX = "VDIFF_"
 
@@ -92,6 +93,13 @@ class Settings(BaseSettings):
     webhook_concurrency: int = Field(32, ge=1, le=512, description="webhooks that one process sends at once")
     webhook_per_receiver: int = Field(4, ge=1, description="of these, to one receiver")
     webhook_forget_seconds: float = Field(30 * 86_400.0, gt=0, description="events and their attempts are kept so long")
+
+    # Secrets at rest
+    secret_keys: SecretStr | None = Field(
+        None,
+        description="keys that encrypt webhook secrets in the database, comma-separated: the first encrypts, all decrypt; "
+        "empty stores them in clear (`vdiff up` makes one for its own PostgreSQL)",
+    )
 
     # Worker and engine
     model: str | None = Field(None, description="model folder or hub id; empty means the bundled vdiff-tiny")
@@ -207,6 +215,13 @@ class Settings(BaseSettings):
     def _http_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):
             raise ValueError("must start with http:// or https://")
+        return value
+
+    @field_validator("secret_keys")
+    @classmethod
+    def _fernet_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            parse_keys(value.get_secret_value())
         return value
 
     @field_validator("flower_basic_auth")

@@ -27,7 +27,8 @@ from shared.db.session import Database, ReadSession, database_url
 from shared.errors import ConfigurationError
 from shared.jobs import lanes
 from shared.settings import Settings
-from shared.webhooks import senders
+from shared.vault import CLEAR, Vault, vault_of
+from shared.webhooks import senders, stored_secrets
 from vdiff.local import api_url
 from vdiff.progress import duration
 from vdiff.version import __version__
@@ -150,6 +151,7 @@ def _contents(session: ReadSession, settings: Settings) -> Iterator[Check]:
     yield from webhooks(
         backlog, session.execute(checkup.refusing_receivers()), session.execute(checkup.disabled_endpoints())
     )
+    yield secrets(session.execute(stored_secrets.counts()), vault_of(settings.secret_keys))
     yield sender(len(session.execute(senders.live(stale_seconds=SENDER_SECONDS)).all()), backlog)
 
 
@@ -201,6 +203,21 @@ def queues(depths: Iterable[Any], ages: Iterable[Any], served: set[str]) -> Iter
             yield Check("queue", "note", text, "more workers, or more slots (VDIFF_MAX_NUM_SEQS), would shorten it")
         else:
             yield Check("queue", "ok", text)
+
+
+def secrets(counts: Iterable[Any], keys: Vault) -> Check:
+    """How webhook secrets are stored, and whether every key that encrypts one is known."""
+    found = {row.key_id: int(row.count) for row in counts}
+    if missing := sorted(set(found) - {CLEAR, *keys.key_ids}):
+        return Check("secrets", "bad", f"the key {', '.join(missing)} encrypts stored webhook secrets and is not known here",
+                     "add it to VDIFF_SECRET_KEYS")  # fmt: skip
+    if not keys.key_ids:
+        return Check("secrets", "note", "webhook secrets are stored in clear: VDIFF_SECRET_KEYS is not set",
+                     "set it to a key of `vdiff secrets new-key` for API and senders, then run `vdiff secrets rotate`")  # fmt: skip
+    if others := sum(count for key_id, count in found.items() if key_id != keys.seals_as):
+        return Check("secrets", "note", f"{others} webhook secrets are in clear or have an older key",
+                     "run `vdiff secrets rotate`")  # fmt: skip
+    return Check("secrets", "ok", f"webhook secrets are encrypted with the key {keys.seals_as}")
 
 
 def webhooks(backlog: Any, refusing: Iterable[Any], disabled: Iterable[Any]) -> Iterator[Check]:

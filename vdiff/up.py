@@ -25,12 +25,16 @@ from types import FrameType
 from typing import IO
 
 import httpx
+from pydantic import SecretStr
 from rich.console import Console
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from migrations import run as migrations
+from shared.db.session import Database
 from shared.errors import ConfigurationError
 from shared.settings import Settings, is_loopback
+from shared.vault import vault_of
+from shared.webhooks import stored_secrets
 from vdiff import bundled, local
 from vdiff.embedded import EmbeddedPostgres, EmbeddedRedis
 from vdiff.embedded.process import die_with_parent, free_port, stop_process
@@ -171,6 +175,10 @@ class Supervisor:
             self._say(f"starting Redis in {self._data_dir / 'redis'}")
             redis_url = self._embed("redis", EmbeddedRedis(self._data_dir / "redis"))
         self._check_redis(redis_url)
+        secret_keys = s.secret_keys
+        if secret_keys is None and s.database_url is None:
+            # Another PostgreSQL may serve other machines, which would not have this folder's key.
+            secret_keys = local.ensure_secret_key(self._data_dir)
         self._say("migrating the database")
         try:
             migrations.upgrade(database_url)
@@ -179,6 +187,7 @@ class Supervisor:
             raise ConfigurationError(f"cannot migrate the database: {reason}", param="database_url") from exc
         except SQLAlchemyError as exc:
             raise ConfigurationError(f"cannot migrate the database: {exc}", param="database_url") from exc
+        self._encrypt_secrets(database_url, secret_keys)
         self._env = {
             **os.environ,
             **s.environment(),
@@ -189,11 +198,23 @@ class Supervisor:
             "VDIFF_FLOWER_PORT": str(self._flower_port),
             "VDIFF_DATA_DIR": str(self._data_dir),
             "PYTHONUNBUFFERED": "1",
+            **({} if secret_keys is None else {"VDIFF_SECRET_KEYS": secret_keys.get_secret_value()}),
         }
         local.publish(self._data_dir, database_url=database_url, redis_url=redis_url, api_url=self._url)
         if self._workers > 1 and s.num_threads is None:
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             self._env["VDIFF_NUM_THREADS"] = str(max(1, (cores - 1) // self._workers))
+
+    @staticmethod
+    def _encrypt_secrets(url: str, secret_keys: SecretStr | None) -> None:
+        """Encrypt what a version without keys stored in clear. Raises ConfigurationError: a key is missing."""
+        if secret_keys is None:
+            return
+        database = Database(url, pool_size=1)
+        try:
+            stored_secrets.reseal(database, vault_of(secret_keys))
+        finally:
+            database.dispose()
 
     @staticmethod
     def _check_redis(url: str) -> None:

@@ -51,7 +51,8 @@ from shared.metrics import (
 from shared.queue.messages import PAYLOAD_VERSION, is_readable, push_deliveries
 from shared.queue.names import DELIVER_TASK, WEBHOOK_QUEUE
 from shared.settings import Settings
-from shared.webhooks import repository, senders, targets
+from shared.vault import vault_of
+from shared.webhooks import repository, senders, stored_secrets, targets
 from shared.webhooks.events import event_body, signed_headers
 from vdiff.version import __version__
 from worker.app import celery_app
@@ -77,6 +78,7 @@ class Sender:
     def __init__(self, database: Database, settings: Settings, *, resolver: targets.Resolver = targets.resolve) -> None:
         self._database = database
         self._settings = settings
+        self._vault = vault_of(settings.secret_keys)
         self._resolver = resolver
         self._tls = httpx.create_ssl_context(trust_env=False)
         self._mine = threading.local()  # a loop and a client for each thread of the pool
@@ -133,7 +135,9 @@ class Sender:
         else:
             secrets = [row.tenant_secret, row.tenant_secret_before]
         body = event_body({**row._mapping, "id": row.event_id}, row.result)
-        headers = signed_headers(row.event_id, body, [s for s in secrets if s], now=datetime.now(UTC))
+        headers = signed_headers(
+            row.event_id, body, [self._vault.unseal(s) for s in secrets if s], now=datetime.now(UTC)
+        )
         if traceparent := tracing.current() or row.traceparent:
             headers[tracing.HEADER] = traceparent
         try:
@@ -372,6 +376,8 @@ def run(settings: Settings) -> int:
     database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
     migrations.require_current(database_url)
     database = Database(database_url, pool_size=4, max_overflow=settings.webhook_concurrency)
+    with database.read() as session:
+        stored_secrets.check(session, vault_of(settings.secret_keys))
     client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
     sender_id = new_id("sender")
     identify(sender_id=sender_id)

@@ -100,7 +100,9 @@ async def create(body: JsonBody, context: ContextDep, principal: PrincipalDep) -
     key = tokens.new_key(key_id)
     async with context.database.write() as session:
         await session.execute(
-            repository.create(key_id, key_hash=tokens.hash_key(key), webhook_secret=new_secret(), **values)
+            repository.create(
+                key_id, key_hash=tokens.hash_key(key), webhook_secret=context.vault.seal(new_secret()), **values
+            )
         )
     _log.info("key_created", key_id=key_id, tenant=values["tenant"], scopes=values["scopes"], by=principal.key_id)
     row = await _row(context, key_id, None)

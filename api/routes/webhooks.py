@@ -72,9 +72,9 @@ async def own_secret(context: ContextDep, principal: PrincipalDep) -> dict[str, 
         if principal.key_id is not None:
             found = await session.execute(repository.secret_of_key(principal.key_id))
         else:
-            await session.execute(repository.ensure_secret(principal.tenant, new_secret()))
+            await session.execute(repository.ensure_secret(principal.tenant, context.vault.seal(new_secret())))
             found = await session.execute(repository.secret_of_tenant(principal.tenant))
-        return {"object": "webhook_secret", "secret": found.scalar_one()}
+        return {"object": "webhook_secret", "secret": context.vault.unseal(found.scalar_one())}
 
 
 @secrets_router.post("/webhook_secret/rotate")
@@ -82,13 +82,15 @@ async def rotate_own_secret(request: Request, context: ContextDep, principal: Pr
     """Another secret for the webhooks that single jobs name; the former one signs too for `grace_seconds` (a day)."""
     given = await optional_body(request, ("grace_seconds",))
     grace = checks.number(given.get("grace_seconds", DEFAULT_GRACE_SECONDS), "grace_seconds", 0, GRACE_SECONDS_MAX)
+    secret = new_secret()
+    sealed = context.vault.seal(secret)
     async with context.database.write() as session:
         if principal.key_id is not None:
-            statement = repository.rotate_secret_of_key(principal.key_id, new_secret(), grace_seconds=grace)
+            statement = repository.rotate_secret_of_key(principal.key_id, sealed, grace_seconds=grace)
         else:
-            await session.execute(repository.ensure_secret(principal.tenant, new_secret()))
-            statement = repository.rotate_secret_of_tenant(principal.tenant, new_secret(), grace_seconds=grace)
-        secret = (await session.execute(statement)).scalar_one()
+            await session.execute(repository.ensure_secret(principal.tenant, sealed))
+            statement = repository.rotate_secret_of_tenant(principal.tenant, sealed, grace_seconds=grace)
+        (await session.execute(statement)).scalar_one()
     return {"object": "webhook_secret", "secret": secret}
 
 
@@ -97,18 +99,18 @@ async def create(body: JsonBody, context: ContextDep, principal: PrincipalDep) -
     """Register an endpoint; the answer holds its secret, which is not shown again."""
     values = endpoint_values(body, allow_private=context.settings.webhook_allow_private, partial=False)
     _check_inline(values, principal)
-    endpoint_id = new_id("we")
+    endpoint_id, secret = new_id("we"), new_secret()
     async with context.database.write() as session:
         count = (await session.execute(repository.count_endpoints(principal.tenant))).scalar_one()
         if count >= ENDPOINTS_MAX:
             raise Conflict(f"a tenant has at most {ENDPOINTS_MAX} webhook endpoints")
         await session.execute(
             repository.create_endpoint(
-                {**values, "id": endpoint_id, "tenant": principal.tenant, "secret": new_secret()}
+                {**values, "id": endpoint_id, "tenant": principal.tenant, "secret": context.vault.seal(secret)}
             )
         )
     row = await _endpoint(context, endpoint_id, principal)
-    shown = endpoint_object(row._mapping, secret=True)
+    shown = endpoint_object(row._mapping, secret=secret)
     return JSONResponse(shown, 201, {"Location": f"/v1/webhook_endpoints/{endpoint_id}"})
 
 
@@ -173,10 +175,12 @@ async def rotate(request: Request, endpoint_id: str, context: ContextDep, princi
     await _endpoint(context, endpoint_id, principal)
     grace = (await optional_body(request, ("grace_seconds",))).get("grace_seconds", DEFAULT_GRACE_SECONDS)
     grace = checks.number(grace, "grace_seconds", 0, GRACE_SECONDS_MAX)
+    secret = new_secret()
     async with context.database.write() as session:
-        statement = repository.rotate_secret(endpoint_id, principal.tenant, new_secret(), grace_seconds=grace)
+        sealed = context.vault.seal(secret)
+        statement = repository.rotate_secret(endpoint_id, principal.tenant, sealed, grace_seconds=grace)
         await session.execute(statement)
-    return endpoint_object((await _endpoint(context, endpoint_id, principal))._mapping, secret=True)
+    return endpoint_object((await _endpoint(context, endpoint_id, principal))._mapping, secret=secret)
 
 
 @router.post("/webhook_endpoints/{endpoint_id}/test", status_code=202)

@@ -46,6 +46,7 @@ from shared.queue.window import REDIS_SECONDS, PushWindow
 from shared.served_models import ServedModel, ServedModels
 from shared.settings import Settings
 from shared.tokenizer import TokenizerWrapper
+from shared.vault import vault_of
 from shared.webhooks import repository as webhooks
 from shared.webhooks.secrets import new_secret
 
@@ -117,6 +118,7 @@ class JobService:
         self._models = models
         self._waiter = waiter
         self._settings = settings
+        self._vault = vault_of(settings.secret_keys)
         self._window = PushWindow(client)
         self._with_secret: set[str] = set()  # tenants without keys whose signing secret exists
 
@@ -211,7 +213,7 @@ class JobService:
                     raise InvalidParameter("webhook.endpoint_id: no such endpoint", param="webhook.endpoint_id")
         elif who.key_id is None and who.tenant not in self._with_secret:
             async with self._database.write() as session:
-                await session.execute(webhooks.ensure_secret(who.tenant, new_secret()))
+                await session.execute(webhooks.ensure_secret(who.tenant, self._vault.seal(new_secret())))
             self._with_secret.add(who.tenant)
         return webhook if who.key_id is None else {**webhook, "key_id": who.key_id}
 

@@ -86,8 +86,12 @@ def _moment(value: Any) -> int | None:
     return None if value is None else int(value.timestamp())
 
 
-def endpoint_object(row: Mapping[Any, Any], *, secret: bool = False) -> dict[str, Any]:
-    """Args: secret: whether it shows, which it does when it was made or changed just now."""
+def endpoint_object(row: Mapping[Any, Any], *, secret: str | None = None) -> dict[str, Any]:
+    """Return an endpoint as the API shows it.
+
+    Args:
+        secret: the secret in clear, to be shown because it was made a moment ago.
+    """
     return {
         "id": row["id"],
         "object": "webhook_endpoint",
@@ -100,7 +104,7 @@ def endpoint_object(row: Mapping[Any, Any], *, secret: bool = False) -> dict[str
         "disabled_reason": row["disabled_reason"],
         "last_success_at": _moment(row["last_success_at"]),
         "created_at": _moment(row["created_at"]),
-        **({"secret": row["secret"]} if secret else {}),
+        **({} if secret is None else {"secret": secret}),
     }
 
 

@@ -29,6 +29,7 @@ from vdiff.cli import (
     keys,
     models,
     offline,
+    secrets,
     servers,
     submit,
 )
@@ -49,6 +50,7 @@ app.add_typer(chat.app)
 app.add_typer(models.app)
 app.add_typer(offline.app)
 app.add_typer(keys.app, name="keys")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(config.app, name="config")
 app.add_typer(bench.app, name="bench")
 app.add_typer(evaluations.app, name="eval")

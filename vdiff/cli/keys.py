@@ -3,51 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from shared.checks import plain
-from shared.errors import ConfigurationError, Conflict, InvalidParameter, NotFound, VDiffError
+from shared.errors import Conflict, InvalidParameter, NotFound, VDiffError
 from shared.ids import new_id
 from shared.keys import tokens
 from shared.keys.principal import DEFAULT_SCOPES, Scope
 from shared.keys.requests import GRACE_SECONDS_MAX, LIMIT_MAX, WEIGHT_MAX, name_of, tenant_of
-from shared.settings import load_settings
+from shared.vault import vault_of
 from shared.webhooks.secrets import new_secret
+from vdiff.cli.database import open_database, settings_of_database
 from vdiff.cli.options import AsJson, examples
 from vdiff.cli.output import Listing
-from vdiff.local import with_local_services
 
 if TYPE_CHECKING:
-    from shared.db.session import Database, ReadSession
+    from shared.db.session import ReadSession
 
 app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
 DEFAULT_GRACE_SECONDS = 24 * 3600.0
 EXPIRES_DAYS_MAX = 100 * 366.0
 _SHOWN = ("id", "name", "tenant", "scopes", "weight", "requests_per_minute", "max_queued_jobs", "max_queued_tokens",
           "created_at", "last_used_at", "expires_at", "revoked_at")  # fmt: skip
-
-
-@contextmanager
-def _database() -> Iterator[Database]:
-    from sqlalchemy.exc import OperationalError, ProgrammingError
-
-    from shared.db.session import Database
-
-    database = Database(with_local_services(load_settings()).require_database_url(), pool_size=1)
-    try:
-        yield database
-    except OperationalError as exc:
-        reason = str(exc.orig).strip().splitlines()[0]
-        raise ConfigurationError(f"cannot reach PostgreSQL: {reason}", param="database_url") from exc
-    except ProgrammingError as exc:
-        raise ConfigurationError("the database is not migrated to this version; run `vdiff migrate`") from exc
-    finally:
-        database.dispose()
 
 
 @app.command(
@@ -80,13 +60,13 @@ def create(
         tenant_of(tenant)
     if expires_days is not None:
         _between("--expires-days", expires_days, 0, EXPIRES_DAYS_MAX)
-    key_id = tokens.new_key_id()
+    key_id, vault = tokens.new_key_id(), vault_of(settings_of_database().secret_keys)
     key = tokens.new_key(key_id)
-    with _database() as database, database.write() as session:
+    with open_database() as database, database.write() as session:
         session.execute(
             repository.create(
                 key_id, name=name, tenant=tenant or new_id("tenant"), key_hash=tokens.hash_key(key),
-                scopes=[s.value for s in dict.fromkeys(scope or DEFAULT_SCOPES)], webhook_secret=new_secret(),
+                scopes=[s.value for s in dict.fromkeys(scope or DEFAULT_SCOPES)], webhook_secret=vault.seal(new_secret()),
                 requests_per_minute=requests_per_minute, max_queued_jobs=max_queued_jobs,
                 max_queued_tokens=max_queued_tokens, weight=weight,
                 expires_at=None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days),
@@ -101,7 +81,7 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON obj
     """All keys, revoked ones too; never the keys themselves."""
     from shared.keys import repository
 
-    with _database() as database, database.read() as session:
+    with open_database() as database, database.read() as session:
         rows = session.execute(repository.all_keys()).all()
     if as_json:
         for row in rows:
@@ -122,7 +102,7 @@ def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
     """End a key for good; API processes notice within a second. Its jobs stay."""
     from shared.keys import repository
 
-    with _database() as database, database.write() as session:
+    with open_database() as database, database.write() as session:
         if session.execute(repository.revoke(key_id)).one_or_none() is None:
             raise _why_not(session, key_id)
     typer.echo(json.dumps({"id": key_id, "revoked": True}) if as_json else f"{key_id} is revoked")
@@ -139,7 +119,7 @@ def rotate(
 
     _between("--grace-seconds", grace_seconds, 0, GRACE_SECONDS_MAX)
     key = tokens.new_key(key_id)
-    with _database() as database, database.write() as session:
+    with open_database() as database, database.write() as session:
         statement = repository.rotate(key_id, key_hash=tokens.hash_key(key), grace_seconds=grace_seconds)
         if session.execute(statement).one_or_none() is None:
             raise _why_not(session, key_id)
