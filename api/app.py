@@ -83,7 +83,9 @@ def make_context(settings: Settings) -> Context:
     waiter = DoneWaiter(client)
     service = JobService(database, client, models, waiter, settings)
     objects = None if settings.file_store is None else open_store(settings.file_store)
-    file_service = FileService(database, objects, max_bytes=settings.max_file_bytes)
+    file_service = FileService(
+        database, objects, max_bytes=settings.max_file_bytes, expires_seconds=settings.default_file_seconds
+    )
     wake, evaluations_wake = asyncio.Event(), asyncio.Event()
     return Context(
         settings=settings,

@@ -17,6 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
+from migrations import grants
 from shared.db.session import sync_engine_unpooled
 from shared.errors import ConfigurationError
 
@@ -52,9 +53,13 @@ def is_current(database_url: str) -> bool:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Bring the database up to `revision`; waits for another migrator to finish first."""
+    """Bring the database up to `revision` and grant the processes' roles what they need.
+
+    Waits for another migrator to finish first.
+    """
     with _migrator(database_url) as connection:
         command.upgrade(config(connection), revision)
+        grants.grant(connection)
 
 
 def downgrade(database_url: str, revision: str) -> None:

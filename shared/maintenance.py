@@ -104,7 +104,7 @@ class Maintenance:
             sweep_seconds=settings.sweep_seconds,
             repush_after_seconds=settings.repush_after_seconds,
             lease_seconds=settings.lease_seconds,
-            forget_after_seconds=settings.forget_after_seconds,
+            forget_after_seconds=settings.ledger_seconds,
             failures=failures,
         )
 

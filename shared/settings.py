@@ -22,6 +22,7 @@ from shared.errors import ConfigurationError
 from shared.vault import parse_keys
 
 PREFIX = "VDIFF_"
+LEDGER_SECONDS = 365 * 86_400.0
 
 
 def is_loopback(host: str) -> bool:
@@ -150,11 +151,19 @@ class Settings(BaseSettings):
     )
     drain_seconds: float = Field(10.0, ge=0, description="time that running jobs get at SIGTERM before requeue")
     max_attempts: int = Field(3, ge=1, le=100, description="failures after which a job fails for good")
-    retain_seconds: float | None = Field(
-        None, gt=0, description="input and output of a finished job are purged after so long; empty means never"
+    retain_seconds: float = Field(
+        30 * 86_400.0,
+        ge=0,
+        description="input and output of a finished job are purged after so long, unless the job says otherwise; 0 means never",
+    )
+    file_retain_seconds: float = Field(
+        30 * 86_400.0, ge=0, description="files without `expires_after` are deleted after so long; 0 means never"
     )
     forget_after_seconds: float | None = Field(
-        None, gt=0, description="even the ledger row of a finished job goes after so long; empty means never"
+        None,
+        ge=0,
+        description="the ledger row of a finished job is deleted after so long; 0 means never; empty means 365 days, "
+        "and never if retain_seconds is 0",
     )
     hang_seconds: float = Field(120.0, gt=0, description="an engine with work that makes no step for so long is hung")
     keep_steps_tokens: int = Field(
@@ -241,6 +250,23 @@ class Settings(BaseSettings):
         """What was given, from wherever it came, as variables for a child that must see the same."""
         given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
         return {f"{PREFIX}{name.upper()}": _as_text(value) for name, value in given.items() if value is not None}
+
+    @property
+    def default_retain_seconds(self) -> float | None:
+        """Return how long a job's input and output are kept if the job does not say; None is for ever."""
+        return self.retain_seconds or None
+
+    @property
+    def default_file_seconds(self) -> float | None:
+        """Return how long a file is kept that does not say; None is for ever."""
+        return self.file_retain_seconds or None
+
+    @property
+    def ledger_seconds(self) -> float | None:
+        """Return how long the row of a finished job is kept; None is for ever."""
+        if self.forget_after_seconds is not None:
+            return self.forget_after_seconds or None
+        return LEDGER_SECONDS if self.retain_seconds else None
 
     def require_database_url(self) -> str:
         if self.database_url is None:

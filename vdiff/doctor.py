@@ -213,7 +213,7 @@ def secrets(counts: Iterable[Any], keys: Vault) -> Check:
                      "add it to VDIFF_SECRET_KEYS")  # fmt: skip
     if not keys.key_ids:
         return Check("secrets", "note", "webhook secrets are stored in clear: VDIFF_SECRET_KEYS is not set",
-                     "set it to a key of `vdiff secrets new-key` for API and senders, then run `vdiff secrets rotate`")  # fmt: skip
+                     "set it to a key of `vdiff secrets new-key` everywhere, then run `vdiff secrets rotate`")  # fmt: skip
     if others := sum(count for key_id, count in found.items() if key_id != keys.seals_as):
         return Check("secrets", "note", f"{others} webhook secrets are in clear or have an older key",
                      "run `vdiff secrets rotate`")  # fmt: skip

@@ -47,7 +47,7 @@ async def create_response(request: Request, body: JsonBody, context: ContextDep,
     way = Way(
         reply=_reply,
         priority=Priority.NORMAL if background else Priority.INTERACTIVE,
-        retain_seconds=UNSTORED_SECONDS if given.get("store") is False else context.settings.retain_seconds,
+        retain_seconds=UNSTORED_SECONDS if given.get("store") is False else context.settings.default_retain_seconds,
         stays=background,
     )
     return await serve(request, body, context, principal, RESPONSES, way)

@@ -90,7 +90,7 @@ async def serve(
     request: Request, body: Any, context: Context, principal: Principal, endpoint: str, way: Way | None = None
 ) -> Response:
     """Accept the job, then wait for it or stream it. Beyond a limit the request waits for its turn first."""
-    way = way or Way(_reply, Priority.INTERACTIVE, context.settings.retain_seconds, stays=False)
+    way = way or Way(_reply, Priority.INTERACTIVE, context.settings.default_retain_seconds, stays=False)
     size = len(await request.body())
     visit = Visit(request, context.stopping, longest=context.settings.sync_timeout_seconds, size=size)
     room = context.waiting_room

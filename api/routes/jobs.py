@@ -108,7 +108,9 @@ def submission_of(request: Request, body: Any, principal: Principal, settings: S
         priority=Priority(priority),
         custom_id=custom_id,
         metadata=metadata_of(given.get("metadata", {}), "metadata"),
-        deadlines=deadlines.deadlines_of(given.get("deadlines", {}), default_retain_seconds=settings.retain_seconds),
+        deadlines=deadlines.deadlines_of(
+            given.get("deadlines", {}), default_retain_seconds=settings.default_retain_seconds
+        ),
         webhook=job_webhook(given.get("webhook"), allow_private=settings.webhook_allow_private),
         idempotency_key=idempotency_key(request),
         automatic_retry=is_automatic_retry(request),
@@ -372,7 +374,9 @@ async def retry(request: Request, job_id: str, context: ContextDep, principal: P
             raise UnknownParameter(f"{name[:80]} is not a field of a retry; known: deadlines", param=name[:80])
     fresh = None
     if given.get("deadlines") is not None:
-        fresh = deadlines.deadlines_of(given["deadlines"], default_retain_seconds=context.settings.retain_seconds)
+        fresh = deadlines.deadlines_of(
+            given["deadlines"], default_retain_seconds=context.settings.default_retain_seconds
+        )
         fresh.refuse_passed(datetime.now(UTC))
     row = await context.jobs.retry(job_id, principal, fresh)
     headers = {"Location": urls(row.id)["self"], "X-Job-Id": row.id, "Retry-After": str(RETRY_AFTER_SECONDS)}

@@ -250,7 +250,7 @@ class _Work:
         yield splitter.finish()
 
     def _checker(self) -> LineChecker:
-        retain = self._settings.retain_seconds
+        retain = self._settings.default_retain_seconds
         if retain is not None:
             # No line is purged before the batch's files are written.
             retain += self._row.window_seconds + DAY_SECONDS
@@ -409,7 +409,8 @@ class _Work:
         """The file, whole but not yet visible."""
         async with self._files.upload(self._row.tenant, purpose=OUTPUT_PURPOSE, max_bytes=MAX_OUTPUT_BYTES) as upload:
             upload.filename = f"{self._row.id}_{name}.jsonl"
-            upload.expires_seconds = self._row.output_expires_seconds
+            if self._row.output_expires_seconds is not None:
+                upload.expires_seconds = self._row.output_expires_seconds
             after = 0
             while True:
                 async with self._database.read() as session:

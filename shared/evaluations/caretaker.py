@@ -222,7 +222,7 @@ class _Work:
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Rows of jobs; and of samples for those items that make none, a prompt that is too long for one."""
         principal = Principal(self._row.tenant, frozenset(), key_id=run.key_id or None)
-        retain = self._settings.retain_seconds
+        retain = self._settings.default_retain_seconds
         if retain is not None:
             retain += self._row.window_seconds + DAY_SECONDS  # no answer is purged before it is graded
         more: dict[str, Any] = {

@@ -34,12 +34,12 @@ def new_file_id() -> str:
 class Upload:
     """A file being written. `bytes` counts; what it is called may become known at the end only."""
 
-    def __init__(self, file_id: str, writer: Writer, max_bytes: int) -> None:
+    def __init__(self, file_id: str, writer: Writer, max_bytes: int, expires_seconds: float | None = None) -> None:
         self.id = file_id
         self.bytes = 0
         self.filename = ""
         self.purpose = ""
-        self.expires_seconds: float | None = None
+        self.expires_seconds = expires_seconds
         self._writer = writer
         self._max = max_bytes
 
@@ -52,8 +52,21 @@ class Upload:
 
 
 class FileService:
-    def __init__(self, database: AsyncDatabase, objects: ContentStore | None, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        database: AsyncDatabase,
+        objects: ContentStore | None,
+        *,
+        max_bytes: int,
+        expires_seconds: float | None = None,
+    ) -> None:
+        """Make the service.
+
+        Args:
+            expires_seconds: how long a file is kept that does not say; None is for ever.
+        """
         self._database = database
+        self._expires_seconds = expires_seconds
         self._max_bytes = max_bytes
         stores: list[ContentStore] = [DatabaseStore(database), *([objects] if objects is not None else [])]
         self._stores: Mapping[str, ContentStore] = {store.name: store for store in stores}
@@ -73,7 +86,8 @@ class FileService:
             await session.execute(statement)
         try:
             async with self._store.writer(file_id) as writer:
-                upload = Upload(file_id, writer, self._max_bytes if max_bytes is None else max_bytes)
+                most = self._max_bytes if max_bytes is None else max_bytes
+                upload = Upload(file_id, writer, most, self._expires_seconds)
                 upload.purpose = purpose
                 yield upload
         except BaseException:

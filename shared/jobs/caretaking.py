@@ -134,11 +134,17 @@ def purge_due(*, limit: int = SWEEP_BATCH) -> Update:
 def delete_old(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> ReturningDelete[Any]:
     """Forget even the ledger rows of jobs that ended long ago, a batch at a time; their attempts go with them.
 
+    A job whose own `retain_for` is longer stays until that is over.
+
     Lines of a batch, and answers of an evaluation, that is not over yet stay: its files are made of them.
     """
     old = (
         select(_J.id)
-        .where(_J.finished_at < func.now() - seconds(older_than_seconds), of_none_that_is_open())
+        .where(
+            _J.finished_at < func.now() - seconds(older_than_seconds),
+            or_(_J.purge_after.is_(None), _J.purge_after < func.now()),
+            of_none_that_is_open(),
+        )
         .order_by(_J.finished_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

@@ -48,6 +48,7 @@ async def refuse_part_of_open(session: AsyncSession, row: Row[Any]) -> None:
 
 def of_none_that_is_open() -> ColumnElement[bool]:
     """The job belongs to no batch and no run, or to one that is over."""
-    open_batch = exists().where(_B.id == _J.batch_id, _B.status.not_in(_OVER))
-    open_run = exists().where(_R.id == _J.batch_id, _R.status == RunStatus.IN_PROGRESS.value)
+    # Columns by name: the worker's role may read these alone, and EXISTS (SELECT *) needs all.
+    open_batch = exists(_B.id).where(_B.id == _J.batch_id, _B.status.not_in(_OVER))
+    open_run = exists(_R.id).where(_R.id == _J.batch_id, _R.status == RunStatus.IN_PROGRESS.value)
     return _J.batch_id.is_(None) | (~open_batch & ~open_run)

@@ -74,7 +74,7 @@ def test_compose_is_valid_by_its_schema() -> None:
 
 
 def test_all_parts_are_there() -> None:
-    assert set(SERVICES) == {"postgres", "redis", *OURS, "worker-gpu", "prometheus", "grafana"}
+    assert set(SERVICES) == {"postgres", "roles", "redis", *OURS, "worker-gpu", "prometheus", "grafana"}
 
 
 def test_the_gpu_worker_is_the_worker_with_a_gpu() -> None:
@@ -89,7 +89,7 @@ def test_mounted_files_exist() -> None:
     for name, given in SERVICES.items():
         for volume in given.get("volumes", ()):
             if volume.startswith("./"):
-                assert (ROOT / volume.split(":")[0]).is_dir() and volume.endswith(":ro"), name
+                assert (ROOT / volume.split(":")[0]).exists() and volume.endswith(":ro"), name
 
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
@@ -97,7 +97,7 @@ def test_service_is_pinned_and_unprivileged(service: str) -> None:
     given = {**SERVICES[SERVICES[service].get("extends", {}).get("service", service)], **SERVICES[service]}
     assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", given["image"]), "an image needs a version for a tag"
     assert given["user"] not in ("root", "0") and given.get("privileged") is not True
-    assert service == "migrate" or given["healthcheck"]["test"]
+    assert service in ("roles", "migrate") or given["healthcheck"]["test"]
 
 
 @pytest.mark.parametrize("service", OURS)
@@ -155,7 +155,8 @@ def test_our_containers_cannot_write_their_image() -> None:
 
 def test_passwords_come_from_outside_and_must_be_given() -> None:
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
-    secrets = {"POSTGRES_PASSWORD", "REDIS_PASSWORD", "VDIFF_API_KEY", "FLOWER_PASSWORD", "GRAFANA_PASSWORD"}
+    roles = {f"POSTGRES_{part}_PASSWORD" for part in ("API", "WORKER", "DELIVER")}
+    secrets = {*roles, "POSTGRES_PASSWORD", "REDIS_PASSWORD", "VDIFF_API_KEY", "FLOWER_PASSWORD", "GRAFANA_PASSWORD"}
     references = [(name, kind) for name, kind, _ in _REFERENCE.findall(text)]
     assert {name for name, _ in references} >= secrets
     assert all(kind == ":?" for name, kind in references if name in secrets)
@@ -163,12 +164,21 @@ def test_passwords_come_from_outside_and_must_be_given() -> None:
         assert value.removeprefix("vdiff:").startswith("${"), f"a secret in the file: {value}"
 
 
+def test_each_process_has_the_password_of_its_own_role_alone() -> None:
+    for part in ("api", "worker", "deliver"):
+        given = str(SERVICES[part]["environment"])
+        assert f"postgresql://vdiff_{part}:${{POSTGRES_{part.upper()}_PASSWORD:?" in given
+        assert set(re.findall(r"POSTGRES_\w*PASSWORD", given)) == {f"POSTGRES_{part.upper()}_PASSWORD"}
+    assert "VDIFF_SECRET_KEYS" not in SERVICES["worker"]["environment"]
+
+
 def test_nothing_starts_before_what_it_needs() -> None:
     for service in ("api", "deliver", "worker"):
         wanted = SERVICES[service]["depends_on"]
         assert wanted["migrate"]["condition"] == "service_completed_successfully"
         assert wanted["redis"]["condition"] == "service_healthy"
-    assert SERVICES["migrate"]["depends_on"]["postgres"]["condition"] == "service_healthy"
+    assert SERVICES["migrate"]["depends_on"]["roles"]["condition"] == "service_completed_successfully"
+    assert SERVICES["roles"]["depends_on"]["postgres"]["condition"] == "service_healthy"
     for given in SERVICES.values():
         assert set(given.get("depends_on", {})) <= set(SERVICES)
     drain_seconds = Settings.model_fields["drain_seconds"].default

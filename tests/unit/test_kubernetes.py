@@ -72,7 +72,13 @@ def _looked_up(source: dict[str, Any], container: dict[str, Any]) -> str:
         kind, name = source["resourceFieldRef"]["resource"].split(".")
         cores = str(container["resources"][kind][name])
         return str(math.ceil(int(cores[:-1]) / 1000 if cores.endswith("m") else float(cores)))
-    secrets = {"database-url": "postgresql://u:p@h/d", "redis-url": "redis://h/0", "api-key": "k"}
+    secrets = {
+        "database-url": "postgresql://u:p@h/d",
+        **{f"database-url-{part}": f"postgresql://vdiff_{part}:p@h/d" for part in ("api", "worker", "deliver")},
+        "redis-url": "redis://h/0",
+        "api-key": "k",
+        "secret-keys": "A" * 43 + "=",
+    }
     return secrets[source["secretKeyRef"]["key"]]
 
 

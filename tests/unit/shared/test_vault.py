@@ -51,7 +51,7 @@ def test_a_damaged_value_is_an_error_that_does_not_quote_it() -> None:
 
 @pytest.mark.parametrize("bad", ["x", "a" * 43, f"{new_key()},short", "Ä" * 44, new_key()[:-1]])
 def test_bad_keys_are_refused_without_being_shown(bad: str) -> None:
-    with pytest.raises(ConfigurationError, match="VDIFF_SECRET_KEYS: key [12] must be 32 bytes") as refused:
+    with pytest.raises(ConfigurationError, match=r"VDIFF_SECRET_KEYS: key [12] must be 32 bytes") as refused:
         load_settings({"VDIFF_SECRET_KEYS": bad})
     assert bad.split(",")[-1] not in refused.value.message or len(bad) == 1
     key = new_key()
