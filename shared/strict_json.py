@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import InvalidBody
+from shared.text_files import NotUTF8, decode_text
 
 
 def _refuse_constant(name: str) -> Any:
@@ -41,9 +42,9 @@ def parse_json(raw: bytes) -> Any:
         InvalidBody: says what and where; `param` is `body` or the field's name.
     """
     try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise InvalidBody(f"the body is not UTF-8 at byte {exc.start}", param="body", code="invalid_utf8") from exc
+        text = decode_text(raw, "the body")
+    except NotUTF8 as exc:
+        raise InvalidBody(exc.message, param="body", code=exc.code) from exc
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
     except RecursionError as exc:

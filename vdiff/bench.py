@@ -18,6 +18,7 @@ from shared.errors import ConfigurationError
 from shared.plots import Point, scatter
 from shared.sampling_params import resolve_params
 from shared.statistics import wilson
+from shared.text_files import decode_text
 from worker.engine import VDiffEngine
 
 
@@ -78,11 +79,13 @@ def settings_of(algorithms: Sequence[str], regime: str) -> Iterator[tuple[str, d
 def read_set(path: Path, limit: int | None) -> list[dict[str, Any]]:
     """The lines of an evaluation set, spread over the file when limited. Raises ConfigurationError naming the line."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = decode_text(path.read_bytes(), str(path), param="input").split("\n")
     except OSError as exc:
         raise ConfigurationError(f"{path}: {exc.strerror}", param="input") from exc
     made = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             data = json.loads(line)
             assert isinstance(data["metadata"]["answer"], str) and isinstance(data["messages"], list)

@@ -25,6 +25,7 @@ from shared.jobs.fields import meant, template_variables_of
 from shared.jobs.requests import messages_of, prompt_of, refuse_without_text
 from shared.prompt_ids import PARSE_SPECIAL, message_ids, parse_special_of, prompt_ids
 from shared.sampling_params import GENERATION_FIELDS, resolve_params
+from shared.text_files import HEAD_BYTES, require_utf8
 from worker.engine import RequestHandle, VDiffConfig, VDiffEngine
 
 PROMPTS = ("prompt", "prompt_token_ids", "messages")
@@ -244,7 +245,10 @@ def _lines(source: TextIO) -> Iterator[tuple[int, str]]:
 
 
 def _count(path: Path) -> int:
+    """Count the lines that are not empty. Raises NotUTF8: the file is UTF-16 or UTF-32."""
     with path.open("rb") as file:
+        require_utf8(file.read(HEAD_BYTES), str(path), param="input")
+        file.seek(0)
         return sum(1 for text in file if text.strip())
 
 
@@ -253,6 +257,7 @@ def generate_file(config: VDiffConfig, source: Path, target: Path) -> Summary:
 
     Raises:
         ConfigurationError: a file cannot be read or written; the model's errors.
+        NotUTF8: the input is UTF-16 or UTF-32.
     """
     summary = Summary()
     if target.exists() and source.exists() and target.samefile(source):
@@ -261,7 +266,7 @@ def generate_file(config: VDiffConfig, source: Path, target: Path) -> Summary:
         try:
             total = _count(source)
             # Bytes that are not UTF-8 become lone surrogates, and an error of their line alone.
-            lines = _lines(stack.enter_context(source.open(encoding="utf-8", errors="surrogateescape")))
+            lines = _lines(stack.enter_context(source.open(encoding="utf-8-sig", errors="surrogateescape")))
             target.parent.mkdir(parents=True, exist_ok=True)
             # Whether it can be written is known before a model is loaded; what is in it stays until one is.
             out = stack.enter_context(target.open("a", encoding="utf-8"))

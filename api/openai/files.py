@@ -15,6 +15,7 @@ from api.paging import no_nul, page_limit, page_object, whole_number
 from shared.errors import InvalidParameter, MissingParameter
 from shared.files.service import PURPOSES, Upload, file_object
 from shared.keys.principal import Scope
+from shared.text_files import require_utf8
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[requires(Scope.BATCHES)])
 
@@ -71,6 +72,7 @@ def _apply(form: Form, upload: Upload) -> None:
         raise InvalidParameter(f"the file's name must have 1 to {MAX_FILENAME} characters", param="file")
     if not upload.bytes:
         raise InvalidParameter("the file is empty", param="file")
+    require_utf8(upload.head, "the file", param="file")
     upload.filename = form.filename
     upload.purpose = form.fields["purpose"]
     if len(form.fields) > 1:

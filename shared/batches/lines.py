@@ -14,6 +14,7 @@ from typing import Any
 from shared.errors import InvalidParameter, InvalidRequest, MissingParameter, UnknownParameter
 from shared.jobs.status import JobStatus
 from shared.strict_json import parse_json
+from shared.text_files import UTF8_MARK, require_utf8
 
 MAX_LINE_BYTES = 4 * 1024 * 1024
 MAX_CUSTOM_ID = 256
@@ -77,7 +78,8 @@ def parse_line(number: int, raw: bytes | None, endpoint: str) -> InputLine | Non
     if raw is None:
         raise LineTooLong(f"the line is longer than {MAX_LINE_BYTES} bytes")
     if number == 1:
-        raw = raw.removeprefix(b"\xef\xbb\xbf")
+        require_utf8(raw, "the file")
+        raw = raw.removeprefix(UTF8_MARK)
     if not raw.strip():
         return None
     value = parse_json(raw)

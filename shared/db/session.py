@@ -1,7 +1,8 @@
 """Engines, sessions and the unit of work, for threads (psycopg, the worker) and for asyncio (asyncpg, the API).
 
 A session's type says in a signature whether a function writes: `ReadSession` runs each statement on its own (no
-BEGIN, no COMMIT, two round trips fewer), `WriteSession` is one transaction that the edge which opened it commits.
+BEGIN, no COMMIT, two round trips fewer; behind PgBouncer it is a transaction of its own), `WriteSession` is one
+transaction that the edge which opened it commits.
 Code that is handed a session never commits.
 
     database = Database(settings.require_database_url())
@@ -16,10 +17,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
-from urllib.parse import urlencode
 
-from sqlalchemy import URL, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DisconnectionError
+from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
@@ -28,54 +28,46 @@ from shared import tracing
 from shared.db import faults
 from shared.db.faults import is_outage as is_outage
 from shared.db.faults import is_refusal as is_refusal
-from shared.errors import ConfigurationError
+from shared.db.url import DatabaseURL, parse_database_url
 
-CONNECT_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_MS = 30_000
 IDLE_IN_TRANSACTION_TIMEOUT_MS = 60_000
+# PgBouncer refuses them from a client; there they belong to the role (deploy/postgresql/roles.sql).
+TIMEOUTS = {
+    "statement_timeout": str(STATEMENT_TIMEOUT_MS),
+    "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+}
+# Unnamed statements, which live until the next one: in a transaction, PgBouncer keeps the session for it.
+_UNPREPARED: dict[str, Any] = {
+    "statement_cache_size": 0,
+    "prepared_statement_cache_size": 0,
+    "prepared_statement_name_func": lambda: "",
+}
 POOL_WAIT_S = 10
 POOL_RECYCLE_S = 1800
 # A server whose host vanished never answers; the kernel gives up after these seconds instead of hours.
 KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 
-# libpq's, which both drivers understand; each of the others would stop one of the processes and not the rest.
-TLS_OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword")
-URL_OPTIONS = (*TLS_OPTIONS, "host", "port", "target_session_attrs")
-
-
 def database_url(url: str, *, driver: str) -> URL:
-    """`postgresql://...` (or `postgres://`) with SQLAlchemy's driver put in.
-
-    Raises:
-        ConfigurationError: not a PostgreSQL URL, or with an option that not every process could use.
-    """
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as exc:
-        raise ConfigurationError("VDIFF_DATABASE_URL is not a URL", param="database_url") from exc
-    if parsed.drivername.partition("+")[0] not in ("postgresql", "postgres"):
-        raise ConfigurationError("VDIFF_DATABASE_URL must start with postgresql://", param="database_url")
-    if unknown := [name for name in parsed.query if name not in URL_OPTIONS]:
-        message = f"VDIFF_DATABASE_URL: the option {unknown[0]} cannot be used; there are {', '.join(URL_OPTIONS)}"
-        raise ConfigurationError(message, param="database_url")
-    return parsed.set(drivername=f"postgresql+{driver}")
+    """Return the URL as SQLAlchemy takes it for `psycopg` or `asyncpg`. Raises ConfigurationError."""
+    parsed = parse_database_url(url)
+    return parsed.for_asyncpg() if driver == "asyncpg" else parsed.for_psycopg()
 
 
 def sync_engine(url: str, *, pool_size: int = 5, max_overflow: int = 5, **options: Any) -> Engine:
     """An engine for threads, with timeouts that keep a sick database from holding them for ever."""
+    parsed = parse_database_url(url)
     engine = create_engine(
-        database_url(url, driver="psycopg"),
+        parsed.for_psycopg(),
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=POOL_WAIT_S,
         pool_recycle=POOL_RECYCLE_S,
         pool_pre_ping=True,
         connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_S,
-            "application_name": "vdiff",
-            "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} "
-            f"-c idle_in_transaction_session_timeout={IDLE_IN_TRANSACTION_TIMEOUT_MS}",
+            **_psycopg_arguments(parsed),
+            **({} if parsed.pgbouncer else {"options": " ".join(f"-c {k}={v}" for k, v in TIMEOUTS.items())}),
             **KEEPALIVE,
         },
         **options,
@@ -86,32 +78,38 @@ def sync_engine(url: str, *, pool_size: int = 5, max_overflow: int = 5, **option
 
 def sync_engine_unpooled(url: str) -> Engine:
     """An engine for one short piece of work (a migration): no pool to leave connections behind."""
-    return create_engine(
-        database_url(url, driver="psycopg"), poolclass=NullPool, connect_args={"connect_timeout": CONNECT_TIMEOUT_S}
-    )
+    parsed = parse_database_url(url)
+    return create_engine(parsed.for_psycopg(), poolclass=NullPool, connect_args=_psycopg_arguments(parsed))
+
+
+def _psycopg_arguments(parsed: DatabaseURL) -> dict[str, Any]:
+    return {
+        "connect_timeout": parsed.connect_timeout_seconds,
+        "application_name": parsed.application_name,
+        # A prepared statement belongs to a session of the server; PgBouncer may hand out another one.
+        **({"prepare_threshold": None} if parsed.pgbouncer else {}),
+    }
 
 
 def async_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20, **options: Any) -> AsyncEngine:
     """An engine for one event loop."""
-    parsed = database_url(url, driver="asyncpg")
-    # asyncpg reads libpq's TLS options from a DSN only, and SQLAlchemy would hand them over as arguments, which it refuses.
-    tls = {name: str(value) for name, value in parsed.query.items() if name in TLS_OPTIONS}
+    parsed = parse_database_url(url)
     engine = create_async_engine(
-        parsed.difference_update_query(tls),
+        parsed.for_asyncpg(),
         pool_size=pool_size,
         max_overflow=max_overflow,
         pool_timeout=POOL_WAIT_S,
         pool_recycle=POOL_RECYCLE_S,
         connect_args={
-            **({"dsn": f"postgresql:///?{urlencode(tls)}"} if tls else {}),
-            "timeout": CONNECT_TIMEOUT_S,
+            **parsed.asyncpg_dsn(),
+            "timeout": parsed.connect_timeout_seconds,
             # The server's own timeout ends a slow statement; this one ends the wait for a server that is gone.
             "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 5,
             "server_settings": {
-                "application_name": "vdiff",
-                "statement_timeout": str(STATEMENT_TIMEOUT_MS),
-                "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
+                "application_name": parsed.application_name,
+                **({} if parsed.pgbouncer else TIMEOUTS),
             },
+            **(_UNPREPARED if parsed.pgbouncer else {}),
         },
         **options,
     )
@@ -171,10 +169,16 @@ class AsyncDatabase:
     def __init__(self, url: str, *, pool_size: int = 10, max_overflow: int = 20) -> None:
         self.engine = async_engine(url, pool_size=pool_size, max_overflow=max_overflow)
         tracing.watch(self.engine.sync_engine)
+        self._pgbouncer = parse_database_url(url).pgbouncer
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncReadSession]:
+        if self._pgbouncer:
+            # asyncpg prepares and executes in two steps, which need one session of the server.
+            async with AsyncReadSession(self.engine, expire_on_commit=False) as session, session.begin():
+                yield session
+            return
         async with AsyncReadSession(self._autocommit, expire_on_commit=False) as session:
             yield session
 

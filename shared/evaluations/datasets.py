@@ -13,6 +13,7 @@ from shared.evaluations.graders import Grader
 from shared.evaluations.requests import Prompt, digest
 from shared.evaluations.templates import MissingColumn
 from shared.strict_json import parse_json
+from shared.text_files import UTF8_MARK, require_utf8
 
 MAX_ITEM_BYTES = 1024 * 1024
 
@@ -67,7 +68,8 @@ class DatasetReader:
         if raw is None:
             raise BadDataset(f"line {number} is longer than {MAX_ITEM_BYTES} bytes", param="dataset")
         if number == 1:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
+            require_utf8(raw, "the dataset", param="dataset")
+            raw = raw.removeprefix(UTF8_MARK)
         if not raw.strip():
             return
         if len(self.items) >= self.max_items:

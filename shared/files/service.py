@@ -14,6 +14,7 @@ from shared.errors import BodyTooLarge, Conflict, NotFound
 from shared.files import repository
 from shared.files.store import ContentStore, DatabaseStore, StoreUnavailable, Writer
 from shared.ids import may_be_an_id, new_id
+from shared.text_files import HEAD_BYTES
 
 PURPOSES = ("batch", "evals")  # what a client may upload; `batch_output` is ours
 OUTPUT_PURPOSE = "batch_output"
@@ -37,6 +38,7 @@ class Upload:
     def __init__(self, file_id: str, writer: Writer, max_bytes: int, expires_seconds: float | None = None) -> None:
         self.id = file_id
         self.bytes = 0
+        self.head = b""  # the first bytes, which show the encoding
         self.filename = ""
         self.purpose = ""
         self.expires_seconds = expires_seconds
@@ -45,6 +47,8 @@ class Upload:
 
     async def write(self, data: bytes) -> None:
         """Raises BodyTooLarge."""
+        if len(self.head) < HEAD_BYTES:
+            self.head += data[: HEAD_BYTES - len(self.head)]
         self.bytes += len(data)
         if self.bytes > self._max:
             raise BodyTooLarge(f"the file is larger than {self._max} bytes", param="file")

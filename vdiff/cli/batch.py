@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.errors import InvalidParameter
+from shared.text_files import decode_text
 from vdiff.cli import exits
 from vdiff.cli.connect import BaseUrl, Key, Metadata, Timeout, connected, pairs, require_writable
 from vdiff.cli.options import AsJson, examples
@@ -26,7 +27,7 @@ def endpoint_of(file: Path) -> str:
     """Of the file's first line; the server checks that all are for the same one. Raises InvalidParameter."""
     try:
         with file.open("rb") as lines:
-            first = json.loads(lines.readline())
+            first = json.loads(decode_text(lines.readline(), f"{file}, line 1", param="FILE"))
         return str(first["url"])
     except OSError as exc:
         raise InvalidParameter(f"{file}: {exc.strerror}", param="FILE") from exc

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import InvalidParameter
+from shared.text_files import decode_text
 from vdiff.cli.output import aside
 
 if TYPE_CHECKING:
@@ -142,12 +143,23 @@ def require_writable(output: Path | None) -> None:
         raise InvalidParameter(f"{output}: {exc.strerror}", param="--output") from exc
 
 
+def read_stdin() -> str:
+    """Read all of stdin as one text. Raises NotUTF8."""
+    return decode_text(sys.stdin.buffer.read(), "stdin", param="prompt")
+
+
 def prompts_of(file: Path) -> list[Any]:
-    """A prompt a line: text, or in a .jsonl a string, a list of messages or a whole body. Raises InvalidParameter."""
+    """Read a prompt a line: text, or in a .jsonl a string, a list of messages or a whole body.
+
+    Raises:
+        InvalidParameter: the file cannot be read, or a line is none.
+        NotUTF8: it is in another encoding.
+    """
     try:
-        text = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InvalidParameter(f"{file}: {getattr(exc, 'strerror', None) or exc}", param="--file") from exc
+        raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as exc:
+        raise InvalidParameter(f"{file}: {exc.strerror}", param="--file") from exc
+    text = decode_text(raw, "stdin" if str(file) == "-" else str(file), param="--file")
     found: list[Any] = []
     for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 is a character of a prompt
         if not line.strip():

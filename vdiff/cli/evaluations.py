@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import ConfigurationError
+from shared.text_files import decode_text
 from vdiff.cli.connect import BaseUrl, Key, Timeout, connected
 from vdiff.cli.exits import FAILED, INTERRUPTED
 from vdiff.cli.options import AsJson, examples
@@ -29,13 +30,13 @@ def group() -> None:
 
 
 def read_yaml(path: Path) -> Any:
-    """A file of YAML (JSON is YAML too). Raises ConfigurationError naming file and line."""
+    """A file of YAML (JSON is YAML too). Raises ConfigurationError, NotUTF8: with file and line."""
     import yaml
 
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ConfigurationError(f"{path}: {getattr(exc, 'strerror', None) or exc}", param="config") from exc
+        return yaml.safe_load(decode_text(path.read_bytes(), str(path), param="config"))
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: {exc.strerror}", param="config") from exc
     except yaml.YAMLError as exc:
         mark = getattr(exc, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""

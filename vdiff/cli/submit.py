@@ -28,6 +28,7 @@ from vdiff.cli.connect import (
     fields_of,
     pairs,
     prompts_of,
+    read_stdin,
     require_writable,
 )
 from vdiff.cli.options import LINES, AsJson, examples
@@ -95,9 +96,7 @@ def submit(
     }  # fmt: skip
     with connected(base_url, api_key, model, patient=file is not None) as client:
         if prompt is not None:
-            _one(
-                client, sys.stdin.read() if prompt == "-" else prompt, options, idempotency_key, wait, timeout, as_json
-            )
+            _one(client, read_stdin() if prompt == "-" else prompt, options, idempotency_key, wait, timeout, as_json)
             return
         assert file is not None
         key = idempotency_key or f"submit-{uuid.uuid4().hex[:12]}"
