@@ -78,7 +78,7 @@ _MASKED = (FULL, BLOCK)
 _DREAM: dict[str, Any] = {"steps": None, "alg_temp": 0.0, "eps": 1e-3}
 
 ALGORITHMS: dict[str, Algorithm] = {
-    "low_confidence": Algorithm((FULL,), {"steps": None}),
+    "low_confidence": Algorithm(_MASKED, {"steps": None, "denoising_steps": None}),
     "random": Algorithm((FULL,), {"steps": None}, by_confidence=False),
     "maskgit_plus": Algorithm((FULL,), _DREAM),
     "topk_margin": Algorithm((FULL,), _DREAM),
@@ -130,6 +130,8 @@ def own_parameters(name: str, regime: str) -> dict[str, Any]:
     own = dict(ALGORITHMS[name].parameters)
     if regime == FULL:
         own.pop("denoising_steps", None)
+    elif name == "low_confidence":
+        del own["steps"]
     elif name == "sequential":
         own = {"tokens_per_step": None, "denoising_steps": None}
     return own

@@ -14,6 +14,7 @@ from typing import Any
 from shared.algorithms import BLOCK, FULL
 from shared.errors import ConfigurationError, ModelLoadError
 
+DINFER_SLACK = 1e-5
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 QUANTIZATIONS = ("int8",)
 
@@ -126,6 +127,7 @@ class ModelConfig:
     qk_norm: bool = False
     shift: bool = False  # row i-1 predicts position i (Dream)
     block_length: int | None = 32  # default, tokens; None: the whole answer
+    threshold_slack: float = 0.0  # `threshold` takes what is this close to the best confidence (dInfer)
     moe: MoEConfig | None = None
     mask_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()

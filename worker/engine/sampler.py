@@ -27,7 +27,7 @@ from worker.engine.precision import wide
 from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
 from worker.engine.rules import RULES, Rule, RuleInput
-from worker.engine.rules.base import DINFER_SLACK, gumbel
+from worker.engine.rules.base import gumbel
 from worker.engine.stopping import advance
 
 TOKEN_STREAM, ORDER_STREAM = 0, 1  # uses of randomness
@@ -196,7 +196,7 @@ class DiffusionSampler:
         logits[:, self.config.mask_id] = of_mask
         logprobs = self._logprobs(logits, tokens, params.logprobs)  # what the model says, whatever is suppressed below
         judged = logits
-        if (rule.filtered or answer.regime == BLOCK) and sampled is not None:
+        if (rule.filtered or (answer.regime == BLOCK and not rule.raw)) and sampled is not None:
             judged = sampled
         if diffusion.suppress_end == "confidence":
             judged.index_fill_(-1, suppressed, -torch.inf)
@@ -268,7 +268,7 @@ class DiffusionSampler:
             masked=masked,
             changed=None if stands is None else choice.tokens != stands,
             row=passes.ranked_row(answer),
-            slack=DINFER_SLACK if answer.regime == BLOCK else rule.slack,  # there thresholds are dInfer's alone
+            slack=self.facts.threshold_slack if answer.regime == BLOCK else rule.slack,
             memory=answer.memory,
         )
         picked = rule.select(given).sort().values

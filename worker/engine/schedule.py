@@ -60,5 +60,8 @@ def quotas(params: DiffusionParams, regime: str, masked: int, length: int, block
     if regime == FULL:
         steps = masked if params.steps is None else max(1, params.steps // blocks)
         return even(masked, steps)
-    # Block-causal programs count the schedule over the whole block, also where a part of it is prompt.
+    if params.algorithm == "low_confidence":
+        # Stable-DiffCoder's schedule: over the masks of this very block.
+        return even(masked, max(1, min(params.denoising_steps or length, length))) if masked else [1]
+    # The other block-causal programs count the schedule over the whole block, also where a part of it is prompt.
     return even(length, min(params.denoising_steps or length, length))

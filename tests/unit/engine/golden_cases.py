@@ -21,7 +21,7 @@ SDAR_LIKE = (
 )
 # The program writes a second token where the quota is 2 and one mask is left: over the prompt's last token.
 OVERWRITES_THE_PROMPT = frozenset({"sdar_fp8/greedy/07_static_2steps"})
-FAMILIES = ("llada", "llada_gqa", "dream", "llada_moe", "llada2_moe", *SDAR_LIKE)
+FAMILIES = ("llada", "llada_gqa", "dream", "llada_moe", "llada2_moe", *SDAR_LIKE, "stable_diffcoder")
 REFERENCES: dict[str, dict[str, Any]] = {f: json.loads((GOLDEN / f / "reference.json").read_text()) for f in FAMILIES}
 
 
@@ -145,6 +145,23 @@ def _sdar(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
     return fields, case["forward_calls"] - blocks - (prompt >= length)
 
 
+def _stable_diffcoder(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    args = case["args"]
+    length, whole = args["block_length"], case["generated_in_whole_blocks"]
+    diffusion: dict[str, Any] = {"block_length": length}
+    if args["threshold"] is None:
+        steps = args["steps"] * length // args["gen_length"]
+        diffusion |= {"algorithm": "low_confidence", "denoising_steps": steps}
+    else:
+        diffusion |= {"algorithm": "threshold", "threshold": args["threshold"]}
+    # The program's last block is short when the prompt does not fill its last one: only whole blocks can be compared.
+    fields: dict[str, Any] = {"max_tokens": min(args["gen_length"], whole), "diffusion": diffusion}
+    if args["eos_id"] is not None:
+        return fields | {"stop_token_ids": [args["eos_id"]]}, None
+    blocks = -(-(len(case["prompt_ids"][0]) % length + whole) // length)
+    return fields, sum(case["calls_per_decoded_block"][:blocks]) - blocks
+
+
 def asked(family: str) -> Iterator[Asked]:
     """Every row of every generation case of a family."""
     for case in REFERENCES[family]["cases"]:
@@ -152,7 +169,8 @@ def asked(family: str) -> Iterator[Asked]:
         if group == "loglik" or case["id"] in OVERWRITES_THE_PROMPT:
             continue
         by_family = {"dream": _dream, "llada2_moe": _llada2}
-        made = _sdar(case) if family in SDAR_LIKE else by_family.get(family, _llada)(group, case)
+        by_case = {"stable_diffcoder": _stable_diffcoder, **dict.fromkeys(SDAR_LIKE, _sdar)}
+        made = by_case[family](case) if family in by_case else by_family.get(family, _llada)(group, case)
         fields, forwards = made
         stops = fields.get("stop_token_ids", [])
         masks = case.get("attention_mask") or [[1] * len(row) for row in case["prompt_ids"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shared.errors import ModelLoadError
 from worker.engine.config import RawConfig
-from worker.engine.models import diffusion_gemma, dream, llada, llada2_moe, llada_moe, sdar, sdar_moe
+from worker.engine.models import diffusion_gemma, dream, llada, llada2_moe, llada_moe, sdar, sdar_moe, stable_diffcoder
 from worker.engine.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +14,7 @@ FAMILIES: tuple[Family, ...] = (
     llada2_moe.FAMILY,
     sdar.FAMILY,
     sdar_moe.FAMILY,
+    stable_diffcoder.FAMILY,
 )
 """Those that our own transformer computes."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shared.algorithms import BLOCK
-from worker.engine.config import ModelConfig, MoEConfig, RawConfig, llama_like
+from worker.engine.config import DINFER_SLACK, ModelConfig, MoEConfig, RawConfig, llama_like
 from worker.engine.models.family import Family, LayerNames, Names, Source, sources
 
 NAMES = Names(
@@ -41,6 +41,7 @@ def config(raw: RawConfig) -> ModelConfig:
         raw,
         "llada2_moe",
         regime=BLOCK,
+        threshold_slack=DINFER_SLACK,
         rotary_dim=raw.integer("rotary_dim", int(head_dim * raw.rotary_share)),
         qk_norm=True,
         block_length=raw.integer("block_size", 32),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from shared.algorithms import BLOCK
-from worker.engine.config import ModelConfig, MoEConfig, RawConfig, llama_like
+from worker.engine.config import DINFER_SLACK, ModelConfig, MoEConfig, RawConfig, llama_like
 from worker.engine.models import sdar
 from worker.engine.models.family import Family, Names, Source, sources
 
@@ -24,7 +24,15 @@ def config(raw: RawConfig) -> ModelConfig:
         normalize=raw.flag("norm_topk_prob"),
         dense_layers=raw.dense_layers(),
     )
-    return llama_like(raw, "sdar_moe", regime=BLOCK, qk_norm=True, block_length=raw.integer("block_size", 4), moe=moe)
+    return llama_like(
+        raw,
+        "sdar_moe",
+        regime=BLOCK,
+        threshold_slack=DINFER_SLACK,
+        qk_norm=True,
+        block_length=raw.integer("block_size", 4),
+        moe=moe,
+    )
 
 
 def tensors(facts: ModelConfig) -> Iterator[Source]:

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from shared.diffusion_params import DiffusionParams
 
-DINFER_SLACK = 1e-5  # its thresholds take whatever is this close to the best
-
 
 @dataclass(frozen=True, slots=True)
 class RuleInput:
@@ -41,6 +39,7 @@ class Rule:
 
     name: ClassVar[str]
     filtered: ClassVar[bool] = False  # probabilities of the tempered, filtered distribution instead of the raw logits'
+    raw: ClassVar[bool] = False  # those of the raw logits on block-causal models too
     needs: ClassVar[frozenset[str]] = frozenset()  # of "margin", "entropy", "divergence"
     keeps_rows: ClassVar[bool] = False  # remembers something of each candidate's whole distribution
     slack: ClassVar[float] = 0.0  # `RuleInput.slack` on models with full attention

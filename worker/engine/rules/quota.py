@@ -17,6 +17,7 @@ class LowConfidence(Rule):
     """The quota's most confident positions ("low-confidence remasking")."""
 
     name = "low_confidence"
+    raw = True
 
     def select(self, given: RuleInput) -> Tensor:
         return best_of(given, given.quota)
@@ -27,6 +28,7 @@ class LowConfidenceStatic(LowConfidence):
 
     name = "low_confidence_static"
     filtered = True
+    raw = False
 
 
 class Random(Rule):

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from shared.diffusion_params import DiffusionParams
-from worker.engine.rules.base import DINFER_SLACK, Rule, RuleInput, at_least_best, best, best_of
+from worker.engine.config import DINFER_SLACK
+from worker.engine.rules.base import Rule, RuleInput, at_least_best, best, best_of
 
 CREDIT_DECAY, CREDIT_POWER = 0.8, 0.2
 KLASS_DIVERGENCE, KLASS_STEPS = 0.01, 2
