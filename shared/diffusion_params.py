@@ -25,10 +25,10 @@ DEFAULT_BLOCK_LENGTH = 32
 
 _APD = ("mixture_weight", "kv_window", "max_lookahead")  # also accepted inside `diffusion.apd`
 _COMMON = (
-    "algorithm", "block_length", "cache", "cfg_scale", "suppress_end", "suppress_token_ids", "visualize", "max_forwards",
-    "draft_token_ids", "draft_noise",
+    "algorithm", "block_length", "sub_block_length", "cache", "cfg_scale", "suppress_end", "suppress_token_ids",
+    "visualize", "max_forwards", "draft_token_ids", "draft_noise",
 )  # fmt: skip
-DIFFUSION_FIELDS = (*_COMMON[:2], "apd", *PARAMETERS, *_COMMON[2:])
+DIFFUSION_FIELDS = (*_COMMON[:3], "apd", *PARAMETERS, *_COMMON[3:])
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class DiffusionParams:
 
     algorithm: str | None = None
     block_length: int | None = None  # tokens
+    sub_block_length: int | None = None  # tokens; a block is filled in such parts, from left to right
     steps: int | None = None  # of the whole answer
     denoising_steps: int | None = None  # of one block
     tokens_per_step: int | None = None
@@ -150,9 +151,32 @@ def _block_length(
         if not lenient and (wanted > max_tokens or max_tokens % wanted):
             raise InvalidParameter(f"{param} {wanted} does not divide max_tokens {max_tokens}", param=param)
         return min(wanted, max_tokens)
+    longest = card.capabilities.get("max_block_length")
+    if wanted is not None and longest is not None and wanted > longest:
+        raise InvalidParameter(
+            f"{param} {wanted} is beyond what {card.name} was trained for, 1 to {longest}", param=param
+        )
     if wanted is not None and wanted > card.context_length:
         raise InvalidParameter(f"{param} {wanted} is beyond the context of {card.context_length}", param=param)
     return wanted or int(defaults.get("block_length") or card.block_length or DEFAULT_BLOCK_LENGTH)
+
+
+def _sub_block_length(
+    given: Mapping[str, Any], card: ModelCard, block_length: int | None, defaults: Mapping[str, Any]
+) -> int | None:
+    """Return the length of the parts that a block is filled in; None for models without them."""
+    param, usual = "diffusion.sub_block_length", card.capabilities.get("sub_block_length")
+    if usual is None or block_length is None:
+        if "sub_block_length" in given:
+            raise InvalidParameter(f"{param} has no effect on {card.name}: its blocks have no parts", param=param)
+        return None
+    if "sub_block_length" not in given:
+        length = min(int(defaults.get("sub_block_length", usual)), block_length)
+        return length if block_length % length == 0 else block_length
+    length = checks.integer(given["sub_block_length"], param, 1, block_length)
+    if block_length % length:
+        raise InvalidParameter(f"{param} {length} does not divide diffusion.block_length {block_length}", param=param)
+    return length
 
 
 def _steps(
@@ -209,6 +233,7 @@ def decide(
     windowed = given.get("kv_window") is not None
     leftward = ALGORITHMS[algorithm].verifier or windowed or given.get("max_lookahead") is not None
     values["block_length"] = _block_length(given, card, max_tokens, defaults, leftward, lenient)
+    values["sub_block_length"] = _sub_block_length(given, card, values["block_length"], defaults)
     _steps(values, given, card, max_tokens, defaults, lenient)
     for name, default in own.items():
         if name == "steps":

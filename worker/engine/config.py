@@ -127,6 +127,13 @@ class ModelConfig:
     qk_norm: bool = False
     shift: bool = False  # row i-1 predicts position i (Dream)
     block_length: int | None = 32  # default, tokens; None: the whole answer
+    max_block_length: int | None = None  # that the checkpoint was trained for; None: any
+    sub_block_length: int | None = None  # default length of the parts that a block is filled in; None: the whole block
+    seeded: bool = False  # the forward that stores a block's K/V also gives the next block's first token
+    stops_in_block: bool = False  # an end token ends the answer before its block is complete
+    strict_threshold: bool = False  # `threshold` takes what is above it, not what reaches it
+    caches: tuple[str, ...] | None = None  # None: those of the regime
+    algorithms: tuple[str, ...] | None = None  # None: those of the regime
     threshold_slack: float = 0.0  # `threshold` takes what is this close to the best confidence (dInfer)
     moe: MoEConfig | None = None
     mask_token_id: int | None = None

@@ -42,6 +42,7 @@ class Plan:
     passes: list[Pass]
     wanted: list[int]
     prefill: bool = False  # stores a part of the prompt's K/V, and gives no logits
+    seed: bool = False  # stores the K/V of what stands before the open block, and gives that block's first token
 
 
 class Rows(Protocol):

@@ -182,7 +182,9 @@ def make_card(
     endpoints = ["/v1/completions"] + (["/v1/chat/completions", "/v1/responses"] if tokenizer.has_chat_template else [])
     endpoints += (["/v1/infill"] if facts.regime == FULL else []) + ([] if uniform else ["/v1/loglikelihood"])
     algorithms = [
-        name for name in algorithms_of(facts.regime, verifier=verifier is not None) if caches is None or name != "apd"
+        name
+        for name in algorithms_of(facts.regime, verifier=verifier is not None)
+        if (caches is None or name != "apd") and (facts.algorithms is None or name in facts.algorithms)
     ]
     return ModelCard(
         name=_name(config, folder),
@@ -194,10 +196,12 @@ def make_card(
         suppress_token_ids={"logits": ends[:1], "confidence": ends},
         capabilities={
             "algorithms": algorithms,
-            "caches": list(caches or CACHES[facts.regime]),
+            "caches": list(caches or facts.caches or CACHES[facts.regime]),
             "logprobs": not uniform,
             "infill": facts.regime == FULL,
             "endpoints": endpoints,
+            **({} if facts.sub_block_length is None else {"sub_block_length": facts.sub_block_length}),
+            **({} if facts.max_block_length is None else {"max_block_length": facts.max_block_length}),
         },
         defaults=_defaults(config, facts),
         revision=config.revision or _revision(folder),

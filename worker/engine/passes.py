@@ -55,8 +55,10 @@ def rows_needed(answer: Answer) -> int:
         lookahead = answer.params.diffusion.max_lookahead
         first = 0 if answer.window_from is None else answer.window_from
         rows = (total if lookahead is None else min(total, len(answer.prompt) + answer.prefix + lookahead)) - first
+    elif answer.regime == BLOCK and (part := _fills_sub_block(answer)) is not None:
+        rows = len(part)
     elif answer.regime in (BLOCK, UNIFORM):
-        rows = end - (answer.cached if cache == "exact" else 0)
+        rows = end - (0 if cache == "none" else answer.cached)
     elif cache == "none" or answer.fresh:
         rows = total
     else:
@@ -68,7 +70,7 @@ def is_divisible(answer: Answer) -> bool:
     """Whether the answer's next step may be a part of its prompt only."""
     if answer.regime == UNIFORM:
         return len(answer.prompt) > answer.cached
-    return answer.regime == BLOCK and answer.params.diffusion.cache == "exact"
+    return answer.regime == BLOCK and answer.params.diffusion.cache != "none"
 
 
 def _tokens(answer: Answer, twin: int) -> list[int]:
@@ -129,6 +131,76 @@ def prefill(answer: Answer, facts: ModelConfig, rows: int) -> list[Pass]:
     ]
 
 
+def needs_seed(answer: Answer, facts: ModelConfig) -> bool:
+    """Return whether a forward over what stands before the open block comes first (`ModelConfig.seeded`)."""
+    if not facts.seeded:
+        return False
+    stale = answer.params.diffusion.cache != "none" and answer.cached < _block_begin(answer)
+    return stale or _wants_seed(answer)
+
+
+def _wants_seed(answer: Answer) -> bool:
+    begin, first = _block_begin(answer), answer.window.start
+    return begin > 0 and begin == len(answer.prompt) + first and answer.canvas[first] == answer.mask
+
+
+def seed_passes(answer: Answer, rows: int) -> tuple[list[Pass], list[int]]:
+    """Store the K/V of what stands before the open block; the last row predicts that block's first token.
+
+    Returns:
+        The passes, and the position that their logits are of; none when the block's first token is known, or when not
+        everything fits into `rows`.
+    """
+    d = answer.params.diffusion
+    assert d.block_length is not None
+    begin, cached = _block_begin(answer), d.cache != "none"
+    first, stop = answer.cached if cached else 0, begin
+    share = rows // twins(answer)
+    if cached and stop - first > share:
+        stop = min(begin, first + max(share // d.block_length, 1) * d.block_length)
+    wanted = [answer.window.start] if stop == begin and _wants_seed(answer) else []
+    made = []
+    for twin in range(twins(answer)):
+        cache = answer.caches[twin] if cached else None
+        taken = [stop - first - 1] if wanted else []
+        tokens = _tokens(answer, twin)[first:stop]
+        made.append(Pass(tokens, taken, first, "block", d.block_length, cache, stop if cached else 0))
+    return made, wanted
+
+
+def after_seed(answer: Answer, passes: Sequence[Pass]) -> None:
+    """Note what a seed forward has stored."""
+    if passes[0].cache is not None:
+        answer.cached = passes[0].keys
+    answer.prefill_forwards += 1
+
+
+def candidates(answer: Answer) -> list[int]:
+    """Return the masked positions that a step may commit: of the first sub-block with masks, or of the whole block."""
+    masked = answer.masked()
+    part = sub_block(answer)
+    return masked if part is None else [p for p in masked if p in part]
+
+
+def sub_block(answer: Answer) -> range | None:
+    """Return the sub-block that is being filled, counted from the answer's start; None without sub-blocks."""
+    length, masked = answer.params.diffusion.sub_block_length, answer.masked()
+    if length is None or not masked:
+        return None
+    offset = _block_begin(answer) - len(answer.prompt)
+    begin = offset + (masked[0] - offset) // length * length
+    return range(begin, min(begin + length, answer.window.stop))
+
+
+def _fills_sub_block(answer: Answer) -> range | None:
+    """Return the sub-block whose rows alone the next forward computes, reading the block's kept K/V (cache `dual`)."""
+    part = sub_block(answer)
+    if part is None or answer.params.diffusion.cache != "dual" or answer.fresh:
+        return None
+    known = part.start < 0 or answer.canvas[part.start] != answer.mask
+    return part if known else None
+
+
 def block_passes(answer: Answer, facts: ModelConfig, wanted: Sequence[int]) -> list[Pass]:
     """The forward of the open block.
 
@@ -145,7 +217,11 @@ def block_passes(answer: Answer, facts: ModelConfig, wanted: Sequence[int]) -> l
         if answer.regime == BLOCK:
             assert d.block_length is not None
             attention, block, stop, keys = "block", d.block_length, end, end
-            first = answer.cached if d.cache == "exact" else 0
+            first = 0 if d.cache == "none" else answer.cached
+            part = _fills_sub_block(answer)
+            if part is not None:
+                attention, first = "full", len(answer.prompt) + part.start
+                stop = len(answer.prompt) + part.stop
         elif d.cache in ("prefix", "dual") and not answer.fresh:
             first = max(begin - facts.shift, 0)
             stop = end if d.cache == "dual" else total

@@ -153,18 +153,23 @@ class DiffusionSampler:
 
     def plan(self, answer: Answer, rows: int) -> Plan:
         """What the answer's next forward computes; a part of its prompt when not all fits into `rows`."""
+        if passes.needs_seed(answer, self.facts):
+            made, seeded = passes.seed_passes(answer, rows)
+            return Plan(answer, made, seeded, prefill=not seeded, seed=bool(seeded))
         prompt = passes.prefill(answer, self.facts, rows)
         if prompt:
             return Plan(answer, prompt, [], prefill=True)
         if passes.is_windowed(answer):
             wanted = passes.lookahead(answer)
             return Plan(answer, passes.window_passes(answer, self.facts, wanted), wanted)
-        wanted = answer.masked()
+        wanted = passes.candidates(answer)
         if RULES[_algorithm(answer)].sees_committed:
             wanted = list(answer.window)
         return Plan(answer, passes.block_passes(answer, self.facts, wanted), wanted)
 
-    def calculate_confidence(self, logits: Tensor, answer: Answer, positions: Sequence[int]) -> Choice:
+    def calculate_confidence(
+        self, logits: Tensor, answer: Answer, positions: Sequence[int], *, greedy: bool = False
+    ) -> Choice:
         """Choose a token for each row and say how sure the model is.
 
         LLaDA-type rules: the softmax of the raw logits (no temperature, no noise) at the chosen token. Dream's rules and
@@ -173,6 +178,7 @@ class DiffusionSampler:
 
         Args:
             logits: [n, vocab] float32 of the candidates; changed in place.
+            greedy: take the likeliest token whatever the request's temperature.
         """
         params, diffusion, rule = answer.params, answer.params.diffusion, RULES[_algorithm(answer)]
         add_bias(logits, params)
@@ -184,7 +190,7 @@ class DiffusionSampler:
         logits[:, self.config.mask_id] = -torch.inf  # no step ever commits the mask
         sampled: Tensor | None = None
         filters = params.top_k > 0 or params.top_p < 1.0
-        if params.temperature > 0:
+        if params.temperature > 0 and not greedy:
             sampled = self._filtered(logits.to(wide(logits.device)) / params.temperature, params)
             rows = torch.tensor(positions, device=logits.device)
             noise = uniform(answer.seed, answer.steps, TOKEN_STREAM, rows, logits.shape[-1])
@@ -269,10 +275,17 @@ class DiffusionSampler:
             changed=None if stands is None else choice.tokens != stands,
             row=passes.ranked_row(answer),
             slack=self.facts.threshold_slack if answer.regime == BLOCK else rule.slack,
+            strict=self.facts.strict_threshold,
             memory=answer.memory,
         )
         picked = rule.select(given).sort().values
         block_done = rule.is_done(given, picked) if rule.sees_committed else None
+        return self._commit(answer, positions, choice, picked, block_done)
+
+    def _commit(
+        self, answer: Answer, positions: list[int], choice: Choice, picked: Tensor, block_done: bool | None = None
+    ) -> Commit:
+        """Write the picked candidates into the answer's canvas."""
         chosen = [positions[i] for i in picked.tolist()]
         ids: list[int] = choice.tokens[picked].tolist()
         logprobs = logprobs_of(choice, picked)
@@ -282,7 +295,15 @@ class DiffusionSampler:
                 answer.logprobs[position] = logprobs[i]
         answer.steps += 1
         answer.block_step += 1
+        if self.facts.stops_in_block and _reaches_end(answer):
+            block_done = True
         return Commit(answer, chosen, ids, choice.confidence[picked].tolist(), logprobs, block_done=block_done)
+
+    def _seed(self, answer: Answer, positions: list[int], choice: Choice) -> Commit:
+        """Commit the first token of a block, whatever its confidence."""
+        if not bool(torch.isfinite(choice.confidence).all()):
+            return Commit(answer, error=NotFinite("the model produced NaN or infinite logits for this request"))
+        return self._commit(answer, positions, choice, torch.arange(1))
 
     def read(self, plan: Plan, parts: Sequence[Logits]) -> Choice:
         """The choice that the logits of a plan's passes give; still on the device.
@@ -292,6 +313,8 @@ class DiffusionSampler:
         """
         answer, wanted = plan.answer, plan.wanted
         scale, size = answer.params.diffusion.cfg_scale, max(1, CHOICE_NUMBERS // self.card.vocab_size)
+        if plan.seed:
+            return self.calculate_confidence(guided(parts, scale), answer, wanted, greedy=True)
         if len(wanted) <= size or RULES[_algorithm(answer)].keeps_rows:
             return self.calculate_confidence(guided(parts, scale), answer, wanted)
         return joined(
@@ -305,9 +328,10 @@ class DiffusionSampler:
         """Commit what was chosen. An error of one answer is its own."""
         commits = []
         for plan, choice in zip(plans, to_cpu(choices), strict=True):
-            passes.after_forward(plan.answer)
+            note_forward(plan)
             try:
-                commits.append(self.unmask_tokens(plan.answer, plan.wanted, choice))
+                unmask = self._seed if plan.seed else self.unmask_tokens
+                commits.append(unmask(plan.answer, plan.wanted, choice))
             except Exception as exc:  # whatever it is, it is this request's end and nobody else's
                 commits.append(Commit(plan.answer, error=error_of(exc)))
         return commits
@@ -334,6 +358,22 @@ class DiffusionSampler:
                 if commit.error is not None:
                     raise commit.error
                 advance(commit.answer, block_done=commit.block_done)
+
+
+def note_forward(plan: Plan) -> None:
+    """Note what a plan's forward has left in its answer's caches."""
+    if plan.seed:
+        passes.after_seed(plan.answer, plan.passes)
+    else:
+        passes.after_forward(plan.answer)
+
+
+def _reaches_end(answer: Answer) -> bool:
+    """Return whether an end token is committed and nothing before it is masked."""
+    for token in answer.canvas[answer.prefix : answer.window.stop]:
+        if token == answer.mask or token in answer.request.end_token_ids:
+            return token != answer.mask
+    return False
 
 
 def _algorithm(answer: Answer) -> str:

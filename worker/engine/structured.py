@@ -25,13 +25,12 @@ from shared.model_card import ModelCard
 from shared.response_format import PARAM
 from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
-from worker.engine import passes
 from worker.engine.bias import add_bias
 from worker.engine.decoder import Commit, Logits, Plan, error_of, guided
 from worker.engine.grammar import Grammars, Structure
 from worker.engine.outputs import TokenLogprob
 from worker.engine.request import Answer
-from worker.engine.sampler import DiffusionSampler
+from worker.engine.sampler import DiffusionSampler, note_forward
 
 
 @dataclass(slots=True)
@@ -75,7 +74,7 @@ class StructuredDecoder:
     def finish(self, plans: Sequence[Plan], walks: Sequence[Walk]) -> list[Commit]:
         commits = []
         for plan, walk in zip(plans, walks, strict=True):
-            passes.after_forward(plan.answer)
+            note_forward(plan)
             try:
                 commits.append(_commit(plan, walk))
             except Exception as exc:  # whatever it is, it is this request's end and nobody else's

@@ -21,7 +21,7 @@ SDAR_LIKE = (
 )
 # The program writes a second token where the quota is 2 and one mask is left: over the prompt's last token.
 OVERWRITES_THE_PROMPT = frozenset({"sdar_fp8/greedy/07_static_2steps"})
-FAMILIES = ("llada", "llada_gqa", "dream", "llada_moe", "llada2_moe", *SDAR_LIKE, "stable_diffcoder")
+FAMILIES = ("llada", "llada_gqa", "dream", "llada_moe", "llada2_moe", *SDAR_LIKE, "stable_diffcoder", "fast_dllm_v2")
 REFERENCES: dict[str, dict[str, Any]] = {f: json.loads((GOLDEN / f / "reference.json").read_text()) for f in FAMILIES}
 
 
@@ -162,6 +162,22 @@ def _stable_diffcoder(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]
     return fields, sum(case["calls_per_decoded_block"][:blocks]) - blocks
 
 
+def _fast_dllm_v2(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
+    args, kinds = case["args"], case.get("forward_kinds")
+    diffusion = {
+        "algorithm": "threshold", "threshold": args["threshold"], "block_length": args["block_size"],
+        "sub_block_length": args["small_block_size"], "cache": "dual" if args["use_block_cache"] else "exact",
+    }  # fmt: skip
+    # The result's last token is the next block's first, which the last commit forward gives.
+    most = max(len(row) for row in case["generated"]) - 1
+    fields = {"max_tokens": most, "stop_token_ids": [args["stop_token"]], "diffusion": diffusion}
+    if kinds is None or "/stop" in case["id"] or "stop" in case["id"].rsplit("/", 1)[1]:
+        return fields | {"max_tokens": most + 1}, None if kinds is None else kinds["denoise"] + kinds.get(
+            "denoise_sub_block", 0
+        )
+    return fields, kinds["denoise"] + kinds.get("denoise_sub_block", 0)
+
+
 def asked(family: str) -> Iterator[Asked]:
     """Every row of every generation case of a family."""
     for case in REFERENCES[family]["cases"]:
@@ -169,7 +185,11 @@ def asked(family: str) -> Iterator[Asked]:
         if group == "loglik" or case["id"] in OVERWRITES_THE_PROMPT:
             continue
         by_family = {"dream": _dream, "llada2_moe": _llada2}
-        by_case = {"stable_diffcoder": _stable_diffcoder, **dict.fromkeys(SDAR_LIKE, _sdar)}
+        by_case = {
+            "stable_diffcoder": _stable_diffcoder,
+            "fast_dllm_v2": _fast_dllm_v2,
+            **dict.fromkeys(SDAR_LIKE, _sdar),
+        }
         made = by_case[family](case) if family in by_case else by_family.get(family, _llada)(group, case)
         fields, forwards = made
         stops = fields.get("stop_token_ids", [])
@@ -178,6 +198,8 @@ def asked(family: str) -> Iterator[Asked]:
             prompt = [t for t, m in zip(row, mask, strict=True) if m]
             if "generated" in case:
                 wanted = case["generated"][i]
+                if family == "fast_dllm_v2" and len(case["generated"]) > 1:
+                    fields = fields | {"max_tokens": len(wanted) - 1}  # rows of a batch differ in length
                 end = next((k for k, t in enumerate(wanted) if t in stops), len(wanted))
                 wanted = wanted[:end]
             else:  # what dInfer returns: prompt and text without any end token

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from shared.errors import ModelLoadError
 from worker.engine.config import RawConfig
-from worker.engine.models import diffusion_gemma, dream, llada, llada2_moe, llada_moe, sdar, sdar_moe, stable_diffcoder
+from worker.engine.models import (
+    diffusion_gemma,
+    dream,
+    fast_dllm_v2,
+    llada,
+    llada2_moe,
+    llada_moe,
+    sdar,
+    sdar_moe,
+    stable_diffcoder,
+)
 from worker.engine.models.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -15,6 +25,7 @@ FAMILIES: tuple[Family, ...] = (
     sdar.FAMILY,
     sdar_moe.FAMILY,
     stable_diffcoder.FAMILY,
+    fast_dllm_v2.FAMILY,
 )
 """Those that our own transformer computes."""
 

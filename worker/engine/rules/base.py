@@ -30,6 +30,7 @@ class RuleInput:
     masked: Tensor | None = None  # [n] bool, for rules that also see committed tokens
     changed: Tensor | None = None  # [n] bool: the chosen token differs from the one that stands there
     row: tuple[int, int] | None = None  # of what the published program ranks: where position 0 stands, and the length
+    strict: bool = False  # a threshold is passed above it only
     slack: float = 0.0  # how far below the best confidence one still counts as equal to it
     memory: dict[str, Any] = field(default_factory=dict)  # the rule's own, for the open block
 

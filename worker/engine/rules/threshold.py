@@ -35,7 +35,8 @@ class Threshold(Rule):
         reach = _threshold(given)
         if given.slack:
             reach = min(reach, float(given.confidence.max()) - given.slack)
-        return at_least_best(given.confidence >= reach, given.confidence)
+        passed = given.confidence > reach if given.strict else given.confidence >= reach
+        return at_least_best(passed, given.confidence)
 
 
 class Factor(Rule):
