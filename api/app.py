@@ -84,7 +84,11 @@ def make_context(settings: Settings) -> Context:
     service = JobService(database, client, models, waiter, settings)
     objects = None if settings.file_store is None else open_store(settings.file_store)
     file_service = FileService(
-        database, objects, max_bytes=settings.max_file_bytes, expires_seconds=settings.default_file_seconds
+        database,
+        objects,
+        max_bytes=settings.max_file_bytes,
+        expires_seconds=settings.default_file_seconds,
+        quota_bytes=settings.max_stored_file_bytes or None,
     )
     wake, evaluations_wake = asyncio.Event(), asyncio.Event()
     return Context(

@@ -9,6 +9,7 @@
     │   └── InvalidBody           400 invalid_json / invalid_utf8
     ├── BodyTooLarge              413 body_too_large
     ├── NotAuthenticated          401 invalid_api_key
+    ├── QuotaExceeded             403 quota_exceeded           the tenant stores all that it may
     ├── Forbidden                 403 insufficient_scope       the key is good, but not for this
     ├── NotFound                  404 not_found
     │   ├── ModelNotFound         404 model_not_found
@@ -81,6 +82,13 @@ class InvalidBody(InvalidRequest):
 class BodyTooLarge(VDiffError):
     code = "body_too_large"
     http_status = 413
+
+
+class QuotaExceeded(VDiffError):
+    """What the tenant stores would be more than it may; it has to delete something."""
+
+    code = "quota_exceeded"
+    http_status = 403
 
 
 class NotAuthenticated(VDiffError):

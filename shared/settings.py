@@ -71,6 +71,9 @@ class Settings(BaseSettings):
         None, description="where files are: file:///folder, s3://bucket/prefix or the like; empty means PostgreSQL"
     )
     max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file that may be uploaded, bytes")
+    max_stored_file_bytes: int = Field(
+        50 * 1024**3, ge=0, description="what the files of one tenant may take together, bytes; 0 means no limit"
+    )
     max_batch_lines: int = Field(50_000, ge=1, description="lines that a batch may have")
     code_graders: bool = Field(
         False, description="let evaluations have graders that run code, in a sandbox of the API process (Linux)"

@@ -54,6 +54,16 @@ def totals() -> Select[Any]:
     )
 
 
+def stored_bytes(tenant: str) -> Select[Any]:
+    """(bytes,) of the tenant's files that can be seen."""
+    return select(func.coalesce(func.sum(_F.bytes), 0)).where(_F.tenant == tenant, _F.status == "ready")
+
+
+def lock_storing(tenant: str) -> Select[Any]:
+    """Until COMMIT nobody else with this lock adds to the tenant's files."""
+    return select(func.pg_advisory_xact_lock(func.hashtextextended(f"files {tenant}", 0)))
+
+
 def begin(file_id: str, *, tenant: str, filename: str, purpose: str, store: str) -> Insert:
     return insert(FILES).values(id=file_id, tenant=tenant, filename=filename, purpose=purpose, store=store)
 

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Row
 
 from shared.db.session import AsyncDatabase
-from shared.errors import BodyTooLarge, Conflict, NotFound
+from shared.errors import BodyTooLarge, Conflict, NotFound, QuotaExceeded
 from shared.files import repository
 from shared.files.store import ContentStore, DatabaseStore, StoreUnavailable, Writer
 from shared.ids import may_be_an_id, new_id
@@ -35,13 +35,16 @@ def new_file_id() -> str:
 class Upload:
     """A file being written. `bytes` counts; what it is called may become known at the end only."""
 
-    def __init__(self, file_id: str, writer: Writer, max_bytes: int, expires_seconds: float | None = None) -> None:
+    def __init__(
+        self, file_id: str, writer: Writer, max_bytes: int, expires_seconds: float | None = None, tenant: str = ""
+    ) -> None:
         self.id = file_id
         self.bytes = 0
         self.head = b""  # the first bytes, which show the encoding
         self.filename = ""
         self.purpose = ""
         self.expires_seconds = expires_seconds
+        self.tenant = tenant
         self._writer = writer
         self._max = max_bytes
 
@@ -63,14 +66,18 @@ class FileService:
         *,
         max_bytes: int,
         expires_seconds: float | None = None,
+        quota_bytes: int | None = None,
     ) -> None:
         """Make the service.
 
         Args:
             expires_seconds: how long a file is kept that does not say; None is for ever.
+            quota_bytes: what one tenant's files may take together; None is no limit. Files that batches
+                write count too, but are never refused: their answers were paid for.
         """
         self._database = database
         self._expires_seconds = expires_seconds
+        self._quota_bytes = quota_bytes
         self._max_bytes = max_bytes
         stores: list[ContentStore] = [DatabaseStore(database), *([objects] if objects is not None else [])]
         self._stores: Mapping[str, ContentStore] = {store.name: store for store in stores}
@@ -85,13 +92,18 @@ class FileService:
     async def upload(self, tenant: str, *, purpose: str, max_bytes: int | None = None) -> AsyncIterator[Upload]:
         """Visible when `publish` was called, gone when the block raises before."""
         file_id = new_file_id()
+        if self._quota_bytes is not None and max_bytes is None:
+            async with self._database.read() as session:
+                stored = (await session.execute(repository.stored_bytes(tenant))).scalar_one()
+            if stored >= self._quota_bytes:  # before anything is read
+                raise self._full(stored, 1)
         async with self._database.write() as session:
             statement = repository.begin(file_id, tenant=tenant, filename="", purpose=purpose, store=self._store.name)
             await session.execute(statement)
         try:
             async with self._store.writer(file_id) as writer:
                 most = self._max_bytes if max_bytes is None else max_bytes
-                upload = Upload(file_id, writer, most, self._expires_seconds)
+                upload = Upload(file_id, writer, most, self._expires_seconds, tenant)
                 upload.purpose = purpose
                 yield upload
         except BaseException:
@@ -99,9 +111,25 @@ class FileService:
             raise
 
     async def publish(self, upload: Upload) -> Row[Any]:
-        """Call it after the block of `upload`: the content is whole then."""
+        """Make a whole upload visible, if its tenant has room for it; call it after the block of `upload`.
+
+        Raises:
+            QuotaExceeded: the tenant's files would take more than its quota. The upload is gone then.
+        """
         async with self._database.write() as session:
-            return (await session.execute(publish_statement(upload))).one()
+            await session.execute(repository.lock_storing(upload.tenant))
+            stored = (await session.execute(repository.stored_bytes(upload.tenant))).scalar_one()
+            if self._quota_bytes is None or stored + upload.bytes <= self._quota_bytes:
+                return (await session.execute(publish_statement(upload))).one()
+        await self._discard(upload.id)
+        raise self._full(stored, upload.bytes)
+
+    def _full(self, stored: int, more: int) -> QuotaExceeded:
+        return QuotaExceeded(
+            f"the files of this tenant take {stored} bytes, this would add {more}, and {self._quota_bytes} may be "
+            "stored (VDIFF_MAX_STORED_FILE_BYTES); delete files that are no longer needed",
+            param="file",
+        )
 
     async def _discard(self, file_id: str) -> None:
         async with self._database.write() as session:
