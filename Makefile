@@ -65,4 +65,5 @@ docs-site: setup ## the documentation as a site, in build/docs/site; fails on a 
 lock: setup ## pin all dependencies anew
 	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --extra api --extra worker --extra embedded --extra flower --extra otel --output-file requirements.txt pyproject.toml
 	$(BIN)/pip-compile --quiet --no-header --no-annotate --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --allow-unsafe --extra api --extra worker --extra embedded --extra flower --extra otel --extra dev --constraint requirements.txt --output-file requirements-dev.txt pyproject.toml
+	@echo "then: pip install uv && python scripts/lock_images.py, which writes the images' locks with hashes"
 	sed -i 's/^torch==2.13.0.*/torch==2.13.0/; s/^--.*//' requirements.txt requirements-dev.txt
