@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from prometheus_client import Counter
@@ -101,7 +101,27 @@ class Duty:
             self.streak = 0
 
 
-class BackgroundThread:
+class Pulse:
+    """A loop that says of itself that it turns; `BackgroundThreads` watches it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.turned_at = time.monotonic()
+        self.stopping = threading.Event()
+
+    def turn(self) -> None:
+        """Note that the loop still turns; a duty that waits long by design calls it too."""
+        self.turned_at = time.monotonic()
+
+    def silent_seconds(self) -> float:
+        """Return for how long the loop has not turned."""
+        return time.monotonic() - self.turned_at
+
+    def is_alive(self) -> bool:
+        return True
+
+
+class BackgroundThread(Pulse):
     """A named daemon thread that performs its duties, in the order given, until it is closed.
 
     Args:
@@ -111,10 +131,8 @@ class BackgroundThread:
     """
 
     def __init__(self, name: str, duties: Sequence[Duty], *, close_seconds: float = CLOSE_SECONDS) -> None:
-        self.name = name
+        super().__init__(name)
         self.on_gone: OnGone = lambda reason: None
-        self.turned_at = time.monotonic()
-        self.stopping = threading.Event()
         self._duties = tuple(duties)
         self._close_seconds = close_seconds
         self._wake = threading.Event()
@@ -134,14 +152,6 @@ class BackgroundThread:
     def wake(self) -> None:
         """Look at once for duties that are due."""
         self._wake.set()
-
-    def turn(self) -> None:
-        """Note that the thread still turns; a duty that waits long by design calls it too."""
-        self.turned_at = time.monotonic()
-
-    def silent_seconds(self) -> float:
-        """Return for how long the thread has not turned."""
-        return time.monotonic() - self.turned_at
 
     def is_alive(self) -> bool:
         return self._thread.is_alive()
@@ -179,13 +189,20 @@ class BackgroundThreads:
     def __init__(self, on_gone: OnGone) -> None:
         self._on_gone = on_gone
         self._threads: list[BackgroundThread] = []
+        self._pulses: list[Pulse] = []
 
     def add(self, *threads: BackgroundThread) -> None:
         for thread in threads:
             thread.on_gone = self._on_gone
             self._threads.append(thread)
 
+    def watch(self, pulse: Pulse) -> None:
+        """Count a loop that is started and closed elsewhere for liveness."""
+        self._pulses.append(pulse)
+
     def start(self) -> None:
+        for pulse in self._pulses:
+            pulse.turn()
         for thread in self._threads:
             thread.start()
 
@@ -200,12 +217,9 @@ class BackgroundThreads:
         """Return the names of the threads that ended, or have not turned for `stale_seconds`."""
         return [
             thread.name
-            for thread in self._threads
+            for thread in (*self._threads, *self._pulses)
             if not thread.stopping.is_set() and (not thread.is_alive() or thread.silent_seconds() > stale_seconds)
         ]
-
-    def names(self) -> Iterable[str]:
-        return [thread.name for thread in self._threads]
 
 
 def watch_task(task: asyncio.Task[None], on_gone: OnGone) -> None:

@@ -66,9 +66,12 @@ def celery_app(redis_url: str, *, model: str | None, queues: Sequence[str] = ())
         task_ignore_result=True,
         result_backend=None,
         broker_transport_options={
-            "visibility_timeout": 3600,
-            "unacked_restore_interval": 5,
-            "unacked_restore_throttle": 1,
+            "ack_emulation": False,  # see worker.transport
+            # A Redis that is cut off is noticed within some ten seconds; without these, within a minute or never.
+            "socket_timeout": 5.0,
+            "socket_connect_timeout": 5.0,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
             # Priorities are queues of their own, polled in the order given; kombu's four lists per queue only cost.
             "priority_steps": [0],
             "queue_order_strategy": "priority",
@@ -76,6 +79,9 @@ def celery_app(redis_url: str, *, model: str | None, queues: Sequence[str] = ())
         broker_connection_retry=True,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        broker_channel_error_retry=True,
+        # Its way back to the full count needs jobs that end; a long job would keep slots from being filled.
+        worker_enable_prefetch_count_reduction=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         task_serializer="json",
         accept_content=["json"],

@@ -28,7 +28,6 @@ from typing import Any
 import httpx
 import redis
 import structlog
-from celery.worker import WorkController
 from celery.worker import state as celery_state
 from redis.exceptions import RedisError
 from sqlalchemy import CursorResult, Row
@@ -36,18 +35,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
 from shared import liveness, metrics, tracing
-from shared.background import EXIT_THREAD_GONE, BackgroundThread, BackgroundThreads, Duty, OnGone
+from shared.background import EXIT_THREAD_GONE, BackgroundThread, BackgroundThreads, Duty, OnGone, Pulse
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.ids import new_id
 from shared.logging import identify, setup_logging
 from shared.metrics import (
+    SENDER_CONSUMER_RESTARTS,
     SENDER_DUTY_FAILURES,
+    SENDER_MESSAGES_DROPPED,
     WEBHOOK_ATTEMPTS,
     WEBHOOK_ENDPOINTS_DISABLED,
     WEBHOOK_SECONDS,
     WebhookOutcome,
 )
+from shared.queue import client as queue_client
 from shared.queue.messages import PAYLOAD_VERSION, is_readable, push_deliveries
 from shared.queue.names import DELIVER_TASK, WEBHOOK_QUEUE
 from shared.settings import Settings
@@ -55,7 +57,9 @@ from shared.vault import vault_of
 from shared.webhooks import repository, senders, stored_secrets, targets
 from shared.webhooks.events import event_body, signed_headers
 from vdiff.version import __version__
+from worker import transport
 from worker.app import celery_app
+from worker.consumer import make_controller
 
 LEASE_MARGIN_SECONDS = 45.0  # beyond the timeout of the request itself
 IDLE_SECONDS = 0.25
@@ -296,6 +300,10 @@ class Pump:
             session.execute(statement)
         self._threads.start()
 
+    def watch(self, consumer: Pulse) -> None:
+        """Count the consumer's loop for liveness."""
+        self._threads.watch(consumer)
+
     def close(self) -> None:
         self._pump.stopping.set()
         self._room.set()
@@ -378,7 +386,8 @@ def run(settings: Settings) -> int:
     database = Database(database_url, pool_size=4, max_overflow=settings.webhook_concurrency)
     with database.read() as session:
         stored_secrets.check(session, vault_of(settings.secret_keys))
-    client = redis.Redis.from_url(redis_url, socket_timeout=5, socket_connect_timeout=5)
+    client = queue_client.connect(redis_url)
+    transport.install(SENDER_MESSAGES_DROPPED)
     sender_id = new_id("sender")
     identify(sender_id=sender_id)
     sender, pump = Sender(database, settings), Pump(database, client, settings, sender_id)
@@ -407,14 +416,21 @@ def run(settings: Settings) -> int:
         failures.append(reason)
         celery_state.should_stop = EXIT_THREAD_GONE  # type: ignore[assignment]
 
-    controller = WorkController(
-        app=app, hostname=f"deliver-{time.time_ns()}@{socket.gethostname()}", pool_cls="threads",
-        concurrency=settings.webhook_concurrency, loglevel="WARNING", without_gossip=True, without_mingle=True,
-        task_events=True,
-    )  # fmt: skip
+    consumer = Pulse("celery-consumer")
+    controller = make_controller(
+        app,
+        name=f"deliver-{time.time_ns()}@{socket.gethostname()}",
+        redis_url=redis_url,
+        slots=settings.webhook_concurrency,
+        pulse=consumer,
+        failures=SENDER_DUTY_FAILURES,
+        restarts=SENDER_CONSUMER_RESTARTS,
+        on_gone=fail,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     pump.on_gone = fail
+    pump.watch(consumer)
     pump.start()
     _log.info("delivery_ready", concurrency=settings.webhook_concurrency)
     try:

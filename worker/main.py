@@ -21,13 +21,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import structlog
-from celery.worker import WorkController
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
 from shared import liveness, metrics, serving, tracing
-from shared.background import BackgroundThreads
+from shared.background import EXIT_THREAD_GONE, BackgroundThreads, Pulse
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.events import EventPublisher
@@ -37,8 +36,10 @@ from shared.maintenance import POOL_SIZE, Maintenance
 from shared.queue import client as queue_client
 from shared.settings import Settings
 from vdiff import bundled
+from worker import transport
 from worker.app import celery_app
 from worker.cancels import CancelListener
+from worker.consumer import make_controller
 from worker.dispatcher import Dispatcher
 from worker.engine import VDiffConfig, VDiffEngine
 from worker.express import Express
@@ -122,12 +123,18 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     counters = Counters()
     relay = Relay(publisher)
 
+    consumer = Pulse("celery-consumer")
+
+    def on_draining() -> None:
+        consumer.stopping.set()
+        _set_state(database, worker_id, "draining")
+
     lifecycle = Lifecycle(
         database,
         client,
         held,
         drain_seconds=settings.drain_seconds,
-        on_draining=lambda: _set_state(database, worker_id, "draining"),
+        on_draining=on_draining,
     )
     threads = BackgroundThreads(lifecycle.fail)
     runner = Runner(
@@ -185,14 +192,15 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         )
     lifecycle.install_signals()
     threads.add(relay.thread, heartbeat.thread, *maintenance.threads, cancels.thread, dispatcher.thread, express.thread)
+    threads.watch(consumer)
     threads.start()
     _log.info("worker_ready", model=engine.card.name, slots=slots, device=engine.card.device)
     try:
-        _consume(redis_url, engine.card.name, runner, slots=slots, worker_id=worker_id)
+        _consume(redis_url, engine.card.name, runner, consumer, lifecycle, slots=slots, worker_id=worker_id)
         if not lifecycle.draining:
-            # Celery gave up by itself, which its settings forbid it: say so, and let the supervisor start again.
+            # Celery gave up by itself, before `lifecycle.fail` heard of it: let the supervisor start again.
             _log.critical("consumer_ended")
-            return 1
+            return EXIT_THREAD_GONE
         lifecycle.wait_drained(settings.drain_seconds + 10)
     finally:
         dispatcher.close()
@@ -206,20 +214,22 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     return lifecycle.exit_code
 
 
-def _consume(redis_url: str, model: str, runner: Runner, *, slots: int, worker_id: str) -> None:
-    """Celery's consumer in this process; returns after `Lifecycle` raised Celery's own stop flag."""
+def _consume(
+    redis_url: str, model: str, runner: Runner, pulse: Pulse, lifecycle: Lifecycle, *, slots: int, worker_id: str
+) -> None:
+    """Run Celery's consumer in this thread; return after `Lifecycle` raised Celery's own stop flag."""
+    transport.install(metrics.WORKER_MESSAGES_DROPPED)
     app = celery_app(redis_url, model=model)
     register_tasks(app, runner.run_job, runner.put_back)
-    # WorkController, not celery.apps.worker.Worker: the program would install signal handlers of its own.
-    controller = WorkController(
-        app=app,
-        hostname=f"{worker_id}@{socket.gethostname()}",
-        pool_cls="threads",
-        concurrency=slots,
-        loglevel="WARNING",
-        without_gossip=True,
-        without_mingle=True,
-        task_events=True,  # for Flower
+    controller = make_controller(
+        app,
+        name=f"{worker_id}@{socket.gethostname()}",
+        redis_url=redis_url,
+        slots=slots,
+        pulse=pulse,
+        failures=metrics.WORKER_DUTY_FAILURES,
+        restarts=metrics.WORKER_CONSUMER_RESTARTS,
+        on_gone=lifecycle.fail,
     )
     controller.start()
 

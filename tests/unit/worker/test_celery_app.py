@@ -52,7 +52,8 @@ def test_settings_that_keep_jobs_safe() -> None:
     assert conf.task_ignore_result is True
     assert conf.result_backend is None
     assert conf.accept_content == ["json"]
-    assert conf.broker_transport_options["visibility_timeout"] == 3600
+    assert conf.broker_transport_options["ack_emulation"] is False
+    assert conf.worker_enable_prefetch_count_reduction is False
     assert [q.name for q in conf.task_queues] == ["vdiff.m.interactive", "vdiff.m.normal", "vdiff.m.bulk"]
 
 
