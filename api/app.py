@@ -51,8 +51,10 @@ from shared.evaluations.service import EvaluationService
 from shared.events import DoneWaiter, EventReader
 from shared.files.objects import open_store
 from shared.files.service import FileService
+from shared.health import HealthProbe
 from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
+from shared.queue.window import REDIS_SECONDS
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
 from shared.vault import vault_of
@@ -110,6 +112,7 @@ def make_context(settings: Settings) -> Context:
         limiter=RequestLimiter(client, settings.require_redis_url()),
         waiting_room=WaitingRoom(settings.max_waiting_requests),
         status_counts=metrics.StatusCounts(),
+        health=HealthProbe(database, client, redis_seconds=REDIS_SECONDS),
         vault=vault_of(settings.secret_keys),
     )
 

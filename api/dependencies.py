@@ -21,6 +21,7 @@ from shared.evaluations.reading import EvaluationReader
 from shared.evaluations.service import EvaluationService
 from shared.events import DoneWaiter, EventReader
 from shared.files.service import FileService
+from shared.health import HealthProbe
 from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.served_models import ServedModels
@@ -60,6 +61,7 @@ class Context:
     limiter: RequestLimiter
     waiting_room: WaitingRoom
     status_counts: StatusCounts
+    health: HealthProbe
     vault: Vault
     stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
     background: set[asyncio.Task[Any]] = field(default_factory=set)

@@ -93,7 +93,7 @@ DELIVER: Mapping[str, str] = {
     "jobs": "SELECT (id, status, result, traceparent)",
     "lane_deltas": NONE,
     "lanes": NONE,
-    "maintenance_counts": NONE,
+    "maintenance_counts": WRITE,  # the row that `vdiff health` writes
     "models": NONE,
     "queues": NONE,
     "senders": WRITE,

@@ -22,7 +22,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
-from shared import checkup, serving
+from shared import checkup, health, serving
 from shared.db.session import Database, ReadSession, database_url
 from shared.errors import ConfigurationError
 from shared.jobs import lanes
@@ -42,6 +42,7 @@ WEBHOOK_SECONDS = 60.0
 SENDER_SECONDS = 30.0  # six of its heartbeats
 TIMEOUT_SECONDS = 5.0
 CONNECTIONS_SHARE = 0.9
+MIGRATE = "run `vdiff migrate`"  # the check of the migrations says more
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +99,15 @@ def _from_database(settings: Settings) -> Iterator[Check]:
             row = session.execute(checkup.server()).one()
             took = time.time() - asked_at
             yield _database(row, where, took)
+            if (problem := health.probe_database(database)) is not None and problem.advice != MIGRATE:
+                yield Check("database", "bad", f"{where}: {problem.text}", problem.advice)
             yield clock("clock", float(row.seconds) - (asked_at + took / 2), took, "PostgreSQL")
             current, head = migrations.current_revision(settings.database_url), migrations.head_revision()
             yield migrated(current, head)
             if current == head:
                 yield from _contents(session, settings)
     except SQLAlchemyError as exc:
-        yield Check("database", "bad", f"{where}: {_reason(exc)}", "start PostgreSQL, or correct VDIFF_DATABASE_URL")
+        yield Check("database", "bad", f"{where}: {_reason(exc)}", health.describe_database(exc).advice)
     finally:
         database.dispose()
 
@@ -272,11 +275,15 @@ def _redis(settings: Settings) -> Iterator[Check]:
             info: Any = client.info()
             took = time.time() - asked_at
             seconds, micros = client.time()
-            yield redis_state(info, took)
+            check = redis_state(info, took)
+            problem = health.probe_redis(client)
+            if problem is not None and check.state != "bad":
+                check = Check("redis", "bad", problem.text, problem.advice)
+            yield check
             yield clock("clock", seconds + micros / 1e6 - time.time(), took, "Redis")
     except (RedisError, OSError, ValueError, TypeError) as exc:  # TypeError: an option in the URL that there is not
-        yield Check("redis", "bad", _reason(exc),
-                    "start Redis, or correct VDIFF_REDIS_URL; until then jobs are accepted and wait")  # fmt: skip
+        advice = health.describe_redis(exc).advice
+        yield Check("redis", "bad", _reason(exc), f"{advice}; until then jobs are accepted and wait")
 
 
 def redis_state(info: dict[str, Any], took: float) -> Check:
@@ -320,6 +327,8 @@ def _api(settings: Settings) -> Check:
         return Check("api", "bad", f"{url}: something else answers there", "set VDIFF_BASE_URL to the API's address")
     if state == "down":
         return Check("api", "bad", f"{url}: database {said.get('database')}", "see the lines above")
+    if said.get("redis", "ok") != "ok":
+        return Check("api", "bad", f"{url}: redis {said['redis']}", "see the lines above")
     if version != __version__:
         return Check("api", "note", f"{url} is version {version}, this is {__version__}", "finish the rollout")
     return Check("api", "ok", f"{url}, version {version}")

@@ -9,12 +9,11 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from api.dependencies import Context, ContextDep
 from shared import serving
-from shared.queue.window import REDIS_SECONDS
+from shared.health import describe_database
 
 router = APIRouter(tags=["health"])
 CHECK_TIMEOUT_S = 3.0
@@ -28,19 +27,22 @@ def version() -> str:
 
 
 async def _state(context: Context) -> dict[str, Any]:
-    state: dict[str, Any] = {"database": "ok", "redis": "ok", "models": 0, "workers": 0}
+    """What `/health` shows. PostgreSQL and Redis are written to; the rest is read."""
+    database, redis = await asyncio.gather(context.health.database(), context.health.redis())
+    state: dict[str, Any] = {
+        "database": "ok" if database is None else str(database),
+        "redis": "ok" if redis is None else str(redis),
+        "models": 0,
+        "workers": 0,
+    }
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_S), context.database.read() as session:
             state["models"] = len((await session.execute(serving.list_models())).all())
             stale = context.settings.worker_stale_seconds
             state["workers"] = len((await session.execute(serving.live_workers(stale_seconds=stale))).all())
-    except (SQLAlchemyError, OSError, TimeoutError):
-        state["database"] = "unreachable, or not migrated (vdiff migrate)"
-    try:
-        async with asyncio.timeout(REDIS_SECONDS):
-            await context.redis.ping()
-    except (RedisError, OSError, TimeoutError):
-        state["redis"] = "unreachable; jobs are accepted, and start within seconds of its return"
+    except (SQLAlchemyError, OSError, TimeoutError) as exc:
+        if database is None:
+            state["database"] = str(describe_database(exc))
     return state
 
 
@@ -61,13 +63,19 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready")
 async def ready(context: ContextDep) -> JSONResponse:
-    """200 when a job can be accepted: PostgreSQL answers, and a worker registered a model, now or earlier."""
+    """200 when a job can be accepted: PostgreSQL takes writes, and a worker registered a model, now or earlier.
+
+    Without Redis jobs are accepted and wait, so the answer stays 200 and its status is `degraded`.
+    """
     state = await _state(context)
     if state["database"] != "ok":
         return JSONResponse({"status": "not ready", "reason": f"database: {state['database']}"}, 503)
     if not state["models"]:
         return JSONResponse({"status": "not ready", "reason": "no worker has registered a model yet"}, 503)
-    return JSONResponse({"status": "ready", "models": state["models"], "workers": state["workers"]})
+    counts = {"models": state["models"], "workers": state["workers"]}
+    if state["redis"] != "ok":
+        return JSONResponse({"status": "degraded", "reason": f"redis: {state['redis']}", **counts})
+    return JSONResponse({"status": "ready", **counts})
 
 
 @router.get("/version")

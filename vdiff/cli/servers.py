@@ -158,7 +158,9 @@ def health(
         bool, typer.Option("--local", help="by its last turn alone, for a liveness probe: PostgreSQL is not asked")
     ] = False,
 ) -> None:
-    """Say whether a part on this machine is alive, by its heartbeats, for containers' health checks: 0 yes, 1 no."""
+    """Say whether a part on this machine can do its work, for containers' health checks: 0 yes, 1 no.
+
+    Looks at its heartbeats, and tries a write to PostgreSQL and to Redis. An error names the remedy."""
     import socket
 
     if local:
@@ -170,10 +172,14 @@ def health(
         typer.echo(f"{part.value}: {turned}")
         raise typer.Exit(0 if seconds is not None and seconds <= stale_seconds else 1)
 
+    from contextlib import closing
+
     from sqlalchemy.exc import SQLAlchemyError
 
+    from shared import health as state
     from shared import serving
     from shared.db.session import Database
+    from shared.queue import client as queue_client
     from shared.webhooks import senders
     from vdiff.local import with_local_services
 
@@ -183,15 +189,22 @@ def health(
     try:
         with database.read() as session:
             live = session.execute(find(stale_seconds=settings.worker_stale_seconds)).all()
+        problems = [("PostgreSQL", state.probe_database(database))]
     except SQLAlchemyError as exc:
-        typer.echo(f"vdiff: cannot ask PostgreSQL ({type(exc).__name__})", err=True)
+        typer.echo(f"vdiff: cannot ask PostgreSQL: {state.describe_database(exc)}", err=True)
         raise typer.Exit(1) from exc
     finally:
         database.dispose()
+    if settings.redis_url is not None:
+        with closing(queue_client.connect(settings.redis_url, timeout_seconds=state.TIMEOUT_SECONDS)) as client:
+            problems.append(("Redis", state.probe_redis(client)))
     mine = [row.id for row in live if row.hostname == socket.gethostname()]
     what = "worker" if part is Part.WORKER else "sender of webhooks"
     typer.echo(f"alive: {', '.join(mine)}" if mine else f"no live {what} on {socket.gethostname()}")
-    raise typer.Exit(0 if mine else 1)
+    for name, problem in problems:
+        if problem is not None:
+            typer.echo(f"vdiff: {name}: {problem}", err=True)
+    raise typer.Exit(0 if mine and all(problem is None for _, problem in problems) else 1)
 
 
 @app.command()
