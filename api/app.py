@@ -11,6 +11,7 @@ import structlog
 from fastapi import Depends, FastAPI
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from starlette.middleware.cors import CORSMiddleware
 
 from api import dashboard, errors, openapi
 from api.auth import Authenticator
@@ -28,6 +29,7 @@ from api.middleware import (
 )
 from api.openai import batches, files, responses
 from api.openai import routes as openai_routes
+from api.paths import HeadMiddleware, PrefixMiddleware, route_path
 from api.routes import (
     evaluations,
     health,
@@ -54,6 +56,7 @@ from shared.files.service import FileService
 from shared.health import HealthProbe
 from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
+from shared.links import use_prefix
 from shared.queue.window import REDIS_SECONDS
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
@@ -62,6 +65,12 @@ from vdiff import bundled
 
 _log = structlog.get_logger(__name__)
 
+EXPOSED = (
+    "X-Request-ID", "X-Job-Id", "Location", "Retry-After", "ETag", "Preference-Applied", "RateLimit", "RateLimit-Policy",
+    "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests", "x-should-retry",
+    "Content-Disposition",
+)  # fmt: skip
+"""Headers of answers that a page of an origin in `VDIFF_CORS_ORIGINS` may read."""
 FORM_BYTES = 64 * 1024  # what a form may add to its file
 REDIS_TIMEOUT_S = 5.0
 REDIS_CONNECT_TIMEOUT_S = 1.0  # an API without Redis answers slower, not never
@@ -152,16 +161,20 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await context.redis.aclose()
             await context.database.dispose()
 
+    use_prefix(settings.root_path)
     app = FastAPI(
         title="vdiff",
+        root_path=settings.root_path,
+        redirect_slashes=False,  # the URL would be built from the request's Host, without the proxy's scheme
         summary="The job system for diffusion language models",
         version=health.version(),
         lifespan=lifespan,
+        docs_url=None,  # FastAPI's page loads its script from another host; ours is in `api.dashboard`
         redoc_url=None,
         # FastAPI makes a span of each request once `shared.tracing` has a collector; nothing else is measured by it.
         telemetry={
             "auto_configure": False, "metrics": False, "logs": False, "operation_spans": False,
-            "exclude": lambda scope: str(scope.get("path", "")).startswith(QUIET),
+            "exclude": lambda scope: route_path(scope).startswith(QUIET),
         },
     )  # fmt: skip
     errors.install(app)
@@ -193,8 +206,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         max_bytes=settings.max_body_bytes,
         larger={"/v1/files": settings.max_file_bytes + FORM_BYTES},
     )
-    app.add_middleware(CrossSiteMiddleware)
+    app.add_middleware(CrossSiteMiddleware, allowed=settings.cors_origins)
+    app.add_middleware(HeadMiddleware)
     app.add_middleware(RateHeadersMiddleware)
     app.add_middleware(LoggingMiddleware)
     app.add_middleware(RequestIDMiddleware)
+    if settings.cors_origins:  # preflights are answered here: a browser sends no key with them
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins, allow_methods=("GET", "HEAD", "POST", "DELETE"), allow_headers=("*",),
+            expose_headers=EXPOSED, max_age=600,
+        )  # fmt: skip
+    if settings.root_path:
+        app.add_middleware(PrefixMiddleware, prefix=settings.root_path)
     return app

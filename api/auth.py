@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -54,6 +54,15 @@ def names_loopback(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost") or is_loopback(name)
 
 
+def is_allowed(host: str, allowed: Collection[str]) -> bool:
+    """Return whether a Host header, with or without a port, is among the names; `*.lan` stands for all below."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
+    return name in allowed or any(a.startswith("*.") and name.endswith(a[1:]) for a in allowed)
+
+
 class Authenticator:
     """Turns an Authorization header into a `Principal`; one per API process."""
 
@@ -62,6 +71,7 @@ class Authenticator:
         self._static = settings.api_key.get_secret_value() if settings.api_key is not None else None
         self._required = key_required(settings)
         self._local = settings.auth == "auto" and not self._required
+        self._hosts = settings.allowed_hosts
         limits = Limits(settings.requests_per_minute, settings.max_queued_jobs, settings.max_queued_tokens)
         self._defaults = limits
         scopes = frozenset(Scope if is_loopback(settings.host) else DEFAULT_SCOPES)
@@ -88,10 +98,10 @@ class Authenticator:
             if found is not None:
                 return found
         if not self._required:
-            if self._local and host and not names_loopback(host):
+            if self._local and host and not (names_loopback(host) or is_allowed(host, self._hosts)):
                 message = (
-                    f"no key is needed on loopback, but {host[:80]!r} is none: ask for localhost or 127.0.0.1, send a key, or "
-                    "set VDIFF_AUTH=open if a proxy of yours stands before this server"
+                    f"no key is needed on loopback, but {host[:80]!r} is none: ask for localhost or 127.0.0.1, send a key, "
+                    "name the host in VDIFF_ALLOWED_HOSTS, or set VDIFF_AUTH=open if a proxy of yours stands before this server"
                 )
                 raise Forbidden(message, code="host_not_allowed", param="Host")
             return self._anonymous

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from api.routes.metrics import StatusCounts
 
 MAX_KEY_LENGTH = 255
+PARSED_BESIDE_BYTES = 64 * 1024
 CHECKS_ITS_QUERY = ("list_jobs",)  # routes whose query has names of the client's own: metadata[k]
 
 
@@ -82,22 +83,34 @@ ContextDep = Annotated[Context, Depends(context_of)]
 
 
 async def json_body(request: Request) -> Any:
-    """The body of a request, as `parse_json` gives it.
+    """Return the body of a request, as `parse_json` gives it.
+
+    Bodies above `PARSED_BESIDE_BYTES` are parsed in a thread, one at a time in a process: the event loop goes on
+    meanwhile, and the memory of one such body is taken at once, not that of many.
 
     Raises:
-        UnsupportedMediaType: a body that says it is not JSON.
-        InvalidBody: no or bad JSON.
+        UnsupportedMediaType: the body does not say that it is JSON.
+        InvalidBody: the body is empty, or no JSON.
     """
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        message = f"content-type {content_type[:80]!r} is not application/json"
-        raise UnsupportedMediaType(message, param="content-type")
+    content_type = request.headers.get("content-type")
+    if content_type is not None:
+        kind = content_type.partition(";")[0].strip().lower()
+        if kind != "application/json" and not kind.endswith("+json"):
+            message = f"Content-Type must be application/json, not {kind[:80]!r}"
+            raise UnsupportedMediaType(message, param="content-type")
     raw = await request.body()
     if not raw:
         raise InvalidBody("the body is empty", param="body")
-    if len(raw) > 1 << 20:
+    if content_type is None:
+        # A page may send a body without a type to any site, and the browser asks nobody first.
+        raise UnsupportedMediaType("Content-Type is required: application/json", param="content-type")
+    if len(raw) <= PARSED_BESIDE_BYTES:
+        return parse_json(raw)
+    state = request.app.state
+    if not hasattr(state, "parsing"):
+        state.parsing = asyncio.Lock()
+    async with state.parsing:
         return await asyncio.to_thread(parse_json, raw)
-    return parse_json(raw)
 
 
 async def optional_body(request: Request, known: tuple[str, ...]) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from api.paths import route_path
 from shared.db.session import is_outage
 from shared.errors import RETRY_AFTER_MAX_SECONDS, NotAuthenticated, TooManyRequests, VDiffError
+from shared.links import link
 from shared.metrics import ERRORS
 
 log = structlog.get_logger(__name__)
@@ -68,6 +70,27 @@ def path_of(loc: tuple[Any, ...]) -> str | None:
     return text or None
 
 
+def wrong_with(kind: str, bounds: Mapping[str, Any]) -> str:
+    """Return what a value must be, in our words, from the kind of a validation error and its bounds."""
+    if kind == "missing":
+        return "is required"
+    for name, text in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
+        if name in bounds:
+            return f"must be {text} {bounds[name]}"
+    if kind in ("literal_error", "enum"):
+        return f"must be one of {bounds.get('expected', 'its values')}".replace("'", "").replace(" or ", ", ")
+    for part, text in _KINDS:
+        if part in kind:
+            return f"must be {text}"
+    return "has a value that is not allowed"
+
+
+_KINDS = (
+    ("int", "an integer within its bounds"), ("float", "a number"), ("bool", "true or false"), ("string", "a string"),
+    ("list", "a list"), ("dict", "an object"), ("model", "an object"), ("date", "a time"), ("json", "valid JSON"),
+)  # fmt: skip
+
+
 def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
     headers = {"Retry-After": "5"} if exc.retryable else {}
     if isinstance(exc, TooManyRequests):
@@ -83,7 +106,7 @@ def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
 def job_headers(request: Request) -> dict[str, str]:
     """Of the job that the request had stored when something went wrong: it goes on, and may be asked for."""
     job_id = request.scope.get("state", {}).get("job_id")
-    return {"X-Job-Id": job_id, "Location": f"/v1/jobs/{job_id}"} if job_id else {}
+    return {"X-Job-Id": job_id, "Location": link(f"/v1/jobs/{job_id}")} if job_id else {}
 
 
 def available(app: FastAPI) -> list[str]:
@@ -121,7 +144,7 @@ def nearest(templates: Iterable[str], path: str) -> str | None:
 
 def not_found(app: FastAPI, request: Request) -> tuple[str, dict[str, Any]]:
     """What to say of a path that is not here: a client of another server asks for what that one has."""
-    path = request.url.path
+    path = route_path(request.scope)
     near = nearest(paths(app), path)
     hint = f"; did you mean {near}?" if near else ";"
     where = "`available` in this answer lists every route, /docs explains them"
@@ -130,7 +153,7 @@ def not_found(app: FastAPI, request: Request) -> tuple[str, dict[str, Any]]:
 
 def not_allowed(app: FastAPI, request: Request, named: str) -> tuple[str, dict[str, str]]:
     """What to say of a method that the path has not, and the Allow header. `named` is that of the first route alone."""
-    path = request.url.path
+    path = route_path(request.scope)
     found = {name.strip() for name in named.split(",") if name.strip()}
     for template, methods in paths(app).items():
         if filled(template, path)[0] == path:
@@ -150,9 +173,8 @@ def install(app: FastAPI) -> None:
     async def on_invalid(request: Request, exc: RequestValidationError) -> JSONResponse:
         first = exc.errors()[0]
         param = path_of(tuple(first["loc"]))
-        return problem(
-            400, f"{param}: {first['msg']}", code="invalid_parameter", param=param, instance=request.url.path
-        )
+        message = f"{param} {wrong_with(first['type'], first.get('ctx') or {})}"
+        return problem(400, message, code="invalid_parameter", param=param, instance=request.url.path)
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, exc: HTTPException) -> JSONResponse:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from urllib.parse import urlsplit
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -11,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem
+from api.paths import route_path
 from shared import tracing
 from shared.ids import new_id
 from shared.metrics import LATENCY, REQUESTS
@@ -35,7 +37,7 @@ class BodyLimitMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most = self.larger.get(scope["path"], self.max_bytes)
+        most = self.larger.get(route_path(scope), self.max_bytes)
         length = Headers(scope=scope).get("content-length", "0")
         if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > most):
             await self._refusal(scope, most)(scope, receive, send)
@@ -69,22 +71,47 @@ class BodyLimitMiddleware:
 
 
 class CrossSiteMiddleware:
-    """403 for what another site's page has a browser send without a key. On loopback none is needed, so any page that somebody
-    opens could otherwise submit jobs and register webhooks here. Browsers name the site and pages cannot forge it; other
-    clients do not send the header (https://www.w3.org/TR/fetch-metadata/)."""
+    """Answer 403 to a request that a page of another site makes a browser send without a key.
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    On loopback no key is needed, so any page could otherwise submit jobs and register webhooks here. Browsers
+    name the site in `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/), older ones in `Origin`; a page can
+    forge neither, and other clients send neither.
+
+    Args:
+        allowed: origins whose pages may (`VDIFF_CORS_ORIGINS`).
+    """
+
+    def __init__(self, app: ASGIApp, allowed: Collection[str] = ()) -> None:
+        self.app, self.allowed = app, frozenset(allowed)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] not in SAFE:
             headers = Headers(scope=scope)
-            if headers.get("sec-fetch-site") in ("cross-site", "same-site") and "authorization" not in headers:
+            if (param := self._named_by(headers)) is not None and "authorization" not in headers:
                 message = "a page of another site may not send this without a key"
-                refusal = problem(403, message, code="cross_site", param="sec-fetch-site", instance=scope["path"])
+                refusal = problem(403, message, code="cross_site", param=param, instance=scope["path"])
                 await refusal(scope, receive, send)
                 return
         await self.app(scope, receive, send)
+
+    def _named_by(self, headers: Headers) -> str | None:
+        """Return the header that names another site, or None."""
+        origin = headers.get("origin")
+        if origin is not None and ("*" in self.allowed or origin in self.allowed):
+            return None
+        if "sec-fetch-site" in headers:
+            return "sec-fetch-site" if headers["sec-fetch-site"] in ("cross-site", "same-site") else None
+        return None if origin is None or is_same_host(origin, headers.get("host", "")) else "origin"
+
+
+def is_same_host(origin: str, host: str) -> bool:
+    """Return whether a page of this origin came from the host that it now asks."""
+    try:
+        page, asked = urlsplit(origin), urlsplit(f"//{host}")
+        usual = {"http": 80, "https": 443}[page.scheme]
+        return bool(page.hostname) and (page.hostname, page.port or usual) == (asked.hostname, asked.port or usual)
+    except (KeyError, ValueError):  # `null`, another scheme, no port
+        return False
 
 
 class RateHeadersMiddleware:
@@ -140,7 +167,7 @@ class LoggingMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.perf_counter(), 500
+        began, status, path = time.perf_counter(), 500, route_path(scope)
 
         async def noting(message: Message) -> None:
             nonlocal status
@@ -156,5 +183,5 @@ class LoggingMiddleware:
             REQUESTS.labels(method=scope["method"], route=route, status=status).inc()
             LATENCY.labels(route=route).observe(seconds)
             # Probes come every few seconds and say nothing.
-            write = log.debug if scope["path"].startswith(QUIET) and status in (200, 503) else log.info
-            write("request", method=scope["method"], path=scope["path"], status=status, ms=round(1000 * seconds, 1))
+            write = log.debug if path.startswith(QUIET) and status in (200, 503) else log.info
+            write("request", method=scope["method"], path=path, status=status, ms=round(1000 * seconds, 1))

@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from api.app import create_app
+from api.connections import protocol_class
 from migrations import run as migrations
 from shared import tracing
 from shared.background import EXIT_THREAD_GONE
@@ -29,6 +30,7 @@ def listening_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted ones inherit it: a dead peer shows
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)
@@ -79,6 +81,7 @@ def run(settings: Settings) -> int:
     app = create_app(settings)
     listener = listening_socket(settings.host, settings.port)
     options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
+    options |= {"http": protocol_class(settings), "timeout_keep_alive": settings.keep_alive_seconds}
     server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, **options))
     app.state.on_gone = server.fail
     # uvicorn stops at these, then raises them again; for us they are a clean end.

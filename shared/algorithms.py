@@ -28,7 +28,7 @@ class Parameter:
     """Bounds of one parameter. `integer` ones are whole numbers; `open_low` excludes the lower bound."""
 
     low: float
-    high: float | None
+    high: float
     integer: bool = False
     open_low: bool = False
 

@@ -9,14 +9,25 @@ from typing import Any
 
 from shared.errors import InvalidParameter, UnknownParameter
 
+MOST = 2**31 - 1
+"""The upper bound of a count that has no closer one: a four-byte integer, here and in PostgreSQL."""
+EXACT = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly."""
+MAX_SHOWN_DIGITS = 40  # of a refused number, in a message
 
-def integer(value: Any, param: str, low: int, high: int | None) -> int:
+
+def integer(value: Any, param: str, low: int, high: int) -> int:
+    """Return the integer. Raises InvalidParameter when it is none, or beyond its bounds."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidParameter(f"{param} must be an integer", param=param)
-    if value < low or (high is not None and value > high):
-        bounds = f"from {low} to {high}" if high is not None else f"at least {low}"
-        raise InvalidParameter(f"{param} must be {bounds}, not {value}", param=param)
+    if not low <= value <= high:
+        raise InvalidParameter(f"{param} must be from {low} to {high}{_not(value)}", param=param)
     return value
+
+
+def _not(value: int) -> str:
+    """Return `, not 5`, or nothing for a number that is too long to repeat."""
+    return f", not {value}" if abs(value) < 10**MAX_SHOWN_DIGITS else ""
 
 
 def plain(value: float) -> str:

@@ -99,9 +99,8 @@ def _own_value(name: str, value: Any) -> int | float:
     bounds = PARAMETERS[name]
     param = f"diffusion.apd.{name}" if name in _APD else f"diffusion.{name}"
     if bounds.integer:
-        return checks.integer(value, param, int(bounds.low), None if bounds.high is None else int(bounds.high))
-    high = math.inf if bounds.high is None else bounds.high
-    return checks.number(value, param, bounds.low, high, open_low=bounds.open_low)
+        return checks.integer(value, param, int(bounds.low), int(bounds.high))
+    return checks.number(value, param, bounds.low, bounds.high, open_low=bounds.open_low)
 
 
 def _algorithm(given: Mapping[str, Any], card: ModelCard, defaults: Mapping[str, Any]) -> str:
@@ -137,7 +136,7 @@ def _block_length(
         return card.block_length
     wanted = None
     if "block_length" in given:
-        wanted = checks.integer(given["block_length"], param, 1, None)
+        wanted = checks.integer(given["block_length"], param, 1, checks.MOST)
     if windowed:
         if wanted is not None and wanted != max_tokens:
             raise InvalidParameter(

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from shared import checks
 from shared.algorithms import UNIFORM
 from shared.endless_schema import is_endless
 from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter
@@ -41,6 +42,7 @@ _ANNOTATIONS = frozenset({
     "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id",
     "$anchor",
 })  # fmt: skip
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _ENDS = "the format decides where the answer ends"
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("anyOf", "allOf", "oneOf", "prefixItems")
@@ -103,8 +105,20 @@ def _named_schema(given: Any) -> None:
     for where, keyword in _unknown_keywords(schema, f"{at}.schema", 0):
         message = f"{where}: {keyword[:80]!r} cannot be enforced; known: {', '.join(sorted(_KEYWORDS))}"
         raise InvalidParameter(message, param=f"{where}.{keyword[:80]}")
+    _check_numbers(schema, f"{at}.schema")
     if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
         raise InvalidParameter(f"{at}.schema is longer than {MAX_SCHEMA_BYTES} bytes", param=f"{at}.schema")
+
+
+def _check_numbers(value: Any, at: str) -> None:
+    """Raise InvalidParameter for an integer that the grammar library would round, or a count that it cannot hold."""
+    children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in children:
+        where = f"{at}[{name}]" if isinstance(name, int) else f"{at}.{name[:80]}"
+        if isinstance(item, int) and not isinstance(item, bool):
+            most = checks.MOST if name in _COUNTS else checks.EXACT
+            checks.integer(item, where, 0 if name in _COUNTS else -most, most)
+        _check_numbers(item, where)
 
 
 def _unknown_keywords(schema: Any, at: str, depth: int) -> Iterator[tuple[str, str]]:

@@ -112,7 +112,7 @@ def _max_tokens(given: dict[str, Any], card: ModelCard, prompt_tokens: int, chat
             param=where,
         )
     if "max_tokens" in given:
-        wanted = checks.integer(given["max_tokens"], "max_tokens", 1, None)
+        wanted = checks.integer(given["max_tokens"], "max_tokens", 1, checks.MOST)
         if wanted > room:
             message = (
                 f"max_tokens {wanted} and {prompt_tokens} prompt tokens exceed the context of {card.context_length}"
@@ -168,7 +168,7 @@ def resolve_params(
     recipe = defaults if values["temperature"] > 0 else {}
     values["top_p"] = checks.number(given.get("top_p", recipe.get("top_p", 1.0)), "top_p", 0.0, 1.0, open_low=True)
     values["top_k"] = (
-        checks.integer(given.get("top_k", recipe.get("top_k", -1)), "top_k", -1, None) or -1
+        checks.integer(given.get("top_k", recipe.get("top_k", -1)), "top_k", -1, checks.MOST) or -1
     )  # 0 is off too
     if "stop" in given:
         values["stop"] = _stops(given["stop"])

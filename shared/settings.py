@@ -18,11 +18,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
+from shared.checks import MOST
 from shared.errors import ConfigurationError
 from shared.vault import parse_keys
 
 PREFIX = "VDIFF_"
 LEDGER_SECONDS = 365 * 86_400.0
+TEBIBYTE = 2**40
+TEN_YEARS = 316_224_000.0  # seconds
+_ORIGIN = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9.\-]+")
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~\-]+)+")
 
 
 def is_loopback(host: str) -> bool:
@@ -50,35 +56,83 @@ class Settings(BaseSettings):
     flower_basic_auth: SecretStr | None = Field(
         None, description="name:password that Flower asks for; needed beyond loopback"
     )
-    max_body_bytes: int = Field(16 * 1024 * 1024, ge=1024, description="largest accepted request body, bytes")
+    max_body_bytes: int = Field(
+        2 * 1024 * 1024,
+        ge=1024,
+        le=TEBIBYTE,
+        description="largest JSON body of a request, bytes; max_file_bytes is for files",
+    )
+    max_connections: int = Field(
+        2000, ge=1, le=1_000_000,
+        description="open connections of one API process; beyond it, one without a request is closed, else the new one",
+    )  # fmt: skip
+    header_timeout_seconds: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="longest time from a request's first byte, or a connection's begin, to its headers' end",
+    )
+    body_timeout_seconds: float = Field(
+        30.0, gt=0, le=3600, description="longest time for a request's body; each 4 KiB that came add a second"
+    )
+    keep_alive_seconds: float = Field(
+        75.0, gt=0, le=3600, description="longest time that a connection may be idle between two requests"
+    )
+    write_timeout_seconds: float = Field(
+        60.0,
+        gt=0,
+        le=3600,
+        description="longest time that a client may leave an answer unread while it waits to be sent",
+    )
+    root_path: str = Field(
+        "",
+        description="path prefix under which a proxy serves the API, like /vdiff; also sent in URLs that vdiff builds",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="origins whose pages may call the API from a browser, comma-separated; * for all; empty means none",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="host names that requests without a key may use on loopback, beside localhost, comma-separated"
+    )
     max_wait_seconds: float = Field(60.0, gt=0, le=290, description="longest long-poll, seconds")
     sync_timeout_seconds: float = Field(290.0, gt=0, le=290, description="longest wait of a sync endpoint, seconds")
     auth: Literal["auto", "required", "open"] = Field(
         "auto", description="whether an API key is needed: auto says yes beyond loopback, or when api_key is set"
     )
     api_key: SecretStr | None = Field(None, description="a static key that may do everything; also what the CLI sends")
-    requests_per_minute: int | None = Field(None, ge=1, description="per key, unless the key says otherwise")
+    requests_per_minute: int | None = Field(None, ge=1, le=MOST, description="per key, unless the key says otherwise")
     max_queued_jobs: int = Field(
-        100_000, ge=1, description="queued jobs per key before 429, unless the key says otherwise"
+        100_000, ge=1, le=MOST, description="queued jobs per key before 429, unless the key says otherwise"
     )
     max_queued_tokens: int | None = Field(
-        None, ge=1, description="queued tokens per key before 429, unless the key says otherwise"
+        None, ge=1, le=MOST, description="queued tokens per key before 429, unless the key says otherwise"
     )
     max_waiting_requests: int = Field(
-        256, ge=0, description="sync requests beyond a limit that one API process lets wait; the rest is 429 at once"
+        256,
+        ge=0,
+        le=MOST,
+        description="sync requests beyond a limit that one API process lets wait; the rest is 429 at once",
     )
     file_store: str | None = Field(
         None, description="where files are: file:///folder, s3://bucket/prefix or the like; empty means PostgreSQL"
     )
-    max_file_bytes: int = Field(200 * 1024 * 1024, ge=1024, description="largest file that may be uploaded, bytes")
-    max_stored_file_bytes: int = Field(
-        50 * 1024**3, ge=0, description="what the files of one tenant may take together, bytes; 0 means no limit"
+    max_file_bytes: int = Field(
+        200 * 1024 * 1024, ge=1024, le=TEBIBYTE, description="largest file that may be uploaded, bytes"
     )
-    max_batch_lines: int = Field(50_000, ge=1, description="lines that a batch may have")
+    max_stored_file_bytes: int = Field(
+        50 * 1024**3,
+        ge=0,
+        le=2**60,
+        description="what the files of one tenant may take together, bytes; 0 means no limit",
+    )
+    max_batch_lines: int = Field(50_000, ge=1, le=MOST, description="lines that a batch may have")
     code_graders: bool = Field(
         False, description="let evaluations have graders that run code, in a sandbox of the API process (Linux)"
     )
-    worker_stale_seconds: float = Field(30.0, gt=0, description="a worker unheard of for so long counts as away")
+    worker_stale_seconds: float = Field(
+        30.0, gt=0, le=TEN_YEARS, description="a worker unheard of for so long counts as away"
+    )
 
     # Client and command line
     base_url: str | None = Field(
@@ -95,8 +149,10 @@ class Settings(BaseSettings):
     )
     webhook_timeout_seconds: float = Field(15.0, gt=0, le=120, description="longest wait for a receiver's answer")
     webhook_concurrency: int = Field(32, ge=1, le=512, description="webhooks that one process sends at once")
-    webhook_per_receiver: int = Field(4, ge=1, description="of these, to one receiver")
-    webhook_forget_seconds: float = Field(30 * 86_400.0, gt=0, description="events and their attempts are kept so long")
+    webhook_per_receiver: int = Field(4, ge=1, le=MOST, description="of these, to one receiver")
+    webhook_forget_seconds: float = Field(
+        30 * 86_400.0, gt=0, le=TEN_YEARS, description="events and their attempts are kept so long"
+    )
 
     # Secrets at rest
     secret_keys: SecretStr | None = Field(
@@ -113,20 +169,27 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and activations")
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
     max_num_seqs: int = Field(8, ge=1, le=4096, description="sequences per engine step; the engine's slots")
-    max_model_len: int | None = Field(None, ge=1, description="context length, tokens; empty means the model's own")
-    num_threads: int | None = Field(None, ge=1, description="torch threads on CPU; empty means one less than the cores")
+    max_model_len: int | None = Field(
+        None, ge=1, le=MOST, description="context length, tokens; empty means the model's own"
+    )
+    num_threads: int | None = Field(
+        None, ge=1, le=4096, description="torch threads on CPU; empty means one less than the cores"
+    )
     trust_remote_code: bool = Field(
         False, description="run a model that is not built in through transformers, with the code its repository brings"
     )
-    tensor_parallel_size: int = Field(1, ge=1, description="only 1 is built")
+    tensor_parallel_size: int = Field(1, ge=1, le=1024, description="only 1 is built")
     gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of the accelerator's memory for weights and K/V together"
     )
     max_batched_tokens: int = Field(
-        8192, ge=1, description="rows of one engine step; longer prompts are stored in pieces"
+        8192, ge=1, le=MOST, description="rows of one engine step; longer prompts are stored in pieces"
     )
     cache_tokens: int | None = Field(
-        None, ge=1, description="K/V capacity of all running sequences together, tokens; empty means what memory allows"
+        None,
+        ge=1,
+        le=MOST,
+        description="K/V capacity of all running sequences together, tokens; empty means what memory allows",
     )
     quantization: Literal["int8"] | None = Field(None, description="int8 stores weights as 8-bit integers")
     compile: bool = Field(
@@ -136,8 +199,8 @@ class Settings(BaseSettings):
     cuda_graphs: bool | None = Field(
         None, description="replay recorded CUDA graphs; empty means where they work, true refuses to start without them"
     )
-    diffusion_steps: int | None = Field(None, ge=1, description="default steps of the whole answer")
-    block_size: int | None = Field(None, ge=1, description="default block_length, tokens")
+    diffusion_steps: int | None = Field(None, ge=1, le=MOST, description="default steps of the whole answer")
+    block_size: int | None = Field(None, ge=1, le=MOST, description="default block_length, tokens")
     enable_apd: bool | None = Field(
         None, description="Adaptive Parallel Decoding; empty means where there is a verifier, false loads none"
     )
@@ -146,34 +209,48 @@ class Settings(BaseSettings):
     )
 
     # Jobs
-    lease_seconds: float = Field(30.0, gt=0, description="how long a claim holds without a heartbeat")
-    heartbeat_seconds: float = Field(10.0, gt=0, description="time between heartbeats; at most a third of the lease")
-    sweep_seconds: float = Field(5.0, gt=0, description="time between two rounds of the sweeper")
-    repush_after_seconds: float = Field(
-        15.0, gt=0, description="a queued job whose message may be lost is pushed again"
+    lease_seconds: float = Field(30.0, gt=0, le=TEN_YEARS, description="how long a claim holds without a heartbeat")
+    heartbeat_seconds: float = Field(
+        10.0, gt=0, le=TEN_YEARS, description="time between heartbeats; at most a third of the lease"
     )
-    drain_seconds: float = Field(10.0, ge=0, description="time that running jobs get at SIGTERM before requeue")
+    sweep_seconds: float = Field(5.0, gt=0, le=TEN_YEARS, description="time between two rounds of the sweeper")
+    repush_after_seconds: float = Field(
+        15.0, gt=0, le=TEN_YEARS, description="a queued job whose message may be lost is pushed again"
+    )
+    drain_seconds: float = Field(
+        10.0, ge=0, le=TEN_YEARS, description="time that running jobs get at SIGTERM before requeue"
+    )
     max_attempts: int = Field(3, ge=1, le=100, description="failures after which a job fails for good")
     retain_seconds: float = Field(
         30 * 86_400.0,
         ge=0,
+        le=TEN_YEARS,
         description="input and output of a finished job are purged after so long, unless the job says otherwise; 0 means never",
     )
     file_retain_seconds: float = Field(
-        30 * 86_400.0, ge=0, description="files without `expires_after` are deleted after so long; 0 means never"
+        30 * 86_400.0,
+        ge=0,
+        le=TEN_YEARS,
+        description="files without `expires_after` are deleted after so long; 0 means never",
     )
     forget_after_seconds: float | None = Field(
         None,
         ge=0,
+        le=TEN_YEARS,
         description="the ledger row of a finished job is deleted after so long; 0 means never; empty means 365 days, "
         "and never if retain_seconds is 0",
     )
-    hang_seconds: float = Field(120.0, gt=0, description="an engine with work that makes no step for so long is hung")
-    keep_steps_tokens: int = Field(
-        8_192, ge=0, description="a job keeps which step committed which token, unless there are more tokens; 0: none"
+    hang_seconds: float = Field(
+        120.0, gt=0, le=TEN_YEARS, description="an engine with work that makes no step for so long is hung"
     )
-    event_stream_seconds: int = Field(600, ge=1, description="how long a job's progress events stay in Redis")
-    event_stream_length: int = Field(10_000, ge=10, description="events kept per job in Redis")
+    keep_steps_tokens: int = Field(
+        8_192,
+        ge=0,
+        le=MOST,
+        description="a job keeps which step committed which token, unless there are more tokens; 0: none",
+    )
+    event_stream_seconds: int = Field(600, ge=1, le=MOST, description="how long a job's progress events stay in Redis")
+    event_stream_length: int = Field(10_000, ge=10, le=MOST, description="events kept per job in Redis")
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")
@@ -207,6 +284,34 @@ class Settings(BaseSettings):
         if not all(0 <= wait <= 30 * 86_400 for wait in waits):
             raise ValueError("each wait is from 0 to 2592000 seconds")
         return waits
+
+    @field_validator("cors_origins", "allowed_hosts", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"must be origins like https://app.example.com, or *; {origin[:80]!r} is not one")
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for host in value:
+            if not _HOST_NAME.fullmatch(host):
+                raise ValueError(f"must be host names without a port, like vdiff.lan; {host[:80]!r} is not one")
+        return tuple(host.lower() for host in value)
+
+    @field_validator("root_path")
+    @classmethod
+    def _prefix(cls, value: str) -> str:
+        if value and not _ROOT_PATH.fullmatch(value):
+            raise ValueError("must be a path like /vdiff: it begins with a slash and does not end with one")
+        return value
 
     @field_validator("database_url")
     @classmethod

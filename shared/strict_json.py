@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from shared.errors import InvalidBody
+from shared.json_bounds import check_bounds
 from shared.text_files import NotUTF8, decode_text
+
+_NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
+    raise _Refused(f"{name} is not a JSON value")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is too large")
+        raise _Refused(f"the number {text[:40]} is too large")
     return value
+
+
+class _Refused(ValueError):
+    """JSON that we refuse, in our own words."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -29,31 +37,51 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         for name, _ in pairs:
             if name in seen:
                 param = name[:80] if name and name.isprintable() else "body"
-                raise InvalidBody(f"{name[:80]!r} stands twice in one object", param=param)
+                raise InvalidBody(f"{name[:80]!r} appears twice in one object", param=param)
             seen.add(name)
     return found
 
 
 def parse_json(raw: bytes) -> Any:
-    """Strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, no name twice in
-    one object, bounded nesting.
+    """Parse strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, no name
+    twice in one object, and no more values and levels than `shared.json_bounds` allows.
 
     Raises:
         InvalidBody: says what and where; `param` is `body` or the field's name.
     """
+    check_bounds(raw)
     try:
         text = decode_text(raw, "the body")
     except NotUTF8 as exc:
         raise InvalidBody(exc.message, param="body", code=exc.code) from exc
     try:
         value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
-    except RecursionError as exc:
-        raise InvalidBody("the body is nested too deeply", param="body") from exc
-    except ValueError as exc:
-        raise InvalidBody(f"the body is not JSON: {exc}", param="body") from exc
-    if "\\u" in text:  # only escapes can smuggle these in
+    except json.JSONDecodeError as exc:
+        message = f"the body is not valid JSON: line {exc.lineno}, column {exc.colno}"
+        raise InvalidBody(message, param="body") from exc
+    except _Refused as exc:
+        raise InvalidBody(f"the body is not valid JSON: {exc}", param="body") from exc
+    except ValueError as exc:  # Python's own limit of digits
+        raise InvalidBody("the body is not valid JSON: an integer has too many digits", param="body") from exc
+    if "\\u" in text and not _is_storable(value):  # only escapes can smuggle these in
         _check_characters(value)
     return value
+
+
+def _is_storable(value: Any) -> bool:
+    """Return whether no string in the value has a NUL or half of a surrogate pair."""
+    stack = [value]
+    while stack:
+        item = stack.pop()
+        if isinstance(item, str):
+            if _NOT_STORABLE.search(item):
+                return False
+        elif isinstance(item, dict):
+            stack.extend(item)
+            stack.extend(item.values())
+        elif isinstance(item, list):
+            stack.extend(item)
+    return True
 
 
 def _check_characters(value: Any) -> None:

@@ -39,6 +39,7 @@ from shared.background import EXIT_THREAD_GONE, BackgroundThread, BackgroundThre
 from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.ids import new_id
+from shared.links import use_prefix
 from shared.logging import identify, setup_logging
 from shared.metrics import (
     SENDER_CONSUMER_RESTARTS,
@@ -379,6 +380,7 @@ def run(settings: Settings) -> int:
         ConfigurationError: PostgreSQL is away or not migrated, a URL is missing.
     """
     setup_logging(settings.log_level, settings.log_format)
+    use_prefix(settings.root_path)
     liveness.begin("deliver")
     tracing.start("deliver")
     database_url, redis_url = settings.require_database_url(), settings.require_redis_url()

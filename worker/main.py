@@ -31,6 +31,7 @@ from shared.db.session import Database
 from shared.errors import VDiffError
 from shared.events import EventPublisher
 from shared.ids import new_id
+from shared.links import use_prefix
 from shared.logging import identify, setup_logging
 from shared.maintenance import POOL_SIZE, Maintenance
 from shared.queue import client as queue_client
@@ -60,6 +61,7 @@ _log = structlog.get_logger(__name__)
 def run(settings: Settings) -> int:
     """Serve until SIGTERM; the exit code. A thing that is set wrongly is one line on stderr and 2."""
     setup_logging(settings.log_level, settings.log_format)
+    use_prefix(settings.root_path)
     liveness.begin("worker")
     try:
         database_url, redis_url = settings.require_database_url(), settings.require_redis_url()

@@ -92,7 +92,7 @@ async def compare_configurations(body: JsonBody, context: ContextDep, principal:
         raise InvalidParameter("the body must be an object", param="body")
     given = checks.known(body, ("first", "second", "seed", "resamples"), "")
     options = {
-        "seed": checks.integer(given.get("seed", 0), "seed", 0, (1 << 53) - 1),
+        "seed": checks.integer(given.get("seed", 0), "seed", 0, checks.EXACT),
         "resamples": checks.integer(given.get("resamples", 10_000), "resamples", RESAMPLES_MIN, RESAMPLES_MAX),
     }
     sides = [await _side(context, principal, body.get(name), name) for name in ("first", "second")]

@@ -20,6 +20,7 @@ from shared.ids import is_id
 from shared.keys import repository, tokens
 from shared.keys.principal import Principal, Scope
 from shared.keys.requests import FIELDS, GRACE_SECONDS_MAX, Giver, key_object, key_values
+from shared.links import link
 from shared.webhooks.secrets import new_secret
 
 own = APIRouter(prefix="/v1", tags=["keys"])  # of any caller
@@ -106,7 +107,7 @@ async def create(body: JsonBody, context: ContextDep, principal: PrincipalDep) -
         )
     _log.info("key_created", key_id=key_id, tenant=values["tenant"], scopes=values["scopes"], by=principal.key_id)
     row = await _row(context, key_id, None)
-    return JSONResponse(key_object(row._mapping, key=key), 201, {"Location": f"/v1/keys/{key_id}"})
+    return JSONResponse(key_object(row._mapping, key=key), 201, {"Location": link(f"/v1/keys/{key_id}")})
 
 
 @router.get("/{key_id}")

@@ -20,6 +20,7 @@ from shared.errors import Conflict, Forbidden, InvalidParameter, MissingParamete
 from shared.ids import is_id, new_id
 from shared.jobs.deadlines import moment_of
 from shared.keys.principal import Principal, Scope
+from shared.links import link
 from shared.webhooks import repository
 from shared.webhooks.events import DEFAULT_TYPES, TEST_TYPE, TYPES
 from shared.webhooks.requests import ENDPOINT_FIELDS, delivery_object, endpoint_object, endpoint_values
@@ -111,7 +112,7 @@ async def create(body: JsonBody, context: ContextDep, principal: PrincipalDep) -
         )
     row = await _endpoint(context, endpoint_id, principal)
     shown = endpoint_object(row._mapping, secret=secret)
-    return JSONResponse(shown, 201, {"Location": f"/v1/webhook_endpoints/{endpoint_id}"})
+    return JSONResponse(shown, 201, {"Location": link(f"/v1/webhook_endpoints/{endpoint_id}")})
 
 
 @router.get("/webhook_endpoints")

@@ -26,7 +26,7 @@ MAX_CONFIGURATIONS = 50
 MAX_MESSAGES = 50
 MAX_NAME = 64
 MAX_REPEATS = 100
-MAX_SEED = (1 << 53) - 1  # every JSON reader holds such integers exactly
+MAX_SEED = checks.EXACT
 
 
 def digest(value: Any) -> str:
@@ -120,8 +120,8 @@ def parse_evaluation(body: Any, *, code_allowed: bool) -> NewEvaluation:
         if not isinstance(dataset.get(name, ""), str):
             raise InvalidParameter(f"dataset.{name} must be a string", param=f"dataset.{name}")
     limit = dataset.get("limit")
-    if limit is not None and (type(limit) is not int or limit < 1):
-        raise InvalidParameter("dataset.limit must be an integer of at least 1", param="dataset.limit")
+    if limit is not None:
+        checks.integer(limit, "dataset.limit", 1, checks.MOST)
     prompt = parse_prompt(given["template"], given.get("endpoint", CHAT))
     window = given.get("completion_window", "24h")
     return NewEvaluation(

@@ -10,6 +10,7 @@ from typing import Any
 from shared.evaluations.graders import ERROR, FAILED, PASSED
 from shared.evaluations.requests import sample_seed
 from shared.jobs.status import JobStatus
+from shared.links import link
 
 OUTCOMES = (ERROR, FAILED, PASSED)
 
@@ -19,7 +20,7 @@ def _seconds(moment: datetime | None) -> int | None:
 
 
 def urls(evaluation_id: str) -> dict[str, str]:
-    own = f"/v1/evaluations/{evaluation_id}"
+    own = link(f"/v1/evaluations/{evaluation_id}")
     return {"self": own, **{name: f"{own}/{name}" for name in ("items", "report", "configurations", "cancel")}}
 
 

@@ -11,7 +11,7 @@ from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 
 LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 SERVICE_TIERS = ("auto", "default")  # others would ask for a different treatment
-MAX_VARIABLES, MAX_VARIABLE_LENGTH = 16, 4096
+MAX_VARIABLES, MAX_VARIABLE_LENGTH, MAX_VARIABLE_NUMBER = 16, 4096, 1_000_000
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 
 
@@ -63,10 +63,13 @@ def template_variables_of(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict) or len(value) > MAX_VARIABLES:
         raise InvalidParameter(f"{at} must be an object of at most {MAX_VARIABLES} values", param=at)
     for name, one in value.items():
+        param = f"{at}.{name[:80]}"
         plain = one is None or isinstance(one, bool | int | float | str)
         if not plain or (isinstance(one, str) and len(one) > MAX_VARIABLE_LENGTH):
-            message = f"{at}.{name[:80]} must be a plain value, text of at most {MAX_VARIABLE_LENGTH} characters"
-            raise InvalidParameter(message, param=f"{at}.{name[:80]}")
+            message = f"{param} must be a plain value, text of at most {MAX_VARIABLE_LENGTH} characters"
+            raise InvalidParameter(message, param=param)
+        if isinstance(one, int):  # a template may write `"x" * n`, or count to n
+            checks.integer(int(one), param, -MAX_VARIABLE_NUMBER, MAX_VARIABLE_NUMBER)
     return dict(value)
 
 

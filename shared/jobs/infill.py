@@ -48,14 +48,15 @@ class InfillRequest:
         counts = []
         for i, part in enumerate(self.parts):
             if isinstance(part, int):
+                if len(ids) + part > card.context_length:  # before anything is built
+                    raise _too_long(card, f"parts[{i}].hole")
                 piece = [card.mask_token_id] * part
             else:
                 piece = prompt_ids(part, f"parts[{i}]", card, tokenizer, parse_special=self.parse_special)
             counts.append(len(piece))
             ids += piece
             if len(ids) > card.context_length:
-                message = f"parts have more than {card.context_length} tokens, the context of {card.name}"
-                raise PromptTooLong(message, param="parts")
+                raise _too_long(card, "parts")
         task = InfillTask(self.parts, tuple(counts))
         span = len(ids) - task.holes()[0][0]  # from the first hole to the end
         try:
@@ -71,6 +72,10 @@ class InfillRequest:
             message = "diffusion.max_lookahead hides what follows a hole; leave it out"
             raise InvalidParameter(message, param="diffusion.max_lookahead")
         return Resolved(ids, params, len(ids) - span + span * params.n, task)
+
+
+def _too_long(card: ModelCard, param: str) -> PromptTooLong:
+    return PromptTooLong(f"parts have more than {card.context_length} tokens, the context of {card.name}", param=param)
 
 
 def parse(body: Any) -> InfillRequest:
@@ -103,7 +108,7 @@ def parts_of(value: Any) -> tuple[str | int, ...]:
             continue
         if not isinstance(part, dict) or set(part) != {"hole"}:
             raise InvalidParameter(f'{at} must be a non-empty string or {{"hole": tokens}}', param=at)
-        made.append(checks.integer(part["hole"], f"{at}.hole", 1, None))
+        made.append(checks.integer(part["hole"], f"{at}.hole", 1, checks.MOST))
     if not any(isinstance(part, int) for part in made):
         raise InvalidParameter('parts has no hole; a hole is {"hole": tokens}', param="parts")
     return tuple(made)

@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.diffusion_params import shown_diffusion
 from shared.jobs.status import TERMINAL, JobStatus
+from shared.links import link
 
 
 def _seconds(moment: datetime | None) -> int | None:
@@ -15,8 +16,8 @@ def _seconds(moment: datetime | None) -> int | None:
 
 
 def urls(job_id: str) -> dict[str, str]:
-    """Paths, so that they hold behind any proxy."""
-    own = f"/v1/jobs/{job_id}"
+    """Return the job's URLs: paths, so that they hold behind any proxy."""
+    own = link(f"/v1/jobs/{job_id}")
     return {
         "self": own,
         "events": f"{own}/events",

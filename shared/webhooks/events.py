@@ -11,6 +11,7 @@ from standardwebhooks import Webhook
 
 from shared.errors import InvalidParameter
 from shared.jobs.status import TERMINAL, JobStatus
+from shared.links import link
 
 TYPES = {
     "job.queued": "a job was accepted, retried or went back to the queue",
@@ -51,9 +52,9 @@ def event_body(event: Mapping[Any, Any], result: Mapping[str, Any] | None = None
         "sequence": event["sequence"],
     }
     if event["job_id"] is not None:
-        data["result_url"] = f"/v1/jobs/{event['job_id']}/result"
+        data["result_url"] = link(f"/v1/jobs/{event['job_id']}/result")
     elif event["batch_id"] is not None:
-        data["result_url"] = f"/v1/batches/{event['batch_id']}"
+        data["result_url"] = link(f"/v1/batches/{event['batch_id']}")
     if result is not None and len(json.dumps(result, ensure_ascii=False).encode()) <= INLINE_MAX_BYTES:
         data["result"] = result
     body = {

@@ -25,16 +25,21 @@ from sqlalchemy import Row, insert, text
 from sqlalchemy.engine import make_url
 
 from migrations.run import upgrade
+from shared import serving
+from shared.algorithms import CACHES, FULL, algorithms_of
 from shared.db.session import Database, sync_engine_unpooled
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.repository import JOBS
+from shared.jobs.responses import ENDPOINTS
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.keys import repository as keys
 from shared.keys import tokens
 from shared.keys.principal import DEFAULT_SCOPES
+from shared.model_card import ModelCard
 from shared.queue.messages import push_sync
 from shared.sampling_params import SamplingParams
+from shared.tokenizer import TokenizerWrapper
 from shared.webhooks.secrets import new_secret
 from vdiff import bundled
 from vdiff.embedded.process import free_port
@@ -333,6 +338,39 @@ def served(
         api.wait_ready()
         client = stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
         yield Served(api.url, jobs.model, jobs, api, worker, client)
+
+
+def register_tiny(jobs: Jobs) -> None:
+    """Register the bundled model as its worker does, without loading it."""
+    tokenizer = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
+    mask, end = tokenizer.special_id("mask_token") or 0, tokenizer.special_id("eos_token") or 0
+    card = ModelCard(
+        name="vdiff-tiny", family="llada", context_length=512, vocab_size=tokenizer.vocab_size, mask_token_id=mask,
+        end_token_ids=(end,), suppress_token_ids={"logits": (end,), "confidence": (end,)}, block_length=8,
+        capabilities={
+            "algorithms": list(algorithms_of(FULL, verifier=False)), "caches": list(CACHES[FULL]), "logprobs": True,
+            "infill": True, "endpoints": list(ENDPOINTS),
+        },
+    )  # fmt: skip
+    with jobs.database.write() as session:
+        session.execute(serving.register_model(card, tokenizer.files()))
+
+
+@pytest.fixture(scope="module")
+def workerless(
+    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ApiProcess]:
+    """An API on a database of its own that knows the bundled model and has no worker: accepted jobs stay queued."""
+    with ExitStack() as stack:
+        jobs = jobs_with_database(postgres_url, redis_url, migrated_template, stack)
+        register_tiny(jobs)
+        log = tmp_path_factory.mktemp("workerless") / "api.log"
+        api = ApiProcess(
+            jobs, log, sync_timeout_seconds=0.2, max_wait_seconds=0.2, webhook_allow_private="true", code_graders="true"
+        )
+        stack.callback(api.end)
+        yield api.wait_ready()
+        assert '"unhandled"' not in log.read_text()
 
 
 def new_key(jobs: Jobs, *, tenant: str | None = None, **options: Any) -> str:

@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -20,8 +18,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, status_code_conformance
 
-from shared import serving
-from tests.integration.conftest import ApiProcess, Served, jobs_with_database
+from tests.integration.conftest import ApiProcess
 from tests.integration.test_api_jobs import chat_job
 
 pytestmark = pytest.mark.integration
@@ -32,23 +29,8 @@ CHECKED = [not_a_server_error, status_code_conformance, content_type_conformance
 
 
 @pytest.fixture(scope="module")
-def api(
-    served: Served, postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[ApiProcess]:
-    """An API on a database of its own, which knows the model and has no worker: what is accepted only waits."""
-    with served.jobs.database.read() as session:
-        row = session.execute(serving.get_model("vdiff-tiny")).one()
-    from shared.model_card import ModelCard
-
-    with ExitStack() as stack:
-        jobs = jobs_with_database(postgres_url, redis_url, migrated_template, stack)
-        with jobs.database.write() as session:
-            session.execute(serving.register_model(ModelCard.from_json(row.card), row.tokenizer_files))
-        log = tmp_path_factory.mktemp("openapi") / "api.log"
-        api = ApiProcess(jobs, log, sync_timeout_seconds=0.2, max_wait_seconds=0.2, webhook_allow_private="true")
-        stack.callback(api.end)
-        yield api.wait_ready()
-        assert '"unhandled"' not in log.read_text()
+def api(workerless: ApiProcess) -> ApiProcess:
+    return workerless
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.checks import MOST
 from shared.errors import InvalidParameter
 from shared.text_files import decode_text
 from vdiff.cli import exits
@@ -104,7 +105,7 @@ def submit(
 
 @app.command("list", epilog=examples("vdiff batch list", "vdiff batch list --limit 100 --json | jq .id"))
 def list_batches(
-    limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="at most so many")] = 20,
     as_json: AsJson = False,
     base_url: BaseUrl = None,
     api_key: Key = None,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from shared.checks import MOST
 from shared.errors import ConfigurationError
 from vdiff.cli.options import Device, Dtype, MaxNumSeqs, Model, Verifier, examples, settings_of
 
@@ -39,8 +40,8 @@ def decoders(
         list[str] | None,
         typer.Option(help="only this one; may be given several times [default: all that the model has]"),
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="instead of each line's own")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="lines of the set [default: all]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, max=MOST, help="instead of each line's own")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="lines of the set [default: all]")] = None,
     device: Device = None,
     dtype: Dtype = None,
     max_num_seqs: MaxNumSeqs = None,

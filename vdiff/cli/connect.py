@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.checks import MOST
 from shared.errors import InvalidParameter
+from shared.settings import TEN_YEARS
 from shared.text_files import decode_text
 from vdiff.cli.output import aside
 
@@ -29,9 +31,12 @@ BaseUrl = Annotated[
 ]
 Key = Annotated[str | None, typer.Option("--api-key", help="[default: VDIFF_API_KEY, which keeps it out of `ps`]")]
 ModelName = Annotated[str | None, typer.Option("--model", help="[default: the server's, if it has only one]")]
-MaxTokens = Annotated[int | None, typer.Option(min=1, help="longest answer, tokens")]
+MaxTokens = Annotated[int | None, typer.Option(min=1, max=MOST, help="longest answer, tokens")]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token")]
-Seed = Annotated[int | None, typer.Option(help="the same request with the same seed gives the same text")]
+Seed = Annotated[
+    int | None,
+    typer.Option(min=-(2**63), max=2**63 - 1, help="the same request with the same seed gives the same text"),
+]
 Algorithm = Annotated[str | None, typer.Option(help="unmasking rule, or apd; `vdiff models` lists them")]
 Set = Annotated[
     list[str] | None,
@@ -44,7 +49,9 @@ Metadata = Annotated[
 ]
 SAID_FROM_SECONDS = 1.0  # a wait that is shorter passes before it is read
 
-Timeout = Annotated[float | None, typer.Option(min=0, help="seconds to wait; then exit code 6, and it goes on")]
+Timeout = Annotated[
+    float | None, typer.Option(min=0, max=TEN_YEARS, help="seconds to wait; then exit code 6, and it goes on")
+]
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.checks import EXACT, MOST
 from shared.errors import ConfigurationError
 from shared.text_files import decode_text
 from vdiff.cli.connect import BaseUrl, Key, Timeout, connected
@@ -144,7 +145,7 @@ def run(
         str | None, typer.Option(help="of configurations that name none [default: the server's only one]")
     ] = None,
     name: Annotated[str | None, typer.Option(help="of the evaluation [default: the dataset's]")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="lines of the dataset [default: all]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="lines of the dataset [default: all]")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="print the id and do not wait")] = False,
     timeout: Timeout = None,
     base_url: BaseUrl = None,
@@ -212,7 +213,7 @@ def show_results(
 
 @app.command("list", epilog=examples("vdiff eval list", "vdiff eval list --json | jq '.[].id'"))
 def list_evaluations(
-    limit: Annotated[int, typer.Option(min=1, help="the newest so many")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="the newest so many")] = 20,
     base_url: BaseUrl = None,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -234,7 +235,7 @@ def list_evaluations(
 def compare(
     first: Annotated[str, typer.Argument(help="EVALUATION/CONFIGURATION", show_default=False)],
     second: Annotated[str, typer.Argument(help="EVALUATION/CONFIGURATION", show_default=False)],
-    seed: Annotated[int, typer.Option(min=0, help="of the bootstrap")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=EXACT, help="of the bootstrap")] = 0,
     base_url: BaseUrl = None,
     api_key: Key = None,
     as_json: AsJson = False,

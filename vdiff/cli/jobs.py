@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.checks import MOST
 from shared.errors import InvalidParameter
 from vdiff.cli import exits
 from vdiff.cli.connect import BaseUrl, Key, Metadata, Timeout, connected, pairs
@@ -59,7 +60,7 @@ def list_jobs(
     model: Annotated[str | None, typer.Option(help="of this model")] = None,
     batch: Annotated[str | None, typer.Option(help="lines of this batch")] = None,
     metadata: Metadata = None,
-    limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="at most so many")] = 20,
     as_json: AsJson = False,
     base_url: BaseUrl = None,
     api_key: Key = None,

@@ -49,7 +49,7 @@ def create(
     max_queued_jobs: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")] = None,
     max_queued_tokens: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")] = None,
     weight: Annotated[int, typer.Option(min=1, max=WEIGHT_MAX, help="turns it gets while keys compete")] = 1,
-    expires_days: Annotated[float | None, typer.Option(help="[default: never]")] = None,
+    expires_days: Annotated[float | None, typer.Option(min=0, max=EXPIRES_DAYS_MAX, help="[default: never]")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is stored."""
@@ -111,7 +111,9 @@ def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
 @app.command(epilog=examples("vdiff keys rotate key_01k...", "vdiff keys rotate key_01k... --grace-seconds 0"))
 def rotate(
     key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
-    grace_seconds: Annotated[float, typer.Option(help="how long the old key goes on")] = DEFAULT_GRACE_SECONDS,
+    grace_seconds: Annotated[
+        float, typer.Option(min=0, max=GRACE_SECONDS_MAX, help="how long the old key goes on")
+    ] = DEFAULT_GRACE_SECONDS,
     as_json: AsJson = False,
 ) -> None:
     """Print a new key for the same id, tenant and limits; the old one goes on for a day."""

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from shared.checks import MOST
 from shared.settings import Settings, load_settings
 
 Host = Annotated[str | None, typer.Option(help="address that the API listens on [default: 127.0.0.1]")]
-Port = Annotated[int | None, typer.Option(help="port of the API; 0 picks a free one [default: 8000]")]
+Port = Annotated[int | None, typer.Option(min=0, max=65535, help="port of the API; 0 picks a free one [default: 8000]")]
 
 # Of the engine; the names are vLLM's where it has them.
 Model = Annotated[str | None, typer.Option(help="model folder or hub id [default: the bundled vdiff-tiny]")]
@@ -22,18 +23,25 @@ Revision = Annotated[str | None, typer.Option(help="hub revision of the model")]
 ServedName = Annotated[str | None, typer.Option(help="name that clients use [default: the folder's name]")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps [default: auto]")]
 Dtype = Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16 [default: auto]")]
-MaxModelLen = Annotated[int | None, typer.Option(help="context length, tokens [default: the model's own]")]
+MaxModelLen = Annotated[
+    int | None, typer.Option(min=1, max=MOST, help="context length, tokens [default: the model's own]")
+]
 MaxNumSeqs = Annotated[
     int | None,
-    typer.Option("--max-num-seqs", "--max-batch", help="sequences per step, the engine's slots [default: 8]"),
+    typer.Option(
+        "--max-num-seqs", "--max-batch", min=1, max=4096, help="sequences per step, the engine's slots [default: 8]"
+    ),
 ]
 TrustRemoteCode = Annotated[
     bool | None,
     typer.Option("--trust-remote-code", help="run a model that is not built in, with its own code [default: never]"),
 ]
-TensorParallelSize = Annotated[int | None, typer.Option(help="devices per model; only 1 is built [default: 1]")]
+TensorParallelSize = Annotated[
+    int | None, typer.Option(min=1, max=1024, help="devices per model; only 1 is built [default: 1]")
+]
 GpuMemoryUtilization = Annotated[
-    float | None, typer.Option(help="share of the accelerator's memory for weights and K/V [default: 0.9]")
+    float | None,
+    typer.Option(min=0, max=1, help="share of the accelerator's memory for weights and K/V [default: 0.9]"),
 ]
 Quantization = Annotated[str | None, typer.Option(help="int8: weights as 8-bit integers [default: as --dtype says]")]
 Compile = Annotated[
@@ -44,8 +52,12 @@ CudaGraphs = Annotated[
     bool | None,
     typer.Option("--cuda-graphs/--no-cuda-graphs", help="replay recorded CUDA graphs [default: where they work]"),
 ]
-DiffusionSteps = Annotated[int | None, typer.Option(help="default steps of an answer [default: one per token]")]
-BlockSize = Annotated[int | None, typer.Option(help="default block_length, tokens [default: the model's own, else 32]")]
+DiffusionSteps = Annotated[
+    int | None, typer.Option(min=1, max=MOST, help="default steps of an answer [default: one per token]")
+]
+BlockSize = Annotated[
+    int | None, typer.Option(min=1, max=MOST, help="default block_length, tokens [default: the model's own, else 32]")
+]
 EnableApd = Annotated[
     bool | None,
     typer.Option("--enable-apd/--disable-apd", help="Adaptive Parallel Decoding [default: where there is a verifier]"),

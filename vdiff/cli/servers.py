@@ -210,7 +210,7 @@ def health(
 @app.command()
 def flower(
     host: Host = None,
-    port: Annotated[int | None, typer.Option(help="port of Flower [default: 5555]")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="port of Flower [default: 5555]")] = None,
 ) -> None:
     """Run Flower, the page that shows Celery's workers and tasks."""
     settings = settings_of(host=host, flower_port=port)

@@ -1,0 +1,92 @@
+"""What a JSON body may become: bounds that are checked on its bytes, before any object is made."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared import json_bounds, strict_json
+from shared.errors import InvalidBody
+from shared.json_bounds import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, check_bounds
+
+TWO_MB = 2_000_000
+HOSTILE = {
+    "empty lists": b"[" + b"[]," * 600_000 + b"1]",
+    "empty objects": b"[" + b"{}," * 600_000 + b"1]",
+    "small objects": b"[" + b'{"a":1},' * 250_000 + b"1]",
+    "one list of numbers": b"[" + b"1," * 1_000_000 + b"1]",
+    "one list of strings": b"[" + b'"",' * 600_000 + b"1]",
+    "levels": b"[" * TWO_MB,
+    "levels of objects": b'{"a":' * 400_000,
+    "levels, closed": b"[" * 1_000_000 + b"]" * 1_000_000,
+    "a string that does not end, among levels": b"[" * 101 + b'"' + b'\\"' * 900_000,
+    "quotes": b"[" * 101 + b'"' * TWO_MB,
+}
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_text_is_refused_before_anything_is_made_of_it(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The count ends at the bound: it looks at no more pieces than the bound has, however long the text is."""
+    looked = 0
+    tokens = json_bounds._tokens
+
+    def counted(text: bytes) -> Any:
+        nonlocal looked
+        for token in tokens(text):
+            looked += 1
+            yield token
+
+    monkeypatch.setattr(json_bounds, "_tokens", counted)
+    monkeypatch.setattr(strict_json.json, "loads", lambda *a, **k: pytest.fail("it was parsed"))
+    with pytest.raises(InvalidBody) as wrong:
+        strict_json.parse_json(raw)
+    assert wrong.value.param == "body"
+    assert "at most" in wrong.value.message
+    assert looked <= 4 * MAX_CONTAINERS  # two brackets, what is between them, and a comma
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [[1]] * (MAX_CONTAINERS - 1), list(range(MAX_VALUES - 2)), "[" * 1_000_000, "," * 1_000_000, '\\"[' * 100_000,
+        [["[{,\\"] * 1000] * 200, {"messages": [{"role": "user", "content": "a, [b]"}] * 1000},
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_what_is_within_the_bounds_is_read(value: Any) -> None:
+    assert strict_json.parse_json(json.dumps(value).encode()) == value
+
+
+def nested(levels: int) -> bytes:
+    return b"[" * levels + b"]" * levels
+
+
+def test_the_bounds_are_exact() -> None:
+    check_bounds(nested(MAX_DEPTH))
+    check_bounds(b"[" + b"[]," * (MAX_CONTAINERS - 2) + b"[]]")
+    for beyond in (nested(MAX_DEPTH + 1), b"[" + b"[]," * (MAX_CONTAINERS - 1) + b"[]]"):
+        with pytest.raises(InvalidBody):
+            check_bounds(beyond)
+
+
+@given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+def test_brackets_in_strings_do_not_count(value: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_bounds, "MAX_DEPTH", 0)
+        patch.setattr(json_bounds, "MAX_CONTAINERS", 0)
+        text = json.dumps(str(value)).encode()
+        check_bounds(text)  # one string: nothing in it is a container
+        patch.setattr(json_bounds, "MAX_VALUES", 0)
+        check_bounds(text)
+
+
+@pytest.mark.parametrize("raw", [b"{", b'{"a" 1}', b"[1,]", b"nul", b'"\\x"', b"9" * 5000, b"-" + b"9" * 5000])
+def test_a_syntax_error_is_told_without_pythons_words(raw: bytes) -> None:
+    with pytest.raises(InvalidBody) as wrong:
+        strict_json.parse_json(raw)
+    for word in ("Expecting", "sys.", "char ", "delimiter", "Exceeds"):
+        assert word not in wrong.value.message
