@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout wins 
 
 import typer
 
+from shared.checks import plain
 from shared.settings import PREFIX, Settings
 from vdiff.cli import app
 from vdiff.cli.exits import MEANINGS
@@ -58,7 +59,7 @@ def _type(annotation: Any) -> str:
 
 def _bounds(metadata: list[Any]) -> str:
     said = [
-        f"{words} {getattr(item, sign):g}"
+        f"{words} {plain(getattr(item, sign))}"
         for item in metadata
         for sign, words in _BOUND_SIGNS.items()
         if hasattr(item, sign)

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from shared.errors import InvalidParameter
+from shared.errors import InvalidParameter, PromptTooLong
 from shared.model_card import ModelCard
 from shared.tokenizer import TokenizerWrapper
 
 PARSE_SPECIAL = "parse_special"
+PIECE_CHARACTERS = 65_536
+PIECE_SLACK_TOKENS = 64  # that a piece may have more because it was cut at no word's end
 
 
 def parse_special_of(given: Mapping[str, Any]) -> bool | None:
@@ -44,6 +46,7 @@ def prompt_ids(
         InvalidParameter: an id is no token of the model, or the prompt has the mask token.
     """
     if isinstance(prompt, str):
+        refuse_too_long([prompt], param, card, tokenizer)
         return check_ids(_named(tokenizer.encode, prompt, param, parse_special=parse_special is not False), param, card)
     return check_ids(list(prompt), param, card)
 
@@ -65,8 +68,34 @@ def message_ids(
     Raises:
         InvalidParameter, UnknownParameter: the template refuses them, or the rendering has the mask token.
     """
+    refuse_too_long([m["content"] for m in messages], param, card, tokenizer)
     ids = tokenizer.encode_chat(messages, variables, parse_special=bool(parse_special))
     return check_ids(ids, param, card)
+
+
+def refuse_too_long(
+    texts: Sequence[str], param: str, card: ModelCard, tokenizer: TokenizerWrapper, *, most: int | None = None
+) -> None:
+    """Count the tokens of long texts in pieces, so that text far beyond the context is never encoded as a whole.
+
+    A tokenizer takes about 200 bytes for each token while it encodes a text: 2 MB of dense text took 440 MB.
+
+    Args:
+        most: tokens that they may have; None: the model's context.
+
+    Raises:
+        PromptTooLong: they have more.
+    """
+    if sum(map(len, texts)) <= PIECE_CHARACTERS:
+        return
+    most = card.context_length if most is None else most
+    count = 0
+    for text in texts:
+        for at in range(0, len(text), PIECE_CHARACTERS):
+            piece = len(tokenizer.encode(text[at : at + PIECE_CHARACTERS]))
+            count += max(piece - PIECE_SLACK_TOKENS, 0)
+            if count > most:
+                raise PromptTooLong(f"{param} has more than {most} tokens, the most for {card.name}", param=param)
 
 
 def check_ids(ids: list[int], param: str, card: ModelCard) -> list[int]:

@@ -18,11 +18,12 @@ from shared.errors import InvalidParameter, MissingParameter, ModelNotFound
 from shared.jobs.fields import opened, template_variables_of
 from shared.jobs.requests import messages_of
 from shared.jobs.service import THREAD_CHARACTERS, Served
-from shared.prompt_ids import PARSE_SPECIAL, check_ids, parse_special_of
+from shared.prompt_ids import PARSE_SPECIAL, check_ids, parse_special_of, refuse_too_long
 from shared.tokenizer import TokenizerWrapper
 
 router = APIRouter(tags=["tokenizer"], dependencies=[Depends(principal_of)])  # any key will do
 
+MAX_TOKENS = 131_072  # of a text to tokenize, or the model's context if that is larger
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 TOKENIZE_FIELDS = (
     "model", "prompt", "messages", "chat_template_kwargs", PARSE_SPECIAL, "add_special_tokens", "add_generation_prompt",
@@ -112,6 +113,10 @@ async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
     model, tokenizer = await served(context, given.get("model"))
 
     def encode() -> list[int]:
+        where, texts = (
+            ("prompt", [given["prompt"]]) if "prompt" in given else ("messages", [m["content"] for m in messages])
+        )
+        refuse_too_long(texts, where, model.card, tokenizer, most=max(MAX_TOKENS, model.card.context_length))
         if "prompt" in given:
             ids = tokenizer.encode(given["prompt"], around, parse_special=parse_special is not False)
             return check_ids(ids, "prompt", model.card)

@@ -10,8 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared import json_bounds, strict_json
-from shared.errors import InvalidBody
+from shared.errors import InvalidBody, PromptTooLong
 from shared.json_bounds import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, check_bounds
+from shared.model_card import ModelCard
+from shared.prompt_ids import PIECE_CHARACTERS, message_ids, prompt_ids
+from shared.tokenizer import TokenizerWrapper
+from vdiff import bundled
 
 TWO_MB = 2_000_000
 HOSTILE = {
@@ -90,3 +94,27 @@ def test_a_syntax_error_is_told_without_pythons_words(raw: bytes) -> None:
         strict_json.parse_json(raw)
     for word in ("Expecting", "sys.", "char ", "delimiter", "Exceeds"):
         assert word not in wrong.value.message
+
+
+def test_text_far_beyond_the_context_is_never_encoded_as_a_whole() -> None:
+    """The tokenizer sees pieces, and no more of them than the context has room for."""
+    tokenizer = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
+    card = ModelCard(
+        name="m", family="llada", context_length=64, vocab_size=tokenizer.vocab_size, mask_token_id=1, end_token_ids=(2,),
+        suppress_token_ids={}, capabilities={},
+    )  # fmt: skip
+    seen: list[int] = []
+
+    class Counting:
+        def encode(self, text: str, **options: Any) -> list[int]:
+            seen.append(len(text))
+            return tokenizer.encode(text, **options)
+
+    long = "seven words " * 160_000
+    for encode in (
+        lambda: prompt_ids(long, "prompt", card, Counting()),  # type: ignore[arg-type]
+        lambda: message_ids([{"content": long}], "messages", card, Counting()),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(PromptTooLong):
+            encode()
+    assert seen == [PIECE_CHARACTERS] * 2
