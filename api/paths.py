@@ -50,13 +50,14 @@ class HeadMiddleware:
                 await send(message)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        scope["method"] = "GET"
-        answering = asyncio.ensure_future(self.app(scope, receive, only_the_head))
+        get = {**scope, "method": "GET"}  # a copy: the server reads its own to know that no body follows
+        answering = asyncio.ensure_future(self.app(get, receive, only_the_head))
         waiting = asyncio.ensure_future(begun.wait())
         try:
             await asyncio.wait((answering, waiting), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            scope["method"] = "HEAD"
+            if "route" in get:
+                scope["route"] = get["route"]  # for the log and the metrics
             over = answering.done()
             for task in (waiting, answering):
                 task.cancel()
