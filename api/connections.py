@@ -70,7 +70,7 @@ class DeadlineProtocol(HttpToolsProtocol):
         self._stop()
         self._stop_unread()
         if self.flow is None:  # it was refused
-            self.parser = None  # type: ignore[assignment]
+            self.parser = None
             return
         super().connection_lost(exc)
 
