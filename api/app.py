@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import redis.asyncio
@@ -16,7 +16,9 @@ from starlette.middleware.cors import CORSMiddleware
 from api import dashboard, errors, openapi
 from api.auth import Authenticator
 from api.backpressure import WaitingRoom
+from api.changes import Changes
 from api.dependencies import Context, known_query
+from api.followers import Followers
 from api.limits import RequestLimiter
 from api.maintenance import MaintenanceProcess
 from api.middleware import (
@@ -50,10 +52,11 @@ from shared.db.session import AsyncDatabase
 from shared.evaluations.caretaker import EvaluationCaretaker
 from shared.evaluations.reading import EvaluationReader
 from shared.evaluations.service import EvaluationService
-from shared.events import DoneWaiter, EventReader
+from shared.events import EventReader
 from shared.files.objects import open_store
 from shared.files.service import FileService
 from shared.health import HealthProbe
+from shared.jobs import queries
 from shared.jobs.estimate import Forecasts
 from shared.jobs.service import JobService
 from shared.links import use_prefix
@@ -61,6 +64,7 @@ from shared.queue.window import REDIS_SECONDS
 from shared.served_models import ServedModels
 from shared.settings import Settings, get_settings
 from shared.vault import vault_of
+from shared.watch import JobWatch
 from vdiff import bundled
 
 _log = structlog.get_logger(__name__)
@@ -73,25 +77,32 @@ EXPOSED = (
 """Headers of answers that a page of an origin in `VDIFF_CORS_ORIGINS` may read."""
 FORM_BYTES = 64 * 1024  # what a form may add to its file
 REDIS_TIMEOUT_S = 5.0
+REDIS_CONNECTIONS_MAX = 6  # of one process; one of them is the subscription's
 REDIS_CONNECT_TIMEOUT_S = 1.0  # an API without Redis answers slower, not never
 
 
 def redis_client(url: str) -> redis.asyncio.Redis:
-    """A client that fails fast: what Redis does is a hint, and PostgreSQL has the rest."""
-    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(
+    """Make a client that fails fast: what Redis does is a hint, and PostgreSQL has the rest.
+
+    A command waits for one of a few connections, so that their number does not grow with the requests.
+    """
+    pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
+        max_connections=REDIS_CONNECTIONS_MAX,
+        timeout=REDIS_CONNECT_TIMEOUT_S,
         socket_timeout=REDIS_TIMEOUT_S,
         socket_connect_timeout=REDIS_CONNECT_TIMEOUT_S,
         retry=Retry(NoBackoff(), 1),
     )
-    return client
+    return redis.asyncio.Redis.from_pool(pool)
 
 
 def make_context(settings: Settings) -> Context:
     database = AsyncDatabase(settings.require_database_url())
     client = redis_client(settings.require_redis_url())
     models = ServedModels(database)
-    waiter = DoneWaiter(client)
+    waiter = JobWatch(client, lambda job_ids: read_over(database, job_ids))
+    stopping = asyncio.Event()
     service = JobService(database, client, models, waiter, settings)
     objects = None if settings.file_store is None else open_store(settings.file_store)
     file_service = FileService(
@@ -120,6 +131,9 @@ def make_context(settings: Settings) -> Context:
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
         waiting_room=WaitingRoom(settings.max_waiting_requests),
+        followers=Followers(most=settings.max_followers, most_per_key=settings.max_followers_per_key),
+        changes=Changes(stopping),
+        stopping=stopping,
         status_counts=metrics.StatusCounts(),
         health=HealthProbe(database, client, redis_seconds=REDIS_SECONDS),
         vault=vault_of(settings.secret_keys),
@@ -129,6 +143,12 @@ def make_context(settings: Settings) -> Context:
 def _log_gone(reason: str) -> None:
     """Say that a part ended, where no server of ours can end the process (`api.server` can)."""
     _log.critical("background_part_gone", reason=reason)
+
+
+async def read_over(database: AsyncDatabase, job_ids: Sequence[str]) -> Sequence[str]:
+    """Return those of these jobs that are over or gone."""
+    async with database.read() as session:
+        return list((await session.execute(queries.over_of(job_ids))).scalars())
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -153,11 +173,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
-            context.stopping.set()
+            context.stop()
             await asyncio.to_thread(maintenance.close)
             await asyncio.gather(context.caretaker.stop(), context.evaluation_caretaker.stop())
             await asyncio.gather(*context.background, return_exceptions=True)
-            await context.waiter.stop()
+            await asyncio.gather(context.changes.stop(), context.waiter.stop(), context.events.stop())
             await context.redis.aclose()
             await context.database.dispose()
 

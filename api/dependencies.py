@@ -19,7 +19,7 @@ from shared.errors import InvalidBody, InvalidParameter, UnknownParameter, Unsup
 from shared.evaluations.caretaker import EvaluationCaretaker
 from shared.evaluations.reading import EvaluationReader
 from shared.evaluations.service import EvaluationService
-from shared.events import DoneWaiter, EventReader
+from shared.events import EventReader
 from shared.files.service import FileService
 from shared.health import HealthProbe
 from shared.jobs.estimate import Forecasts
@@ -28,10 +28,13 @@ from shared.served_models import ServedModels
 from shared.settings import Settings
 from shared.strict_json import parse_json
 from shared.vault import Vault
+from shared.watch import JobWatch
 
 if TYPE_CHECKING:
     from api.auth import Authenticator
     from api.backpressure import WaitingRoom
+    from api.changes import Changes
+    from api.followers import Followers
     from api.limits import RequestLimiter
     from api.routes.metrics import StatusCounts
 
@@ -48,7 +51,7 @@ class Context:
     database: AsyncDatabase
     redis: redis.asyncio.Redis
     models: ServedModels
-    waiter: DoneWaiter
+    waiter: JobWatch
     events: EventReader
     jobs: JobService
     forecasts: Forecasts
@@ -61,11 +64,19 @@ class Context:
     auth: Authenticator
     limiter: RequestLimiter
     waiting_room: WaitingRoom
+    followers: Followers
+    changes: Changes
     status_counts: StatusCounts
     health: HealthProbe
     vault: Vault
-    stopping: asyncio.Event = field(default_factory=asyncio.Event)  # the process was told to end
+    stopping: asyncio.Event  # the process was told to end
     background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def stop(self) -> None:
+        """Tell all who wait or follow that the process is about to end."""
+        self.stopping.set()
+        self.waiter.wake_everybody()
+        self.changes.wake_everybody()
 
     def spawn(self, coroutine: Any) -> None:
         """Run beside the request, which may be over or cancelled by then."""

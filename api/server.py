@@ -54,7 +54,7 @@ class _Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         context = getattr(self.config.app.state, "context", None)  # type: ignore[union-attr]
         if context is not None:
-            context.stopping.set()
+            context.stop()
         await super().shutdown(sockets)
 
 

@@ -52,6 +52,7 @@ class Whole:
 
     url: str
     database_url: str
+    redis_url: str
 
 
 @contextmanager
@@ -106,7 +107,7 @@ def whole(
                     log = (folder / f"{part}.log").read_text(errors="replace")
                     raise RuntimeError(f"the {part} is not ready:\n{log[-2000:]}")
             time.sleep(0.1)
-        yield Whole(url, database_url)
+        yield Whole(url, database_url, redis_url)
 
 
 def _ready(url: str) -> bool:

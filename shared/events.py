@@ -1,47 +1,48 @@
-"""Progress events over Redis: a bounded, expiring stream per job, and two pub/sub channels.
+"""Progress events over Redis: a bounded, expiring stream per job, and pub/sub channels that say where to look.
 
     vdiff:events:{job_id}   stream; fields t (type) and d (JSON)
         started   {attempt, worker_id}
-        progress  {attempt, index, step, tokens_committed, tokens_total, text, canvas?}   text is append-only
+        progress  {attempt, index, step, tokens_committed, tokens_total, offset, text, canvas...}   text is append-only
         denoise   {attempt, index, step, positions, tokens, texts, confidence}
         done      {status}                     only after the row is committed
+    vdiff:moved             channel; ids of jobs that have new events, separated by spaces
     vdiff:done              channel; a job id, right after its `done`
-    vdiff:cancel            channel; a job id whose worker should stop it
+    vdiff:cancel            channel; a job id whose row asks its worker to stop it
 
-All of it is a hint: Redis may lose any of these. The end of a job always comes from PostgreSQL, which is why every wait
-here re-reads the row now and then. The worker writes through `worker.relay`, the API reads through `EventReader` and
-`DoneWaiter`.
+All of it is a hint: Redis may lose any of these, and anybody may write there. The end of a job always comes from
+PostgreSQL. The worker writes through `worker.relay`; the API waits through `shared.watch` and reads through `EventReader`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 import redis.asyncio
-from redis.exceptions import RedisError
+import structlog
+from redis.exceptions import RedisError, ResponseError
 
-from shared.background import Duty, OnGone, watch_task
-from shared.ids import new_id
-from shared.metrics import API_DUTY_FAILURES
+from shared.stream_bounds import StreamBounds
 
 DONE_CHANNEL = "vdiff:done"
+MOVED_CHANNEL = "vdiff:moved"
 CANCEL_CHANNEL = "vdiff:cancel"
-ASK_CHANNEL = "vdiff:who-waits"
-ASK_SECONDS = 2.0  # for the answers of all API processes
 FIRST = "0-0"  # the `last_id` of a reader that has seen nothing
 
 READ_BLOCK_MS_MAX = 4_000  # redis-py 8 times a blocking read out after 5 s
-REREAD_SECONDS = 1.5  # how late a lost `done` may be noticed
-_RECONNECT_SECONDS = 0.5
+PAGE = 32  # events of one stream that one read gives
+READS_MAX = 32  # streams of one round trip
+GATHER_SECONDS = 0.002  # readers that the same message woke share a round trip
 
-Row = TypeVar("Row")
+STREAM_BYTES = 2 << 20
+TENANT_BYTES = 64 << 20
+
+_log = structlog.get_logger(__name__)
+Item = tuple[str, str, dict[str, Any]]  # id, type, data
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Event:
     job_id: str
     type: str
     data: dict[str, Any]
+    tenant: str = ""  # of `started`: whose room the stream takes
 
 
 def events_key(job_id: str) -> str:
@@ -62,17 +64,27 @@ def left_key(job_id: str) -> str:
     return f"vdiff:left:{job_id}"
 
 
-def _answers_key(nonce: str) -> str:
-    return f"vdiff:who-waits:{nonce}"
-
-
 class EventPublisher:
-    """The worker's side: writes batches of events, one round trip each."""
+    """The worker's side: writes batches of events, one round trip each.
 
-    def __init__(self, client: redis.Redis, *, stream_length: int, stream_seconds: int) -> None:
+    Args:
+        stream_length, stream_bytes: what one stream keeps, whichever is less.
+        tenant_bytes: what all streams of one tenant keep.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        *,
+        stream_length: int,
+        stream_seconds: int,
+        stream_bytes: int = STREAM_BYTES,
+        tenant_bytes: int = TENANT_BYTES,
+    ) -> None:
         self._client = client
         self._length = stream_length
         self._seconds = stream_seconds
+        self._bounds = StreamBounds(stream_bytes=stream_bytes, tenant_bytes=tenant_bytes, seconds=stream_seconds)
 
     def publish(self, events: Iterable[Event]) -> None:
         """Append the events to their streams; `done` is announced on its channel too.
@@ -80,23 +92,31 @@ class EventPublisher:
         Raises:
             redis.RedisError: Redis is away; nothing or a part was written.
         """
-        pipe = self._client.pipeline(transaction=False)
-        keys: set[str] = set()
-        done: list[str] = []
-        for event in events:
-            key = events_key(event.job_id)
-            fields: dict[Any, Any] = {"t": event.type, "d": json.dumps(event.data, separators=(",", ":"))}
-            pipe.xadd(key, fields, maxlen=self._length, approximate=True)
-            keys.add(key)
-            if event.type == "done":
-                done.append(event.job_id)
-        if not keys:
+        events = list(events)
+        if not events:
             return
-        for key in keys:
-            pipe.expire(key, self._seconds)
-        for job_id in done:
+        over = {event.job_id for event in events if event.type == "done"}
+        moved = list(dict.fromkeys(event.job_id for event in events))
+        pipe: Any = self._client.pipeline(transaction=False)
+        accounts = 0
+        if self._bounds.has_room(self._client):
+            for event in events:
+                self._bounds.note_tenant(event.job_id, event.tenant)
+                told = json.dumps(event.data, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+                most = self._bounds.length(event.job_id, len(told), self._length)
+                pipe.xadd(events_key(event.job_id), {"t": event.type, "d": told}, maxlen=most, approximate=True)
+            for job_id in moved:
+                pipe.expire(events_key(job_id), self._seconds)
+            accounts = self._bounds.settle(pipe, set(moved), over)
+        written = len(pipe)
+        pipe.publish(MOVED_CHANNEL, " ".join(moved))
+        for job_id in over:
             pipe.publish(DONE_CHANNEL, job_id)
-        pipe.execute()
+        for number, answer in enumerate(pipe.execute(raise_on_error=False)):
+            if isinstance(answer, Exception):
+                if not written - accounts <= number < written:
+                    raise answer
+                self._bounds.refuse(answer)
 
     def forget(self, job_ids: Sequence[str]) -> None:
         """Delete the streams of those jobs. Raises redis.RedisError: they stay until they expire."""
@@ -119,25 +139,70 @@ async def publish_cancel(client: redis.asyncio.Redis, job_id: str) -> None:
 
 
 class EventReader:
-    """The API's side of the streams."""
+    """The API's side of the streams: reads of all clients of a process go to Redis together, over one connection."""
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
+        self._wanted: dict[tuple[str, str], asyncio.Future[list[Item]]] = {}
+        self._task: asyncio.Task[None] | None = None
 
-    async def read(
-        self, job_id: str, last_id: str = FIRST, block_ms: int = 1_000
-    ) -> list[tuple[str, str, dict[str, Any]]]:
-        """The events after `last_id` as (id, type, data); waits up to `block_ms` for the first, then gives [].
+    async def read(self, job_id: str, last_id: str = FIRST) -> list[Item]:
+        """Return the next events after `last_id`, at most `PAGE`; an empty list when there are none now.
 
         Raises:
             redis.RedisError: Redis is away.
         """
-        block = max(1, min(block_ms, READ_BLOCK_MS_MAX))  # 0 would block for ever
-        answer: Any = await self._client.xread({events_key(job_id): last_id}, block=block)
-        if not answer:
-            return []
-        streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
-        return [_decode(entry_id, fields) for entries in streams for entry_id, fields in _flat(entries)]
+        future = self._wanted.get((job_id, last_id))
+        if future is None:
+            future = self._wanted[job_id, last_id] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # its readers may be gone
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._read_wanted(), name="vdiff-event-reader")
+        return await asyncio.shield(future)
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        for future in self._wanted.values():
+            future.cancel()
+
+    async def _read_wanted(self) -> None:
+        while self._wanted:
+            await asyncio.sleep(GATHER_SECONDS)
+            keys = list(self._wanted)[:READS_MAX]
+            futures = [self._wanted.pop(key) for key in keys]
+            try:
+                pipe = self._client.pipeline(transaction=False)
+                for job_id, last_id in keys:
+                    pipe.xread({events_key(job_id): last_id}, count=PAGE)
+                answers = await pipe.execute(raise_on_error=False)
+            except (RedisError, OSError) as exc:
+                answers = [exc] * len(keys)
+            except BaseException as exc:  # cancelled, or a bug: nobody may wait for ever
+                for future in futures:
+                    future.cancel()
+                if isinstance(exc, Exception):
+                    _log.exception("events_not_read")
+                    continue
+                raise
+            for future, answer in zip(futures, answers, strict=True):
+                if future.done():
+                    continue
+                if isinstance(answer, ResponseError) and str(answer).startswith("WRONGTYPE"):
+                    answer = None  # somebody's key of this name is no stream
+                if isinstance(answer, Exception):
+                    future.set_exception(answer)
+                else:
+                    future.set_result(entries_of(answer))
+
+
+def entries_of(answer: Any) -> list[Item]:
+    """Parse the answer to an XREAD of one stream, leaving out what no worker of ours wrote."""
+    if not answer:
+        return []
+    streams = answer.values() if isinstance(answer, dict) else [entries for _, entries in answer]
+    return [_decode(entry_id, fields) for entries in streams for entry_id, fields in _flat(entries)]
 
 
 def _flat(entries: Any) -> list[tuple[Any, Any]]:
@@ -147,145 +212,28 @@ def _flat(entries: Any) -> list[tuple[Any, Any]]:
     return list(entries)
 
 
-def _text(value: str | bytes) -> str:
+def as_text(value: str | bytes) -> str:
+    """Return text of Redis; bytes that are no UTF-8 match no id and no channel."""
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _decode(entry_id: str | bytes, fields: dict[Any, Any]) -> tuple[str, str, dict[str, Any]]:
-    values = {_text(k): _text(v) for k, v in fields.items()}
-    return _text(entry_id), values["t"], json.loads(values["d"])
+def _decode(entry_id: str | bytes, fields: dict[Any, Any]) -> Item:
+    """Parse one entry; one that no worker of ours can have written becomes `IGNORED`."""
+    try:
+        values = {as_text(k): as_text(v) for k, v in fields.items()}
+        kind, data = values["t"], json.loads(values["d"])
+        if kind in _SHAPES and all(isinstance(data.get(name), wanted) for name, wanted in _SHAPES[kind].items()):
+            return as_text(entry_id), kind, data
+    except (KeyError, ValueError, AttributeError, RecursionError):
+        pass
+    return as_text(entry_id), IGNORED, {}
 
 
-class DoneWaiter:
-    """One subscription per API process that wakes everybody who waits for a job's end, and says to others whether anybody does.
-
-    Register before the job is enqueued, else a fast job is done before anybody listens:
-
-        waiter.register(job_id)
-        try:
-            ... commit, push ...
-            row = await waiter.wait_for(job_id, read_row, timeout_seconds=30)
-        finally:
-            waiter.forget(job_id)
-    """
-
-    def __init__(self, client: redis.asyncio.Redis) -> None:
-        self._client = client
-        self._waiting: dict[str, tuple[asyncio.Event, int]] = {}  # how many wait for it
-        self._task: asyncio.Task[None] | None = None
-        self._duty = Duty("hear_done", lambda: None, every=_RECONNECT_SECONDS, failures=API_DUTY_FAILURES)
-        self._answering: set[asyncio.Task[None]] = set()
-
-    def start(self, on_gone: OnGone = lambda reason: None) -> None:
-        self._task = asyncio.create_task(self._listen(), name="vdiff-done-waiter")
-        watch_task(self._task, on_gone)
-
-    async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, *self._answering, return_exceptions=True)
-            self._task = None
-
-    def register(self, job_id: str) -> None:
-        event, count = self._waiting.get(job_id) or (asyncio.Event(), 0)
-        self._waiting[job_id] = (event, count + 1)
-
-    def forget(self, job_id: str) -> None:
-        entry = self._waiting.pop(job_id, None)
-        if entry is not None and entry[1] > 1:
-            self._waiting[job_id] = (entry[0], entry[1] - 1)
-
-    def waits(self, job_id: str) -> bool:
-        """Whether somebody here waits for it."""
-        return job_id in self._waiting
-
-    async def waits_anywhere(self, job_id: str) -> bool | None:
-        """Whether somebody at any API process waits for it; None when that cannot be told: Redis is away, or one is silent."""
-        if self.waits(job_id):
-            return True
-        nonce = new_id("ask")
-        try:
-            async with asyncio.timeout(ASK_SECONDS):
-                for _ in range(await self._client.publish(ASK_CHANNEL, f"{nonce} {job_id}")):
-                    answer: Any = await self._client.blpop([_answers_key(nonce)], timeout=ASK_SECONDS)
-                    if answer is None:
-                        return None
-                    if _text(answer[1]) == "yes":
-                        return True
-        except (RedisError, OSError, TimeoutError):
-            return None
-        return False
-
-    async def _answer(self, question: str) -> None:
-        nonce, _, job_id = question.partition(" ")
-        pipe = self._client.pipeline(transaction=False)
-        pipe.rpush(_answers_key(nonce), "yes" if self.waits(job_id) else "no")
-        pipe.expire(_answers_key(nonce), int(10 * ASK_SECONDS))
-        with suppress(RedisError, OSError):  # who asked takes silence for "cannot be told"
-            await pipe.execute()
-
-    async def wait(self, job_id: str, timeout_seconds: float) -> bool:
-        """Whether the job's `done` was heard; False only says that it was not heard in time."""
-        event = self._waiting[job_id][0]
-        try:
-            await asyncio.wait_for(event.wait(), timeout_seconds)
-        except TimeoutError:
-            return False
-        return True
-
-    async def wait_for(
-        self,
-        job_id: str,
-        read_row: Callable[[], Awaitable[Row]],
-        *,
-        is_done: Callable[[Row], bool],
-        timeout_seconds: float,
-        reread_seconds: float = REREAD_SECONDS,
-    ) -> Row:
-        """The job's row once `is_done` says so, or as it is when the time is up; for a registered job.
-
-        The row is read when `done` is heard and every `reread_seconds` besides, as Redis may lose the message.
-        """
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            remaining = deadline - time.monotonic()
-            if remaining > 0:
-                heard = await self.wait(job_id, min(reread_seconds, remaining))
-            else:
-                heard = False
-            row = await read_row()
-            if is_done(row) or deadline - time.monotonic() <= 0:
-                return row
-            if heard:
-                # An older life's message, or a replica's lag: wait for the next instead of spinning.
-                self._waiting[job_id][0].clear()
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
-                    await subscription.subscribe(DONE_CHANNEL, ASK_CHANNEL)
-                    # Whatever was published while we were away is lost: make all waiters read their rows.
-                    self._wake_all()
-                    self._duty.succeeded()
-                    while True:
-                        message = await subscription.get_message(timeout=READ_BLOCK_MS_MAX / 1000)
-                        if message is None:
-                            continue
-                        if _text(message["channel"]) == DONE_CHANNEL:
-                            self._wake(_text(message["data"]))
-                        else:
-                            task = asyncio.create_task(self._answer(_text(message["data"])))
-                            self._answering.add(task)
-                            task.add_done_callback(self._answering.discard)
-            except Exception as exc:
-                await asyncio.sleep(self._duty.failed(exc))
-
-    def _wake(self, job_id: str) -> None:
-        entry = self._waiting.get(job_id)
-        if entry is not None:
-            entry[0].set()
-
-    def _wake_all(self) -> None:
-        for event, _ in self._waiting.values():
-            event.set()
+IGNORED = "ignored"
+_STEP: dict[str, Any] = {"attempt": int, "index": int, "step": int}
+_SHAPES: dict[str, dict[str, Any]] = {
+    "started": {"attempt": int, "worker_id": str},
+    "progress": {**_STEP, "tokens_committed": int, "tokens_total": int, "offset": int, "text": str},
+    "denoise": {**_STEP, "positions": list, "tokens": list, "confidence": list},
+    "done": {"status": str},
+}

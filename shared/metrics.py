@@ -1,7 +1,7 @@
 """Metrics, each declared once and set where the thing happens. Three kinds of place:
 
-    the API process        REQUESTS, LATENCY, ERRORS, REQUESTS_WAITING, EVALUATION_SAMPLES: what this process did; shown by
-                           it alone
+    the API process        REQUESTS, LATENCY, ERRORS, FOLLOWERS, REQUESTS_WAITING, EVALUATION_SAMPLES: what this process
+                           did; shown by it alone
     a worker               everything in WORKER: carried to PostgreSQL by its heartbeat (`snapshot`), added up over all
                            workers that ever were, and shown by every API process alike (`merged`), with a label `model`
     a sender of webhooks   everything in DELIVERY: likewise, without a label of its own
@@ -43,6 +43,7 @@ LATENCY = Histogram(
     ["route"],
     buckets=SECONDS,
 )
+FOLLOWERS = Gauge("vdiff_followers", "Clients that wait for a job or follow one, a batch, an evaluation or a list")
 REQUESTS_WAITING = Gauge("vdiff_requests_waiting", "Sync requests that wait for room under a limit")
 ERRORS = Counter("vdiff_errors_total", "Error answers by code", ["code"])
 EVALUATION_SAMPLES = Counter(

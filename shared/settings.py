@@ -114,6 +114,13 @@ class Settings(BaseSettings):
         le=MOST,
         description="sync requests beyond a limit that one API process lets wait; the rest is 429 at once",
     )
+    max_followers: int = Field(
+        5_000,
+        ge=1,
+        le=MOST,
+        description="clients that wait for or follow something at one API process; the rest is 429",
+    )
+    max_followers_per_key: int = Field(2_500, ge=1, le=MOST, description="of these, with one API key")
     file_store: str | None = Field(
         None, description="where files are: file:///folder, s3://bucket/prefix or the like; empty means PostgreSQL"
     )
@@ -251,6 +258,19 @@ class Settings(BaseSettings):
     )
     event_stream_seconds: int = Field(600, ge=1, le=MOST, description="how long a job's progress events stay in Redis")
     event_stream_length: int = Field(10_000, ge=10, le=MOST, description="events kept per job in Redis")
+    event_stream_bytes: int = Field(2 << 20, ge=65_536, le=MOST, description="bytes of events kept per job in Redis")
+    event_tenant_bytes: int = Field(
+        64 << 20,
+        ge=65_536,
+        le=MOST,
+        description="bytes of events kept per tenant in Redis; the oldest jobs' events go first",
+    )
+    redis_maxmemory_bytes: int = Field(
+        512 << 20,
+        ge=0,
+        le=1 << 50,
+        description="memory of the embedded Redis, which refuses writes beyond it; 0 is no limit",
+    )
 
     # Logs
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")

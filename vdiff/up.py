@@ -173,7 +173,9 @@ class Supervisor:
             database_url = self._embed("postgres", EmbeddedPostgres(self._data_dir / "postgres"))
         if redis_url is None:
             self._say(f"starting Redis in {self._data_dir / 'redis'}")
-            redis_url = self._embed("redis", EmbeddedRedis(self._data_dir / "redis"))
+            redis_url = self._embed(
+                "redis", EmbeddedRedis(self._data_dir / "redis", maxmemory_bytes=s.redis_maxmemory_bytes)
+            )
         self._check_redis(redis_url)
         secret_keys = s.secret_keys
         if secret_keys is None and s.database_url is None:

@@ -119,7 +119,11 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     database = Database(database_url, pool_size=4, max_overflow=2 * slots + POOL_SIZE)
     client = queue_client.connect(redis_url)
     publisher = EventPublisher(
-        client, stream_length=settings.event_stream_length, stream_seconds=settings.event_stream_seconds
+        client,
+        stream_length=settings.event_stream_length,
+        stream_seconds=settings.event_stream_seconds,
+        stream_bytes=settings.event_stream_bytes,
+        tenant_bytes=settings.event_tenant_bytes,
     )
     held = HeldAttempts()
     counters = Counters()

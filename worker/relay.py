@@ -89,7 +89,10 @@ def merge(events: list[Event]) -> list[Event]:
         if before is not None and event.type == "progress":
             offset = before.data.get("offset", 0)
             data = {**data, "text": before.data["text"] + data["text"], "offset": offset}
-        merged[key] = Event(event.job_id, event.type, data)
+            if "canvas_change" in data:  # it is of the frame that is merged away
+                data = {k: v for k, v in data.items() if k not in ("canvas_change", "frame")}
+                data |= {k: before.data[k] for k in ("canvas", "frame") if "canvas" in before.data}
+        merged[key] = Event(event.job_id, event.type, data, event.tenant)
     jobs = list(dict.fromkeys(event.job_id for event in merged.values()))
     forgotten = set(jobs[: max(0, len(jobs) - JOBS_PENDING_MAX)])
     return [event for event in merged.values() if event.job_id not in forgotten]

@@ -22,6 +22,7 @@ from sqlalchemy import Row, Select
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, StatementError
 
 from shared import tracing
+from shared.canvas import CanvasWriter
 from shared.db.session import Database, is_refusal
 from shared.diffusion_params import shown_diffusion
 from shared.errors import EngineError, VDiffError
@@ -143,7 +144,7 @@ class Runner:
         QUEUE_SECONDS.labels(priority=job.priority).observe(max(waited, 0.0))
         log.info("attempt_started", prompt_tokens=len(job.prompt_token_ids))
         began = time.monotonic()
-        self._emit(Event(job.id, "started", {"attempt": job.attempt, "worker_id": self._worker_id}))
+        self._emit(Event(job.id, "started", {"attempt": job.attempt, "worker_id": self._worker_id}, job.tenant))
         output: RequestOutput | None = None
         error: VDiffError | None = None
         try:
@@ -319,6 +320,7 @@ class Runner:
         committed: dict[int, int] = {}
         total: dict[int, int] = {}
         characters: dict[int, int] = {}
+        canvases: dict[int, CanvasWriter] = {}
         log = held.steps = StepLog(attempt, self._keep_steps_tokens)
 
         def listen(event: StepEvent) -> None:
@@ -342,7 +344,8 @@ class Runner:
                 "text": storable(event.text_delta),  # as the result will have it: a stream must not differ from it
             }
             if event.canvas is not None:
-                progress["canvas"] = storable(event.canvas)
+                canvas = canvases.setdefault(event.index, CanvasWriter())
+                progress.update(canvas.fields(str(storable(event.canvas))))
             self._emit(Event(job_id, "progress", progress))
             if not event.positions and event.provisional is None:
                 return  # a score, which denoises nothing

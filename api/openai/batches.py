@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 from fastapi.sse import EventSourceResponse
 
 from api.auth import PrincipalDep, requires
-from api.changes import changes
 from api.dependencies import ContextDep, JsonBody, idempotency_key, is_automatic_retry
+from api.followers import FollowingStream
 from api.openai.files import expires_seconds
-from api.paging import no_nul, page_limit, page_object
+from api.paging import no_nul, page_limit, page_object, whole_number
 from shared.batches.service import NewBatch
 from shared.batches.status import OVER
-from shared.batches.views import item_object
+from shared.batches.views import item_object, listed_item
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.jobs.fields import metadata_of
 from shared.jobs.responses import ENDPOINTS
@@ -113,7 +113,7 @@ async def list_batches(
     no_nul(request)
     size = page_limit(limit, DEFAULT_PAGE, MAX_PAGE)
     rows = await context.batches.page(principal.tenant, after=after, limit=size)
-    return page_object([await context.batches.show(row) for row in rows], size)
+    return page_object(await context.batches.show_many(rows), size)
 
 
 @router.get("/{batch_id}")
@@ -130,7 +130,11 @@ async def batch_events(batch_id: str, context: ContextDep, principal: PrincipalD
         return await context.batches.show(await context.batches.get(batch_id, principal.tenant))
 
     await context.batches.get(batch_id, principal.tenant)  # an unknown one is 404, not an empty stream
-    return EventSourceResponse(changes(context, "batch", read, is_over=lambda batch: batch["status"] in OVER))
+    events = context.changes.follow(
+        "batch", (batch_id, principal.tenant), read, is_over=lambda batch: batch["status"] in OVER,
+        read_all=context.batches.read_many,
+    )  # fmt: skip
+    return FollowingStream(events, context.followers.enter(principal))
 
 
 @router.post("/{batch_id}/cancel")
@@ -156,7 +160,8 @@ async def list_items(
     cursor: str | None = None,
     limit: str | None = None,
 ) -> dict[str, Any]:
-    """The lines that are jobs, in their order, also while the batch runs; `status` filters, `next_cursor` goes on."""
+    """The lines that are jobs, in their order, also while the batch runs, without results; `status` filters, `next_cursor`
+    goes on."""
     no_nul(request)
     if status is not None and status not in list(JobStatus):
         raise InvalidParameter(f"status must be one of {', '.join(JobStatus)}", param="status")
@@ -166,8 +171,17 @@ async def list_items(
     rows = await context.batches.items(
         batch_id, principal.tenant, status=status, after_line=int(cursor or 0), limit=size
     )
-    page = [item_object(row._mapping) for row in rows[:size]]
+    page = [listed_item(row._mapping) for row in rows[:size]]
     more = len(rows) > size
     return {
         "object": "list", "data": page, "has_more": more, "next_cursor": str(page[-1]["line"]) if more else None,
     }  # fmt: skip
+
+
+@router.get("/{batch_id}/items/{line}")
+async def get_item(batch_id: str, line: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+    """One line that is a job, with its `response` or `error` once it is over."""
+    number = whole_number(line)
+    if number is None:
+        raise InvalidParameter("line must be the number of a line of the input file", param="line")
+    return item_object((await context.batches.item(batch_id, principal.tenant, number))._mapping)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.types import Receive, Scope, Send
 
 from api.dependencies import Context
+from api.followers import Place
 from shared.events import left_key
 from shared.jobs.service import RETRY_WINDOW_SECONDS
 from shared.jobs.status import JobStatus
@@ -79,11 +80,20 @@ class StayingStream(EventSourceResponse):
     not: the job goes on, and its client can come back for it.
 
     Args:
-        staying: None for who only looks on.
+        staying: None for a client that only looks on.
+        place: among the followers; the stream leaves it at its end.
     """
 
-    def __init__(self, context: Context, job_id: str, events: AsyncIterator[bytes], staying: Stay | None) -> None:
+    def __init__(
+        self,
+        context: Context,
+        job_id: str,
+        events: AsyncIterator[bytes],
+        staying: Stay | None,
+        place: Place | None = None,
+    ) -> None:
         self.over = False  # to be set when the job is
+        self.place = place
         self._context, self._job, self._staying, self._broken = context, job_id, staying, False
         context.waiter.register(job_id)  # whoever follows a job waits for it
         headers = {"X-Job-Id": job_id, "Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -103,6 +113,8 @@ class StayingStream(EventSourceResponse):
             await super().__call__(scope, receive, send)
         finally:
             self._context.waiter.forget(self._job)
+            if self.place is not None:
+                self.place.leave()
             left = not (self.over or self._broken or self._context.stopping.is_set())
             if self._staying is not None and left:
                 self._staying.leave()

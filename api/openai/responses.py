@@ -15,6 +15,7 @@ from api.auth import CallerDep, PrincipalDep, requires
 from api.backpressure import Visit
 from api.dependencies import Context, ContextDep, JsonBody
 from api.events import follow
+from api.followers import Place
 from api.openai.leaving import Stay, StayingStream
 from api.openai.response_events import ResponseEvents
 from api.openai.routes import Way, answer, body_schema, serve
@@ -97,7 +98,7 @@ async def get_response(
         after = whole_number(starting_after)
         if after is None:
             raise InvalidParameter("starting_after must be a sequence number", param="starting_after")
-    return ResponseStream(context, row.id, row.tenant, after=after)
+    return ResponseStream(context, row.id, row.tenant, after=after, place=context.followers.enter(principal))
 
 
 @router.get("/{response_id}/input_items")
@@ -149,10 +150,17 @@ class ResponseStream(StayingStream):
     """The events of a response; who comes back to it only looks on."""
 
     def __init__(
-        self, context: Context, job_id: str, tenant: str, *, after: int | None = None, staying: Stay | None = None
+        self,
+        context: Context,
+        job_id: str,
+        tenant: str,
+        *,
+        after: int | None = None,
+        staying: Stay | None = None,
+        place: Place | None = None,
     ) -> None:
         self._job_id, self._tenant = job_id, tenant
-        super().__init__(context, job_id, self._events(after), staying)
+        super().__init__(context, job_id, self._events(after), staying, place)
 
     async def _events(self, after: int | None) -> AsyncIterator[bytes]:
         first = await self._context.jobs.get(self._job_id, self._tenant)

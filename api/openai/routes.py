@@ -19,6 +19,7 @@ from api.backpressure import ClientLeft, Visit, disconnected
 from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry
 from api.errors import error_type, from_vdiff, problem
 from api.events import follow
+from api.followers import Place
 from api.openai.leaving import Stay, StayingStream, stay
 from api.openai.sse import ChunkStream, Diverged
 from shared.errors import Overloaded, WaitTimeout
@@ -94,6 +95,7 @@ async def serve(
     size = len(await request.body())
     visit = Visit(request, context.stopping, longest=context.settings.sync_timeout_seconds, size=size)
     room = context.waiting_room
+    place: Place | None = context.followers.enter(principal)
     try:
         await room.admit(rate_line(principal), visit, lambda: count_request(request, context, principal))
         submission = Submission(
@@ -120,12 +122,18 @@ async def serve(
                 request, context, job_id=accepted.id, tenant=principal.tenant, created=accepted.created,
                 keyed=way.stays or submission.idempotency_key is not None,
             )  # fmt: skip
-            return await way.reply(request, context, prepared, staying, visit)
+            reply = await way.reply(request, context, prepared, staying, visit)
+            if isinstance(reply, StayingStream):
+                reply.place, place = place, None  # the stream leaves it
+            return reply
         finally:
             for job_id in waited_for:
                 context.waiter.forget(job_id)
     except ClientLeft:
         return Response(status_code=CLIENT_GONE)
+    finally:
+        if place is not None:
+            place.leave()
 
 
 async def answer(request: Request, context: Context, staying: Stay, seconds: float) -> Response:

@@ -8,9 +8,11 @@ whole, with the finish reason: tokens are not committed from left to right, delt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
+from shared.canvas import STEP_BYTES, CanvasReader
 from shared.jobs.responses import CHAT, response_id
 from shared.jobs.status import JobStatus
 
@@ -41,6 +43,8 @@ class ChunkStream:
         self._visualize = visualize
         self._n = n
         self._sent = [""] * n  # committed text given out, per choice
+        self._canvases = [CanvasReader() for _ in range(n)]
+        self._paid = [0] * n  # bytes that canvases may take
 
     def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         usage = {"usage": None} if self._include_usage else {}
@@ -64,14 +68,19 @@ class ChunkStream:
     def progress(self, data: Mapping[str, Any]) -> list[dict[str, Any]]:
         """One `progress` event."""
         index = data["index"]
+        if not 0 <= index < self._n:
+            return []
         before = self._sent[index]
         offset, text = data["offset"], data["text"]
         fresh = text[len(before) - offset :] if offset <= len(before) else ""  # beyond a hole: wait for the end
         self._sent[index] = before + fresh
         if self._visualize:
-            canvas = data.get("canvas")
-            if canvas is None:
-                return []
+            reader = self._canvases[index]
+            canvas = reader.canvas if reader.hear(data) else None
+            self._paid[index] += STEP_BYTES
+            if canvas is None or (cost := len(json.dumps(canvas))) > self._paid[index]:
+                return []  # of a long text, as many steps are left out as keep the whole stream's bytes linear
+            self._paid[index] -= cost
             extras = {"diffusing": True, "replace": True, "committed": self._sent[index], "step": data["step"]}
             return [self._chunk([self._choice(index, canvas)], vdiff=extras)]
         return [self._chunk([self._choice(index, fresh)])] if fresh else []

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.sse import EventSourceResponse
 
 from api.auth import PrincipalDep, requires
-from api.changes import changes
 from api.dependencies import Context, ContextDep, JsonBody
+from api.followers import FollowingStream
 from api.openai.batches import window_seconds
-from api.paging import no_nul, page_limit, page_object
+from api.paging import no_nul, page_limit, page_object, whole_number
 from shared import checks
 from shared.errors import InvalidParameter, MissingParameter
 from shared.evaluations import report as reports
@@ -22,7 +22,7 @@ from shared.evaluations.repository import Place
 from shared.evaluations.requests import parse_configurations, parse_evaluation
 from shared.evaluations.service import Made
 from shared.evaluations.status import OPEN
-from shared.evaluations.views import OUTCOMES, item_object, short_object
+from shared.evaluations.views import OUTCOMES, item_object, listed_item, short_object
 from shared.keys.principal import Principal, Scope
 
 router = APIRouter(prefix="/v1/evaluations", tags=["evaluations"], dependencies=[requires(Scope.BATCHES)])
@@ -130,7 +130,9 @@ async def evaluation_events(evaluation_id: str, context: ContextDep, principal: 
         return await context.evaluation_reader.show(row)
 
     await context.evaluations.get(evaluation_id, principal.tenant)  # an unknown one is 404, not an empty stream
-    return EventSourceResponse(changes(context, "evaluation", read, is_over=lambda e: e["status"] not in OPEN))
+    key = (evaluation_id, principal.tenant)
+    events = context.changes.follow("evaluation", key, read, is_over=lambda shown: shown["status"] not in OPEN)
+    return FollowingStream(events, context.followers.enter(principal))
 
 
 @router.delete("/{evaluation_id}")
@@ -171,7 +173,8 @@ async def list_items(
     cursor: str | None = None,
     limit: str | None = None,
 ) -> dict[str, Any]:
-    """Graded answers, also while it runs: errors first, then what failed, then what passed; `next_cursor` goes on."""
+    """Graded answers, also while it runs: errors first, then what failed, then what passed; `next_cursor` goes on. Their
+    texts are at `urls.self` of each."""
     no_nul(request)
     if outcome is not None and outcome not in OUTCOMES:
         raise InvalidParameter(f"outcome must be one of {', '.join(OUTCOMES)}", param="outcome")
@@ -182,7 +185,32 @@ async def list_items(
     page = rows[:size]
     more = len(rows) > size
     last = f"{page[-1].outcome}.{page[-1].item}.{page[-1].position}.{page[-1].repeat}" if more else None
-    return {"object": "list", "data": [item_object(row) for row in page], "has_more": more, "next_cursor": last}
+    return {"object": "list", "data": [listed_item(row) for row in page], "has_more": more, "next_cursor": last}
+
+
+@router.get("/{evaluation_id}/items/{item}")
+async def get_item(
+    request: Request,
+    evaluation_id: str,
+    item: str,
+    context: ContextDep,
+    principal: PrincipalDep,
+    configuration: str | None = None,
+    repeat: str = "0",
+) -> dict[str, Any]:
+    """One graded answer: the item's data, the answer's text, what each grader said."""
+    no_nul(request)
+    if configuration is None:
+        raise MissingParameter("configuration is required", param="configuration")
+    numbers = {}
+    for name, given in (("item", item), ("repeat", repeat)):
+        number = whole_number(given)
+        if number is None:
+            raise InvalidParameter(f"{name} must be a whole number", param=name)
+        numbers[name] = number
+    return item_object(
+        await context.evaluations.sample(evaluation_id, principal.tenant, configuration=configuration, **numbers)
+    )
 
 
 def _place(cursor: str | None) -> Place | None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import re
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
 
@@ -29,7 +30,7 @@ from shared.jobs.fields import metadata_of
 from shared.jobs.responses import ENDPOINTS
 from shared.jobs.service import Accepted, Prepared, Submission, is_over, refuse_purged
 from shared.jobs.status import JobStatus, Priority
-from shared.jobs.views import attempt_object, job_object, urls
+from shared.jobs.views import attempt_object, job_object, listed_object, urls
 from shared.keys.principal import Principal, Scope
 from shared.settings import Settings
 from shared.webhooks.requests import JOB_FIELDS, job_webhook
@@ -170,18 +171,21 @@ async def create(request: Request, body: JsonBody, context: ContextDep, principa
     except VDiffError:
         if (found := await context.jobs.made_before(submission)) is None:
             raise
-        return await accepted_as(request, context, Accepted(found, created=False), principal)
+        with waiting_place(context, principal, preferred_wait(request, context.settings.max_wait_seconds)):
+            return await accepted_as(request, context, Accepted(found, created=False), principal)
     return await accept(request, context, prepared, principal)
 
 
 async def accept(request: Request, context: Context, prepared: Prepared, principal: Principal) -> JSONResponse:
     """Store the job and answer with it: at once, or when it is over for `Prefer: wait`."""
-    context.waiter.register(prepared.id)  # before the push, else a fast job is done before anybody listens
-    try:
+    with waiting_place(context, principal, preferred_wait(request, context.settings.max_wait_seconds)):
         accepted = await context.jobs.enqueue(prepared)
         return await accepted_as(request, context, accepted, principal)
-    finally:
-        context.waiter.forget(prepared.id)
+
+
+def waiting_place(context: Context, principal: Principal, seconds: float | None) -> AbstractContextManager[object]:
+    """Hold a place for a request that waits so long; none for one that does not. Raises TooManyRequests."""
+    return context.followers.enter(principal) if seconds else nullcontext()
 
 
 async def accepted_as(request: Request, context: Context, accepted: Accepted, principal: Principal) -> JSONResponse:
@@ -241,7 +245,7 @@ async def list_jobs(
     limit: str | None = None,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """Jobs, newest first. `metadata[key]=value` filters; `next_cursor` goes on where the page ends."""
+    """Jobs, newest first, without results. `metadata[key]=value` filters; `next_cursor` goes on where the page ends."""
     given = request.query_params.multi_items()
     _no_nul(given)
     metadata = {}
@@ -269,7 +273,7 @@ async def list_jobs(
     more = len(rows) > size
     return {
         "object": "list",
-        "data": [job_object(row._mapping) for row in page],
+        "data": [listed_object(row._mapping) for row in page],
         "has_more": more,
         "next_cursor": _cursor(page[-1].id) if more else None,
     }
@@ -280,7 +284,9 @@ async def get_job(
     request: Request, job_id: str, context: ContextDep, principal: PrincipalDep, wait: str | None = None
 ) -> Response:
     """The job; with `wait=30` the answer comes when the job is over, or after 30 seconds. Knows If-None-Match."""
-    row = await context.jobs.wait(job_id, wait_seconds(wait, context.settings.max_wait_seconds), principal.tenant)
+    seconds = wait_seconds(wait, context.settings.max_wait_seconds)
+    with waiting_place(context, principal, seconds):
+        row = await context.jobs.wait(job_id, seconds, principal.tenant)
     if row.purged_at is not None:
         return await gone(context, request, row)
     shown = await show(context, row)
@@ -308,7 +314,8 @@ async def events(request: Request, job_id: str, context: ContextDep, principal: 
     last = request.headers.get("last-event-id", "")
     if last and not _is_event_id(last):
         raise InvalidParameter("Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID")
-    return StayingStream(context, row.id, job_events(context, row, last or None), None)
+    place = context.followers.enter(principal)
+    return StayingStream(context, row.id, job_events(context, row, last or None), None, place)
 
 
 @router.get("/{job_id}/input")

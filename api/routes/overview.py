@@ -15,9 +15,10 @@ from fastapi.sse import EventSourceResponse
 from sqlalchemy import Row
 
 from api.auth import PrincipalDep
-from api.changes import COST_SHARE, PACE_SECONDS, changes
+from api.changes import COST_SHARE, PACE_SECONDS
 from api.dashboard.parameters import rules
 from api.dependencies import Context, ContextDep
+from api.followers import FollowingStream
 from api.routes.metrics import queue_totals
 from shared import serving
 from shared.batches import repository as batches
@@ -69,6 +70,11 @@ def failure_object(row: Row[Any], *, admin: bool) -> dict[str, Any]:
     }
 
 
+def viewer(principal: Principal) -> tuple[str | None, bool]:
+    """Return (tenant, admin): callers for whom they are equal see the same overview. None is all tenants."""
+    return None if principal.sees_all else principal.tenant, principal.may(Scope.ADMIN)
+
+
 class Glance:
     """Reads the overview, at most once a second for each tenant."""
 
@@ -77,8 +83,7 @@ class Glance:
         self._reading = asyncio.Lock()
 
     async def at(self, context: Context, principal: Principal) -> dict[str, Any]:
-        admin = principal.may(Scope.ADMIN)
-        who = (None if principal.sees_all else principal.tenant, admin)
+        who = viewer(principal)
         async with self._reading:
             read_at, shown = self._read.get(who, (float("-inf"), {}))
             began = time.monotonic()
@@ -146,7 +151,9 @@ async def overview(context: ContextDep, principal: PrincipalDep) -> dict[str, An
 @router.get("/overview/events")
 async def overview_events(context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
     """Server-sent events: `overview` with the same object whenever it changed, `trouble` while PostgreSQL is away."""
-    return EventSourceResponse(changes(context, "overview", lambda: _glance.at(context, principal)))
+    key = viewer(principal)
+    events = context.changes.follow("overview", key, lambda: _glance.at(context, principal))
+    return FollowingStream(events, context.followers.enter(principal))
 
 
 @router.get("/rules")

@@ -12,8 +12,8 @@ from fastapi.sse import EventSourceResponse
 from sqlalchemy import Row
 
 from api.auth import PrincipalDep, requires
-from api.changes import changes
 from api.dependencies import Context, ContextDep, JsonBody, optional_body
+from api.followers import FollowingStream
 from shared import checks
 from shared.db.tables.webhooks import DELIVERY_STATES
 from shared.errors import Conflict, Forbidden, InvalidParameter, MissingParameter, NotFound
@@ -258,7 +258,8 @@ async def delivery_events(
         only = {"job_id": job_id, "endpoint_id": endpoint_id, "status": None}
         return await _deliveries(context, principal, DEFAULT_PAGE, None, **only)
 
-    return EventSourceResponse(changes(context, "deliveries", read))
+    events = context.changes.follow("deliveries", (principal.tenant, job_id, endpoint_id), read)
+    return FollowingStream(events, context.followers.enter(principal))
 
 
 @router.post("/deliveries/{delivery_id}/redeliver", status_code=202)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Executable,
     Select,
     Table,
+    Text,
     Update,
+    any_,
     case,
     func,
+    literal,
     null,
     or_,
     select,
@@ -33,6 +37,9 @@ _B, _J = BATCHES.c, JOBS.c
 _OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 _LOST = (JobStatus.FAILED.value, JobStatus.CANCELLED.value, JobStatus.EXPIRED.value)
 PAGE = 200
+ITEM = [
+    _J.id, _J.custom_id, _J.batch_id, _J.batch_line, _J.status, _J.error, _J.usage, _J.timing, _J.attempt, _J.purged_at,
+]  # fmt: skip
 CANCEL_CHUNK = 2_000
 
 
@@ -66,6 +73,10 @@ def get(batch_id: str, tenant: str) -> Select[Any]:
     return select(BATCHES).where(_B.id == batch_id, _B.tenant == tenant)
 
 
+def get_many(batch_ids: Sequence[str]) -> Select[Any]:
+    return select(BATCHES).where(_B.id == any_(literal(list(batch_ids), ARRAY(Text))))
+
+
 def list_batches(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
     """Newest first, one row more than asked."""
     query = select(BATCHES).where(_B.tenant == tenant)
@@ -83,6 +94,12 @@ def open_by_status(tenant: str | None) -> Select[Any]:
 def counts(batch_id: str) -> Select[Any]:
     """(status, count) of its jobs."""
     return select(_J.status, func.count().label("count")).where(_J.batch_id == batch_id).group_by(_J.status)
+
+
+def counts_of(batch_ids: Sequence[str]) -> Select[Any]:
+    """(batch_id, status, count) of the jobs of many batches."""
+    wanted = _J.batch_id == any_(literal(list(batch_ids), ARRAY(Text)))
+    return select(_J.batch_id, _J.status, func.count()).where(wanted).group_by(_J.batch_id, _J.status)
 
 
 def by_status() -> Select[Any]:
@@ -105,21 +122,15 @@ def lines_open() -> Select[Any]:
 
 def items(batch_id: str, *, status: str | None, after_line: int, limit: int) -> Select[Any]:
     """Its jobs in the order of the lines, one row more than asked."""
-    query = select(
-        _J.id,
-        _J.custom_id,
-        _J.batch_line,
-        _J.status,
-        _J.result,
-        _J.error,
-        _J.usage,
-        _J.timing,
-        _J.attempt,
-        _J.purged_at,
-    ).where(_J.batch_id == batch_id, _J.batch_line > after_line)
+    query = select(*ITEM).where(_J.batch_id == batch_id, _J.batch_line > after_line)
     if status is not None:
         query = query.where(_J.status == status)
     return query.order_by(_J.batch_line).limit(limit + 1)
+
+
+def item(batch_id: str, line: int) -> Select[Any]:
+    """One line's job, with its result."""
+    return select(*ITEM, _J.result).where(_J.batch_id == batch_id, _J.batch_line == line)
 
 
 def results(batch_id: str, *, succeeded: bool, after_line: int) -> Select[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +124,25 @@ class BatchService:
             found = (await session.execute(repository.counts(row.id))).all()
         return batch_object(row, {status: count for status, count in found})
 
+    async def show_many(self, rows: Sequence[Row[Any]]) -> list[dict[str, Any]]:
+        """The batch objects with live counts, which are one query for all of them."""
+        counts: dict[str, dict[str, int]] = {
+            row.id: {} for row in rows if row.summary is None and row.total is not None
+        }
+        if counts:
+            async with self._database.read() as session:
+                for batch_id, status, count in await session.execute(repository.counts_of(list(counts))):
+                    counts[batch_id][status] = count
+        return [batch_object(row, counts.get(row.id, {})) for row in rows]
+
+    async def read_many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+        """The batch objects of these (id, tenant); a batch that is not there is left out. Two queries."""
+        async with self._database.read() as session:
+            rows = (await session.execute(repository.get_many([batch_id for batch_id, _ in keys]))).all()
+        wanted = set(keys)
+        mine = [row for row in rows if (row.id, row.tenant) in wanted]
+        return {(row.id, row.tenant): shown for row, shown in zip(mine, await self.show_many(mine), strict=True)}
+
     async def page(self, tenant: str, *, after: str | None, limit: int) -> list[Row[Any]]:
         async with self._database.read() as session:
             statement = repository.list_batches(tenant, after=after, limit=limit)
@@ -134,6 +153,15 @@ class BatchService:
         await self.get(batch_id, tenant)
         async with self._database.read() as session:
             return list((await session.execute(repository.items(batch_id, **query))).all())
+
+    async def item(self, batch_id: str, tenant: str, line: int) -> Row[Any]:
+        """One line with its result. Raises BatchNotFound, NotFound."""
+        await self.get(batch_id, tenant)
+        async with self._database.read() as session:
+            row: Row[Any] | None = (await session.execute(repository.item(batch_id, line))).one_or_none()
+        if row is None:
+            raise NotFound(f"line {line} of the batch is no job", param="line")
+        return row
 
     async def cancel(self, batch_id: str, tenant: str) -> Row[Any]:
         """Ask for an end; what is over stays as it is. Raises BatchNotFound."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from shared.batches.lines import output_object
 from shared.jobs.status import TERMINAL, JobStatus
+from shared.jobs.views import LISTED_MESSAGE_MAX
 
 MOMENTS = ("created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at",
            "cancelling_at", "cancelled_at")  # fmt: skip
@@ -80,10 +81,9 @@ def batch_object(row: Any, by_status: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
-def item_object(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """One line: its job's state, and its line of the output or error file once it is over."""
-    over = row["status"] in TERMINAL
-    purged = row["purged_at"] is not None
+def listed_item(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """One line in a list: its job's state, and why it has no result. `urls.self` leads to its response."""
+    error = row["error"]
     return {
         "object": "batch.item",
         "line": row["batch_line"],
@@ -93,10 +93,17 @@ def item_object(row: Mapping[Any, Any]) -> dict[str, Any]:
         "attempts": row["attempt"],
         "usage": row["usage"],
         "timing": row["timing"],
-        "purged": purged,
-        **(
-            {name: output_object(row)[name] for name in ("response", "error")}
-            if over and not purged
-            else {"response": None, "error": None}
-        ),
+        "purged": row["purged_at"] is not None,
+        "error": None
+        if error is None
+        else {"code": error["code"], "message": str(error["message"])[:LISTED_MESSAGE_MAX]},
+        "urls": {"self": f"/v1/batches/{row['batch_id']}/items/{row['batch_line']}", "job": f"/v1/jobs/{row['id']}"},
     }
+
+
+def item_object(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """One line by itself: with its line of the output or error file, once it is over."""
+    told: dict[str, Any] = {"response": None, "error": None}
+    if row["status"] in TERMINAL and row["purged_at"] is None:
+        told = {name: output_object(row)[name] for name in told}
+    return {**listed_item(row), **told}

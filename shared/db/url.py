@@ -76,7 +76,7 @@ def parse_database_url(url: str) -> DatabaseURL:
     attrs = given.get("target_session_attrs")
     if attrs is not None and attrs not in SESSION_ATTRS:
         raise _bad(f"target_session_attrs must be one of {', '.join(SESSION_ATTRS)}")
-    kept = {name: given[name] for name in ("host", "port", "target_session_attrs") if name in given}
+    kept: dict[str, Any] = {name: given[name] for name in ("host", "port", "target_session_attrs") if name in given}
     tls = {name: given[name] for name in TLS_OPTIONS if name in given}
     return DatabaseURL(
         url=parsed.set(query=kept),

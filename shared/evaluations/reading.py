@@ -96,7 +96,7 @@ class EvaluationReader:
             comparisons.append({"first_name": runs[0].name, "second_name": run.name, **made})
         for run in runs:
             statement = repository.samples(
-                row.id, configuration=run.name, outcome=None, after=None, limit=FAILURES_SHOWN
+                row.id, configuration=run.name, outcome=None, after=None, limit=FAILURES_SHOWN, whole=True
             )
             samples = await self._read(statement)
             failures += [item_object(s) for s in samples[:FAILURES_SHOWN] if s.outcome != PASSED]

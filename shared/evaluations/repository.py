@@ -80,8 +80,10 @@ def lock(evaluation_id: str) -> Select[Any]:
 
 
 def list_evaluations(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
-    """Newest first, one row more than asked."""
-    query = select(EVALUATIONS).where(_E.tenant == tenant)
+    """Newest first, one row more than asked; without templates and graders, which may be large."""
+    query = select(
+        _E.id, _E.name, _E.status, _E.created_at, _E.finished_at, _E.dataset, _E["items"], _E.metadata
+    ).where(_E.tenant == tenant)
     if after is not None:
         query = query.where(_E.id < after)
     return query.order_by(_E.id.desc()).limit(limit + 1)
@@ -205,18 +207,25 @@ def top_errors(run_id: str, limit: int = 5) -> Select[Any]:
     )
 
 
+LISTED_SAMPLE = [
+    _R.evaluation_id, _R.name, _R.position, _S.item, _S.repeat, _R.seeds, _S.job_id, _S.outcome, _S.error,
+    _S.completion_tokens, _S.forwards, _S.latency_ms, _I.line,
+]  # fmt: skip
+WHOLE_SAMPLE = [*LISTED_SAMPLE, _S.output, _S.verdicts, _I.data]
 Place = tuple[str, int, int, int]  # outcome, item, run's position, repeat
 
 
 def samples(
-    evaluation_id: str, *, configuration: str | None, outcome: str | None, after: Place | None, limit: int
-) -> Select[Any]:
-    """Errors, then failures, then what passed; an item's answers beside each other. One row more than asked."""
+    evaluation_id: str, *, configuration: str | None, outcome: str | None, after: Place | None, limit: int,
+    whole: bool = False,
+) -> Select[Any]:  # fmt: skip
+    """Errors, then failures, then what passed; an item's answers beside each other. One row more than asked.
+
+    Args:
+        whole: with the item's data, the answer and what the graders said, which have no bound.
+    """
     query = (
-        select(
-            _R.name, _R.position, _S.item, _S.repeat, _R.seeds, _S.job_id, _S.outcome, _S.output, _S.verdicts, _S.error,
-            _S.completion_tokens, _S.forwards, _S.latency_ms, _I.line, _I.data,
-        )
+        select(*(WHOLE_SAMPLE if whole else LISTED_SAMPLE))
         .join_from(RUNS, SAMPLES, _S.run_id == _R.id)
         .join(ITEMS, and_(_I.evaluation_id == _R.evaluation_id, _I.number == _S.item))
         .where(_R.evaluation_id == evaluation_id)
@@ -229,6 +238,16 @@ def samples(
     if after is not None:
         query = query.where(tuple_(*place) > tuple_(*after))
     return query.order_by(*place).limit(limit + 1)
+
+
+def sample(evaluation_id: str, configuration: str, item: int, repeat: int) -> Select[Any]:
+    """One graded answer with its item."""
+    return (
+        select(*WHOLE_SAMPLE)
+        .join_from(RUNS, SAMPLES, _S.run_id == _R.id)
+        .join(ITEMS, and_(_I.evaluation_id == _R.evaluation_id, _I.number == _S.item))
+        .where(_R.evaluation_id == evaluation_id, _R.name == configuration, _S.item == item, _S.repeat == repeat)
+    )
 
 
 # The caretaker's

@@ -262,6 +262,17 @@ class EvaluationService:
         async with self._database.read() as session:
             return list((await session.execute(repository.samples(evaluation_id, **query))).all())
 
+    async def sample(self, evaluation_id: str, tenant: str, *, configuration: str, item: int, repeat: int) -> Row[Any]:
+        """One graded answer with its item. Raises EvaluationNotFound, InvalidParameter, NotFound."""
+        await self.get(evaluation_id, tenant)
+        await self.run(evaluation_id, configuration, "configuration")
+        async with self._database.read() as session:
+            statement = repository.sample(evaluation_id, configuration, item, repeat)
+            row: Row[Any] | None = (await session.execute(statement)).one_or_none()
+        if row is None:
+            raise NotFound(f"item {item} has no graded answer {repeat} of that configuration", param="item")
+        return row
+
     async def run(self, evaluation_id: str, name: str, param: str) -> Any:
         """A configuration by its name. Raises InvalidParameter."""
         async with self._database.read() as session:

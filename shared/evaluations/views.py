@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from shared.evaluations.graders import ERROR, FAILED, PASSED
 from shared.evaluations.requests import sample_seed
@@ -102,8 +103,9 @@ def evaluation_object(row: Any, configurations: Sequence[Mapping[str, Any]]) -> 
     }
 
 
-def item_object(row: Any) -> dict[str, Any]:
-    """One graded answer with its item."""
+def listed_item(row: Any) -> dict[str, Any]:
+    """One graded answer in a list: `urls.self` leads to the item's data, the answer and what the graders said."""
+    query = urlencode({"configuration": row.name, "repeat": row.repeat})
     return {
         "object": "evaluation.item",
         "configuration": row.name,
@@ -112,12 +114,15 @@ def item_object(row: Any) -> dict[str, Any]:
         "repeat": row.repeat,
         "seed": sample_seed(row.seeds[row.repeat], row.item),
         "outcome": row.outcome,
-        "data": row.data,
-        "output": row.output,
-        "graders": row.verdicts,
         "error": row.error,
         "job_id": row.job_id,
         "completion_tokens": row.completion_tokens,
         "forwards": row.forwards,
         "latency_ms": row.latency_ms,
+        "urls": {"self": f"/v1/evaluations/{row.evaluation_id}/items/{row.item}?{query}"},
     }
+
+
+def item_object(row: Any) -> dict[str, Any]:
+    """One graded answer with its item."""
+    return {**listed_item(row), "data": row.data, "output": row.output, "graders": row.verdicts}

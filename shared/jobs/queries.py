@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Select, Update, func, select, update
+from sqlalchemy import ARRAY, Executable, Select, Text, Update, column, func, literal, or_, select, update
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.db.expressions import seconds
 from shared.jobs.repository import ATTEMPTS, JOBS
-from shared.jobs.status import JobStatus
+from shared.jobs.status import TERMINAL, JobStatus
 
 _J = JOBS.c
 SAME_MAX = 50  # jobs of one request among which a retry finds its own
@@ -22,6 +22,9 @@ PUBLIC = [
     _J.timing, _J.diffusion, _J.params, _J.cancel_requested, _J.life, _J.start_by, _J.complete_by, _J.max_run_seconds,
     _J.retain_seconds, _J.purged_at, _J.replay_of, _J.revision, _J.tokens, _J.deadline, _J.webhook,
 ]  # fmt: skip
+
+# What a list shows: nothing without a bound, nothing that PostgreSQL keeps apart from the row (TOAST).
+LISTED = [column for column in PUBLIC if column.name not in ("result", "params")]
 
 
 def insert_job(values: Mapping[str, Any]) -> Executable:
@@ -102,7 +105,7 @@ def list_jobs(
     limit: int,
 ) -> Select[Any]:
     """Newest first; ids sort by time, so the last id of a page is where the next one goes on. One row more than asked."""
-    query = select(*PUBLIC).where(_J.tenant == tenant)
+    query = select(*LISTED).where(_J.tenant == tenant)
     if status is not None:
         query = query.where(_J.status == status)
     if model is not None:
@@ -116,6 +119,16 @@ def list_jobs(
     if before_id is not None:
         query = query.where(_J.id < before_id)
     return query.order_by(_J.id.desc()).limit(limit + 1)
+
+
+def over_of(job_ids: Sequence[str]) -> Select[Any]:
+    """Select those of these jobs that are over, or are not there any more; one statement for any number of them."""
+    given = func.unnest(literal(list(job_ids), ARRAY(Text))).table_valued(column("id", Text)).render_derived()
+    return (
+        select(given.c.id)
+        .select_from(given.outerjoin(JOBS, _J.id == given.c.id))
+        .where(or_(_J.id.is_(None), _J.status.in_([status.value for status in TERMINAL])))
+    )
 
 
 def note_forecast(job_id: str, seconds: float) -> Update:

@@ -195,6 +195,7 @@ def claim(
             extract("epoch", _J.complete_by - func.now()).label("seconds_left"),
             _J.failures,
             _J.max_attempts,
+            _J.tenant,
             _J.endpoint,
             _J.model,
             _J.priority,

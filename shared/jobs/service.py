@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from shared import tracing
 from shared.db.session import AsyncDatabase, is_outage
 from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound
-from shared.events import DoneWaiter, events_key, left_key, publish_cancel, publish_done
+from shared.events import GATHER_SECONDS, events_key, left_key, publish_cancel, publish_done
 from shared.ids import is_id, new_id
 from shared.jobs import lanes, queries, repository
 from shared.jobs.bodies import Request, parse
@@ -47,6 +47,7 @@ from shared.served_models import ServedModel, ServedModels
 from shared.settings import Settings
 from shared.tokenizer import TokenizerWrapper
 from shared.vault import vault_of
+from shared.watch import JobWatch
 from shared.webhooks import repository as webhooks
 from shared.webhooks.secrets import new_secret
 
@@ -110,13 +111,14 @@ class JobService:
         database: AsyncDatabase,
         client: redis.asyncio.Redis,
         models: ServedModels,
-        waiter: DoneWaiter,
+        waiter: JobWatch,
         settings: Settings,
     ) -> None:
         self._database = database
         self._redis = client
         self._models = models
         self._waiter = waiter
+        self._reading: dict[tuple[str, str], asyncio.Task[Row[Any]]] = {}
         self._settings = settings
         self._vault = vault_of(settings.secret_keys)
         self._window = PushWindow(client)
@@ -336,28 +338,38 @@ class JobService:
                 return row
         raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")
 
+    async def get_shared(self, job_id: str, tenant: str) -> Row[Any]:
+        """Return what `get` does; callers that the same message woke share one query. Raises JobNotFound."""
+        task = self._reading.get((job_id, tenant))
+        if task is None:
+
+            async def read() -> Row[Any]:
+                await asyncio.sleep(GATHER_SECONDS)
+                del self._reading[job_id, tenant]  # a caller that comes from now on may know of a later change
+                return await self.get(job_id, tenant)
+
+            task = self._reading[job_id, tenant] = asyncio.create_task(read())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its callers may be gone
+        return await asyncio.shield(task)
+
     async def wait(self, job_id: str, seconds: float, tenant: str) -> Row[Any]:
         """The row once the job is over, or as it is after `seconds`. Raises JobNotFound."""
-        row = await self.get(job_id, tenant)
-        if seconds <= 0 or is_over(row):
-            return row
-        self._waiter.register(job_id)
+        if seconds <= 0:
+            return await self.get(job_id, tenant)
+        row: Row[Any] | None = None
 
         async def read() -> Row[Any]:
-            """As it was, while the database is away: the job is there, and whoever waits can go on."""
+            """Return the row as it was while the database is away: the job is there, and its client can go on waiting."""
             nonlocal row
             try:
-                row = await self.get(job_id, tenant)
+                row = await self.get_shared(job_id, tenant)
             except (SQLAlchemyError, OSError) as exc:
-                if not is_outage(exc):
+                if row is None or not is_outage(exc):
                     raise
                 _log.warning("job_not_reread", job_id=job_id, error=type(exc).__name__)
             return row
 
-        try:
-            return await self._waiter.wait_for(job_id, read, is_done=is_over, timeout_seconds=seconds)
-        finally:
-            self._waiter.forget(job_id)
+        return await self._waiter.wait_for(job_id, read, is_done=is_over, timeout_seconds=seconds)
 
     async def retry(self, job_id: str, principal: Principal, deadlines: Deadlines | None = None) -> Row[Any]:
         """Another life for a job that failed, was cancelled or expired.

@@ -10,6 +10,8 @@ from shared.diffusion_params import shown_diffusion
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.links import link
 
+LISTED_MESSAGE_MAX = 500  # characters of an error in a list
+
 
 def _seconds(moment: datetime | None) -> int | None:
     return None if moment is None else int(moment.timestamp())
@@ -125,6 +127,20 @@ def job_object(
         "urls": urls(row["id"]),
         "webhook": webhook_object(row["webhook"]),
     }
+
+
+def listed_object(row: Mapping[Any, Any]) -> dict[str, Any]:
+    """The job object of a list: without `result`, which `urls.result` leads to.
+
+    Args:
+        row: the columns of `shared.jobs.queries.LISTED`.
+    """
+    shown = job_object({**row, "result": None, "params": {}})
+    del shown["result"]
+    error = shown["error"]
+    if error is not None:
+        shown["error"] = {**error, "message": str(error.get("message", ""))[:LISTED_MESSAGE_MAX]}
+    return {**shown, "diffusion": row["diffusion"]}
 
 
 def webhook_object(webhook: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -48,6 +48,7 @@ ATTEMPTS = cast(Table, WebhookAttempt.__table__)
 SECRETS = cast(Table, WebhookSecret.__table__)
 _E, _V, _D, _A, _S = ENDPOINTS.c, EVENTS.c, DELIVERIES.c, ATTEMPTS.c, SECRETS.c
 _J, _K = cast(Table, Job.__table__).c, cast(Table, ApiKey.__table__).c
+ATTEMPTS_SHOWN = 20  # of a delivery, in lists
 FORGET_BATCH = 500  # events that go at a time
 
 
@@ -183,7 +184,10 @@ def list_deliveries(
 
 
 def attempts_of(delivery_ids: Sequence[int]) -> Select[Any]:
-    return select(ATTEMPTS).where(_A.delivery_id.in_(list(delivery_ids))).order_by(_A.delivery_id, _A.id)
+    """The newest attempts of each, oldest first: every redelivery adds some."""
+    newest = func.row_number().over(partition_by=_A.delivery_id, order_by=_A.id.desc()).label("newest")
+    found = select(ATTEMPTS, newest).where(_A.delivery_id.in_(list(delivery_ids))).subquery()
+    return select(found).where(found.c.newest <= ATTEMPTS_SHOWN).order_by(found.c.delivery_id, found.c.id)
 
 
 _AGAIN: dict[str, Any] = {

@@ -37,7 +37,7 @@ def counts() -> Select[Any]:
 
 def check(session: ReadSession, keys: Vault) -> Counter[str]:
     """Count the stored secrets by key id. Raises ConfigurationError: one of the keys is not among ours."""
-    found = Counter({row.key_id: int(row.count) for row in session.execute(counts())})
+    found = Counter({key_id: int(count) for key_id, count in session.execute(counts())})
     if missing := sorted(set(found) - {vault.CLEAR, *keys.key_ids}):
         raise ConfigurationError(vault.unknown_keys_message(missing), param="secret_keys")
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ import redis.asyncio
 from sqlalchemy import text
 
 from shared.db.session import AsyncDatabase
-from shared.events import DoneWaiter
 from shared.ids import new_id
 from shared.jobs import repository
 from shared.jobs.formats import ROW_FORMAT
@@ -23,6 +22,7 @@ from shared.queue.messages import PAYLOAD_VERSION, push_sync, task_message
 from shared.queue.names import GENERATE_TASK, queue_name
 from shared.served_models import ServedModels
 from shared.settings import load_settings
+from shared.watch import JobWatch
 from tests.integration.conftest import Jobs, WorkerProcess, eventually
 
 pytestmark = pytest.mark.integration
@@ -71,11 +71,16 @@ def test_a_new_worker_takes_over_from_an_old_one(jobs: Jobs, start_worker: Start
     assert {jobs.row(i).attempt for i in ids} <= {1, 2}
 
 
+async def nothing_over(job_ids: Sequence[str]) -> list[str]:
+    return []
+
+
 def _in_process(jobs: Jobs, use: Callable[[JobService], Any]) -> Any:
     async def main() -> Any:
         database, client = AsyncDatabase(jobs.database_url), redis.asyncio.Redis.from_url(jobs.redis_url)
         try:
-            service = JobService(database, client, ServedModels(database), DoneWaiter(client), load_settings({}))
+            waiter = JobWatch(client, nothing_over)
+            service = JobService(database, client, ServedModels(database), waiter, load_settings({}))
             return await use(service)
         finally:
             await client.aclose()

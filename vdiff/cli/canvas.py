@@ -33,7 +33,7 @@ class Canvas:
             index = data["index"]
             before = self._committed.get(index, "")
             self._committed[index] = before[: data["offset"]] + data["text"]
-            self._whole[index] = data.get("canvas")
+            self._whole[index] = data.get("canvas") or self._whole.get(index)
             self._status = f"step {data['step']}, {data['tokens_committed']} of {data['tokens_total']} tokens"
         elif event.type == "queued":
             self._status = "queued, waiting for a worker"

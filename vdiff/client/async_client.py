@@ -13,6 +13,7 @@ from typing import IO, Any, TypeVar, Unpack
 
 import httpx
 
+from shared.canvas import CanvasReader
 from vdiff.client import calls
 from vdiff.client.calls import CHAT, INFILL, LOGLIKELIHOOD, REST_SECONDS, WAIT_SECONDS, Call, Page
 from vdiff.client.connection import (
@@ -104,7 +105,8 @@ class AsyncClient(AsyncEvaluations):
                     if limit <= 0:
                         return
                     limit -= 1
-                yield one
+                call_whole = None if page.whole is None else page.whole(one)
+                yield one if call_whole is None else await self._do(call_whole)
             following = page.next
 
     async def _job_body(
@@ -161,6 +163,7 @@ class AsyncClient(AsyncEvaluations):
     async def stream(self, job: Job | str) -> AsyncIterator[Event]:
         """The job's events from its beginning to `done`; goes on where it was after a lost connection."""
         path, last = f"/v1/jobs/{calls.id_of(job)}/events", ""
+        canvases: dict[int, CanvasReader] = {}
         attempts = self._attempts(repeatable=True)
         while True:
             wait: float | None = 0.0
@@ -173,7 +176,7 @@ class AsyncClient(AsyncEvaluations):
                         wait = attempts.after_answer(response)
                     else:
                         require_stream(response)
-                        parser = EventParser()
+                        parser = EventParser(canvases)
                         async for piece in response.aiter_bytes():
                             for event in parser.feed(piece):
                                 attempts = self._attempts(repeatable=True)
@@ -251,11 +254,12 @@ class AsyncClient(AsyncEvaluations):
     def list_jobs(
         self, *, status: str | None = None, model: str | None = None, batch_id: str | None = None,
         metadata: Mapping[str, str] | None = None, created_after: float | str | None = None, limit: int | None = None,
+        results: bool = False,
     ) -> AsyncIterator[Job]:  # fmt: skip
         """Newest first, page by page as you take them."""
         filters = {"status": status, "model": model, "batch_id": batch_id, "metadata": metadata,
                    "created_after": created_after}  # fmt: skip
-        return self._every(calls.jobs(filters), limit)
+        return self._every(calls.jobs(filters, results), limit)
 
     # Files and batches
 
@@ -348,10 +352,10 @@ class AsyncClient(AsyncEvaluations):
         return await self._do(calls.batch_action(batch, "retry_failed"))
 
     def batch_items(
-        self, batch: Batch | str, *, status: str | None = None, limit: int | None = None
+        self, batch: Batch | str, *, status: str | None = None, limit: int | None = None, results: bool = True
     ) -> AsyncIterator[BatchItem]:
         """Its lines in order, also while it runs; what has ended has a `response` or an `error`."""
-        return self._every(calls.batch_items(batch, status), limit)
+        return self._every(calls.batch_items(batch, status, results), limit)
 
     async def batch_results(self, batch: Batch | str) -> dict[str, BatchItem]:
         """The lines that are over, by custom_id."""

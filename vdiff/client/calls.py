@@ -51,6 +51,7 @@ class Page(Generic[W]):
 
     items: list[W]
     next: Call[Page[W]] | None
+    whole: Callable[[W], Call[W] | None] | None = None  # what asks for one with what lists leave out, if that is wanted
 
 
 def new_key() -> str:
@@ -170,11 +171,14 @@ def _list_of(kind: type[W]) -> Callable[[Any], list[W]]:
     return lambda data: [kind.of(one) for one in data["data"]]
 
 
-def _pages(call: Call[Any], kind: type[W], cursor: Callable[[dict[str, Any]], str | None], name: str) -> Call[Page[W]]:
+def _pages(
+    call: Call[Any], kind: type[W], cursor: Callable[[dict[str, Any]], str | None], name: str,
+    whole: Callable[[W], Call[W] | None] | None = None,
+) -> Call[Page[W]]:  # fmt: skip
     def read(data: Any) -> Page[W]:
         after = cursor(data) if data.get("has_more") else None
         following = None if after is None else replace(paged, params={**paged.params, name: after})
-        return Page([kind.of(one) for one in data["data"]], following)
+        return Page([kind.of(one) for one in data["data"]], following, whole)
 
     paged: Call[Page[W]] = replace(call, read=read)
     return paged
@@ -224,11 +228,15 @@ def estimate(body: Mapping[str, Any]) -> Call[dict[str, Any]]:
     return Call("POST", "/v1/jobs/estimate", _same, json=body)
 
 
-def jobs(filters: Mapping[str, Any]) -> Call[Page[Job]]:
+def jobs(filters: Mapping[str, Any], results: bool = False) -> Call[Page[Job]]:
     params = {k: str(v) for k, v in filters.items() if v is not None and k != "metadata"}
     params |= {f"metadata[{k}]": v for k, v in (filters.get("metadata") or {}).items()}
     call = Call("GET", "/v1/jobs", _same, params={"limit": str(MAX_PAGE), **params})
-    return _pages(call, Job, _next_cursor, "cursor")
+
+    def whole(job: Job) -> Call[Job] | None:
+        return None if not job.ok or "result" in job.raw or job.raw.get("purged_at") is not None else get(job)
+
+    return _pages(call, Job, _next_cursor, "cursor", whole if results else None)
 
 
 def less_wait(error: BadRequest, wait: float) -> float:
@@ -289,11 +297,17 @@ def batch_action(name: Any, verb: str) -> Call[Batch]:
     return Call("POST", f"/v1/batches/{id_of(name)}/{verb}", Batch.of, repeatable=verb == "cancel")
 
 
-def batch_items(name: Any, status: str | None) -> Call[Page[BatchItem]]:
+def batch_items(name: Any, status: str | None, results: bool) -> Call[Page[BatchItem]]:
     params = {"limit": str(MAX_ITEMS), **({} if status is None else {"status": status})}
-    return _pages(
-        Call("GET", f"/v1/batches/{id_of(name)}/items", _same, params=params), BatchItem, _next_cursor, "cursor"
-    )
+    path = f"/v1/batches/{id_of(name)}/items"
+
+    def whole(item: BatchItem) -> Call[BatchItem] | None:
+        if not item.done or "response" in item.raw or item.raw.get("purged"):
+            return None
+        return Call("GET", f"{path}/{item.line}", BatchItem.of)
+
+    call = Call("GET", path, _same, params=params)
+    return _pages(call, BatchItem, _next_cursor, "cursor", whole if results else None)
 
 
 def batch_progress(

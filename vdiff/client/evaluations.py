@@ -109,10 +109,18 @@ def delete(evaluation: Any) -> Call[Any]:
     return Call("DELETE", f"/v1/evaluations/{id_of(evaluation)}", calls._same, repeatable=False)
 
 
-def items(evaluation: Any, configuration: str | None, outcome: str | None) -> Call[Page[EvaluationItem]]:
+def items(evaluation: Any, configuration: str | None, outcome: str | None, texts: bool) -> Call[Page[EvaluationItem]]:
     filters = {"limit": str(MAX_ITEMS), "configuration": configuration, "outcome": outcome}
     params = {k: v for k, v in filters.items() if v is not None}
-    call: Call[Any] = Call("GET", f"/v1/evaluations/{id_of(evaluation)}/items", calls._same, params=params)
+    path = f"/v1/evaluations/{id_of(evaluation)}/items"
+
+    def whole(item: EvaluationItem) -> Call[EvaluationItem] | None:
+        if "data" in item.raw:
+            return None
+        which = {"configuration": item.configuration, "repeat": str(item.repeat)}
+        return Call("GET", f"{path}/{item.item}", EvaluationItem.of, params=which)
+
+    call: Call[Any] = Call("GET", path, calls._same, params=params)
     return calls._pages(call, EvaluationItem, calls._next_cursor, "cursor")
 
 
@@ -198,10 +206,14 @@ class SyncEvaluations:
 
     def evaluation_items(
         self, evaluation: Evaluation | str, *, configuration: str | None = None, outcome: str | None = None,
-        limit: int | None = None,
+        limit: int | None = None, texts: bool = True,
     ) -> Iterator[EvaluationItem]:  # fmt: skip
-        """Graded answers: errors first, then what failed, then what passed."""
-        return self._every(items(evaluation, configuration, outcome), limit)
+        """Graded answers: errors first, then what failed, then what passed.
+
+        Args:
+            texts: False leaves `data`, `output` and `graders` out, which saves a request for each answer.
+        """
+        return self._every(items(evaluation, configuration, outcome, texts), limit)
 
     def compare_configurations(self, first: Side, second: Side, **options: Any) -> dict[str, Any]:
         """Two of (evaluation, name of a configuration) on the items that both answered; options: seed, resamples."""
@@ -269,9 +281,9 @@ class AsyncEvaluations:
 
     def evaluation_items(
         self, evaluation: Evaluation | str, *, configuration: str | None = None, outcome: str | None = None,
-        limit: int | None = None,
+        limit: int | None = None, texts: bool = True,
     ) -> AsyncIterator[EvaluationItem]:  # fmt: skip
-        return self._every(items(evaluation, configuration, outcome), limit)
+        return self._every(items(evaluation, configuration, outcome, texts), limit)
 
     async def compare_configurations(self, first: Side, second: Side, **options: Any) -> dict[str, Any]:
         return await self._do(compare(first, second, options))

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 
+from shared.canvas import CanvasReader
 from vdiff.client.types import Event
 
 
 class EventParser:
-    """Feed it what arrives, in any pieces; comments (keep-alives) are dropped."""
+    """Feed it what arrives, in any pieces; comments (keep-alives) are dropped.
 
-    def __init__(self) -> None:
+    A canvas that the server tells as a change stands whole under `canvas`, as the first one does.
+    """
+
+    def __init__(self, canvases: dict[int, CanvasReader] | None = None) -> None:
+        """Args: canvases: what earlier connections of the same stream told, answer by answer."""
+        self._canvases = {} if canvases is None else canvases
         self._rest = b""
         self._fields: dict[str, str] = {}
 
@@ -30,4 +36,11 @@ class EventParser:
         return found
 
     def _event(self) -> Event:
-        return Event(self._fields.get("id", ""), self._fields.get("event", "message"), json.loads(self._fields["data"]))
+        event = Event(
+            self._fields.get("id", ""), self._fields.get("event", "message"), json.loads(self._fields["data"])
+        )
+        if event.type == "progress":
+            reader = self._canvases.setdefault(event.data.get("index", 0), CanvasReader())
+            if reader.hear(event.data):
+                event.data["canvas"] = reader.canvas
+        return event

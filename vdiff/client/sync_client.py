@@ -12,6 +12,7 @@ from typing import IO, Any, TypeVar, Unpack
 
 import httpx
 
+from shared.canvas import CanvasReader
 from vdiff.client import calls
 from vdiff.client.calls import CHAT, INFILL, LOGLIKELIHOOD, REST_SECONDS, WAIT_SECONDS, Call, Page
 from vdiff.client.connection import (
@@ -111,7 +112,8 @@ class Client(SyncEvaluations):
                     if limit <= 0:
                         return
                     limit -= 1
-                yield one
+                call_whole = None if page.whole is None else page.whole(one)
+                yield one if call_whole is None else self._do(call_whole)
             following = page.next
 
     def _job_body(
@@ -168,6 +170,7 @@ class Client(SyncEvaluations):
     def stream(self, job: Job | str) -> Iterator[Event]:
         """The job's events from its beginning to `done`; goes on where it was after a lost connection."""
         path, last = f"/v1/jobs/{calls.id_of(job)}/events", ""
+        canvases: dict[int, CanvasReader] = {}
         attempts = self._attempts(repeatable=True)
         while True:
             wait: float | None = 0.0
@@ -180,7 +183,7 @@ class Client(SyncEvaluations):
                         wait = attempts.after_answer(response)
                     else:
                         require_stream(response)
-                        parser = EventParser()
+                        parser = EventParser(canvases)
                         for piece in response.iter_bytes():
                             for event in parser.feed(piece):
                                 attempts = self._attempts(repeatable=True)
@@ -268,11 +271,12 @@ class Client(SyncEvaluations):
     def list_jobs(
         self, *, status: str | None = None, model: str | None = None, batch_id: str | None = None,
         metadata: Mapping[str, str] | None = None, created_after: float | str | None = None, limit: int | None = None,
+        results: bool = False,
     ) -> Iterator[Job]:  # fmt: skip
-        """Newest first, page by page as you take them."""
+        """Newest first, page by page as you take them. Lists carry no results: `results=True` asks for each of them."""
         filters = {"status": status, "model": model, "batch_id": batch_id, "metadata": metadata,
                    "created_after": created_after}  # fmt: skip
-        return self._every(calls.jobs(filters), limit)
+        return self._every(calls.jobs(filters, results), limit)
 
     # Files and batches
 
@@ -363,10 +367,15 @@ class Client(SyncEvaluations):
         return self._do(calls.batch_action(batch, "retry_failed"))
 
     def batch_items(
-        self, batch: Batch | str, *, status: str | None = None, limit: int | None = None
+        self, batch: Batch | str, *, status: str | None = None, limit: int | None = None, results: bool = True
     ) -> Iterator[BatchItem]:
-        """Its lines in order, also while it runs; what has ended has a `response` or an `error`."""
-        return self._every(calls.batch_items(batch, status), limit)
+        """Its lines in order, also while it runs; what has ended has a `response` or an `error`.
+
+        Args:
+            results: False leaves responses out, which saves a request for each line. Once the batch is over, its output
+                file has all of them at once.
+        """
+        return self._every(calls.batch_items(batch, status, results), limit)
 
     def batch_results(self, batch: Batch | str) -> dict[str, BatchItem]:
         """The lines that are over, by custom_id."""

@@ -106,7 +106,9 @@ class Job(Wire):
 
     @property
     def texts(self) -> list[str]:
-        """Of all `n` answers."""
+        """Of all `n` answers. Raises ClientError: the job is one of a list, which carries no results."""
+        if self.ok and "result" not in self.raw:
+            raise ClientError(f"a list carries no results: get({self.id!r}), or list_jobs(results=True), has it")
         return _texts(self.result)
 
     def require(self) -> Job:
@@ -207,6 +209,9 @@ class BatchItem(Wire):
 
     @property
     def text(self) -> str | None:
+        """The (first) answer's text. Raises ClientError: the line was listed with `results=False`."""
+        if self.ok and "response" not in self.raw:
+            raise ClientError("the line was listed without its response: batch_items(results=True) has it")
         texts = _texts((self.response or {}).get("body"))
         return texts[0] if texts else None
 

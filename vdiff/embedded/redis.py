@@ -37,9 +37,12 @@ def _binary() -> str:
 class EmbeddedRedis:
     """`start()` returns the URL; `stop()` saves and ends. Data, password and configuration stay in `folder`."""
 
-    def __init__(self, folder: Path, *, port: int | None = None) -> None:
+    def __init__(self, folder: Path, *, port: int | None = None, maxmemory_bytes: int = 0) -> None:
+        """Args: maxmemory_bytes: beyond it Redis refuses writes, rather than grow until the kernel ends something; 0 is no
+        limit."""
         self.folder = folder.resolve()
         self.port = port or free_port()
+        self._maxmemory_bytes = maxmemory_bytes
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> str:
@@ -55,7 +58,8 @@ class EmbeddedRedis:
         # In a file, not on the command line: other users can read a process's arguments.
         config.write_text(
             f"bind 127.0.0.1\nport {self.port}\nrequirepass {password}\ndir {self.folder}\n"
-            "appendonly yes\nappendfsync everysec\nmaxmemory-policy noeviction\ndaemonize no\n"
+            f"maxmemory {self._maxmemory_bytes}\nmaxmemory-policy noeviction\n"
+            "appendonly yes\nappendfsync everysec\ndaemonize no\n"
         )
         log = self.folder / "redis.log"
         with log.open("ab") as output:

@@ -1,6 +1,6 @@
 // Batches: the list, and one batch with its lines, those that failed first.
 
-import { call, download } from "./client.js";
+import { call, download, wholes } from "./client.js";
 import { Listing } from "./listing.js";
 import { ago, changed, chips, connection, duration, facts, failure, html, moment, nothing, number, progress, size, status } from "./ui.js";
 import { watch } from "./watching.js";
@@ -9,7 +9,7 @@ const PAGE = 20;
 const LINES = 50;
 const OVER = ["failed", "completed", "expired", "cancelled"];
 const FAILURES_FIRST = ["failed", "expired", "cancelled", "running", "queued", "succeeded"];
-const LOST = ["failed", "expired", "cancelled"];
+const keyOf = (item) => `${item.line} ${item.status} ${item.attempts}`; // of what a line is now
 
 const counts = (batch) => progress(batch.request_counts.completed, batch.request_counts.failed, batch.request_counts.total);
 
@@ -56,6 +56,7 @@ export class Batch {
     this.title = `Batch ${id}`;
     this.batch = null;
     this.files = {};
+    this.kept = new Map(); // lines with their responses
     this.items = [];
     this.more = false;
     this.wanted = LINES;
@@ -115,6 +116,8 @@ export class Batch {
       }
       this.items = found.slice(0, this.wanted);
       this.more = more;
+      changed();
+      await wholes(this.kept, this.items.filter((item) => item.status === "succeeded" && !item.purged), keyOf);
       await this.names();
       this.error = null;
     } catch (error) {
@@ -202,11 +205,11 @@ export class Batch {
   }
 
   table() {
-    const end = (item) => (item.error ? item.error.message : LOST.includes(item.status) ? item.response?.body?.error?.message : null);
+    const end = (item) => item.error?.message ?? null;
     return html`<div class="scroll" tabindex="0" role="region" aria-label="Items"><table class="cards">
       <thead><tr><th scope="col" class="n">Line</th><th scope="col">Custom id</th><th scope="col">State</th><th scope="col" class="n">Tokens</th><th scope="col" class="n">Time</th><th scope="col" class="n">Attempts</th><th scope="col">Answer or error</th></tr></thead>
       <tbody>${this.items.map((item) => {
-        const choice = item.response?.body?.choices?.[0];
+        const choice = this.kept.get(keyOf(item))?.response?.body?.choices?.[0];
         const words = end(item) ?? choice?.message?.content ?? choice?.text ?? (item.purged ? "purged" : "");
         return html`<tr><td data-name="Line" class="n">${item.line}</td>
           <td data-name="Custom id"><a href="#/jobs/${item.job_id}">${item.custom_id}</a></td>

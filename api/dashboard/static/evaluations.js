@@ -1,6 +1,6 @@
 // Evaluations: the list, and one with its configurations, plots and answers, those that went wrong first.
 
-import { call, download, key } from "./client.js";
+import { call, download, key, wholes } from "./client.js";
 import { inWords, verdict } from "./graders.js";
 import { Listing } from "./listing.js";
 import { latencies, scatter, whiskers } from "./plots.js";
@@ -9,6 +9,7 @@ import { watch } from "./watching.js";
 
 const PAGE = 20;
 const ITEMS = 50;
+const keyOf = (item) => `${item.urls.self} ${item.outcome} ${item.latency_ms}`; // of what an answer is now
 const OVER = ["completed", "failed", "cancelled"];
 const OUTCOMES = ["error", "failed", "passed"];
 const share = (value) => (value === null || value === undefined ? "–" : `${number(100 * value, 1)} %`);
@@ -59,6 +60,7 @@ export class Evaluation {
     this.evaluation = null;
     this.report = null;
     this.items = [];
+    this.kept = new Map(); // answers with their texts
     this.cursor = null;
     this.filter = { configuration: "", outcome: "" };
     this.error = null;
@@ -94,6 +96,8 @@ export class Evaluation {
       const page = await call("GET", `${this.path}/items?${params}`);
       this.items = more ? [...this.items, ...page.data] : page.data;
       this.cursor = page.next_cursor;
+      changed();
+      await wholes(this.kept, page.data, keyOf);
       this.error = null;
     } catch (error) {
       this.error = error;
@@ -201,7 +205,7 @@ export class Evaluation {
       ${this.items.length
         ? html`<div class="scroll" tabindex="0" role="region" aria-label="Answers"><table class="cards">
           <thead><tr><th scope="col" class="n">Line</th><th scope="col">Outcome</th><th scope="col">Configuration</th><th scope="col">Item</th><th scope="col">Answer</th><th scope="col">Graders</th></tr></thead>
-          <tbody>${this.items.map(
+          <tbody>${this.items.map((item) => ({ ...item, ...this.kept.get(keyOf(item)) })).map(
             (i) => html`<tr><td data-name="Line" class="n">${i.job_id ? html`<a href="#/jobs/${i.job_id}">${i.line}</a>` : i.line}</td>
               <td data-name="Outcome">${status(i.outcome)}</td><td data-name="Configuration">${i.configuration}</td>
               <td data-name="Item"><span class="clip">${Object.entries(i.data ?? {}).map(([k, v]) => html`<b>${k}</b> ${typeof v === "string" ? v : JSON.stringify(v)} `)}</span></td>

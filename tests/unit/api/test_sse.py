@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletionChunk
 
 from api.openai.sse import ChunkStream, Diverged
+from shared.canvas import STEP_BYTES, CanvasWriter
 from shared.jobs.responses import CHAT, COMPLETIONS, build_result
 
 
@@ -128,3 +130,15 @@ def test_visualize_sends_the_whole_text_each_time() -> None:
     assert last[0]["choices"][0]["delta"]["content"] == "abc"
     assert last[0]["vdiff"] == {"diffusing": False, "replace": True, "committed": "abc"}
     assert last[1]["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_long_visualized_text_costs_bytes_by_its_steps() -> None:
+    s, total, steps = stream(visualize=True), 0, 1_000
+    writer = CanvasWriter()
+    for step in range(steps):
+        canvas = "w " * step + "\u2591" * (steps - step)
+        for chunk in s.progress(progress("w ", 2 * step, attempt=1, **writer.fields(canvas))):
+            assert chunk["choices"][0]["delta"]["content"] == canvas  # what is told is whole
+            total += len(json.dumps(chunk))
+    assert 0 < total <= (STEP_BYTES + 500) * steps
+    assert text_of(s.finish(finished("w " * steps))) == "w " * steps
