@@ -15,23 +15,18 @@ A verdict is yes, no, or an error that says why the grader could not tell (`rege
 from __future__ import annotations
 
 import json
-import math
-import unicodedata
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import regex
-
+from shared.evaluations.extraction import choice_in, is_close, json_equal, json_in, normalised, number_in, same_number
 from shared.evaluations.templates import Template
 from shared.strict_json import storable
 
 REGEX_SECONDS = 1.0  # for one answer
 PASSED, FAILED, ERROR = "passed", "failed", "error"  # outcomes; sorted, what needs a look comes first
 SHOWN = 500  # characters of what was taken out of an answer
-_NUMBER = regex.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?")
-_FENCE = regex.compile(r"```(?:json)?\s*\n(.*?)```", regex.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,61 +56,6 @@ def failed(code: str, message: str) -> Verdict:
 
 def same(left: str, right: str) -> bool:
     return left.strip() == right.strip()
-
-
-def normalised(text: str) -> str:
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    kept = "".join(" " if unicodedata.category(c)[0] in "PZ" or c.isspace() else c for c in folded)
-    return " ".join(kept.split())
-
-
-def number_in(text: str, *, last: bool = True) -> tuple[float | None, str | None]:
-    """The last or first number of a text, and how it is written there; thousands may be parted by commas."""
-    found = _NUMBER.findall(text)
-    if not found:
-        return None, None
-    written = found[-1 if last else 0]
-    return float(written.replace(",", "")), written
-
-
-def same_number(left: str, right: str, *, tolerance: float = 0.0, relative: float = 0.0, last: bool = True) -> bool:
-    one, other = number_in(left, last=last)[0], number_in(right, last=last)[0]
-    return one is not None and other is not None and math.isclose(one, other, rel_tol=relative, abs_tol=tolerance)
-
-
-def json_equal(left: Any, right: Any) -> bool:
-    """1 is 1.0 and is not true."""
-    if isinstance(left, bool) or isinstance(right, bool):
-        return isinstance(left, bool) and isinstance(right, bool) and left == right
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(json_equal(v, right[k]) for k, v in left.items())
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(json_equal, left, right))
-    return bool(left == right) and not isinstance(left, dict | list)
-
-
-def json_in(text: str) -> Any:
-    """The answer as JSON, or that of the first code block. Raises ValueError."""
-    fenced = _FENCE.search(text)
-    try:
-        return json.loads(fenced[1] if fenced else text)
-    except RecursionError as exc:
-        raise ValueError("nested too deeply") from exc
-
-
-def choice_in(text: str, labels: Sequence[str]) -> str | None:
-    """The label that an answer gives: the whole answer, else what follows "answer (is)", else the first that stands alone."""
-    folded = {label.casefold(): label for label in labels}
-    bare = text.strip().strip("().:*[] \n").casefold()
-    if bare in folded:
-        return folded[bare]
-    either = "|".join(regex.escape(label) for label in sorted(labels, key=len, reverse=True))
-    said = regex.findall(rf"answer\s*(?:is|:)?\s*:?\s*[\(\[\*]*({either})(?!\w)", text, regex.IGNORECASE)
-    if said:
-        return folded[said[-1].casefold()]
-    # A lone letter in running text is an article more often than a choice: then only its own case, and a mark after it.
-    marked = regex.search(rf"(?:^|[\s\(\[\*])({either})(?=[\)\]\.:,\*]|\s*$)", text, regex.MULTILINE)
-    return None if marked is None else cast(str, marked[1])
 
 
 COMPARISONS: dict[str, Callable[[str, str], bool]] = {
@@ -188,7 +128,7 @@ def _number(grader: Grader, output: str, reference: Any, row: Mapping[str, Any])
     got, written = number_in(output, last=options["which"] == "last")
     if got is None:
         return Verdict(False)
-    return Verdict(math.isclose(got, wanted, rel_tol=options["relative"], abs_tol=options["tolerance"]), written)
+    return Verdict(is_close(got, wanted, tolerance=options["tolerance"], relative=options["relative"]), written)
 
 
 def _json(grader: Grader, output: str, reference: Any, row: Mapping[str, Any]) -> Verdict:
