@@ -17,12 +17,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import OperationalError
 
-from migrations import grants
+from migrations import grants, json_columns
 from shared.db.session import sync_engine_unpooled
 from shared.errors import ConfigurationError
 
 LOCK_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 300_000
+JSON_REVISION, FIRST_CONVERTIBLE = "0020", "0017"
 MIGRATION_LOCK = 0x7644_6966  # any number that nothing else in the database uses ("vDif")
 
 
@@ -58,6 +59,8 @@ def upgrade(database_url: str, revision: str = "head") -> None:
     Waits for another migrator to finish first.
     """
     with _migrator(database_url) as connection:
+        if _has_rows_to_convert(connection, revision):
+            _convert(database_url)
         command.upgrade(config(connection), revision)
         grants.grant(connection)
 
@@ -66,6 +69,23 @@ def downgrade(database_url: str, revision: str) -> None:
     """Take the database back to `revision` (`base` empties it)."""
     with _migrator(database_url) as connection:
         command.downgrade(config(connection), revision)
+
+
+def _has_rows_to_convert(connection: Connection, target: str) -> bool:
+    """Return whether the upgrade meets the jobs of a program that stored them as jsonb."""
+    current = MigrationContext.configure(connection).get_current_revision()
+    if current is None or current < FIRST_CONVERTIBLE:
+        return False  # a new database, or a version from before the first release
+    steps = ScriptDirectory.from_config(config()).iterate_revisions(target, current)
+    return JSON_REVISION in {step.revision for step in steps}
+
+
+def _convert(database_url: str) -> None:
+    """Convert columns in short transactions, while old processes go on."""
+    engine = sync_engine_unpooled(database_url).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"SET lock_timeout = {LOCK_TIMEOUT_MS}"))
+        json_columns.prepare(connection)
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from shared import tracing
 from shared.db import faults
 from shared.db.faults import is_outage as is_outage
 from shared.db.faults import is_refusal as is_refusal
+from shared.db.json_text import encode_json
 from shared.db.url import DatabaseURL, parse_database_url
 
 STATEMENT_TIMEOUT_MS = 30_000
@@ -65,6 +66,7 @@ def sync_engine(url: str, *, pool_size: int = 5, max_overflow: int = 5, **option
         pool_timeout=POOL_WAIT_S,
         pool_recycle=POOL_RECYCLE_S,
         pool_pre_ping=True,
+        json_serializer=encode_json,
         connect_args={
             **_psycopg_arguments(parsed),
             **({} if parsed.pgbouncer else {"options": " ".join(f"-c {k}={v}" for k, v in TIMEOUTS.items())}),
@@ -100,6 +102,7 @@ def async_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20, **opt
         max_overflow=max_overflow,
         pool_timeout=POOL_WAIT_S,
         pool_recycle=POOL_RECYCLE_S,
+        json_serializer=encode_json,
         connect_args={
             **parsed.asyncpg_dsn(),
             "timeout": parsed.connect_timeout_seconds,

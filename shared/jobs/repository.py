@@ -43,7 +43,7 @@ from sqlalchemy import (
     update,
     values,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from shared.db.expressions import seconds
 from shared.db.tables import Attempt, Job
@@ -264,6 +264,8 @@ def finish(
     """running -> an end, by the holder of the attempt; nothing for a stale one. A success after complete_by is expired."""
     columns = {"result": result, "error": error, "usage": usage, "timing": timing, "diffusion": diffusion}
     values: dict[str, Any] = {name: null() if value is None else json_value(value) for name, value in columns.items()}
+    if result is not None:
+        values["result"] = literal(dict(result), JSON)
     values["status"] = status.value
     if status is JobStatus.SUCCEEDED:
         late = complete_by_passed()
@@ -424,8 +426,8 @@ def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None
 
 
 PURGED: dict[str, Any] = {
-    "body": literal({}, JSONB),
-    "params": literal({}, JSONB),
+    "body": literal({}, JSON),
+    "params": literal({}, JSON),
     "prompt_token_ids": literal_column("'{}'::integer[]"),
     "result": null(),
     "steps": null(),

@@ -167,7 +167,7 @@ def test_replay_says_whether_the_text_is_the_same(served: Served) -> None:
     assert (job["result"]["choices"], job["metadata"]) == (first["result"]["choices"], {"a": "b"})
     with served.jobs.database.write() as session:  # as if the original had said something else
         session.execute(
-            text("UPDATE jobs SET result = jsonb_set(result, '{choices,0,message,content}', to_jsonb('XX' || "
+            text("UPDATE jobs SET result = jsonb_set(CAST(result AS jsonb), '{choices,0,message,content}', to_jsonb('XX' || "
                  "(result #>> '{choices,0,message,content}'))) WHERE id = :id"), {"id": first["id"]},
         )  # fmt: skip
     other = served.client.get(job["urls"]["self"]).json()["replay"]

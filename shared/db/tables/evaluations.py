@@ -18,7 +18,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db.base import Base
@@ -44,8 +44,8 @@ class Evaluation(Base):
     content_hash: Mapped[str] = mapped_column(Text)  # of the items, the template and the graders
     dataset: Mapped[dict[str, Any]] = mapped_column(JSONB)  # {file_id | bundled, filename?, limit?, hash}
     endpoint: Mapped[str] = mapped_column(Text)
-    template: Mapped[Any] = mapped_column(JSONB)  # a string, or messages
-    graders: Mapped[list[dict[str, Any]]] = mapped_column(JSONB)
+    template: Mapped[Any] = mapped_column(JSON)  # a string, or messages
+    graders: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
     evaluation_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'::jsonb"))
     items: Mapped[int] = mapped_column(Integer)
     window_seconds: Mapped[float] = mapped_column(Double)
@@ -75,7 +75,7 @@ class EvaluationItem(Base):
     line: Mapped[int] = mapped_column(Integer)  # of the file
     key: Mapped[str] = mapped_column(Text)  # of its content: the same item in another evaluation has the same
     cluster: Mapped[str] = mapped_column(Text)  # of its prompt: items that ask the same
-    data: Mapped[dict[str, Any]] = mapped_column(JSONB)
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class EvaluationRun(Base):
@@ -91,7 +91,7 @@ class EvaluationRun(Base):
     key_id: Mapped[str] = mapped_column(Text, server_default="")  # of who pays: who added to it last
     model: Mapped[str] = mapped_column(Text)
     revision: Mapped[str | None] = mapped_column(Text)  # of the model, when it was added; no other may answer
-    fields: Mapped[dict[str, Any]] = mapped_column(JSONB)  # of every request: max_tokens, diffusion, ...
+    fields: Mapped[dict[str, Any]] = mapped_column(JSON)  # of every request: max_tokens, diffusion, ...
     seeds: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     content_hash: Mapped[str] = mapped_column(Text)  # of model, revision and fields
     error: Mapped[dict[str, Any] | None] = mapped_column(

@@ -20,7 +20,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db.base import Base
@@ -57,8 +57,9 @@ class Job(Base):
     format: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # of this row: shared.jobs.formats
 
     # What was asked: the client's body, and what it was resolved to when it was accepted
-    body: Mapped[dict[str, Any]] = mapped_column(JSONB)
-    params: Mapped[dict[str, Any]] = mapped_column(JSONB)  # SamplingParams.to_json()
+    # As `json`: jsonb would sort the keys of schemas and inputs, and their order has a meaning (docs/adr/0022).
+    body: Mapped[dict[str, Any]] = mapped_column(JSON)
+    params: Mapped[dict[str, Any]] = mapped_column(JSON)  # SamplingParams.to_json()
     prompt_token_ids: Mapped[list[int]] = mapped_column(ARRAY(Integer))
     tokens: Mapped[int] = mapped_column(Integer, server_default=text("0"))  # of the prompt, and at most of the answers
 
@@ -98,7 +99,7 @@ class Job(Base):
     replay_of: Mapped[str | None] = mapped_column(Text)
 
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {tokens_committed, tokens_total, step}
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # the endpoint's own response object
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON)  # the endpoint's own response object
     steps: Mapped[bytes | None] = mapped_column(LargeBinary)  # how the answer came about (shared.jobs.steps)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # {code, message, param, retryable}
     usage: Mapped[dict[str, Any] | None] = mapped_column(JSONB)

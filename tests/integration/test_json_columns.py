@@ -1,0 +1,173 @@
+"""JSON columns keep the order of keys and every digit; rows of the jsonb schema are converted while processes work."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from migrations import json_columns, run
+from shared.db.session import Database, sync_engine_unpooled
+from shared.jobs import queries, repository
+from tests.integration.conftest import Jobs, Served
+
+pytestmark = pytest.mark.integration
+
+_OLD_JOB = """
+INSERT INTO jobs (id, endpoint, model, body, params, prompt_token_ids, status, result, finished_at, error)
+VALUES (:id, '/v1/completions', 'm', CAST(:body AS jsonb), '{"n": 1}', '{1}', :status, CAST(:result AS jsonb),
+        CASE WHEN :status = 'queued' THEN NULL ELSE now() END, CASE WHEN :status = 'failed' THEN CAST('{}' AS jsonb) END)
+"""
+
+
+def _insert(connection: Connection, id: str, *, status: str = "queued", result: Any = None) -> None:
+    body = {"seed": 2**53 + 1, "model": "m", "é": 0.5}
+    values = {"id": id, "body": json.dumps(body), "status": status}
+    connection.execute(text(_OLD_JOB), {**values, "result": None if result is None else json.dumps(result)})
+
+
+def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that old processes write meanwhile, and after a conversion that broke off half way."""
+    monkeypatch.setattr(json_columns, "_FILL", text(json_columns._FILL.text.replace("LIMIT 1000", "LIMIT 7")))
+    run.upgrade(empty_database_url, "0017")
+    engine = sync_engine_unpooled(empty_database_url)
+    with engine.begin() as connection:
+        for i in range(30):
+            status = ("queued", "succeeded", "failed")[i % 3]
+            _insert(connection, f"job_{i:03}", status=status, result={"b": [i], "a": None} if i % 3 == 1 else None)
+        connection.execute(
+            text(
+                "INSERT INTO evaluations (id, tenant, name, content_hash, dataset, endpoint, template, graders, items, "
+                "window_seconds) VALUES ('e', 't', 'n', 'h', '{}', '/v1/completions', '\"{{q}}\"', '[]', 1, 1)"
+            )
+        )
+        connection.execute(
+            text(
+                "INSERT INTO evaluation_items (evaluation_id, number, line, key, cluster, data) "
+                "VALUES ('e', 1, 1, 'k', 'c', '{\"q\": 1}')"
+            )
+        )
+    autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with autocommit.connect() as connection:  # broken off before the checks
+        monkeypatch.setattr(json_columns, "_CHECKS", {"broken": "no_such_column", **json_columns._CHECKS})
+        with pytest.raises(Exception, match="no_such_column"):
+            json_columns.prepare(connection)
+        monkeypatch.undo()
+        assert not json_columns.is_prepared(connection)
+    stop, written = threading.Event(), []
+
+    def old_process() -> None:
+        """Insert, finish and purge as the previous version does, until the conversion is over."""
+        with autocommit.connect() as connection:
+            while not stop.is_set():
+                id = f"job_live_{len(written):05}"
+                _insert(connection, id)
+                connection.execute(
+                    text(
+                        "UPDATE jobs SET status = 'succeeded', finished_at = now(), result = CAST(:r AS jsonb) WHERE id = :i"
+                    ),
+                    {"i": id, "r": '{"z": 1, "a": 2}'},
+                )
+                written.append(id)
+
+    writer = threading.Thread(target=old_process)
+    writer.start()
+    try:
+        run.upgrade(empty_database_url, "0020")
+        before = len(written)
+        while len(written) < before + 20 and writer.is_alive():  # its statements fit the new columns too
+            stop.wait(0.01)
+    finally:
+        stop.set()
+        writer.join(30)
+    assert len(written) >= before + 20
+    run.upgrade(empty_database_url)
+    database = Database(empty_database_url)
+    with database.read() as session:
+        rows = {row.id: row for row in session.execute(text("SELECT * FROM jobs"))}
+        data = session.execute(text("SELECT data FROM evaluation_items")).scalar_one()
+        kinds = dict(session.execute(text(
+            "SELECT a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a "
+            "WHERE attrelid = 'jobs'::regclass AND attname IN ('body', 'params', 'result')"
+        )).all())  # fmt: skip
+    database.dispose()
+    assert set(kinds.values()) == {"json"} and len(kinds) == 3
+    assert data == {"q": 1}
+    assert len(rows) == 30 + len(written)
+    for id, row in rows.items():
+        assert row.body == {"seed": 2**53 + 1, "model": "m", "é": 0.5}, id
+        assert (row.result is not None) == (row.status == "succeeded"), id
+    assert rows["job_004"].result == {"b": [4], "a": None}
+
+
+def test_columns_keep_keys_and_digits(jobs: Jobs) -> None:
+    body = {
+        "zz": 1,
+        "a": {"bb": 2**63, "b": -0.0, "ccc": 1e30, "aa": 0.1},
+        "model": "日本\U0001f600",
+        "": [12345678901234567890],
+    }
+    values = {
+        "id": "job_x",
+        "endpoint": "/v1/completions",
+        "model": "m",
+        "body": body,
+        "params": body,
+        "prompt_token_ids": [1],
+    }
+    jobs.execute(queries.insert_job(values))
+    row = jobs.row("job_x")
+    assert json.dumps(row.body) == json.dumps(row.params) == json.dumps(body)
+    jobs.execute(repository.claim("job_x", worker_id="w", lease_seconds=60))
+    jobs.execute(repository.finish("job_x", 1, repository.JobStatus.SUCCEEDED, result=body))
+    assert json.dumps(jobs.row("job_x").result) == json.dumps(body)
+    with jobs.database.read() as session:
+        stored = session.execute(text("SELECT result::text FROM jobs WHERE id = 'job_x'")).scalar_one()
+    assert "日本" in stored  # characters take their own bytes, not six
+
+
+def test_an_input_comes_back_as_it_was_sent(served: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"zebra": {"type": "boolean"}, "ant": {"type": "integer"}, "m": {"enum": ["b", "a"]}},
+        "required": ["zebra", "ant", "m"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"schema": schema, "name": "n"}}
+    body = {
+        "seed": 2**53 + 1, "model": served.model, "messages": [{"role": "user", "content": "Hi"}],
+        "response_format": form, "max_tokens": 60, "temperature": 0,
+    }  # fmt: skip
+    made = (
+        served.client.post("/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": body})
+        .raise_for_status()
+        .json()
+    )
+    served.jobs.wait_done(made["id"])
+    told = served.client.get(f"/v1/jobs/{made['id']}/input").raise_for_status().json()
+    assert json.dumps(told["body"]) == json.dumps(body)
+    result = served.client.get(f"/v1/jobs/{made['id']}/result").raise_for_status().json()
+    assert list(result)[:4] == ["id", "object", "created", "model"]
+    # The keys of the answer come in the schema's order, in jobs as in a request that waits.
+    assert list(json.loads(result["choices"][0]["message"]["content"])) == ["zebra", "ant", "m"]
+    waited = served.client.post("/v1/chat/completions", json=body).raise_for_status().json()
+    assert list(json.loads(waited["choices"][0]["message"]["content"])) == ["zebra", "ant", "m"]
+
+
+def test_a_response_repeats_its_schema_in_order(served: Served) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"zz": {"type": "null"}, "a": {"type": "null"}},
+        "required": ["zz", "a"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "name": "n", "schema": schema}
+    body = {"model": served.model, "input": "Hi", "text": {"format": form}, "max_output_tokens": 60}
+    told = served.client.post("/v1/responses", json=body).raise_for_status().json()
+    again = served.client.get(f"/v1/responses/{told['id']}").raise_for_status().json()
+    for response in (told, again):
+        assert json.dumps(response["text"]["format"]["schema"]) == json.dumps(schema)
+        assert list(json.loads(response["output"][0]["content"][0]["text"])) == ["zz", "a"]
