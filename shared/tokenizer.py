@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from tokenizers import Tokenizer
 from shared import bpe_files
 from shared.control_tokens import ControlTokens
 from shared.errors import InvalidParameter, ModelLoadError, UnknownParameter
+from shared.token_bytes import TokenBytes
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token")
 _OURS = frozenset({"messages", "add_generation_prompt", "tools", "documents"})  # the last two are always absent
@@ -156,6 +158,15 @@ class TokenizerWrapper:
         """Text of the ids; an incomplete UTF-8 sequence becomes U+FFFD."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    @cached_property
+    def token_bytes(self) -> TokenBytes:
+        """The true bytes of single tokens."""
+        return TokenBytes(
+            self._files["tokenizer.json"],
+            piece=self._tokenizer.id_to_token,
+            decode=lambda token: self.decode([token], skip_special_tokens=False),
+        )
 
     def apply_chat_template(
         self,

@@ -85,7 +85,7 @@ def build_result(
     cut = choice["finish_reason"] == "length"
     logprobs = None
     if choice.get("logprobs") is not None:
-        logprobs = [_without_null(token) for token in chat_logprobs(choice["logprobs"])["content"]]
+        logprobs = chat_logprobs(choice["logprobs"])["content"]
     status, tokens = "incomplete" if cut else "completed", len(choice["token_ids"])
     usage = {
         "input_tokens": prompt_tokens,
@@ -102,12 +102,6 @@ def build_result(
         usage=usage,
         vdiff=dict(extras),
     )  # fmt: skip
-
-
-def _without_null(token: Mapping[str, Any]) -> dict[str, Any]:
-    """Here `bytes` is never null: empty where a token is a part of a character."""
-    tops = [{**top, "bytes": top["bytes"] or []} for top in token["top_logprobs"]]
-    return {**token, "bytes": token["bytes"] or [], "top_logprobs": tops}
 
 
 def of_row(row: Mapping[Any, Any]) -> dict[str, Any]:

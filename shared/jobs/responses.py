@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.token_bytes import spell_bytes
+
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 INFILL = "/v1/infill"
@@ -30,39 +32,41 @@ def response_id(endpoint: str, job_id: str) -> str:
 
 
 def chat_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Chat's shape. `bytes` is null where a token is only a part of a character."""
+    r"""Return chat's shape. `token` is the text, or `bytes:\xf0\x9f` where the token is only a part of a character."""
 
-    def one(token: str, logprob: float) -> dict[str, Any]:
-        whole = "\ufffd" not in token
-        return {"token": token, "logprob": logprob, "bytes": list(token.encode()) if whole else None}
+    def one(token: str, raw: Sequence[int], logprob: float) -> dict[str, Any]:
+        return {"token": token, "logprob": logprob, "bytes": list(raw)}
 
     content = [
-        {**one(t["token"], t["logprob"]), "top_logprobs": [one(*pair) for pair in t.get("top", ())]} for t in tokens
+        {**one(t["token"], t["bytes"], t["logprob"]), "top_logprobs": [one(*top) for top in t.get("top", ())]}
+        for t in tokens
     ]
     return {"content": content, "refusal": None}
 
 
-def _by_text(top: Sequence[tuple[str, float]] | None) -> dict[str, float] | None:
-    """By text; of several tokens that read the same, the likeliest, which comes first."""
+def _by_text(top: Sequence[tuple[str, Sequence[int], float]] | None) -> dict[str, float] | None:
+    """Return the alternatives by text, the likeliest first. One that reads as a likelier one is named by its bytes."""
     if top is None:
         return None
     made: dict[str, float] = {}
-    for text, value in top:
-        made.setdefault(text, value)
+    for text, raw, value in top:
+        name = text if text not in made else spell_bytes(bytes(raw))
+        while name in made:  # two tokens of the same bytes
+            name += " "
+        made[name] = value
     return made
 
 
 def completion_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Completions' shape; `text_offset` counts characters of the answer. A `top` of None is a token without any."""
-    offsets, at = [], 0
-    for token in tokens:
-        offsets.append(at)
-        at += len(token["token"])
+    """Return completions' shape; `text_offset` counts characters of the choice's text.
+
+    A `top` of None is a token without alternatives.
+    """
     return {
         "tokens": [t["token"] for t in tokens],
         "token_logprobs": [t["logprob"] for t in tokens],
         "top_logprobs": [_by_text(t.get("top", ())) for t in tokens],
-        "text_offset": offsets,
+        "text_offset": [t["offset"] for t in tokens],
     }
 
 
@@ -82,7 +86,8 @@ def build_result(
         endpoint: `CHAT` or `COMPLETIONS`.
         created: Unix seconds.
         choices: {index, text, token_ids, finish_reason, logprobs?} each; token_ids are counted for `usage` (real tokens,
-            up to the end token). logprobs: {token, logprob, top: [[token, logprob], ...]} of each token, when asked for.
+            up to the end token). logprobs, when asked for: of each token
+            {token, bytes, offset, logprob, top: [[token, bytes, logprob], ...]}.
         extras: what stands under the key `vdiff`.
     """
     chat = endpoint == CHAT

@@ -45,7 +45,8 @@ class StepLog:
         answer = self._answers.setdefault(
             index, {"index": index, "canvas": tokens_total, "steps": [], "positions": [], "tokens": [], "sure": []}
         )
-        answer["canvas"] = max(answer["canvas"], tokens_total)
+        # A block may reach beyond the answer's limit: the canvas is as long as what was committed on it.
+        answer["canvas"] = max(answer["canvas"], tokens_total, *(position + 1 for position in positions))
         answer["total"] = tokens_total
         answer["steps"].append([step, len(positions)])
         answer["positions"].extend(positions)

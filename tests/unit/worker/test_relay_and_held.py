@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.events import Event
-from shared.jobs.steps import unpacked
+from shared.jobs.steps import StepLog, unpacked
 from shared.sampling_params import SamplingParams
 from shared.strict_json import NotStorable, require_storable, storable
 from worker import relay
@@ -240,3 +240,15 @@ def test_a_stream_tells_the_text_as_the_result_has_it() -> None:
     told = [event.data for event in emitted if event.type == "progress"]
     assert "".join(data["text"] for data in told) == storable("x\x00y") == "x\ufffdy"
     assert ([data["offset"] for data in told], told[0]["canvas"]) == ([0, 2], "x\ufffd?")
+
+
+def test_the_kept_canvas_is_as_long_as_what_was_committed_on_it() -> None:
+    """The last block of a block-causal model reaches beyond the answer's limit."""
+    log = StepLog(1, 100)
+    log.note(0, 1, (0, 1), (5, 6), (0.5, 0.5), 6)
+    log.note(0, 2, (7, 4), (5, 6), (0.5, 0.5), 6)
+    log.note(0, 3, (), (), (), 3)
+    kept = log.packed(str)
+    assert kept is not None
+    answer = unpacked(kept)["answers"][0]
+    assert (answer["canvas"], answer["tokens_total"]) == (8, 3)

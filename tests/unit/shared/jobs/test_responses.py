@@ -139,8 +139,14 @@ def test_where_two_texts_part() -> None:
 
 
 LOGPROBS = [
-    {"token": "a", "logprob": -0.5, "top": [["a", -0.5], ["b", -1.0]]},
-    {"token": "\ufffd", "logprob": -0.25, "top": []},
+    {"token": "a", "bytes": [97], "offset": 0, "logprob": -0.5, "top": [["a", [97], -0.5], ["b", [98], -1.0]]},
+    {
+        "token": "bytes:\\xe2",
+        "bytes": [0xE2],
+        "offset": 1,
+        "logprob": -0.25,
+        "top": [["x", [120], -0.5], ["x", [120], -1.5]],
+    },
 ]
 
 
@@ -149,9 +155,9 @@ def test_logprobs_are_openais() -> None:
     common = {"job_id": "job_1", "model": "m", "created": 7, "prompt_tokens": 1, "extras": {}, "choices": choices}
     chat = ChatCompletion.model_validate(build_result(endpoint=CHAT, **common), strict=True).choices[0].logprobs
     assert chat is not None and chat.content is not None
-    assert [(t.token, t.logprob, t.bytes) for t in chat.content] == [("a", -0.5, [97]), ("\ufffd", -0.25, None)]
+    assert [(t.token, t.logprob, t.bytes) for t in chat.content] == [("a", -0.5, [97]), ("bytes:\\xe2", -0.25, [0xE2])]
     assert [(t.token, t.logprob) for t in chat.content[0].top_logprobs] == [("a", -0.5), ("b", -1.0)]
     plain = Completion.model_validate(build_result(endpoint=COMPLETIONS, **common), strict=True).choices[0].logprobs
     assert plain is not None
-    assert (plain.tokens, plain.token_logprobs, plain.text_offset) == (["a", "\ufffd"], [-0.5, -0.25], [0, 1])
-    assert plain.top_logprobs == [{"a": -0.5, "b": -1.0}, {}]
+    assert (plain.tokens, plain.token_logprobs, plain.text_offset) == (["a", "bytes:\\xe2"], [-0.5, -0.25], [0, 1])
+    assert plain.top_logprobs == [{"a": -0.5, "b": -1.0}, {"x": -0.5, "bytes:\\x78": -1.5}]
