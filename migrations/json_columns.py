@@ -69,7 +69,7 @@ def swap(connection: Connection) -> None:
     connection.execute(text("ALTER TABLE jobs " + ", ".join(f"DROP COLUMN {name}" for name in COLUMNS)))
     for name in COLUMNS:
         connection.execute(text(f"ALTER TABLE jobs RENAME COLUMN {name}_json TO {name}"))
-        if name != "result" and connection.dialect.server_version_info >= NAMED_NOT_NULL:
+        if name != "result" and (connection.dialect.server_version_info or ()) >= NAMED_NOT_NULL:
             renamed = f"jobs_{name}_json_not_null TO jobs_{name}_not_null"
             connection.execute(text(f"ALTER TABLE jobs RENAME CONSTRAINT {renamed}"))
     connection.execute(

@@ -11,7 +11,7 @@ ROUNDS = 64  # references that one answer of "this ends" may rest on; beyond, a 
 
 def is_endless(schema: Mapping[str, Any]) -> bool:
     """Whether every value of the schema would be infinitely long: the least fixed point over its references."""
-    open_refs = {ref: _target(schema, ref) for ref in _refs(schema)}
+    open_refs = {ref: target_of(schema, ref) for ref in _refs(schema)}
     finite: set[str] = set()
     for _ in range(ROUNDS):
         found = {ref for ref, target in open_refs.items() if _ends(target, finite)}
@@ -33,8 +33,8 @@ def _refs(node: Any) -> Iterator[str]:
             yield from _refs(inner)
 
 
-def _target(schema: Any, ref: str) -> Any:
-    """What the reference names; a schema without demands when it is not to be found here."""
+def target_of(schema: Any, ref: str) -> Any:
+    """Return what a reference names; a schema without demands when it is not to be found here."""
     node = schema
     for part in unquote(ref.removeprefix("#")).split("/")[1:]:
         name = part.replace("~1", "/").replace("~0", "~")

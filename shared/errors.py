@@ -24,6 +24,7 @@
     ├── EngineError               500 engine_error              retryable
     │   ├── OutOfMemory           500 out_of_memory             retryable
     │   ├── NotFinite             500 not_finite                the model produced NaN or infinity
+    │   ├── SchemaViolated        500 answer_violates_schema   a structured answer is not what its schema asks for
     │   └── EngineShutDown        503 engine_shut_down          retryable
     ├── ModelLoadError            500 model_load_failed         names the tensor or file
     └── ConfigurationError        exit code 2                   a setting stops the process, with name and reason
@@ -175,6 +176,11 @@ class OutOfMemory(EngineError):
 
 class NotFinite(EngineError):
     code = "not_finite"
+    retryable = False
+
+
+class SchemaViolated(EngineError):
+    code = "answer_violates_schema"
     retryable = False
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from shared import checks
@@ -17,6 +18,7 @@ from shared.algorithms import UNIFORM
 from shared.endless_schema import is_endless
 from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter
 from shared.model_card import ModelCard
+from shared.schema_numbers import bounds_of, inexact_number
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -29,6 +31,7 @@ answers are committed from left to right: by `sequential` as ever, by `threshold
 MAX_SCHEMA_BYTES = 65_536
 MAX_DEPTH = 64
 MAX_NAME = 64
+MAX_BOUNDS = 100  # that are tried one by one to name the one that was refused
 # One way of writing: the separators are forced, so they cost no choice, and no model can fill its answer with blanks.
 STYLE: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
@@ -65,9 +68,17 @@ def response_format_of(value: Any) -> dict[str, Any] | None:
         return None
     if kind == "json_schema":
         _named_schema(value.get("json_schema"))
+    where = f"{PARAM}.json_schema.schema"
+    inexact = inexact_number(schema_of(value), where)
+    if inexact is not None:
+        path, number = inexact
+        raise InvalidParameter(
+            f"{path}: {number} cannot be enforced exactly; numbers have at most 15 digits and are within +-2**53",
+            param=path,
+        )
     wrong = _refusal(json.dumps(schema_of(value), sort_keys=False))
     if wrong is not None:
-        where = f"{PARAM}.json_schema.schema"
+        where = _culprit(schema_of(value), where)
         raise InvalidParameter(f"{where} cannot be enforced: {wrong}", param=where)
     return dict(value)
 
@@ -146,7 +157,25 @@ def grammar_of(schema: Mapping[str, Any]) -> str:
         from llguidance import LLMatcher
     except ImportError as exc:
         raise ConfigurationError("response_format needs llguidance: pip install 'vdiff[worker]'", param=PARAM) from exc
-    return LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=STYLE)
+    # -0.0 is 0, but the grammar library finds no way to write it.
+    text = json.dumps(_without_negative_zero(schema))
+    return LLMatcher.grammar_from_json_schema(text, overrides=STYLE)
+
+
+def _without_negative_zero(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _without_negative_zero(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_negative_zero(inner) for inner in value]
+    return 0 if isinstance(value, float) and value == 0 else value
+
+
+def _culprit(schema: Mapping[str, Any], at: str) -> str:
+    """Return the path of the bound that the grammar library refuses by itself, or `at`."""
+    for path, keyword, value in islice(bounds_of(schema, at), MAX_BOUNDS):
+        if _refusal(json.dumps({"type": "number", keyword: value})) is not None:
+            return path
+    return at
 
 
 @lru_cache(maxsize=256)

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from shared.errors import InvalidBody
@@ -13,16 +14,33 @@ from shared.json_bounds import check_bounds
 from shared.text_files import NotUTF8, decode_text
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
+EXACT_CHARACTERS = 15  # a shorter number has few enough digits to come back from a double as it is
 
 
 def _refuse_constant(name: str) -> Any:
     raise _Refused(f"{name} is not a JSON value")
 
 
+class Inexact(float):
+    """A number with more digits than a double keeps; a schema must not have one."""
+
+    written: str  # as the client wrote it
+
+
+def _keeps(text: str, value: float) -> bool:
+    try:
+        return Decimal(text) == Decimal(repr(value))
+    except ArithmeticError:  # an exponent that no computer holds
+        return False
+
+
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise _Refused(f"the number {text[:40]} is too large")
+    if len(text) > EXACT_CHARACTERS and not _keeps(text, value):
+        value = Inexact(value)
+        value.written = text[:80]
     return value
 
 

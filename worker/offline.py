@@ -24,9 +24,10 @@ from shared.errors import ConfigurationError, InvalidParameter, MissingParameter
 from shared.jobs.fields import meant, template_variables_of
 from shared.jobs.requests import messages_of, prompt_of, refuse_without_text
 from shared.prompt_ids import PARSE_SPECIAL, message_ids, parse_special_of, prompt_ids
-from shared.sampling_params import GENERATION_FIELDS, resolve_params
+from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
 from shared.text_files import HEAD_BYTES, require_utf8
 from worker.engine import RequestHandle, VDiffConfig, VDiffEngine
+from worker.work import check_answers
 
 PROMPTS = ("prompt", "prompt_token_ids", "messages")
 VARIABLES = "chat_template_kwargs"
@@ -72,6 +73,7 @@ class _Line:
     custom_id: str | None
     metadata: Any = None
     handle: RequestHandle | None = None
+    params: SamplingParams | None = None
     error: VDiffError | None = None
 
 
@@ -146,6 +148,7 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
         if fields.get("n") not in (None, 1):
             raise InvalidParameter("a line gives one answer; repeat it for more", param="n")
         params = resolve_params(fields, card=engine.card, prompt_tokens=len(ids), chat=where == "messages")
+        line.params = params
         line.handle = engine.submit(f"line-{line.number}", ids, params, prompt=text)
     except VDiffError as exc:
         line.error = exc
@@ -163,6 +166,8 @@ def answer_of(line: _Line, summary: Summary) -> dict[str, Any]:
     if line.handle is not None:
         try:
             output = line.handle.result()
+            assert line.params is not None
+            check_answers(line.params, output)
             first = output.outputs[0]
             answer.update(
                 token_ids=first.token_ids,

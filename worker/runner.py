@@ -37,7 +37,7 @@ from shared.strict_json import NotStorable, require_storable, storable
 from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.held import Held, HeldAttempts, StopReason
-from worker.work import Engine, Handle, answers_of, result_of, submit, usage_of, writes_text
+from worker.work import Engine, Handle, answers_of, check_answers, result_of, submit, usage_of, writes_text
 
 _log = structlog.get_logger(__name__)
 
@@ -159,6 +159,7 @@ class Runner:
             held.attach(handle)
             output = self._result_in_time(handle, job, held)
             traces.engine(output.metrics)
+            check_answers(params, output)
         except VDiffError as exc:
             error = exc
         except Exception as exc:

@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from shared.errors import SchemaViolated
 from shared.jobs import echo, infill, response_objects, scoring
 from shared.jobs.responses import build_result
 from shared.jobs.responses import usage_of as ledger_usage
 from shared.jobs.tasks import InfillTask, PromptsTask, ResponseTask, ScoreTask, task_of
 from shared.model_card import ModelCard
+from shared.response_format import schema_of
 from shared.sampling_params import SamplingParams
+from shared.schema_check import violation
+from shared.token_bytes import offsets, spell
 from shared.tokenizer import TokenizerWrapper
 from worker.engine.outputs import RequestOutput, StepEvent, TokenLogprob
 from worker.prompts import Prompts
@@ -122,7 +126,7 @@ def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engin
             "text": c.text,
             "token_ids": list(c.token_ids),
             "finish_reason": c.finish_reason,
-            "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, engine.tokenizer),
+            "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, engine.tokenizer, c.text),
         }
         for c in output.outputs
     ]
@@ -137,6 +141,17 @@ def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engin
             extras=extras,
         )
     return build_result(**common, endpoint=job.endpoint, choices=choices, prompt_tokens=prompt_tokens, extras=extras)
+
+
+def check_answers(params: SamplingParams, output: RequestOutput) -> None:
+    """Compare finished structured answers with their schema as it was sent. Raises SchemaViolated."""
+    if params.response_format is None:
+        return
+    schema = schema_of(params.response_format)
+    for choice in output.outputs:
+        wrong = violation(schema, choice.text) if choice.finish_reason == "stop" else None
+        if wrong is not None:
+            raise SchemaViolated(f"choice {choice.index} violates response_format: {wrong}", param="response_format")
 
 
 def usage_of(result: Mapping[str, Any]) -> dict[str, int]:
@@ -181,9 +196,9 @@ def _echo_result(
             ended = written.token_ids[0] in ends
             finish_reason = "stop" if ended else "length"
             completion_tokens += 0 if ended else 1
-        told = logprobs_of(tokens, tokenizer, chosen=True)
-        told[0] = {"token": told[0]["token"], "logprob": None, "top": None}
         text = tokenizer.decode([*context, *target], skip_special_tokens=False) + (written.text if written else "")
+        told = logprobs_of(tokens, tokenizer, text, chosen=True, specials=True)
+        told[0] = {**told[0], "logprob": None, "top": None}
         choices.append({"text": text, "finish_reason": finish_reason, "logprobs": told})
     return echo.build_result(
         **common,
@@ -195,19 +210,34 @@ def _echo_result(
 
 
 def logprobs_of(
-    tokens: Sequence[TokenLogprob], tokenizer: TokenizerWrapper, *, chosen: bool = False
+    tokens: Sequence[TokenLogprob],
+    tokenizer: TokenizerWrapper,
+    text: str,
+    *,
+    chosen: bool = False,
+    specials: bool = False,
 ) -> list[dict[str, Any]]:
-    """Log-probabilities with the tokens' text, as `shared.jobs.responses` takes them.
+    """Return log-probabilities with the tokens' text and bytes, as `shared.jobs.responses` takes them.
 
     Args:
-        chosen: whether the token itself stands among the likeliest too, where it is none of them.
+        text: what the tokens make, which offsets count in.
+        chosen: include the token itself in `top` where it is not among the likeliest.
+        specials: the text has special tokens in it.
     """
+    known = tokenizer.token_bytes
+    pieces = [b"" if t.token_id in known.special and not specials else known.of(t.token_id) for t in tokens]
+    places = offsets(pieces, text)
 
-    def text(token_id: int) -> str:
-        return tokenizer.decode([token_id], skip_special_tokens=False)
+    def one(token_id: int) -> tuple[str, list[int]]:
+        raw = known.of(token_id)
+        return spell(raw), list(raw)
 
     def top(t: TokenLogprob) -> list[list[Any]]:
         own = [] if not chosen or any(i == t.token_id for i, _ in t.top) else [(t.token_id, t.logprob)]
-        return [[text(i), value] for i, value in (*t.top, *own)]
+        return [[*one(i), value] for i, value in (*t.top, *own)]
 
-    return [{"token": text(t.token_id), "logprob": t.logprob, "top": top(t)} for t in tokens]
+    made = []
+    for t, place in zip(tokens, places, strict=True):
+        name, raw = one(t.token_id)
+        made.append({"token": name, "bytes": raw, "offset": place, "logprob": t.logprob, "top": top(t)})
+    return made

@@ -15,6 +15,8 @@ from typing import Any
 
 import regex
 
+from shared.exact_json import json_equal as json_equal
+
 MARKS_MAX = 30  # combining characters in a row that are put in order, as Unicode's stream-safe format has it
 BRACKETS_MAX = 16  # in front of a label
 _DIGITS = 60  # of a difference that a tolerance is compared with
@@ -71,22 +73,6 @@ def same_number(left: str, right: str, *, last: bool = True) -> bool:
     """Return whether two texts have equal numbers, as `number_in` reads them."""
     one, other = number_in(left, last=last)[0], number_in(right, last=last)[0]
     return one is not None and one == other
-
-
-def json_equal(left: Any, right: Any) -> bool:
-    """Return whether two JSON values are equal: 1 is 1.0, is not true, and the order of keys does not count."""
-    if isinstance(left, bool) or isinstance(right, bool):
-        return isinstance(left, bool) and isinstance(right, bool) and left == right
-    if isinstance(left, dict) and isinstance(right, dict):
-        return left.keys() == right.keys() and all(json_equal(v, right[k]) for k, v in left.items())
-    if isinstance(left, list) and isinstance(right, list):
-        return len(left) == len(right) and all(map(json_equal, left, right))
-    return bool(_decimal(left) == _decimal(right)) and not isinstance(left, dict | list)
-
-
-def _decimal(value: Any) -> Any:
-    """Return a float as the number that is written, 0.1 and not the nearest binary fraction."""
-    return Decimal(repr(value)) if isinstance(value, float) else value
 
 
 def block_in(text: str) -> str | None:
