@@ -186,7 +186,8 @@ def _refusal(schema: str) -> str | None:
     grammar = grammar_of(json.loads(schema))
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if failed or messages:
-        return " ".join(messages)[:500]
+        text = " ".join(messages)
+        return "a pattern of it cannot be read" if "regex parse error" in text else text[:500]
     return "each of its values would contain another one, without end" if is_endless(json.loads(schema)) else None
 
 
