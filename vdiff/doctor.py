@@ -210,7 +210,7 @@ def queues(depths: Iterable[Any], ages: Iterable[Any], served: set[str]) -> Iter
 
 def secrets(counts: Iterable[Any], keys: Vault) -> Check:
     """How webhook secrets are stored, and whether every key that encrypts one is known."""
-    found = {row.key_id: int(row.count) for row in counts}
+    found = {row.key_id: int(row.stored) for row in counts}
     if missing := sorted(set(found) - {CLEAR, *keys.key_ids}):
         return Check("secrets", "bad", f"the key {', '.join(missing)} encrypts stored webhook secrets and is not known here",
                      "add it to VDIFF_SECRET_KEYS")  # fmt: skip

@@ -26,18 +26,18 @@ BATCH = 200
 
 
 def counts() -> Select[Any]:
-    """(key_id, count) of all stored secrets; `clear` for those that are not encrypted."""
+    """(key_id, stored) of all stored secrets; `clear` for those that are not encrypted."""
     every = union_all(*(select(_of(table).c[name].label("secret")) for table, _, name in COLUMNS)).subquery()
     sealed = every.c.secret.startswith(f"{vault.PREFIX}:")
     key_id = case((sealed, func.split_part(every.c.secret, ":", 2)), else_=vault.CLEAR)
     return (
-        select(key_id.label("key_id"), func.count().label("count")).where(every.c.secret.is_not(None)).group_by(key_id)
+        select(key_id.label("key_id"), func.count().label("stored")).where(every.c.secret.is_not(None)).group_by(key_id)
     )
 
 
 def check(session: ReadSession, keys: Vault) -> Counter[str]:
     """Count the stored secrets by key id. Raises ConfigurationError: one of the keys is not among ours."""
-    found = Counter({key_id: int(count) for key_id, count in session.execute(counts())})
+    found = Counter({row.key_id: int(row.stored) for row in session.execute(counts())})
     if missing := sorted(set(found) - {vault.CLEAR, *keys.key_ids}):
         raise ConfigurationError(vault.unknown_keys_message(missing), param="secret_keys")
     return found

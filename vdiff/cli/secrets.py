@@ -33,7 +33,7 @@ def list_keys(as_json: AsJson = False) -> None:
 
     known = _vault()
     with open_database() as database, database.read() as session:
-        found = {row.key_id: int(row.count) for row in session.execute(stored_secrets.counts())}
+        found = {row.key_id: int(row.stored) for row in session.execute(stored_secrets.counts())}
     rows = [(key_id, found.get(key_id, 0)) for key_id in dict.fromkeys([*known.key_ids, *sorted(found)])]
     states = {key_id: "decrypts" for key_id in known.key_ids} | {known.seals_as: "encrypts"}
     if as_json:

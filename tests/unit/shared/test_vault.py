@@ -74,7 +74,7 @@ def test_the_key_of_a_folder_is_made_once_for_its_owner_alone(tmp_path: Path) ->
 
 class Count:
     def __init__(self, key_id: str, count: int) -> None:
-        self.key_id, self.count = key_id, count
+        self.key_id, self.stored = key_id, count
 
 
 def test_the_doctor_says_how_secrets_are_stored() -> None:
