@@ -88,9 +88,6 @@ def test_numbers_deep_inside_are_found() -> None:
         with pytest.raises(InvalidParameter) as caught:
             submitted(json.dumps(schema))
         assert caught.value.param == f"{SCHEMA}.{path}"
-    assert submitted(
-        json.dumps({"type": "null", "default": big, "examples": [big], "title": "t"})
-    )  # they only describe
 
 
 SCHEMAS: list[dict[str, Any]] = [
