@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import structlog
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from sqlalchemy import Row
@@ -61,6 +62,9 @@ def is_allowed(host: str, allowed: Collection[str]) -> bool:
     except ValueError:
         return False
     return name in allowed or any(a.startswith("*.") and name.endswith(a[1:]) for a in allowed)
+
+
+_log = structlog.get_logger(__name__)
 
 
 class Authenticator:
@@ -157,8 +161,6 @@ class Authenticator:
                     if before is not None:
                         self._rows.pop(key_id, None)
                     return None
-                if found.use_is_old:
-                    await session.execute(repository.note_use(key_id))
         except (SQLAlchemyError, OSError) as exc:
             # While the database is away nobody revokes a key in it, and whoever is known may still ask how we are.
             if before is not None and time.monotonic() - read_at < AWAY_TRUSTED_SECONDS and is_outage(exc):
@@ -168,7 +170,19 @@ class Authenticator:
         self._rows[key_id] = (time.monotonic(), found)
         if len(self._rows) > CACHE_MAX:
             self._rows.popitem(last=False)
+        if found.use_is_old:
+            await self._note_use(key_id)
         return found
+
+    async def _note_use(self, key_id: str) -> None:
+        """Store when the key was used last. A database that only reads keeps nobody out."""
+        try:
+            async with self._database.write() as session:
+                await session.execute(repository.note_use(key_id))
+        except (SQLAlchemyError, OSError) as exc:
+            if not is_outage(exc):
+                raise
+            _log.warning("key_use_not_noted", key_id=key_id, error=type(exc).__name__)
 
 
 def _accepts(row: Row[Any], key: str) -> bool:

@@ -37,6 +37,7 @@ API: Mapping[str, str] = {
     "jobs": WRITE,
     "lane_deltas": WRITE,
     "lanes": WRITE,
+    "lease_clock": WRITE,
     "maintenance_counts": WRITE,
     "models": WRITE,
     "queues": WRITE,
@@ -65,6 +66,7 @@ WORKER: Mapping[str, str] = {
     "jobs": WRITE,
     "lane_deltas": WRITE,
     "lanes": WRITE,
+    "lease_clock": WRITE,
     "maintenance_counts": WRITE,
     "models": WRITE,
     "queues": WRITE,
@@ -93,6 +95,7 @@ DELIVER: Mapping[str, str] = {
     "jobs": "SELECT (id, status, result, traceparent)",
     "lane_deltas": NONE,
     "lanes": NONE,
+    "lease_clock": NONE,
     "maintenance_counts": WRITE,  # the row that `vdiff health` writes
     "models": NONE,
     "queues": NONE,

@@ -47,6 +47,7 @@ class Duty:
         every: seconds from the end of a round to the start of the next.
         failures: counter with the label `duty`.
         backoff_max: the longest pause after failures in a row; never shorter than `every`.
+        retry: seconds from a failed round to the next; None backs off.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Duty:
         every: float,
         failures: Counter | None = None,
         backoff_max: float = BACKOFF_MAX_SECONDS,
+        retry: float | None = None,
     ) -> None:
         self.name = name
         self.every = every
@@ -65,6 +67,7 @@ class Duty:
         self._run = run
         self._failures = failures
         self._backoff_max = backoff_max
+        self._retry = retry
         if failures is not None:
             failures.labels(duty=name)  # the series begins at 0
 
@@ -92,6 +95,8 @@ class Duty:
                 _log.warning("duty_failed", duty=self.name, error=describe_error(exc))
             else:
                 _log.exception("duty_failed_unexpectedly", duty=self.name)
+        if self._retry is not None:
+            return self._retry
         return max(self.every, min(BACKOFF_FIRST_SECONDS * 2.0 ** min(self.streak - 1, 10), self._backoff_max))
 
     def succeeded(self) -> None:

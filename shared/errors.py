@@ -25,7 +25,8 @@
     │   ├── OutOfMemory           500 out_of_memory             retryable
     │   ├── NotFinite             500 not_finite                the model produced NaN or infinity
     │   ├── SchemaViolated        500 answer_violates_schema   a structured answer is not what its schema asks for
-    │   └── EngineShutDown        503 engine_shut_down          retryable
+    │   ├── EngineShutDown        503 engine_shut_down          retryable
+    │   └── EngineStopped         500 engine_stopped            retryable   it took every job of its batch with it
     ├── ModelLoadError            500 model_load_failed         names the tensor or file
     └── ConfigurationError        exit code 2                   a setting stops the process, with name and reason
 
@@ -187,6 +188,10 @@ class SchemaViolated(EngineError):
 class EngineShutDown(EngineError):
     code = "engine_shut_down"
     http_status = 503
+
+
+class EngineStopped(EngineError):
+    code = "engine_stopped"
 
 
 class ModelLoadError(VDiffError):

@@ -14,6 +14,8 @@ Each thread works under an advisory lock of its own, so that one process at a ti
         roll_up             lanes and usage are summed up
         stop_silent_workers workers that went silent are called stopped; those of long ago become one row a model
 
+A job is taken from its worker only while that worker could have renewed its lease (`shared.jobs.lease_clock`).
+
 Every duty is isolated (`shared.background`): one that fails keeps no other from its turn. What they did is counted in
 PostgreSQL (`maintenance_counts`), in the transaction that did it.
 """
@@ -33,7 +35,7 @@ from shared import maintenance_counts, serving
 from shared.background import BackgroundThread, Duty
 from shared.db.session import Database, WriteSession
 from shared.events import Event, EventPublisher
-from shared.jobs import caretaking, lanes, repository
+from shared.jobs import caretaking, lanes, lease_clock, repository
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.queue.names import queue_name
 from shared.queue.repush import push_again
@@ -126,7 +128,13 @@ class Maintenance:
     def _keep_house(self) -> None:
         self.keep_house()
 
+    def _is_steady(self, session: WriteSession) -> bool:
+        """Return whether workers could renew their leases all the time, for one lease until now."""
+        return bool(session.execute(lease_clock.is_steady(lease_seconds=self._lease_seconds)).scalar_one())
+
     def _locked(self, lock: int, duties: Iterable[Duty], thread: BackgroundThread) -> bool:
+        with self._database.write() as session:
+            session.execute(lease_clock.pulse(lease_seconds=self._lease_seconds))
         with self._database.write() as guard:
             if not guard.execute(select(func.pg_try_advisory_xact_lock(lock))).scalar_one():
                 return False
@@ -145,8 +153,11 @@ class Maintenance:
     def recover_leases(self) -> None:
         """Move jobs whose lease ran out back to the queue, or to their end."""
         with self._database.write() as session:
+            if not self._is_steady(session):
+                return
             moved = session.execute(repository.sweep_expired()).all()
-            self._count(session, leases_expired=len(moved))
+            ended = sum(row.status == JobStatus.FAILED for row in moved)
+            self._count(session, leases_expired=len(moved), jobs_quarantined=ended)
         for row in moved:
             _log.warning("lease_ran_out", job_id=row.id, attempt=row.attempt, now=row.status)
         try:
@@ -157,7 +168,10 @@ class Maintenance:
     def expire_jobs(self) -> None:
         """Expire jobs that nobody began, or finished, in time."""
         with self._database.write() as session:
-            moved = session.execute(caretaking.sweep_deadlines(grace_seconds=self._lease_seconds)).all()
+            statement = caretaking.sweep_deadlines(
+                grace_seconds=self._lease_seconds, running_too=self._is_steady(session)
+            )
+            moved = session.execute(statement).all()
             self._count(session, deadlines_passed=len(moved))
         for row in moved:
             _log.info("deadline_passed", job_id=row.id, attempt=row.attempt)
@@ -166,6 +180,8 @@ class Maintenance:
     def fail_unservable(self) -> None:
         """Fail replays of a revision that no worker serves any more."""
         with self._database.write() as session:
+            if not self._is_steady(session):
+                return  # workers that could not be heard of are not gone
             moved = session.execute(caretaking.fail_unservable(silent_seconds=self._silent_seconds)).all()
             self._count(session, revisions_gone=len(moved))
         for row in moved:
@@ -227,7 +243,8 @@ class Maintenance:
     def stop_silent_workers(self) -> None:
         """Call silent workers stopped; fold those of long ago into one row a model, so that counters never fall."""
         with self._database.write() as session:
-            session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
+            if self._is_steady(session):
+                session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
             old = session.execute(serving.foldable_workers(older_than_seconds=FOLD_WORKERS_SECONDS)).all()
             for _, rows in groupby(old, key=lambda row: row.model):
                 first, *rest = rows

@@ -66,16 +66,20 @@ def register_worker(
     worker_id: str, *, model: str, revision: str | None, hostname: str, pid: int, device: str, slots: int, version: str
 ) -> Insert:
     """A worker is ready to take jobs; `revision` is that of its model, or None where the model has none."""
-    return insert(WORKERS).values(
-        id=worker_id,
-        model=model,
-        revision=revision or "",
-        hostname=hostname,
-        pid=pid,
-        device=device,
-        slots=slots,
-        version=version,
-        state="ready",
+    return (
+        insert(WORKERS)
+        .values(
+            id=worker_id,
+            model=model,
+            revision=revision or "",
+            hostname=hostname,
+            pid=pid,
+            device=device,
+            slots=slots,
+            version=version,
+            state="ready",
+        )
+        .on_conflict_do_nothing(index_elements=[_W.id])
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from migrations import run as migrations
 from shared import checkup, health, serving
 from shared.db.session import Database, ReadSession, database_url
 from shared.errors import ConfigurationError
-from shared.jobs import lanes
+from shared.jobs import lanes, suspects
 from shared.settings import Settings
 from shared.vault import CLEAR, Vault, vault_of
 from shared.webhooks import senders, stored_secrets
@@ -39,6 +39,7 @@ CLOCK_SECONDS = 2.0  # signatures of webhooks are good for 5 minutes, so this is
 FREE_BYTES, FREE_SHARE = 2 * 1024**3, 0.05
 INTERACTIVE_SECONDS, QUEUE_SECONDS = 60.0, 3600.0
 WEBHOOK_SECONDS = 60.0
+SHOWN_JOBS = 10
 SENDER_SECONDS = 30.0  # six of its heartbeats
 TIMEOUT_SECONDS = 5.0
 CONNECTIONS_SHARE = 0.9
@@ -150,6 +151,9 @@ def _contents(session: ReadSession, settings: Settings) -> Iterator[Check]:
     ages = session.execute(lanes.oldest(pairs)).all() if pairs else []
     yield from workers(live, rows, failures, now)
     yield from queues(depths, ages, {w.model for w in live})
+    yield from isolated(
+        session.execute(suspects.counts()).all(), session.execute(suspects.quarantined(limit=SHOWN_JOBS)).all()
+    )
     backlog = session.execute(checkup.webhook_backlog()).one()
     yield from webhooks(
         backlog, session.execute(checkup.refusing_receivers()), session.execute(checkup.disabled_endpoints())
@@ -221,6 +225,18 @@ def secrets(counts: Iterable[Any], keys: Vault) -> Check:
         return Check("secrets", "note", f"{others} webhook secrets are in clear or have an older key",
                      "run `vdiff secrets rotate`")  # fmt: skip
     return Check("secrets", "ok", f"webhook secrets are encrypted with the key {keys.seals_as}")
+
+
+def isolated(waiting: Iterable[Any], quarantined: Sequence[Any]) -> Iterator[Check]:
+    """Report jobs that were lost with a worker and run apart, and those that were quarantined lately."""
+    for row in waiting:
+        yield Check("suspects", "note", f"{row.model}: {row.waiting} jobs were lost with a worker and wait to run apart, "
+                    f"the oldest for {duration(float(row.oldest_seconds))}",
+                    "look for the end of that worker in its log and in the kernel's (out of memory)")  # fmt: skip
+    if quarantined:
+        ids = ", ".join(row.id for row in quarantined)
+        yield Check("quarantine", "note", f"workers died each time they ran one of these alone: {ids}",
+                    "find out what the jobs have in common; POST /v1/jobs/{id}/retry runs one again, alone")  # fmt: skip
 
 
 def webhooks(backlog: Any, refusing: Iterable[Any], disabled: Iterable[Any]) -> Iterator[Check]:

@@ -31,12 +31,13 @@ import structlog
 from celery.worker import state as celery_state
 from redis.exceptions import RedisError
 from sqlalchemy import CursorResult, Row
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from migrations import run as migrations
 from shared import liveness, metrics, tracing
 from shared.background import EXIT_THREAD_GONE, BackgroundThread, BackgroundThreads, Duty, OnGone, Pulse
-from shared.db.session import Database
+from shared.db.retries import persist
+from shared.db.session import Database, WriteSession
 from shared.errors import VDiffError
 from shared.ids import new_id
 from shared.links import use_prefix
@@ -88,6 +89,11 @@ class Sender:
         self._tls = httpx.create_ssl_context(trust_env=False)
         self._mine = threading.local()  # a loop and a client for each thread of the pool
         self._all: list[tuple[asyncio.Runner, httpx.AsyncClient]] = []
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Wait no longer for a PostgreSQL that is away. What is not recorded is sent again when its lease runs out."""
+        self._stopping.set()
 
     def close(self) -> None:
         """Once no thread sends any more."""
@@ -240,12 +246,22 @@ class Sender:
         )  # fmt: skip
 
     def _write(self, statements: list[Any]) -> None:
-        disabled = []
-        with self._database.write() as session:
+        """Record what became of an attempt. While PostgreSQL is away, try until the process stops: it was sent."""
+
+        def record(session: WriteSession, again: bool) -> list[str]:
+            disabled = []
             for statement in statements:
                 done = session.execute(statement)
                 if isinstance(done, CursorResult) and done.returns_rows:
                     disabled += [row.disabled_reason for row in done]
+            return disabled
+
+        try:
+            disabled = persist(self._database, record, give_up=self._stopping.is_set)
+        except IntegrityError:
+            # The attempt is recorded: by a COMMIT that was not answered, or by a process that took over.
+            _log.info("delivery_recorded_before")
+            return
         for reason in disabled:
             WEBHOOK_ENDPOINTS_DISABLED.labels(reason=reason).inc()
 
@@ -412,10 +428,12 @@ def run(settings: Settings) -> int:
     failures: list[str] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
+        sender.stop()
         celery_state.should_stop = 0  # type: ignore[assignment]
 
     def fail(reason: str) -> None:
         failures.append(reason)
+        sender.stop()
         celery_state.should_stop = EXIT_THREAD_GONE  # type: ignore[assignment]
 
     consumer = Pulse("celery-consumer")

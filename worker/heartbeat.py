@@ -18,10 +18,12 @@ import structlog
 from shared import liveness, serving
 from shared.background import BackgroundThread, Duty
 from shared.db.session import Database
-from shared.jobs import repository
+from shared.jobs import lease_clock, repository
 from shared.metrics import WORKER_DUTY_FAILURES
 from worker.engine.state import HealthStatus
 from worker.held import HeldAttempts, StopReason
+
+RETRY_SECONDS = 1.0  # after a heartbeat that failed
 
 _log = structlog.get_logger(__name__)
 
@@ -81,12 +83,18 @@ class Heartbeat:
         self._state = state
         self._silent = silent
         self._latest: Mapping[str, Any] = {}
-        duties = (self.show_liveness, self.check_engine, self.collect_stats, self.beat)
+        duties = (self.show_liveness, self.check_engine, self.collect_stats, self.beat, self.pulse)
         self.thread = BackgroundThread(
             "vdiff-heartbeat",
             [
                 # No back-off: leases are renewed as soon as they can be.
-                Duty(duty.__name__, duty, every=heartbeat_seconds, failures=WORKER_DUTY_FAILURES, backoff_max=0.0)
+                Duty(
+                    duty.__name__,
+                    duty,
+                    every=heartbeat_seconds,
+                    failures=WORKER_DUTY_FAILURES,
+                    retry=min(RETRY_SECONDS, heartbeat_seconds / 4),
+                )
                 for duty in duties
             ],
             close_seconds=heartbeat_seconds,
@@ -108,6 +116,11 @@ class Heartbeat:
     def collect_stats(self) -> None:
         """Read the statistics that the next heartbeat stores."""
         self._latest = self._stats()
+
+    def pulse(self) -> None:
+        """Note that leases can be renewed, for whoever takes jobs from dead workers."""
+        with self._database.write() as session:
+            session.execute(lease_clock.pulse(lease_seconds=self._lease_seconds))
 
     def beat(self) -> None:
         """One round."""

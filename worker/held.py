@@ -41,6 +41,8 @@ class Held:
     reason: StopReason | None = None
     expired: Mapping[str, Any] | None = None  # the error of a deadline that passed
     handle: Abortable | None = None
+    ending: bool = False  # its thread records the end
+    neighbours: int = 1  # the most attempts that ran here at once, this one included, as of its beginning
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -80,6 +82,8 @@ class HeldAttempts:
         with self._changed:
             before = self._held.get(job_id)
             self._held[job_id] = held
+            for other in self._held.values():
+                other.neighbours = max(other.neighbours, len(self._held))
         if before is not None:
             # No heartbeat asks for it any more, so nobody else would; it would keep a slot until its end.
             before.stop(StopReason.LOST)

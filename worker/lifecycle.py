@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -25,6 +26,7 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.background import EXIT_THREAD_GONE
+from shared.db.retries import persist
 from shared.db.session import Database
 from shared.jobs import repository
 from shared.queue.repush import push_again
@@ -33,6 +35,8 @@ from worker.held import HeldAttempts, StopReason
 EXIT_OK = 0
 EXIT_HUNG = 70  # EX_SOFTWARE: the supervisor starts a new process
 FAIL_SECONDS = 20.0  # from the end of a thread to the end of the process, at most
+_GIVE_BACK_SECONDS = 3.0  # for a PostgreSQL that is away
+_GIVE_UP_SECONDS = 1.0
 _CELERY_STOP_SECONDS = 5.0  # from an empty pool to the end of Celery's shutdown, before the process ends regardless
 
 _log = structlog.get_logger(__name__)
@@ -56,12 +60,18 @@ class Lifecycle:
         self._hurry = threading.Event()
         self._stopping = threading.Event()
         self._drained = threading.Event()
+        self._given_up = threading.Event()
         self._signals = 0
         self.exit_code = EXIT_OK
 
     @property
     def draining(self) -> bool:
         return self._signals > 0
+
+    @property
+    def given_up(self) -> bool:
+        """Ends that could not be recorded until now are not waited for any more."""
+        return self._given_up.is_set()
 
     def install_signals(self) -> None:
         """Main thread only."""
@@ -111,6 +121,8 @@ class Lifecycle:
         self._wait_for_jobs()
         self._give_back()
         self._held.wait_until_empty(_CELERY_STOP_SECONDS)
+        self._given_up.set()
+        self._held.wait_until_empty(_GIVE_UP_SECONDS)
         self._drained.set()
 
     def _wait_for_jobs(self) -> None:
@@ -122,14 +134,20 @@ class Lifecycle:
             waited += step
 
     def _give_back(self) -> None:
-        left = [held for held in self._held.all() if held.reason is None]
+        # An attempt whose end is being recorded has a result: it may still be stored.
+        left = [held for held in self._held.all() if held.reason is None and not held.ending]
         if not left:
             return
         try:
-            with self._database.write() as session:
-                moved = session.execute(repository.drain([held.pair for held in left])).all()
-        except SQLAlchemyError as exc:
-            # Their leases run out, and another worker's sweeper takes them; that counts a failure.
+            statement = repository.drain([held.pair for held in left])
+            until = time.monotonic() + _GIVE_BACK_SECONDS
+            moved = persist(
+                self._database,
+                lambda session, again: session.execute(statement).all(),
+                give_up=lambda: time.monotonic() > until,
+            )
+        except (SQLAlchemyError, OSError) as exc:
+            # Their leases run out, and a sweeper takes them.
             _log.error("drain_failed", error=type(exc).__name__, held=len(left))
             return
         given_back = {row.id for row in moved}

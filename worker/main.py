@@ -7,7 +7,7 @@ vdiff-heartbeat    leases, progress, statistics        vdiff-relay    events to 
 vdiff-cancels      cancels, the fast way               vdiff-sweeper  what others lost (`shared.maintenance`)
 vdiff-dispatcher   Redis's window, filled from PostgreSQL in turns
 vdiff-housekeeping retention, roll-ups (`shared.maintenance`)
-vdiff-drain        waits for SIGTERM
+vdiff-isolation    suspects, apart from other jobs    vdiff-drain    waits for SIGTERM
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from migrations import run as migrations
 from shared import liveness, metrics, serving, tracing
 from shared.background import EXIT_THREAD_GONE, BackgroundThreads, Pulse
-from shared.db.session import Database
+from shared.db.retries import persist
+from shared.db.session import Database, WriteSession
 from shared.errors import VDiffError
 from shared.events import EventPublisher
 from shared.ids import new_id
@@ -47,6 +48,7 @@ from worker.express import Express
 from worker.failure import load_or_tell, model_name
 from worker.heartbeat import HangDetector, Heartbeat, memory_bytes
 from worker.held import HeldAttempts
+from worker.isolation import Isolation
 from worker.lifecycle import EXIT_HUNG, Lifecycle, exit_now
 from worker.pace import Pace
 from worker.relay import Relay
@@ -153,6 +155,7 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         lease_seconds=settings.lease_seconds,
         counters=counters,
         accepts=lambda: not lifecycle.draining,
+        given_up=lambda: lifecycle.given_up,
         revision=engine.card.revision,
         model=engine.card.name,
         token_text=lambda token: engine.tokenizer.decode([token], skip_special_tokens=False),
@@ -176,12 +179,16 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     )
     runner.on_claim = dispatcher.claimed
     cancels = CancelListener(client, database, held, dispatcher.told)
+    isolation = Isolation(
+        database, client, runner, runner.gate, model=engine.card.name, worker_id=worker_id, slots=slots,
+        revision=engine.card.revision, accepts=lambda: not lifecycle.draining,
+    )  # fmt: skip
     express = Express(
         client, held, runner.run_job, runner.put_back, model=engine.card.name, slots=slots,
-        accepts=lambda: not lifecycle.draining,
+        accepts=lambda: not lifecycle.draining and runner.gate.is_open,
     )  # fmt: skip
 
-    with database.write() as session:
+    def register(session: WriteSession, again: bool) -> None:
         session.execute(serving.register_model(engine.card, engine.tokenizer.files()))
         session.execute(serving.forget_failures(hostname=socket.gethostname(), model=model_name(settings)))
         session.execute(
@@ -196,8 +203,18 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
                 version=_version(),
             )
         )
+
+    persist(database, register)  # the model is loaded: an outage of PostgreSQL must not throw it away
     lifecycle.install_signals()
-    threads.add(relay.thread, heartbeat.thread, *maintenance.threads, cancels.thread, dispatcher.thread, express.thread)
+    threads.add(
+        relay.thread,
+        heartbeat.thread,
+        *maintenance.threads,
+        cancels.thread,
+        dispatcher.thread,
+        express.thread,
+        isolation.thread,
+    )
     threads.watch(consumer)
     threads.start()
     _log.info("worker_ready", model=engine.card.name, slots=slots, device=engine.card.device)

@@ -2,7 +2,7 @@
 
 Only the row decides. A message whose row cannot be claimed (a duplicate, or cancelled) is done at once; an end whose
 fence does not match any more (the lease ran out, or the worker drained) is dropped and logged. While PostgreSQL is away
-the end is recorded again and again, as long as a lease lasts. An end whose values PostgreSQL refuses fails the job at
+the claim and the end are tried again until PostgreSQL answers. An end whose values PostgreSQL refuses fails the job at
 once with `result_not_stored`: another attempt would compute the same values.
 """
 
@@ -15,19 +15,19 @@ from functools import lru_cache
 from typing import Any
 
 import redis
-import stamina
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Row, Select
-from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import SQLAlchemyError, StatementError
 
 from shared import tracing
 from shared.canvas import CanvasWriter
-from shared.db.session import Database, is_refusal
+from shared.db.retries import persist
+from shared.db.session import Database, WriteSession, is_refusal
 from shared.diffusion_params import shown_diffusion
-from shared.errors import EngineError, VDiffError
+from shared.errors import EngineError, EngineStopped, VDiffError
 from shared.events import Event
-from shared.jobs import lanes, repository
+from shared.jobs import lanes, repository, suspects
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.steps import StepLog
 from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
@@ -36,13 +36,18 @@ from shared.sampling_params import SamplingParams
 from shared.strict_json import NotStorable, require_storable, storable
 from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
+from worker.gate import Gate
 from worker.held import Held, HeldAttempts, StopReason
 from worker.work import Engine, Handle, answers_of, check_answers, result_of, submit, usage_of, writes_text
 
 _log = structlog.get_logger(__name__)
 
+GATE_SECONDS = 2.0  # how long a job waits here for suspects to end, before it may go elsewhere
 TOKEN_TEXTS = 65_536  # texts of single tokens that are kept
 PRIORITY_RANKS = {"interactive": 0, "normal": 1, "bulk": 2}
+
+
+FOREIGN = (StopReason.LOST, StopReason.DRAINED)  # the attempt is not this worker's any more
 
 
 class Counters:
@@ -79,6 +84,7 @@ class Runner:
         lease_seconds: float,
         counters: Counters,
         accepts: Callable[[], bool] = lambda: True,
+        given_up: Callable[[], bool] = lambda: False,
         revision: str | None = None,
         model: str | None = None,
         token_text: Callable[[int], str] = str,
@@ -97,32 +103,62 @@ class Runner:
         self._model = model
         self._token_text = lru_cache(TOKEN_TEXTS)(lambda token: str(storable(token_text(token))))
         self._keep_steps_tokens = keep_steps_tokens
+        self._given_up = given_up
+        self.gate = Gate()
         self.on_claim: Callable[[], None] = lambda: None
 
     def run_job(self, job_id: str) -> None:
         """Claim and run one job; returns when its attempt is over, however it ended."""
         if not self._accepts():
             return  # shutting down: the row stays queued and is pushed again
-        began = time.time()
-        try:
-            with self._database.write() as session:
-                job = session.execute(
-                    repository.claim(
-                        job_id,
-                        worker_id=self._worker_id,
-                        lease_seconds=self._lease_seconds,
-                        revision=self._revision,
-                        model=self._model,
-                    )
-                ).one_or_none()
-        except SQLAlchemyError as exc:
-            # Still queued, or claimed unseen and swept later; either way it runs again.
-            _log.warning("claim_failed", job_id=job_id, error=type(exc).__name__)
+        if not self.gate.enter(GATE_SECONDS):
+            self.put_back(job_id)  # suspects run here now; another worker may be free
             return
+        try:
+            began = time.time()
+            job = self.claim(job_id, give_up=lambda: not self._accepts())
+            if job is not None:
+                self.on_claim()
+                self.run_claimed(job, began=began)
+        finally:
+            self.gate.leave()
+
+    def claim(
+        self, job_id: str, *, give_up: Callable[[], bool], apart: bool = False, alone: bool = False
+    ) -> Row[Any] | None:
+        """Claim a job; None when there is nothing to claim. While PostgreSQL is away, try until `give_up` says so."""
+        statement = repository.claim(
+            job_id,
+            worker_id=self._worker_id,
+            lease_seconds=self._lease_seconds,
+            revision=self._revision,
+            model=self._model,
+            apart=apart,
+            alone=alone,
+        )
+
+        def take(session: WriteSession, again: bool) -> Row[Any] | None:
+            job = session.execute(statement).one_or_none()
+            if job is None and again and self._held.get(job_id) is None:
+                # The COMMIT before may have happened although its answer was lost.
+                job = session.execute(suspects.claimed_by(job_id, self._worker_id)).one_or_none()
+            return job
+
+        try:
+            job = persist(self._database, take, give_up=give_up)
+        except (SQLAlchemyError, OSError) as exc:
+            _log.warning("claim_failed", job_id=job_id, error=type(exc).__name__)
+            return None
         if job is None:
             _log.debug("nothing_to_claim", job_id=job_id)
-            return
-        self.on_claim()
+        return job
+
+    def run_claimed(self, job: Row[Any], *, began: float) -> None:
+        """Run the attempt that `claim` returned.
+
+        Args:
+            began: Unix time when claiming it began.
+        """
         held = self._held.add(job.id, job.attempt, Priority(job.priority))
         try:
             with traces.attempt(job, began=began, worker_id=self._worker_id):
@@ -192,11 +228,11 @@ class Runner:
         elapsed_ms: float,
         log: Any,
     ) -> None:
-        if held.reason in (StopReason.LOST, StopReason.DRAINED):
+        if held.reason in FOREIGN:
             log.info("attempt_dropped", reason=held.reason.value)
             return
         try:
-            moved = self._write(self._end(job, held, output, error, elapsed_ms, log), log)
+            moved = self._write(job, held, self._end(job, held, output, error, elapsed_ms, log), log)
         except Exception as exc:
             # The result cannot be built or stored. Left alone, the lease would run out and the worker would be blamed.
             error = _not_stored(exc)
@@ -204,7 +240,7 @@ class Runner:
             log.error(
                 "end_refused", code=error.code, error=type(exc).__name__, reason=error.message, exc_info=not known
             )
-            moved = self._write(_bare_end(job, held, error), log)
+            moved = self._write(job, held, _bare_end(job, held, error), log)
         if moved is None:
             return
         self._after(job, moved, output, error, elapsed_ms, log)
@@ -232,6 +268,11 @@ class Runner:
             )
         if error is not None:
             log.warning("attempt_failed", code=error.code, error=type(error).__name__, retryable=error.retryable)
+            if isinstance(error, EngineStopped):
+                # The engine took all jobs with it. That is a loss, not a failure of this one.
+                return repository.lose_attempt(
+                    job.id, job.attempt, group_size=max(1, held.neighbours), error=_described(error)
+                )
             if error.retryable:
                 return repository.fail_attempt(job.id, job.attempt, error=_described(error))
             return repository.finish(job.id, job.attempt, JobStatus.FAILED, error=_described(error))
@@ -276,26 +317,31 @@ class Runner:
         except (RedisError, OSError, SQLAlchemyError) as exc:
             log.warning("push_failed", error=type(exc).__name__)  # the sweeper does it
 
-    def _write(self, statement: Select[Any], log: Any) -> Row[Any] | None:
-        """Execute a fenced move; None when the attempt is not ours any more, or PostgreSQL stayed away too long.
+    def _write(self, job: Row[Any], held: Held, statement: Select[Any], log: Any) -> Row[Any] | None:
+        """Execute a fenced move. Return None when the attempt is not ours any more, or the worker shuts down.
+
+        While PostgreSQL is away the move is tried again: nobody else can take the job meanwhile. Its thread runs nothing
+        else, so a worker keeps at most as many results as it runs jobs.
 
         Raises:
             NotStorable: PostgreSQL or its driver refuses the values.
         """
+
+        def end(session: WriteSession, again: bool) -> Row[Any] | None:
+            with tracing.span("vdiff.record"):
+                row = session.execute(statement).one_or_none()
+                if row is None and again:
+                    # The COMMIT before may have happened although its answer was lost.
+                    row = session.execute(suspects.ended_attempt(job.id, job.attempt)).one_or_none()
+            return row
+
+        held.ending = True
         try:
-            for attempt in stamina.retry_context(
-                on=_is_worth_another_try,
-                attempts=None,
-                timeout=self._lease_seconds,
-                wait_initial=0.1,
-                wait_max=2.0,
-            ):
-                with attempt, tracing.span("vdiff.record"), self._database.write() as session:
-                    row = session.execute(statement).one_or_none()
-        except (SQLAlchemyError, TypeError, ValueError) as exc:
+            row = persist(self._database, end, give_up=lambda: self._given_up() or held.reason in FOREIGN)
+        except (SQLAlchemyError, OSError, TypeError, ValueError) as exc:
             if is_refusal(exc):
                 raise NotStorable(f"PostgreSQL refuses it: {_reason(exc)}") from exc
-            # The lease runs out and the sweeper gives the job to somebody else.
+            # The lease runs out and the sweeper gives the job to another worker.
             log.error("end_not_recorded", error=type(exc).__name__)
             return None
         if row is None:
@@ -385,10 +431,6 @@ class Runner:
                 prompt_tokens=output.metrics.prompt_tokens,
                 job_forwards=output.metrics.forwards,
             )
-
-
-def _is_worth_another_try(exc: Exception) -> bool:
-    return isinstance(exc, OperationalError | InterfaceError) and not is_refusal(exc)
 
 
 def _reason(exc: Exception) -> str:

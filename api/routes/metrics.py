@@ -26,7 +26,7 @@ from shared.db.session import is_outage
 from shared.evaluations import repository as evaluations
 from shared.evaluations.status import EvaluationStatus
 from shared.files import repository as files
-from shared.jobs import lanes, queries
+from shared.jobs import lanes, queries, suspects
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Scope
 from shared.webhooks import senders
@@ -40,7 +40,14 @@ _WORKER_COUNTERS = {
     "jobs_requeued": ("vdiff_jobs_requeued_total", "Attempts that went back to the queue"),
     "ends_fenced": ("vdiff_ends_fenced_total", "Ends of attempts that came too late and were dropped"),
 }
-_SWEEPER_ACTIONS = ("leases_expired", "deadlines_passed", "revisions_gone", "messages_pushed_again", "jobs_purged")
+_SWEEPER_ACTIONS = (
+    "leases_expired",
+    "deadlines_passed",
+    "revisions_gone",
+    "messages_pushed_again",
+    "jobs_purged",
+    "jobs_quarantined",
+)
 _ENGINE_COUNTERS = {
     "steps": ("vdiff_engine_steps_total", "Denoising steps of the engines"),
     "forwards": ("vdiff_engine_forwards_total", "Model calls of the engines"),
@@ -86,6 +93,7 @@ def database_metrics(
     live: Any,
     swept_totals: Any = (),
     overdue_seconds: float = 0.0,
+    isolated: Any = (),
 ) -> Iterator[Metric]:
     """Rows of the database as metrics; pure."""
     jobs = GaugeMetricFamily("vdiff_jobs", "Jobs by state", labels=["status"])
@@ -100,6 +108,11 @@ def database_metrics(
         age.add_metric([model, priority], seconds)
     yield depth
     yield age
+    apart = GaugeMetricFamily("vdiff_suspects", "Jobs that wait to run apart from others", labels=["model"])
+    suspected = {row.model: row.waiting for row in isolated}
+    for name in sorted({row.model for row in workers} | set(suspected)):
+        apart.add_metric([name], suspected.get(name, 0))
+    yield apart
     alive = GaugeMetricFamily("vdiff_workers", "Live workers", labels=["model"])
     slots = GaugeMetricFamily("vdiff_slots", "Sequences that live workers batch at once", labels=["model"])
     running = GaugeMetricFamily("vdiff_jobs_running", "Jobs in the engines of live workers", labels=["model"])
@@ -258,6 +271,7 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
         stale = context.settings.worker_stale_seconds
         live = (await session.execute(serving.live_workers(stale_seconds=stale))).all()
         swept_totals = (await session.execute(maintenance_counts.totals())).all()
+        isolated = (await session.execute(suspects.counts())).all()
         overdue = float((await session.execute(queries.oldest_overdue_lease())).scalar_one())
         webhooks = [
             (await session.execute(s)).all() for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
@@ -270,5 +284,5 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
         )
     return [
         bulk, webhook_metrics(*webhooks),
-        database_metrics(by_status, queue_totals(depths, ages), workers, live, swept_totals, overdue),
+        database_metrics(by_status, queue_totals(depths, ages), workers, live, swept_totals, overdue, isolated),
     ]  # fmt: skip

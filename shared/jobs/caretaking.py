@@ -39,11 +39,12 @@ REVISION_ERROR = {
 }
 
 
-def sweep_deadlines(*, grace_seconds: float, limit: int = SWEEP_BATCH) -> Select[Any]:
+def sweep_deadlines(*, grace_seconds: float, running_too: bool = True, limit: int = SWEEP_BATCH) -> Select[Any]:
     """queued -> expired for jobs that nobody began, or finished, in time; running -> expired should the worker not.
 
     Args:
         grace_seconds: what a worker gets beyond the deadline to end its job itself, with what it has measured.
+        running_too: False while workers may hold ends that they could not record (`shared.jobs.lease_clock`).
     """
     queued, running = JobStatus.QUEUED.value, JobStatus.RUNNING.value
     overdue = _J.complete_by < func.now() - seconds(grace_seconds)
@@ -53,11 +54,11 @@ def sweep_deadlines(*, grace_seconds: float, limit: int = SWEEP_BATCH) -> Select
     late = union_all(
         select(_J.id).where(_J.status == queued, _J.start_by < func.now(), _J.started_at.is_(None)).limit(limit),
         select(_J.id).where(_J.status == queued, _J.complete_by < func.now()).limit(limit),
-        select(_J.id).where(_J.status == running, or_(overdue, ran_out)).limit(limit),
+        select(_J.id).where(literal(running_too), _J.status == running, or_(overdue, ran_out)).limit(limit),
     ).subquery()
     still = or_(
         (_J.status == queued) & or_(start_by_passed(), complete_by_passed()),
-        (_J.status == running) & func.coalesce(or_(overdue, ran_out), literal(False)),
+        literal(running_too) & (_J.status == running) & func.coalesce(or_(overdue, ran_out), literal(False)),
     )
     why = case(
         ((_J.status == queued) & ~complete_by_passed(), json_value(START_BY_ERROR)),
@@ -156,7 +157,7 @@ def pushed_counts() -> Select[Any]:
     """(model, priority, count) of the jobs whose message should be in Redis: at most a window and what runs late."""
     return (
         select(_J.model, _J.priority, func.count().label("count"))
-        .where(_J.status == JobStatus.QUEUED.value, _J.pushed_at.is_not(None))
+        .where(_J.status == JobStatus.QUEUED.value, _J.pushed_at.is_not(None), _J.isolation.is_(None))
         .group_by(_J.model, _J.priority)
     )
 
@@ -170,6 +171,7 @@ def repush_candidates(model: str, priority: str, *, repush_after_seconds: float,
             _J.model == model,
             _J.priority == priority,
             _J.pushed_at < func.now() - seconds(repush_after_seconds),
+            _J.isolation.is_(None),
         )
         .order_by(_J.pushed_at)
         .limit(limit)

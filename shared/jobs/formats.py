@@ -8,3 +8,6 @@ without an attempt, for a newer one. The message (`shared.queue.messages`) has a
 from __future__ import annotations
 
 ROW_FORMAT = 1
+# A row that must run apart from others (`shared.jobs.suspects`). A program that does not know this rule leaves it alone.
+SUSPECT_FORMAT = 2
+UNDERSTOOD_FORMAT = 2

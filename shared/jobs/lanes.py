@@ -154,7 +154,7 @@ def candidates(model: str, priority: str, *, clock: float, lanes: int, per_lane:
         select(_J.id, _J.deadline, _J.queued_at)
         .where(
             _J.model == model, _J.priority == priority, _J.tenant == first.c.tenant, _J.key_id == first.c.key_id,
-            _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None),
+            _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None), _J.isolation.is_(None),
         )
         .order_by(_J.deadline, _J.queued_at, _J.id)
         .limit(per_lane)

@@ -21,6 +21,7 @@ PUBLIC = [
     _J.created_at, _J.queued_at, _J.started_at, _J.finished_at, _J.attempt, _J.progress, _J.result, _J.error, _J.usage,
     _J.timing, _J.diffusion, _J.params, _J.cancel_requested, _J.life, _J.start_by, _J.complete_by, _J.max_run_seconds,
     _J.retain_seconds, _J.purged_at, _J.replay_of, _J.revision, _J.tokens, _J.deadline, _J.webhook,
+    _J.losses, _J.isolation,
 ]  # fmt: skip
 
 # What a list shows: nothing without a bound, nothing that PostgreSQL keeps apart from the row (TOAST).

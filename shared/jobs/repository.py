@@ -9,7 +9,8 @@ row back, the other nothing. `attempt` is the fence: a worker that lost its leas
     finish           running -> any end                     worker, fenced
     fail_attempt     running -> queued or failed            worker, fenced, counts a failure
     drain            running -> queued, no failure          worker that shuts down, fenced
-    sweep_expired    running -> queued or an end            sweeper, leases that ran out
+    sweep_expired    running -> queued or an end            sweeper, leases that ran out, counts a loss
+    lose_attempt     running -> queued or an end            worker whose engine stopped, fenced, counts a loss
     request_cancel   queued -> cancelled, running: a flag   API
     retry            failed|cancelled|expired -> queued     API, another life of the job
     purge            input and output go, the row stays     API
@@ -47,7 +48,7 @@ from sqlalchemy.dialects.postgresql import JSON, JSONB
 
 from shared.db.expressions import seconds
 from shared.db.tables import Attempt, Job
-from shared.jobs.formats import ROW_FORMAT
+from shared.jobs.formats import ROW_FORMAT, SUSPECT_FORMAT, UNDERSTOOD_FORMAT
 from shared.jobs.status import RETRIABLE, AttemptOutcome, JobStatus, sources
 
 JOBS = cast(Table, Job.__table__)
@@ -55,14 +56,21 @@ ATTEMPTS = cast(Table, Attempt.__table__)
 _J = JOBS.c
 _A = ATTEMPTS.c
 
+SUSPECT_SPLIT = 4  # a group that was lost runs again in groups of this part of its size
 SWEEP_BATCH = 500  # rows that one sweep moves; the next round takes the rest
 
 CANCELLED_ERROR = {"code": "cancelled", "message": "the job was cancelled", "param": None, "retryable": False}
 WORKER_LOST_ERROR = {
     "code": "worker_lost",
-    "message": "the worker stopped answering, as often as max_attempts allows",
+    "message": "the worker process stopped answering while it ran this attempt",
     "param": None,
     "retryable": True,
+}
+QUARANTINED_ERROR = {
+    "code": "job_quarantined",
+    "message": "the worker process died each time it ran this job alone, max_attempts times; retry the job to try again",
+    "param": None,
+    "retryable": False,
 }
 RESULT_NOT_STORED_ERROR = {
     "code": "result_not_stored",
@@ -94,6 +102,32 @@ MAX_RUN_ERROR = {
 # A job that ended or went back has no holder; CHECK lease_while_running insists.
 RELEASED: dict[str, Any] = {"lease_until": None, "worker_id": None}
 
+MOVED = (_J.id, _J.attempt, _J.model, _J.priority, _J.status, _J.isolation)  # what every move returns
+# What a worker needs to run the job that it claimed.
+CLAIMED = (
+    _J.id,
+    _J.attempt,
+    _J.life,
+    _J.max_run_seconds,
+    # Seconds, not a moment: the worker's clock may be wrong.
+    extract("epoch", _J.complete_by - func.now()).label("seconds_left"),
+    _J.failures,
+    _J.losses,
+    _J.isolation,
+    _J.max_attempts,
+    _J.tenant,
+    _J.endpoint,
+    _J.model,
+    _J.priority,
+    _J.worker_id,
+    _J.params,
+    _J.prompt_token_ids,
+    _J.created_at,
+    _J.queued_at,
+    _J.started_at,
+    _J.traceparent,
+)
+
 Pair = tuple[str, int]  # (job id, attempt): what a worker holds
 
 
@@ -102,8 +136,8 @@ def json_value(value: Mapping[str, Any]) -> ColumnElement[Any]:
 
 
 def move(moved: Update, **attempt: ColumnElement[Any]) -> Select[Any]:
-    """Run `moved`, close the attempts of its rows, and SELECT id, attempt, model, priority, status as they are now."""
-    rows = moved.returning(_J.id, _J.attempt, _J.model, _J.priority, _J.status, _J.error).cte("moved")
+    """Run `moved`, close the attempts of its rows, and SELECT what `MOVED` names, as it is now."""
+    rows = moved.returning(*MOVED, _J.error).cte("moved")
     outcome = attempt.get("outcome", rows.c.status)
     closed = (
         update(ATTEMPTS)
@@ -111,7 +145,7 @@ def move(moved: Update, **attempt: ColumnElement[Any]) -> Select[Any]:
         .values(outcome=outcome, ended_at=func.now(), error=attempt.get("error", rows.c.error))
         .cte("closed")
     )
-    return select(rows.c.id, rows.c.attempt, rows.c.model, rows.c.priority, rows.c.status).add_cte(closed)
+    return select(*(rows.c[column.name] for column in MOVED)).add_cte(closed)
 
 
 def _held(pairs: Sequence[Pair]) -> ColumnElement[bool]:
@@ -148,6 +182,18 @@ def purge_after() -> ColumnElement[Any]:
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _J.retain_seconds)
 
 
+def claimable(revision: str | None, understands: int = UNDERSTOOD_FORMAT) -> tuple[ColumnElement[bool], ...]:
+    """The job waits, in time, for a worker with this revision of its model."""
+    return (
+        _J.status.in_(sources(JobStatus.RUNNING)),
+        ~_J.cancel_requested,
+        ~start_by_passed(),
+        ~complete_by_passed(),
+        or_(_J.pinned_revision.is_(None), _J.pinned_revision == revision),
+        _J.format <= understands,
+    )
+
+
 def claim(
     job_id: str,
     *,
@@ -155,26 +201,26 @@ def claim(
     lease_seconds: float,
     revision: str | None = None,
     model: str | None = None,
-    understands: int = ROW_FORMAT,
+    understands: int = UNDERSTOOD_FORMAT,
+    apart: bool = False,
+    alone: bool = False,
 ) -> Select[Any]:
-    """queued -> running. Returns what a worker needs to run the job.
+    """queued -> running. Returns `CLAIMED`.
 
     Return nothing for a duplicate message, a job that is cancelled or too late, a job of another model (a message in the
     wrong queue), a replay of another revision of the model, or a row that a newer program wrote.
 
     Args:
         model: the one that the worker serves; None claims a job of any model.
+        apart: claim a suspect. The worker promises to run it with no jobs but suspects; other claims leave suspects alone.
+        alone: the worker runs nothing else at all.
     """
     claimed = (
         update(JOBS)
         .where(
             _J.id == job_id,
-            _J.status.in_(sources(JobStatus.RUNNING)),
-            ~_J.cancel_requested,
-            ~start_by_passed(),
-            ~complete_by_passed(),
-            or_(_J.pinned_revision.is_(None), _J.pinned_revision == revision),
-            _J.format <= understands,
+            *claimable(revision, understands),
+            _J.isolation.is_not(None) if apart else _J.isolation.is_(None),
             true() if model is None else _J.model == model,
         )
         .values(
@@ -186,34 +232,21 @@ def claim(
             progress=null(),
             revision=revision,
         )
-        .returning(
-            _J.id,
-            _J.attempt,
-            _J.life,
-            _J.max_run_seconds,
-            # Seconds, not a moment: the worker's clock may be wrong.
-            extract("epoch", _J.complete_by - func.now()).label("seconds_left"),
-            _J.failures,
-            _J.max_attempts,
-            _J.tenant,
-            _J.endpoint,
-            _J.model,
-            _J.priority,
-            _J.worker_id,
-            _J.params,
-            _J.prompt_token_ids,
-            _J.created_at,
-            _J.queued_at,
-            _J.started_at,
-            _J.traceparent,
-        )
+        .returning(*CLAIMED)
         .cte("claimed")
     )
     opened = (
         insert(ATTEMPTS)
         .from_select(
-            ["job_id", "attempt", "life", "worker_id", "started_at"],
-            select(claimed.c.id, claimed.c.attempt, claimed.c.life, claimed.c.worker_id, claimed.c.started_at),
+            ["job_id", "attempt", "life", "worker_id", "started_at", "alone"],
+            select(
+                claimed.c.id,
+                claimed.c.attempt,
+                claimed.c.life,
+                claimed.c.worker_id,
+                claimed.c.started_at,
+                literal(alone),
+            ),
             include_defaults=False,
         )
         .cte("opened")
@@ -310,24 +343,56 @@ def drain(pairs: Sequence[Pair]) -> Select[Any]:
 
 
 def sweep_expired(*, limit: int = SWEEP_BATCH) -> Select[Any]:
-    """running -> queued for jobs whose lease ran out; failed at max_attempts; cancelled if that was asked for."""
+    """running -> queued for jobs whose lease ran out; failed when quarantined; cancelled if that was asked for.
+
+    The caller has made sure that leases could be renewed (`shared.jobs.lease_clock`).
+    """
+    running = _J.status == JobStatus.RUNNING.value
     expired = (
         select(_J.id)
-        .where(_J.status == JobStatus.RUNNING.value, _J.lease_until < func.now())
+        .where(running, _J.lease_until < func.now())
         .order_by(_J.lease_until)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .cte("expired_leases")
     )
+    group = select(_J.worker_id, func.count().label("size")).where(running).group_by(_J.worker_id).cte("groups")
+    statement = update(JOBS).where(_J.id == expired.c.id, running, group.c.worker_id == _J.worker_id)
     return move(
-        _give_back(
-            update(JOBS).where(_J.id == expired.c.id, _J.status == JobStatus.RUNNING.value),
-            exhausted=_J.failures + 1 >= _J.max_attempts,
-            failures=_J.failures + 1,
-            error=json_value(WORKER_LOST_ERROR),
-        ),
+        _lose(statement, group_size=group.c.size),
         outcome=literal(AttemptOutcome.LOST.value),
         error=json_value(WORKER_LOST_ERROR),
+    )
+
+
+def lose_attempt(job_id: str, attempt: int, *, group_size: int, error: Mapping[str, Any]) -> Select[Any]:
+    """running -> queued by its holder, whose engine stopped under it and `group_size` - 1 others; as `sweep_expired`."""
+    return move(
+        _lose(update(JOBS).where(*_one_held(job_id, attempt, JobStatus.QUEUED)), group_size=literal(group_size)),
+        outcome=literal(AttemptOutcome.LOST.value),
+        error=json_value(error),
+    )
+
+
+def _lose(statement: Update, *, group_size: ColumnElement[int]) -> Update:
+    """Give back what a worker took down with it. The jobs become suspects, to be run apart in smaller and smaller groups.
+
+    A worker's death proves nothing about one of several jobs, and it is no failure of the job. Only a loss while the job
+    ran alone counts towards its quarantine.
+    """
+    alone = func.coalesce(
+        select(_A.alone).where(_A.job_id == _J.id, _A.attempt == _J.attempt).correlate(JOBS).scalar_subquery(), False
+    )
+    lost_alone = _J.lost_alone + case((alone, 1), else_=0)
+    return _give_back(
+        statement,
+        exhausted=alone & (lost_alone >= _J.max_attempts),
+        error=json_value(QUARANTINED_ERROR),
+    ).values(
+        losses=_J.losses + 1,
+        lost_alone=lost_alone,
+        isolation=func.greatest(1, func.coalesce(_J.isolation, group_size) / SUSPECT_SPLIT),
+        format=func.greatest(_J.format, SUSPECT_FORMAT),
     )
 
 
@@ -405,6 +470,7 @@ def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None
         deadlines = {
             name: case((_J[name] > func.now(), _J[name]), else_=null()) for name in ("start_by", "complete_by")
         }
+    quarantined = func.coalesce(_J.error["code"].astext == QUARANTINED_ERROR["code"], False)
     return (
         update(JOBS)
         .where(*which, is_retriable())
@@ -412,6 +478,11 @@ def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None
             status=JobStatus.QUEUED.value,
             life=_J.life + 1,
             failures=0,
+            losses=0,
+            lost_alone=0,
+            # Quarantine ends a life; the next one begins as careful as that one ended.
+            isolation=case((quarantined, 1), else_=null()),
+            format=case((quarantined, _J.format), (_J.format == SUSPECT_FORMAT, ROW_FORMAT), else_=_J.format),
             cancel_requested=False,
             queued_at=func.now(),
             **dict.fromkeys(

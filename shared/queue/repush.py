@@ -14,12 +14,16 @@ from shared.queue.messages import push_sync
 
 
 def push_again(database: Database, client: redis.Redis, rows: Sequence[Row[tuple[object, ...]]]) -> None:
-    """Push the messages of those rows that are queued, and note it. Call it after their COMMIT.
+    """Push the messages of those rows that are queued and no suspects, and note it. Call it after their COMMIT.
 
     Raises:
         redis.RedisError: Redis is away; `pushed_at` stays as it was and a later sweep pushes them.
     """
-    queued = [row for row in rows if getattr(row, "status", JobStatus.QUEUED) == JobStatus.QUEUED]
+    queued = [
+        row
+        for row in rows
+        if getattr(row, "status", JobStatus.QUEUED) == JobStatus.QUEUED and getattr(row, "isolation", None) is None
+    ]
     if not queued:
         return
     push_sync(client, ((row.id, row.model, row.priority) for row in queued))

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,7 +96,9 @@ def empty_database_url(postgres_url: str) -> Iterator[str]:
 class WorkerProcess:
     """One `vdiff worker` in a process of its own, with short clocks."""
 
-    def __init__(self, jobs: Jobs, log: Path, **settings: object) -> None:
+    def __init__(
+        self, jobs: Jobs, log: Path, *, program: tuple[str, ...] = ("-c", RUN_WORKER), **settings: object
+    ) -> None:
         values = {
             "database_url": jobs.database_url,
             "redis_url": jobs.redis_url,
@@ -119,9 +121,7 @@ class WorkerProcess:
         self.log = log
         self._jobs = jobs
         with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", RUN_WORKER], cwd=ROOT, env=env, stdout=output, stderr=output
-            )
+            self.process = subprocess.Popen([sys.executable, *program], cwd=ROOT, env=env, stdout=output, stderr=output)
 
     def wait_ready(self) -> WorkerProcess:
         def is_ready() -> bool:
@@ -164,7 +164,15 @@ class Jobs:
         self.database = Database(database_url)
         self.redis = redis.Redis.from_url(redis_url)
 
-    def submit(self, *, push: int = 1, slow: bool = False, max_attempts: int = 3, **params: Any) -> str:
+    def submit(
+        self,
+        *,
+        push: int = 1,
+        slow: bool = False,
+        max_attempts: int = 3,
+        prompt: Sequence[int] = (5, 6, 7),
+        **params: Any,
+    ) -> str:
         """Insert a queued job and push its message `push` times; a slow one runs for many seconds."""
         job_id = new_id("job")
         sampling = SamplingParams(**{"max_tokens": 1000 if slow else 8, "temperature": 0.0, "seed": 1, **params})
@@ -176,7 +184,7 @@ class Jobs:
                     model=self.model,
                     body={"model": self.model, "prompt": "x"},
                     params=sampling.to_json(),
-                    prompt_token_ids=[5, 6, 7],
+                    prompt_token_ids=list(prompt),
                     max_attempts=max_attempts,
                 )
             )
@@ -247,7 +255,7 @@ def start_worker(jobs: Jobs, tmp_path: Path) -> Iterator[Callable[..., WorkerPro
     """Start a worker for this test; keywords are settings. All are gone afterwards."""
     started: list[WorkerProcess] = []
 
-    def start(**settings: object) -> WorkerProcess:
+    def start(**settings: Any) -> WorkerProcess:
         worker = WorkerProcess(jobs, tmp_path / f"worker-{len(started)}.log", **settings)
         started.append(worker)
         return worker

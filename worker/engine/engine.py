@@ -18,7 +18,7 @@ from typing import Any, overload
 
 from shared.algorithms import CHAIN_RULE, FULL, MONTE_CARLO, UNIFORM
 from shared.diffusion_params import DiffusionParams
-from shared.errors import EngineError, EngineShutDown, InvalidParameter, VDiffError
+from shared.errors import EngineShutDown, EngineStopped, InvalidParameter, VDiffError
 from shared.ids import new_id
 from shared.jobs.infill import filled
 from shared.sampling_params import SamplingParams
@@ -345,7 +345,7 @@ class VDiffEngine:
         except BaseException as exc:
             self._state = EngineState.ERROR
             log.exception("the engine's loop ended")
-            self._fail_all(EngineError(f"the engine stopped: {exc}"))
+            self._fail_all(EngineStopped(f"the engine stopped: {exc}"))
             raise
         self._state = EngineState.SHUTDOWN
         self._fail_all(EngineShutDown("the engine was shut down"))

@@ -5,7 +5,7 @@ from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.evaluations import Evaluation, EvaluationItem, EvaluationRun, EvaluationSample
 from shared.db.tables.jobs import Attempt, Job
 from shared.db.tables.keys import ApiKey
-from shared.db.tables.serving import MaintenanceCount, Model, Worker, WorkerFailure
+from shared.db.tables.serving import LeaseClock, MaintenanceCount, Model, Worker, WorkerFailure
 from shared.db.tables.usage import Usage, UsageDelta
 from shared.db.tables.webhooks import (
     Sender,
@@ -18,6 +18,6 @@ from shared.db.tables.webhooks import (
 
 __all__ = [
     "ApiKey", "Attempt", "Batch", "Evaluation", "EvaluationItem", "EvaluationRun", "EvaluationSample", "File", "FileChunk",
-    "Job", "Lane", "LaneDelta", "MaintenanceCount", "Model", "Queue", "Sender", "Usage", "UsageDelta", "WebhookAttempt",
-    "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker", "WorkerFailure",
+    "Job", "Lane", "LaneDelta", "LeaseClock", "MaintenanceCount", "Model", "Queue", "Sender", "Usage", "UsageDelta",
+    "WebhookAttempt", "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker", "WorkerFailure",
 ]  # fmt: skip

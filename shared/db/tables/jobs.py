@@ -68,6 +68,11 @@ class Job(Base):
     attempt: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     failures: Mapped[int] = mapped_column(Integer, server_default=text("0"))
     max_attempts: Mapped[int] = mapped_column(Integer, server_default=text("3"))
+    losses: Mapped[int] = mapped_column(
+        Integer, server_default=text("0")
+    )  # attempts of this life lost with their worker
+    lost_alone: Mapped[int] = mapped_column(Integer, server_default=text("0"))  # of these, those that ran alone
+    isolation: Mapped[int | None] = mapped_column(Integer)  # a suspect's: how many of them may run together
     worker_id: Mapped[str | None] = mapped_column(Text)
     lease_until: Mapped[datetime | None] = mapped_column(Timestamp)
 
@@ -150,6 +155,12 @@ class Job(Base):
             "pinned_revision",
             postgresql_where=text("status = 'queued' AND pinned_revision IS NOT NULL AND batch_id IS NULL"),
         ),
+        Index(
+            "ix_jobs_isolation",
+            "model",
+            "queued_at",
+            postgresql_where=text("status = 'queued' AND isolation IS NOT NULL"),
+        ),
         Index("ix_jobs_lease", "lease_until", postgresql_where=text("status = 'running'")),
         Index("ix_jobs_start_by", "start_by", postgresql_where=text("status = 'queued' AND start_by IS NOT NULL")),
         Index(
@@ -190,6 +201,7 @@ class Attempt(Base):
     started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     ended_at: Mapped[datetime | None] = mapped_column(Timestamp)
     error: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    alone: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))  # its worker ran nothing else
 
     __table_args__ = (
         CheckConstraint(one_of("outcome", AttemptOutcome), "outcome"),

@@ -53,6 +53,16 @@ class Worker(Base):
     )
 
 
+class LeaseClock(Base):
+    """One row: since when PostgreSQL has taken writes without a gap (`shared.jobs.lease_clock`)."""
+
+    __tablename__ = "lease_clock"
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())  # the latest write
+    since: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+
+
 class WorkerFailure(Base):
     """A worker that could not load its model, and why. It never became a row of `workers`; one row per machine and model."""
 

@@ -145,7 +145,7 @@ SPOILED: list[tuple[str, Spoil]] = [
     ("ends stay", lambda w: w.jobs.update(a=row("a", result={**RESULT, "choices": [{"text": "no"}]}))),
     ("cancelled stays cancelled", lambda w: w.history.seen.append(seen("a", 3.4, status="cancelled"))),
     ("cancels are heeded", lambda w: w.history.cancels.append(CancelAnswered(1.4, 1.5, "a", 1, "queued"))),
-    ("failures have reasons", lambda w: w.jobs.update(a=row("a", status="failed", error={"code": "worker_lost"}, result=None))),
+    ("failures have reasons", lambda w: w.jobs.update(a=row("a", status="failed", error={"code": "job_quarantined"}))),
     ("tenants are apart", lambda w: w.history.foreign.append(Foreign("t2", "GET /v1/jobs/a", 200))),
     ("tenants are apart", lambda w: w.history.listed.append(Listed("t2", ("a",)))),
     ("one key, one job", lambda w: w.history.accepted.append(accepted("c", idempotency_key="k"))),
