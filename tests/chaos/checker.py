@@ -10,7 +10,8 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from tests.chaos import webhook_rules
+from tests.chaos import outage_rules, webhook_rules
+from tests.chaos.outage_rules import quiet_seconds
 from tests.chaos.records import TERMINAL, Database, History, JobRow, Move, Seen, digest, text_of
 
 CANCEL_SECONDS = 12.0  # in which a cancel that was answered takes effect, faults apart
@@ -153,23 +154,12 @@ def cancels_are_heeded(history: History, database: Database) -> Found:
                 yield cancel.job_id, f"began {move.at - cancel.at:.1f} s after its cancel was answered"
         end = next((m for m in after if m.after in TERMINAL), None)
         if end is not None and end.after != "cancelled":
-            patience = _quiet_seconds(history, cancel.at, end.at)
+            patience = quiet_seconds(history, cancel.at, end.at, margin=FAULT_MARGIN_SECONDS)
             if patience > CANCEL_SECONDS:
                 yield (
                     cancel.job_id,
                     f"went on for {end.at - cancel.at:.1f} s after its cancel was answered, and {end.after}",
                 )
-
-
-def _quiet_seconds(history: History, since: float, until: float) -> float:
-    """How much of a span was no fault's."""
-    spans = sorted((max(f.began_at, since), min(f.ended_at + FAULT_MARGIN_SECONDS, until)) for f in history.faults)
-    quiet, at = 0.0, since
-    for begin, end in spans:
-        if end > at and begin < until:
-            quiet += max(0.0, begin - at)
-            at = end
-    return quiet + max(0.0, until - at)
 
 
 def failures_have_reasons(history: History, database: Database) -> Found:
@@ -303,5 +293,6 @@ RULES: dict[str, Callable[[History, Database], Found]] = {
     "streams tell the text": streams_tell_the_text,
     "usage adds up": usage_adds_up,
     "batches have every line": batches_have_every_line,
+    **outage_rules.RULES,
     **webhook_rules.RULES,
 }

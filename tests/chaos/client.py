@@ -18,6 +18,7 @@ from tests.chaos.records import (
     Accepted,
     CancelAnswered,
     Foreign,
+    HealthSeen,
     History,
     Listed,
     RetryAsked,
@@ -27,6 +28,8 @@ from tests.chaos.records import (
 )
 
 TIMEOUT_SECONDS = 15.0
+HEALTH_EVERY_SECONDS = 0.5
+HEALTH_TIMEOUT_SECONDS = 10.0
 PAUSE_SECONDS = (0.1, 0.5)  # after an answer that was none
 _END = ("status", "result", "error", "usage", "timing", "diffusion", "started_at", "finished_at", "attempts")
 
@@ -118,6 +121,27 @@ class Clients:
         text, usage = text_of(job["result"]), job["usage"]
         seen = Seen(asked_at, time.time(), tenant.name, job["id"], job["life"], job["status"], end, text, usage)
         self.history.seen.append(seen)
+
+    # Health
+
+    async def watch_health(self) -> None:
+        """Ask each API how its servers are, again and again, until the run is stopped."""
+        async with asyncio.TaskGroup() as group:
+            for url in self._urls:
+                group.create_task(self._watch_health_of(url))
+
+    async def _watch_health_of(self, url: str) -> None:
+        while not self.stopping:
+            asked_at = time.time()
+            try:
+                async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
+                    answer = await self._http.get(f"{url}/health", timeout=HEALTH_TIMEOUT_SECONDS)
+                body = answer.json()
+                seen = HealthSeen(asked_at, time.time(), url, body["database"] == "ok", body["redis"] == "ok")
+                self.history.health.append(seen)
+            except (httpx.TransportError, TimeoutError, ValueError, KeyError):
+                pass  # the API is away, or stands still: that says nothing untrue
+            await asyncio.sleep(HEALTH_EVERY_SECONDS)
 
     # Jobs
 

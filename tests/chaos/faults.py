@@ -10,11 +10,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
+import psycopg
 import redis
 from redis.exceptions import RedisError
 
 from shared.queue.messages import push_sync, task_message
 from shared.queue.names import GENERATE_TASK, queue_name
+from tests.chaos.load import Load, Scenario
 from tests.chaos.plan import Fault
 from tests.chaos.receiver import Receiver
 from tests.chaos.records import FaultDone, History
@@ -26,7 +28,18 @@ SKEWS_SECONDS = (-7200.0, -90.0, 90.0, 7200.0)
 MESSAGES = 60  # that are put into Redis at once
 _MODES = {
     "receiver fails": "fails", "receiver hangs": "hangs", "receiver redirects": "redirects", "receiver is slow": "slow",
+    "receiver refuses": "refuses", "receiver talks nonsense": "nonsense", "receiver hangs up": "hangs up",
+    "receiver never ends its answer": "endless",
 }  # fmt: skip
+BUSY_SECONDS = 0.8  # for the long jobs of a Redis fault to begin
+LONG_JOBS = 2
+OVERDUE_JOBS = 3
+WORKER_THREADS = ("vdiff-sweeper", "vdiff-heartbeat", "vdiff-dispatcher", "vdiff-")  # of which one kind raises
+_READ_ONLY = "ALTER ROLE CURRENT_USER SET default_transaction_read_only = on"
+_WRITABLE = "ALTER ROLE CURRENT_USER RESET default_transaction_read_only"
+_END_CONNECTIONS = (
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()"
+)
 
 
 @dataclass(slots=True)
@@ -39,9 +52,25 @@ class _Running:
     due: float  # monotonic
 
 
+ALL_WORKERS = "workers"
+# How Redis comes to refuse what it is sent, and how that ends. Nothing listens at port 1: the replica never syncs.
+REDIS_REFUSALS = {
+    "Redis is full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+    "Redis is a replica": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    "Redis refuses writes": (
+        ("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0"),
+    ),
+}  # fmt: skip
+
+
+def _conflict(one: str, other: str) -> bool:
+    """Return whether two faults meet at the same target."""
+    return one == other or any(a == ALL_WORKERS and b.startswith("worker") for a, b in ((one, other), (other, one)))
+
+
 class Faults:
-    def __init__(self, stack: Stack, receiver: Receiver, history: History, plan: Sequence[Fault]) -> None:
-        self._stack, self._receiver, self._history = stack, receiver, history
+    def __init__(self, stack: Stack, receiver: Receiver, history: History, load: Load, plan: Sequence[Fault]) -> None:
+        self._stack, self._receiver, self._history, self._load = stack, receiver, history, load
         self._waiting = list(plan)
         self._running: list[_Running] = []
         self._quiet_at = 0.0
@@ -62,7 +91,7 @@ class Faults:
             return
         if (self._running or time.monotonic() < self._quiet_at) and not (fault.overlaps and len(self._running) < 2):
             return
-        if any(r.target == self._target(fault) for r in self._running):
+        if any(_conflict(r.target, self._target(fault)) for r in self._running):
             return
         self._waiting.pop(0)
         self._begin(fault)
@@ -99,6 +128,13 @@ class Faults:
 
     def _target(self, fault: Fault) -> str:
         kind = fault.kind
+        if kind == "no worker":
+            return ALL_WORKERS
+        if kind == "a job kills its worker":
+            return "clients"
+        if kind == "a background thread raises":
+            slots = [*self._slots("worker"), *self._slots("api"), *self._slots("deliver")]
+            return slots[fault.which % len(slots)].name
         if "connections" in kind:
             names = list(self._stack.proxies)
             return f"{names[fault.which % len(names)]} to {('PostgreSQL', 'Redis')[fault.which // 7 % 2]}"
@@ -119,6 +155,13 @@ class Faults:
             return None, lambda: setattr(self._receiver, "mode", "good")
         if "connections" in kind:
             return self._connections(kind, target)
+        if kind == "no worker":
+            return self._no_worker(fault)
+        if kind == "a job kills its worker":
+            self._begin_extra(Load.killer, fault)
+            return None, None
+        if kind == "a background thread raises":
+            return self._thread_raises(fault, target)
         if target in self._stack.slots:
             return self._process(fault, self._stack.slots[target])
         if target == "PostgreSQL":
@@ -152,6 +195,31 @@ class Faults:
 
         return None, right_again
 
+    def _begin_extra(self, scenario: Scenario, fault: Fault) -> None:
+        self._load.begin_extra(scenario, fault.which, self._stack.background.loop)
+
+    def _no_worker(self, fault: Fault) -> tuple[None, Callable[[], None]]:
+        """Kill every worker and keep it away, while deadlines pass."""
+        slots = self._slots("worker")
+        for slot in slots:
+            self._stack.kill(slot, back_after=0.0)
+            slot.held = True
+        for _ in range(OVERDUE_JOBS):
+            self._begin_extra(Load.overdue, fault)
+
+        def back() -> None:
+            for slot in slots:
+                slot.held = False
+
+        return None, back
+
+    def _thread_raises(self, fault: Fault, target: str) -> tuple[None, Callable[[], None]]:
+        """Make the background threads of one process raise at each use of the database."""
+        names = WORKER_THREADS if target.startswith("worker") else ("vdiff-",)
+        trigger = self._stack.trigger(target)
+        trigger.write_text(names[fault.which // 7 % len(names)])
+        return None, lambda: trigger.unlink(missing_ok=True)
+
     def _terminate(self, slot: Slot, back_after: float) -> None:
         """SIGTERM: it drains and ends by itself; `tend` begins it anew."""
         if slot.alive:
@@ -183,6 +251,9 @@ class Faults:
         return process.pid, lambda: self._stack.restart_server(server)
 
     def _postgres(self, kind: str) -> tuple[int | None, Callable[[], None] | None]:
+        if kind == "PostgreSQL is read-only":
+            self._as_owner(_READ_ONLY, _END_CONNECTIONS)
+            return None, lambda: self._as_owner(_WRITABLE)
         if kind != "kill -9 a backend of PostgreSQL":
             return self._server(kind, self._stack.postgres)
         # The server then ends all others and recovers, as after a crash. Clients come and go: a backend may be gone by now.
@@ -196,6 +267,23 @@ class Faults:
                     break
         return None, None
 
+    def _as_owner(self, *statements: str) -> None:
+        """Run statements over a connection that may write whatever the role's default is."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                with psycopg.connect(
+                    self._stack.database_url, autocommit=True, connect_timeout=5,
+                    options="-c default_transaction_read_only=off",
+                ) as connection:  # fmt: skip
+                    for statement in statements:
+                        connection.execute(statement)
+                return
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
     def _redis(self, fault: Fault) -> tuple[int | None, Callable[[], None] | None]:
         kind = fault.kind
         if kind.endswith("Redis"):
@@ -204,19 +292,22 @@ class Faults:
         try:
             if kind == "FLUSHALL":
                 client.flushall()
-            elif kind == "Redis is full":
-                client.config_set("maxmemory", 1)
-                return None, self._not_full
+            elif kind in REDIS_REFUSALS:
+                for _ in range(LONG_JOBS):
+                    self._begin_extra(Load.endless, fault)
+                time.sleep(BUSY_SECONDS)
+                client.execute_command(*REDIS_REFUSALS[kind][0])
+                return None, lambda: self._redis_command(*REDIS_REFUSALS[kind][1])
             else:
                 self._messages(client, kind, random.Random(fault.which))
         finally:
             client.close()
         return None, None
 
-    def _not_full(self) -> None:
+    def _redis_command(self, *words: str) -> None:
         client = redis.Redis.from_url(self._stack.redis_url, socket_timeout=5)
         try:
-            client.config_set("maxmemory", 0)
+            client.execute_command(*words)
         except RedisError:
             pass  # it was begun anew meanwhile, and then it has no bound
         finally:

@@ -3,12 +3,15 @@
 CHAOS_SKEW_SECONDS      how wrong this process's clock is
 CHAOS_BUG               one of `tests.chaos.bugs`
 CHAOS_DELIVERY_MARGIN   a shorter lease of webhooks than the product's, as all clocks here are shorter
+CHAOS_TRIGGER           the file that names the threads that raise (`tests.chaos.hooks`)
+CHAOS_KILLER            set: a request with the killer's seed ends this process (`tests.chaos.hooks`)
 """
 
 from __future__ import annotations
 
 import os
 import time
+from pathlib import Path
 
 
 def skew_clock(seconds: float) -> None:
@@ -27,6 +30,14 @@ def main() -> None:
         import worker.delivery
 
         worker.delivery.LEASE_MARGIN_SECONDS = float(margin)
+    if trigger := os.environ.pop("CHAOS_TRIGGER", None):
+        from tests.chaos.hooks import raise_in_threads
+
+        raise_in_threads(Path(trigger))
+    if os.environ.pop("CHAOS_KILLER", None):
+        from tests.chaos.hooks import kill_on_seed
+
+        kill_on_seed()
     if bug is not None:
         from tests.chaos.bugs import BUGS
 

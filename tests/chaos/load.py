@@ -12,11 +12,13 @@ import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from typing import Any
 
 import httpx
 
 from tests.chaos.client import PAUSE_SECONDS, Clients, Request, Tenant
+from tests.chaos.hooks import KILLER_SEED
 from tests.chaos.records import BatchEnded, Streamed
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
@@ -35,6 +37,9 @@ LENGTHS = (4, 8, 16, 24, 40)
 SEEDS = (1, 2, 3)
 ENDLESS_TOKENS = 320  # runs for many seconds, if nobody cancels it
 BATCH_LINES = (5, 30)
+
+
+Scenario = Callable[["Load", random.Random, Tenant, int], Awaitable[None]]
 
 
 class Load:
@@ -56,6 +61,7 @@ class Load:
         self._receiver_url = receiver_url
         self.begun = self.over = 0  # jobs; read by the main thread
         self._numbers = iter(range(10 * jobs))
+        self._extra: list[Future[None]] = []
 
     async def run(self) -> None:
         """Until all jobs were submitted and their clients are content, or `clients.stopping`."""
@@ -74,6 +80,17 @@ class Load:
             self.begun += count
             await scenario(self, rng, rng.choice(self._tenants), count)
             self.over += count
+
+    @property
+    def extra_open(self) -> int:
+        """How many jobs that faults began are not over; read by the main thread."""
+        return sum(not future.done() for future in self._extra)
+
+    def begin_extra(self, scenario: Scenario, which: int, loop: asyncio.AbstractEventLoop) -> None:
+        """Begin a scenario that belongs to a fault, from the main thread; it is not one of `jobs`."""
+        rng = random.Random(f"{self._seed}/extra {which}/{len(self._extra)}")
+        work = scenario(self, rng, rng.choice(self._tenants), 1)
+        self._extra.append(asyncio.run_coroutine_threadsafe(_awaited(work), loop))
 
     # Requests
 
@@ -200,12 +217,40 @@ class Load:
         request = self._request(rng)
         job, noted = self._job(rng, tenant, request)
         job["deadlines"] = rng.choice(({"max_run_seconds": 0.001}, {"start_by": int(time.time()) + 1}))
+        noted["start_by"] = job["deadlines"].get("start_by")
         job_id = await self._send(rng, tenant, request, job, noted, "late")
         if job_id is None:
             return
         over = await self._clients.until_over(rng, tenant, job_id)
         if over is not None and over["status"] == "expired" and "start_by" in job["deadlines"]:
             await self._clients.retry(rng, tenant, job_id)
+            await self._clients.until_over(rng, tenant, job_id)
+
+    async def overdue(self, rng: random.Random, tenant: Tenant, count: int) -> None:
+        """A deadline that passes while no worker lives."""
+        request = self._request(rng)
+        job, noted = self._job(rng, tenant, request)
+        noted["start_by"] = int(time.time()) + rng.randint(1, 2)
+        job["deadlines"] = {"start_by": noted["start_by"]}
+        job_id = await self._send(rng, tenant, request, job, noted, "overdue")
+        if job_id is not None:
+            await self._clients.until_over(rng, tenant, job_id)
+
+    async def endless(self, rng: random.Random, tenant: Tenant, count: int) -> None:
+        """A job that runs for many seconds, so that a worker is busy during a fault."""
+        job_id = await self._submit(rng, tenant, self._endless(rng), "endless")
+        if job_id is not None:
+            await self._clients.until_over(rng, tenant, job_id)
+
+    async def killer(self, rng: random.Random, tenant: Tenant, count: int) -> None:
+        """A job that ends each worker that runs it."""
+        body = {"model": self._model, "prompt": rng.choice(PROMPTS), "max_tokens": ENDLESS_TOKENS,
+                "seed": KILLER_SEED, "ignore_eos": True, "diffusion": {"block_length": 4}}  # fmt: skip
+        request = Request(COMPLETIONS, body)
+        job, noted = self._job(rng, tenant, request)
+        noted["kills"] = True
+        job_id = await self._send(rng, tenant, request, job, noted, "killer")
+        if job_id is not None:
             await self._clients.until_over(rng, tenant, job_id)
 
     async def replayed(self, rng: random.Random, tenant: Tenant, count: int) -> None:
@@ -336,7 +381,10 @@ def _as_chat(request: Request) -> Request:
     return Request(CHAT, body)
 
 
-Scenario = Callable[[Load, random.Random, Tenant, int], Awaitable[None]]
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
 _SCENARIOS: list[tuple[Scenario, float]] = [
     (Load.plain, 20), (Load.prefer_wait, 10), (Load.idempotent, 12), (Load.cancelled, 12), (Load.retried, 6), (Load.late, 4),
     (Load.replayed, 4), (Load.curious, 6), (Load.sync, 14), (Load.streamed, 10), (Load.batch, 2),

@@ -20,7 +20,13 @@ KINDS: dict[str, tuple[float, float, int]] = {
     "kill -9 Redis": (0.2, 3.0, 1),
     "SIGSTOP Redis": (1.0, 7.0, 1),
     "FLUSHALL": (0.0, 0.0, 2),
-    "Redis is full": (1.0, 6.0, 1),
+    "Redis is full": (1.0, 6.0, 2),
+    "Redis is a replica": (1.0, 6.0, 2),
+    "Redis refuses writes": (1.0, 6.0, 1),
+    "PostgreSQL is read-only": (1.0, 8.0, 2),
+    "a job kills its worker": (0.0, 0.0, 2),
+    "a background thread raises": (1.0, 6.0, 2),
+    "no worker": (4.0, 9.0, 1),
     "connections paused": (1.0, 8.0, 2),
     "connections cut": (0.0, 0.0, 2),
     "messages twice": (0.0, 0.0, 1),
@@ -30,6 +36,10 @@ KINDS: dict[str, tuple[float, float, int]] = {
     "receiver hangs": (1.0, 6.0, 1),
     "receiver redirects": (1.0, 5.0, 1),
     "receiver is slow": (2.0, 8.0, 1),
+    "receiver refuses": (1.0, 6.0, 1),
+    "receiver talks nonsense": (1.0, 5.0, 1),
+    "receiver hangs up": (1.0, 5.0, 1),
+    "receiver never ends its answer": (1.0, 5.0, 1),
 }
 OVERLAP = 0.2  # of the faults begin before the one before has ended
 

@@ -8,11 +8,14 @@ import time
 
 from tests.chaos.records import History, Received
 
-MODES = ("good", "fails", "hangs", "redirects", "slow")
+MODES = ("good", "fails", "hangs", "redirects", "slow", "refuses", "nonsense", "hangs up", "endless")
 HANG_SECONDS = 6.0  # longer than VDIFF_WEBHOOK_TIMEOUT_SECONDS
 SLOW_SECONDS = (0.3, 1.5)
 SINGLE_FAILURES = 0.03  # also in good times
-_REASONS = {200: "OK", 302: "Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+# Every status that is no success, but for 410, which disables the endpoint, and 1xx, which is no answer.
+REFUSALS = (300, 301, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 425, 429, 451,
+            500, 501, 502, 503, 504, 507, 599)  # fmt: skip
+DRIP_SECONDS = 0.1
 
 
 class Receiver:
@@ -61,16 +64,32 @@ class Receiver:
             code = self._random.choice((500, 503))
         elif mode == "redirects":
             code = 302
+        elif mode == "refuses":
+            code = self._random.choice(REFUSALS)
         elif mode == "slow":
             await asyncio.sleep(self._random.uniform(*SLOW_SECONDS))
-        if mode == "hangs":
+        if mode in ("hangs", "nonsense", "hangs up"):
             self._history.received.append(Received(at, path, headers, body, None))
-            await asyncio.sleep(HANG_SECONDS)
+            if mode == "hangs":
+                await asyncio.sleep(HANG_SECONDS)
+            elif mode == "nonsense":
+                writer.write(b"\x00\x16\x03 220 ready\r\n\r\n")
+                await writer.drain()
             return
         # Noted before the answer goes out: a sender that is told 200 must find it here.
         self._history.received.append(Received(at, path, headers, body, code))
-        location = f"Location: {self.url}/redirected\r\n" if code == 302 else ""
-        writer.write(
-            f"HTTP/1.1 {code} {_REASONS[code]}\r\n{location}Content-Length: 0\r\nConnection: close\r\n\r\n".encode()
-        )
+        location = f"Location: {self.url}/redirected\r\n" if 300 <= code < 400 else ""
+        endless = mode == "endless" and code == 200
+        length = "" if endless else "Content-Length: 0\r\n"
+        writer.write(f"HTTP/1.1 {code} Chaos\r\n{location}{length}Connection: close\r\n\r\n".encode())
         await writer.drain()
+        if endless:
+            await self._drip(writer)
+
+    @staticmethod
+    async def _drip(writer: asyncio.StreamWriter) -> None:
+        """Send a body that goes on for longer than a sender may wait."""
+        for _ in range(round(HANG_SECONDS / DRIP_SECONDS)):
+            writer.write(b"." * 1024)
+            await writer.drain()
+            await asyncio.sleep(DRIP_SECONDS)

@@ -40,6 +40,8 @@ class Accepted:
     idempotency_key: str | None = None
     hooks: tuple[str, ...] = ()  # event types that its own URL wants
     labelled: bool = False  # its tenant's endpoint wants everything about it
+    start_by: float | None = None  # its deadline, Unix seconds
+    kills: bool = False  # it ends each worker that runs it
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +131,27 @@ class FaultDone:
     pid: int | None = None  # of what was killed
 
 
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A process that ended by itself: no fault killed it."""
+
+    name: str
+    code: int
+    at: float
+    seconds: float  # it had run for
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSeen:
+    """What an API's /health said of its servers."""
+
+    asked_at: float
+    at: float
+    api: str
+    database_ok: bool
+    redis_ok: bool
+
+
 @dataclass(slots=True)
 class History:
     accepted: list[Accepted] = field(default_factory=list)
@@ -141,6 +164,8 @@ class History:
     batches: list[BatchEnded] = field(default_factory=list)
     received: list[Received] = field(default_factory=list)
     faults: list[FaultDone] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
+    health: list[HealthSeen] = field(default_factory=list)
     secrets: dict[str, str] = field(default_factory=dict)  # by receiver
     answers: dict[str, int] = field(default_factory=dict)  # status codes and lost answers, counted
 

@@ -84,12 +84,13 @@ def run(options: Options, *, tell: Callable[[Progress], None] = lambda progress:
                 receiver_url=receiver.url,
             )  # fmt: skip
             plan = make_plan(options.seed, jobs=options.jobs, faults=options.faults, kinds=options.kinds)
-            faults = Faults(stack, receiver, history, plan)
+            faults = Faults(stack, receiver, history, load, plan)
 
             def say(phase: str) -> None:
                 tell(Progress(phase, load.over, options.jobs, faults.done, time.monotonic() - began))
 
             working = asyncio.run_coroutine_threadsafe(load.run(), stack.background.loop)
+            watching = asyncio.run_coroutine_threadsafe(clients.watch_health(), stack.background.loop)
             try:
                 _work(stack, load, faults, working, say, options.minutes)
                 receiver.mode, receiver.failures = "good", 0.0
@@ -98,12 +99,14 @@ def run(options: Options, *, tell: Callable[[Progress], None] = lambda progress:
                 clients.stopping = True
                 faults.end_all()
                 _join(working)
+                _join(watching)
             database = audit.read(stack.database_url)
         finally:
             clients.stopping = True
             run_async(clients.close())
             run_async(receiver.close())
         unplanned = list(stack.unplanned)
+        history.deaths = list(stack.deaths)
     violations = checker.check(history, database)
     return make_report(
         history, database, violations, seed=options.seed, command=options.command, seconds=time.monotonic() - began,
@@ -115,16 +118,17 @@ def _work(
     stack: Stack, load: Load, faults: Faults, working: Future[None], say: Callable[[str], None], minutes: float | None
 ) -> None:
     """Until the clients are content and all faults are over; or nothing moves any more, which the checker will tell."""
-    moved_at, seen = time.monotonic(), -1
+    moved_at, seen = time.monotonic(), -1_000
     ends_at = float("inf") if minutes is None else time.monotonic() + 60 * minutes
-    while not working.done() or faults.left:
+    while not working.done() or faults.left or load.extra_open:
         if time.monotonic() > ends_at:
             load.jobs = min(load.jobs, load.begun)
             faults.begin_no_more()
         faults.tick(load.begun, hurry=working.done() or load.begun >= load.jobs)
         stack.tend()
-        if load.over + faults.done != seen:
-            moved_at, seen = time.monotonic(), load.over + faults.done
+        moved = load.over + faults.done - load.extra_open
+        if moved != seen:
+            moved_at, seen = time.monotonic(), moved
         if time.monotonic() - moved_at > STALLED_SECONDS:
             return
         say("jobs and faults")

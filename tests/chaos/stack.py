@@ -31,6 +31,7 @@ from shared.errors import ConfigurationError
 from tests.chaos import audit
 from tests.chaos.bugs import BUGS
 from tests.chaos.proxy import Proxy
+from tests.chaos.records import Death
 from vdiff.embedded import EmbeddedPostgres, EmbeddedRedis
 from vdiff.embedded.process import die_with_parent, free_port
 
@@ -83,6 +84,7 @@ class Slot:
     held: bool = False  # by a fault: nobody begins it anew
     expected: bool = False  # its death was ours
     starts: int = 0
+    started_at: float = 0.0
 
     @property
     def alive(self) -> bool:
@@ -109,6 +111,7 @@ class Stack:
         self.proxies: dict[str, tuple[Proxy, Proxy]] = {}  # by slot: to PostgreSQL, to Redis
         self.slots: dict[str, Slot] = {}
         self.unplanned: list[str] = []  # deaths that were nobody's fault
+        self.deaths: list[Death] = []  # the same, for the checker
         self._bug = None if bug is None else BUGS[bug]
         self._bug_name = bug
         self._settings = {**SETTINGS, **settings}
@@ -136,7 +139,7 @@ class Stack:
             # The second of each reaches its servers through proxies.
             self._add(f"api-{i}", ("api",), proxied=i == 1, port=free_port())
         for i in range(self._workers):
-            self._add(f"worker-{i}", ("worker",), proxied=i == 1)
+            self._add(f"worker-{i}", ("worker",), proxied=i == 1, extra={"CHAOS_KILLER": "1"})
         self._add("deliver", ("deliver",), extra={"CHAOS_DELIVERY_MARGIN": str(DELIVERY_MARGIN_SECONDS)})
         for slot in self.slots.values():
             self.begin(slot)
@@ -156,7 +159,8 @@ class Stack:
         settings = {**self._settings, "database_url": database, "redis_url": redis}
         if port is not None:
             settings["port"] = port
-        self.slots[name] = Slot(name, arguments, settings, dict(extra), port)
+        extra = {**extra, "CHAOS_TRIGGER": str(self.trigger(name))}
+        self.slots[name] = Slot(name, arguments, settings, extra, port)
 
     def close(self) -> None:
         for slot in self.slots.values():
@@ -191,7 +195,12 @@ class Stack:
                 stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent(signal.SIGKILL),
             )  # fmt: skip
         slot.starts += 1
+        slot.started_at = time.time()
         slot.expected = False
+
+    def trigger(self, name: str) -> Path:
+        """Return the file that tells a process which of its threads raise; it need not exist."""
+        return self.folder / f"{name}.trigger"
 
     def log(self, slot: Slot) -> Path:
         return self.folder / f"{slot.name}.log"
@@ -219,6 +228,8 @@ class Stack:
                 continue
             if slot.process is not None and slot.due_at <= 0:
                 if not slot.expected:
+                    now = time.time()
+                    self.deaths.append(Death(slot.name, slot.process.returncode, now, now - slot.started_at))
                     said = self.log(slot).read_text(errors="replace").strip().splitlines()
                     self.unplanned.append(
                         f"{slot.name} ended with {slot.process.returncode}: {said[-1][:300] if said else ''}"

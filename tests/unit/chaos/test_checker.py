@@ -20,8 +20,10 @@ from tests.chaos.records import (
     BatchEnded,
     CancelAnswered,
     Database,
+    Death,
     FaultDone,
     Foreign,
+    HealthSeen,
     History,
     JobRow,
     Listed,
@@ -128,6 +130,89 @@ def test_nothing_is_said_of_a_good_batch() -> None:
     assert world.found() == set()
 
 
+def _killer(world: World, status: str) -> None:
+    world.history.accepted.append(accepted("a", kills=True))
+    world.jobs["a"] = replace(world.jobs["a"], status=status)
+
+
+def _neighbour(world: World) -> None:
+    """Fail `a` after two losses: one beside `c`, one alone."""
+    lost = {"status": "failed", "error": {"code": "worker_lost"}, "result": None, "usage": None, "max_attempts": 2}
+    world.jobs["a"] = row("a", **lost)
+    world.moves = [
+        Move(1, 1.0, "a", 1, 0, None, "queued", None), Move(2, 2.0, "a", 1, 1, "queued", "running", "w"),
+        Move(3, 2.5, "c", 1, 0, None, "queued", None), Move(4, 2.6, "c", 1, 1, "queued", "running", "w"),
+        Move(5, 3.0, "a", 1, 1, "running", "queued", None), Move(6, 3.1, "c", 1, 1, "running", "succeeded", "w"),
+        Move(7, 4.0, "a", 1, 2, "queued", "running", "v"), Move(8, 5.0, "a", 1, 2, "running", "failed", "v"),
+    ]  # fmt: skip
+    world.attempts = [
+        AttemptRow("a", 1, 1, "lost"), AttemptRow("a", 2, 1, "lost"), AttemptRow("c", 1, 1, "succeeded"),
+    ]  # fmt: skip
+
+
+def test_only_losses_alone_count_against_a_job() -> None:
+    world = World()
+    _neighbour(world)
+    world.jobs["a"] = replace(world.jobs["a"], max_attempts=1)
+    assert "neighbours succeed" not in world.found()
+
+
+def _death(world: World, kind: str) -> None:
+    world.history.faults.append(FaultDone(kind, "Redis", 100.0, 105.0))
+    world.history.deaths.append(Death("worker-0", 1, 103.0, 60.0))
+
+
+def test_a_thread_that_raises_explains_a_death() -> None:
+    world = World()
+    _death(world, "a background thread raises")
+    assert world.found() == set()
+
+
+def _waits(world: World, *, busy: str) -> None:
+    """Leave `q` in the queue for the whole time after an outage that ended at 100."""
+    world.history.faults.append(FaultDone("Redis is full", "Redis", 98.0, 100.0))
+    world.jobs |= {"q": row("q"), "long": row("long")}
+    world.moves += [
+        Move(20, 90.0, "q", 1, 0, None, "queued", None), Move(21, 90.0, "long", 1, 0, None, "queued", None),
+        Move(22, 91.0, "long", 1, 1, "queued", "running", "deaf"),
+    ]  # fmt: skip
+    if busy == "deaf":
+        world.jobs["n"] = row("n")
+        world.moves += [
+            Move(23, 99.0, "n", 1, 0, None, "queued", None), Move(24, 101.0, "n", 1, 1, "queued", "running", "hears"),
+            Move(25, 102.0, "n", 1, 1, "running", "succeeded", "hears"),
+        ]  # fmt: skip
+        world.attempts.append(AttemptRow("n", 1, 1, "succeeded"))
+    world.moves += [
+        Move(26, 120.0, "q", 1, 1, "queued", "running", "hears"), Move(27, 121.0, "q", 1, 1, "running", "succeeded", "hears"),
+        Move(28, 122.0, "long", 1, 1, "running", "succeeded", "deaf"),
+    ]  # fmt: skip
+    world.attempts += [AttemptRow("q", 1, 1, "succeeded"), AttemptRow("long", 1, 1, "succeeded")]
+
+
+def _late(world: World, expired_at: float) -> None:
+    world.history.accepted.append(replace(accepted("d"), start_by=100.0))
+    world.jobs["d"] = row("d", status="expired", attempt=0, result=None, usage=None)
+    world.moves += [
+        Move(30, 99.0, "d", 1, 0, None, "queued", None), Move(31, expired_at, "d", 1, 0, "queued", "expired", None),
+    ]  # fmt: skip
+
+
+def test_a_deadline_that_is_kept_is_fine_and_an_outage_of_the_database_excuses_it() -> None:
+    world = World()
+    _late(world, 102.0)
+    assert world.found() == set()
+    world = World()
+    _late(world, 112.0)
+    world.history.faults.append(FaultDone("SIGSTOP PostgreSQL", "PostgreSQL", 99.0, 105.0))
+    assert world.found() == set()
+
+
+def _health(world: World, at: float, *, redis_ok: bool) -> None:
+    world.history.faults.append(FaultDone("Redis is full", "Redis", 100.0, 110.0))
+    world.history.health.append(HealthSeen(at, at + 0.1, "api", True, redis_ok))
+
+
 SPOILED: list[tuple[str, Spoil]] = [
     ("accepted jobs end", lambda w: w.history.accepted.append(accepted("lost"))),
     ("accepted jobs end", lambda w: w.jobs.update(a=row("a", tenant="t2"))),
@@ -158,6 +243,15 @@ SPOILED: list[tuple[str, Spoil]] = [
     ("usage adds up", lambda w: _batch(w, shown={"status": "completed", "request_counts": {"completed": 1, "failed": 0}})),
     ("batches have every line", lambda w: _batch(w, output=())),
     ("batches have every line", lambda w: _batch(w, output=({"custom_id": "x", "response": {"body": {}}},))),
+    ("neighbours succeed", lambda w: _killer(w, "succeeded")),
+    ("neighbours succeed", lambda w: _neighbour(w)),
+    ("outages end nobody", lambda w: w.history.deaths.append(Death("deliver", 0, 50.0, 40.0))),
+    ("outages end nobody", lambda w: _death(w, "Redis is a replica")),
+    ("outages leave nobody deaf", lambda w: _waits(w, busy="nobody")),
+    ("outages leave nobody deaf", lambda w: _waits(w, busy="deaf")),
+    ("deadlines are kept", lambda w: _late(w, 120.0)),
+    ("health tells the truth", lambda w: _health(w, 104.0, redis_ok=True)),
+    ("health tells the truth", lambda w: _health(w, 122.0, redis_ok=False)),
     ("events arrive", lambda w: w.history.received.clear()),
     ("events arrive", lambda w: w.history.received.__setitem__(0, received("evt_1", "a", "job.succeeded", 3, answered=500))),
     ("events arrive", lambda w: setattr(w, "pending", 1)),
