@@ -163,12 +163,15 @@ def cancels_are_heeded(history: History, database: Database) -> Found:
 
 
 def failures_have_reasons(history: History, database: Database) -> Found:
-    """Nothing we send is wrong: a job fails only when it was lost more often than max_attempts says."""
+    """Nothing we send is wrong: a job fails only when workers died under it as often as max_attempts says.
+
+    Whether those deaths count against it is the rule `neighbours succeed`.
+    """
     lost = Counter((a.job_id, a.life) for a in database.attempts if a.outcome in ("lost", "failed"))
     for row in database.jobs.values():
         if row.status == "failed":
             code = (row.error or {}).get("code")
-            if code != "job_quarantined" or lost[row.id, row.life] < row.max_attempts:
+            if code not in outage_rules.LOST_CODES or lost[row.id, row.life] < row.max_attempts:
                 yield row.id, f"failed with {code} after {lost[row.id, row.life]} lost attempts"
 
 

@@ -34,7 +34,11 @@ _MODES = {
 BUSY_SECONDS = 0.8  # for the long jobs of a Redis fault to begin
 LONG_JOBS = 2
 OVERDUE_JOBS = 3
-WORKER_THREADS = ("vdiff-sweeper", "vdiff-heartbeat", "vdiff-dispatcher", "vdiff-")  # of which one kind raises
+THREADS = {  # of which one raises, or all of them ("vdiff-")
+    "worker": ("vdiff-sweeper", "vdiff-housekeeping", "vdiff-heartbeat", "vdiff-dispatcher", "vdiff-"),
+    "api": ("vdiff-sweeper", "vdiff-housekeeping", "vdiff-"),
+    "deliver": ("vdiff-pump", "vdiff-cleaner"),
+}
 _READ_ONLY = "ALTER ROLE CURRENT_USER SET default_transaction_read_only = on"
 _WRITABLE = "ALTER ROLE CURRENT_USER RESET default_transaction_read_only"
 _END_CONNECTIONS = (
@@ -215,7 +219,7 @@ class Faults:
 
     def _thread_raises(self, fault: Fault, target: str) -> tuple[None, Callable[[], None]]:
         """Make the background threads of one process raise at each use of the database."""
-        names = WORKER_THREADS if target.startswith("worker") else ("vdiff-",)
+        names = THREADS[target.partition("-")[0]]
         trigger = self._stack.trigger(target)
         trigger.write_text(names[fault.which // 7 % len(names)])
         return None, lambda: trigger.unlink(missing_ok=True)

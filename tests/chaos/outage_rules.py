@@ -19,7 +19,7 @@ EXPLAIN_SECONDS = 20.0  # after a fault, in which it explains that a process end
 HEALTH_GRACE_SECONDS = 3.0  # after a fault has begun, before health must know of it
 SLOTS = 8  # of a worker (max_num_seqs)
 KILLED = -9
-LOST_CODES = frozenset({"worker_lost"})
+LOST_CODES = frozenset({"worker_lost", "job_quarantined"})
 
 REDIS_REFUSES = frozenset({"Redis is full", "Redis is a replica", "Redis refuses writes"})
 REDIS_OUTAGES = REDIS_REFUSES | {"kill -9 Redis", "SIGSTOP Redis"}

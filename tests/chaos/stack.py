@@ -45,7 +45,7 @@ RESTART_SECONDS = 0.5  # after an end of its own accord
 SETTINGS: dict[str, object] = {
     "model": MODEL_FOLDER, "served_model_name": MODEL, "max_num_seqs": 8, "num_threads": 1, "device": "cpu",
     "lease_seconds": 4.5, "heartbeat_seconds": 1.5, "sweep_seconds": 0.5, "repush_after_seconds": 2, "drain_seconds": 1,
-    "max_attempts": 20, "auth": "required", "worker_stale_seconds": 10, "webhook_allow_private": True,
+    "max_attempts": 4, "auth": "required", "worker_stale_seconds": 10, "webhook_allow_private": True,
     "webhook_timeout_seconds": 2, "webhook_retry_seconds": ",".join(["0.5", "1", *["2"] * 300]), "webhook_per_receiver": 8,
     "log_format": "json", "log_level": "INFO",
 }  # fmt: skip
