@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +81,49 @@ def _no_seed() -> None:
     SamplingParams.from_json = classmethod(lambda cls, value: from_json(cls, {**value, "seed": random.getrandbits(32)}))  # type: ignore[assignment]
 
 
+def _no_truth() -> None:
+    """/health says ok whatever its servers answer."""
+    from shared.health import HealthProbe
+
+    async def well(self: HealthProbe) -> None:
+        return None
+
+    HealthProbe.database = well  # type: ignore[method-assign]
+    HealthProbe.redis = well  # type: ignore[method-assign]
+
+
+def _no_maintenance_in_apis() -> None:
+    """Only workers expire jobs."""
+    from api.maintenance import MaintenanceProcess
+
+    MaintenanceProcess.start = lambda self: None  # type: ignore[method-assign]
+
+
+def _deaf() -> None:
+    """A worker's consumer waits for ever once Redis has refused it something."""
+    from celery.worker.state import maybe_shutdown
+
+    from worker.consumer import _Consumer
+
+    wait = _Consumer._wait_for_redis
+
+    def deaf(self: _Consumer) -> None:
+        while self._pause_seconds:
+            maybe_shutdown()
+            self.pulse.turn()
+            time.sleep(0.1)
+        wait(self)
+
+    _Consumer._wait_for_redis = deaf  # type: ignore[method-assign]
+
+
+def _quits() -> None:
+    """A worker ends when Redis refuses it something."""
+    from worker.consumer import _Consumer
+
+    _Consumer._note = lambda self, exc: os._exit(1)  # type: ignore[method-assign]
+
+
 BUGS = {
     "fence": Bug(
         "a worker that lost its job ends it all the same", frozenset({"ends once per life", "ends stay"}), _no_fence
@@ -91,5 +136,15 @@ BUGS = {
     "cancels": Bug("a cancel is answered and forgotten", frozenset({"cancels are heeded"}), _no_cancel),
     "tenants": Bug("a job is shown to any key", frozenset({"tenants are apart"}), _no_tenants),
     "idempotency": Bug("the Idempotency-Key is not kept", frozenset({"one key, one job"}), _no_idempotency),
+    "health": Bug("/health is always ok", frozenset({"health tells the truth"}), _no_truth),
+    "maintenance": Bug(
+        "deadlines pass unnoticed while no worker lives", frozenset({"deadlines are kept"}), _no_maintenance_in_apis
+    ),
+    "deaf": Bug(
+        "a worker takes nothing after an outage of Redis",
+        frozenset({"outages leave nobody deaf", "accepted jobs end"}),
+        _deaf,
+    ),
+    "quits": Bug("a worker ends when Redis refuses it", frozenset({"outages end nobody"}), _quits),
     "seeds": Bug("each attempt draws its own seed", frozenset({"same request, same text"}), _no_seed),
 }
