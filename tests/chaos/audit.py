@@ -27,8 +27,8 @@ BEGIN
     ELSIF TG_OP = 'DELETE' THEN
         INSERT INTO chaos.moves (job_id, life, attempt, before, after)
             VALUES (OLD.id, OLD.life, OLD.attempt, OLD.status, 'deleted');
-    ELSIF (OLD.status, OLD.life, OLD.attempt, OLD.finished_at, OLD.result, OLD.error, OLD.usage) IS DISTINCT FROM
-          (NEW.status, NEW.life, NEW.attempt, NEW.finished_at, NEW.result, NEW.error, NEW.usage) THEN
+    ELSIF (OLD.status, OLD.life, OLD.attempt, OLD.finished_at, OLD.result::text, OLD.error, OLD.usage) IS DISTINCT FROM
+          (NEW.status, NEW.life, NEW.attempt, NEW.finished_at, NEW.result::text, NEW.error, NEW.usage) THEN
         INSERT INTO chaos.moves (job_id, life, attempt, before, after, worker_id)
             VALUES (NEW.id, NEW.life, NEW.attempt, OLD.status, NEW.status, coalesce(NEW.worker_id, OLD.worker_id));
     END IF;
