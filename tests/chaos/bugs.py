@@ -136,6 +136,18 @@ BUGS = {
     "cancels": Bug("a cancel is answered and forgotten", frozenset({"cancels are heeded"}), _no_cancel),
     "tenants": Bug("a job is shown to any key", frozenset({"tenants are apart"}), _no_tenants),
     "idempotency": Bug("the Idempotency-Key is not kept", frozenset({"one key, one job"}), _no_idempotency),
+    "suspects": Bug(
+        "lost jobs run together again, and every loss counts against each of them",
+        frozenset({"neighbours succeed"}),
+        statements=(
+            "CREATE FUNCTION chaos.alone() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN NEW.alone := true; RETURN NEW; END'",
+            "CREATE TRIGGER chaos_alone BEFORE INSERT ON attempts FOR EACH ROW EXECUTE FUNCTION chaos.alone()",
+            "CREATE FUNCTION chaos.together() RETURNS trigger LANGUAGE plpgsql AS "
+            "'BEGIN NEW.isolation := NULL; RETURN NEW; END'",
+            "CREATE TRIGGER chaos_together BEFORE UPDATE ON jobs FOR EACH ROW EXECUTE FUNCTION chaos.together()",
+        ),
+    ),
     "health": Bug("/health is always ok", frozenset({"health tells the truth"}), _no_truth),
     "maintenance": Bug(
         "deadlines pass unnoticed while no worker lives", frozenset({"deadlines are kept"}), _no_maintenance_in_apis
