@@ -48,9 +48,11 @@ from api.routes import (
 )
 from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
+from shared.db.lists import ListsDatabase
 from shared.db.session import AsyncDatabase
 from shared.evaluations.caretaker import EvaluationCaretaker
 from shared.evaluations.reading import EvaluationReader
+from shared.evaluations.sandbox_pool import SandboxPool
 from shared.evaluations.service import EvaluationService
 from shared.events import EventReader
 from shared.files.objects import open_store
@@ -99,6 +101,7 @@ def redis_client(url: str) -> redis.asyncio.Redis:
 
 def make_context(settings: Settings) -> Context:
     database = AsyncDatabase(settings.require_database_url())
+    lists = ListsDatabase(settings.require_database_url())
     client = redis_client(settings.require_redis_url())
     models = ServedModels(database)
     waiter = JobWatch(client, lambda job_ids: read_over(database, job_ids))
@@ -111,22 +114,27 @@ def make_context(settings: Settings) -> Context:
         max_bytes=settings.max_file_bytes,
         expires_seconds=settings.default_file_seconds,
         quota_bytes=settings.max_stored_file_bytes or None,
+        lists=lists,
     )
     wake, evaluations_wake = asyncio.Event(), asyncio.Event()
+    sandboxes = SandboxPool(settings.sandboxes, memory_mb=settings.sandbox_memory_mb)
     return Context(
         settings=settings,
         database=database,
+        lists=lists,
         redis=client,
         models=models,
         waiter=waiter,
         events=EventReader(client),
         jobs=service,
         files=file_service,
-        batches=BatchService(database, wake, service),
+        batches=BatchService(database, wake, service, lists),
         caretaker=BatchCaretaker(database, client, service, file_service, settings, wake),
-        evaluations=EvaluationService(database, service, file_service, bundled.DATASETS, settings, evaluations_wake),
-        evaluation_reader=EvaluationReader(database, settings),
-        evaluation_caretaker=EvaluationCaretaker(database, client, service, settings, evaluations_wake),
+        evaluations=EvaluationService(
+            database, service, file_service, bundled.DATASETS, settings, evaluations_wake, sandboxes, lists
+        ),
+        evaluation_reader=EvaluationReader(lists, settings),
+        evaluation_caretaker=EvaluationCaretaker(database, client, service, settings, evaluations_wake, sandboxes),
         forecasts=Forecasts(database),
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
@@ -134,7 +142,6 @@ def make_context(settings: Settings) -> Context:
         followers=Followers(most=settings.max_followers, most_per_key=settings.max_followers_per_key),
         changes=Changes(stopping),
         stopping=stopping,
-        status_counts=metrics.StatusCounts(),
         health=HealthProbe(database, client, redis_seconds=REDIS_SECONDS),
         vault=vault_of(settings.secret_keys),
     )
@@ -180,6 +187,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await asyncio.gather(context.changes.stop(), context.waiter.stop(), context.events.stop())
             await context.redis.aclose()
             await context.database.dispose()
+            await context.lists.dispose()
 
     use_prefix(settings.root_path)
     app = FastAPI(

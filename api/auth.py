@@ -30,6 +30,7 @@ from api.guesses import Guesses, RefusedKeys
 from shared.db.session import AsyncDatabase, is_outage
 from shared.errors import Forbidden, NotAuthenticated
 from shared.keys import repository, tokens
+from shared.keys.limits import default_limits, limits_of
 from shared.keys.principal import ANONYMOUS, DEFAULT_SCOPES, Limits, Principal, Scope
 from shared.settings import Settings, is_loopback
 
@@ -76,7 +77,7 @@ class Authenticator:
         self._required = key_required(settings)
         self._local = settings.auth == "auto" and not self._required
         self._hosts = settings.allowed_hosts
-        limits = Limits(settings.requests_per_minute, settings.max_queued_jobs, settings.max_queued_tokens)
+        limits = default_limits(settings)
         self._defaults = limits
         scopes = frozenset(Scope if is_loopback(settings.host) else DEFAULT_SCOPES)
         self._operator = Principal(ANONYMOUS, frozenset(Scope), limits, operator=True)
@@ -142,11 +143,7 @@ class Authenticator:
 
     def limits_of(self, row: Mapping[Any, Any]) -> Limits:
         """A key's limits; those that it does not name are the server's."""
-        return Limits(
-            row["requests_per_minute"] or self._defaults.requests_per_minute,
-            row["max_queued_jobs"] or self._defaults.queued_jobs,
-            row["max_queued_tokens"] or self._defaults.queued_tokens,
-        )
+        return limits_of(row, self._defaults)
 
     async def _read(self, key_id: str, key: str, before: Row[Any] | None, read_at: float) -> Row[Any] | None:
         """Read the row of a key and return it if the key is good.

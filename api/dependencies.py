@@ -14,6 +14,7 @@ from fastapi.routing import APIRoute
 from shared import checks
 from shared.batches.caretaker import BatchCaretaker
 from shared.batches.service import BatchService
+from shared.db.lists import ListsDatabase
 from shared.db.session import AsyncDatabase
 from shared.errors import InvalidBody, InvalidParameter, UnknownParameter, UnsupportedMediaType
 from shared.evaluations.caretaker import EvaluationCaretaker
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from api.changes import Changes
     from api.followers import Followers
     from api.limits import RequestLimiter
-    from api.routes.metrics import StatusCounts
 
 MAX_KEY_LENGTH = 255
 PARSED_BESIDE_BYTES = 64 * 1024
@@ -49,6 +49,7 @@ class Context:
 
     settings: Settings
     database: AsyncDatabase
+    lists: ListsDatabase
     redis: redis.asyncio.Redis
     models: ServedModels
     waiter: JobWatch
@@ -66,7 +67,6 @@ class Context:
     waiting_room: WaitingRoom
     followers: Followers
     changes: Changes
-    status_counts: StatusCounts
     health: HealthProbe
     vault: Vault
     stopping: asyncio.Event  # the process was told to end

@@ -30,7 +30,7 @@ class MaintenanceProcess:
             self._redis, stream_length=settings.event_stream_length, stream_seconds=settings.event_stream_seconds
         )
         self.maintenance = Maintenance.from_settings(
-            settings, self._database, self._redis, publisher, metrics.API_DUTY_FAILURES
+            settings, self._database, self._redis, publisher, metrics.API_DUTY_FAILURES, removes_deleted=True
         )
         self._threads = BackgroundThreads(on_gone)
         self._threads.add(*self.maintenance.threads)

@@ -1,11 +1,13 @@
 """Run migrations from code: `upgrade(url)`; nothing here needs an alembic.ini or a checkout.
 
 Several processes may start at once, so a migrator first takes an advisory lock and the others wait for it. A statement
-that cannot get its table lock gives up after `lock_timeout` instead of queueing everybody else behind it.
+that cannot get its table lock gives up after `lock_timeout` instead of queueing everybody else behind it. Each migration is a
+transaction of its own, so that one may build an index without blocking writers (`migrations.online`).
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,8 @@ from shared.errors import ConfigurationError
 LOCK_TIMEOUT_MS = 5_000
 STATEMENT_TIMEOUT_MS = 300_000
 JSON_REVISION, FIRST_CONVERTIBLE = "0020", "0017"
+LOCK_WAIT_SECONDS = 3_600.0
+LOCK_POLL_SECONDS = 0.1
 MIGRATION_LOCK = 0x7644_6966  # any number that nothing else in the database uses ("vDif")
 
 
@@ -61,8 +65,10 @@ def upgrade(database_url: str, revision: str = "head") -> None:
     with _migrator(database_url) as connection:
         if _has_rows_to_convert(connection, revision):
             _convert(database_url)
+        connection.rollback()  # the look began a transaction, and each migration is one of its own
         command.upgrade(config(connection), revision)
         grants.grant(connection)
+        connection.commit()
 
 
 def downgrade(database_url: str, revision: str) -> None:
@@ -100,14 +106,30 @@ def _connect(database_url: str) -> Iterator[Connection]:
 
 @contextmanager
 def _migrator(database_url: str) -> Iterator[Connection]:
-    """A transaction that holds the migration lock; committed when the block ends."""
-    with _connect(database_url) as connection, connection.begin():
-        # Waiting for the other migrator is bounded by the statement timeout, not by the lock timeout.
-        connection.execute(text(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}"))
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": MIGRATION_LOCK})
-        connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_TIMEOUT_MS}"))
-        yield connection
+    """Yield a connection with timeouts, while another one holds the migration lock."""
+    with _connect(database_url) as guard:
+        _take_lock(guard.execution_options(isolation_level="AUTOCOMMIT"))
+        with _connect(database_url) as connection:
+            connection.execute(text(f"SET statement_timeout = {STATEMENT_TIMEOUT_MS}"))
+            connection.execute(text(f"SET lock_timeout = {LOCK_TIMEOUT_MS}"))
+            connection.commit()
+            yield connection
+
+
+def _take_lock(guard: Connection) -> None:
+    """Ask for the session's lock until it is free; the connection's end frees it.
+
+    Each try is a transaction of its own. One that waited, or stayed open, would keep a snapshot, and CREATE INDEX CONCURRENTLY
+    waits for every older snapshot.
+
+    Raises:
+        ConfigurationError: another migrator holds it for too long.
+    """
+    deadline = time.monotonic() + LOCK_WAIT_SECONDS
+    while not guard.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": MIGRATION_LOCK}).scalar_one():
+        if time.monotonic() > deadline:
+            raise ConfigurationError(f"another migration has run for {LOCK_WAIT_SECONDS:g} seconds; try again later")
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def require_current(database_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from datetime import datetime
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford base32: no i, l, o, u
 
@@ -20,6 +21,12 @@ def new_id(prefix: str, *, now_ms: int | None = None) -> str:
     """`prefix_` and 26 characters: 48 bits of milliseconds, then 80 random bits (the ULID layout)."""
     millis = time.time_ns() // 1_000_000 if now_ms is None else now_ms
     return f"{prefix}_{_base32(millis, 10)}{_base32(int.from_bytes(os.urandom(10), 'big'), 16)}"
+
+
+def first_id(prefix: str, moment: datetime) -> str:
+    """Return the smallest id that `new_id(prefix)` could have given at that moment: a bound for ids by time."""
+    millis = min(max(0, int(moment.timestamp() * 1000)), (1 << 48) - 1)
+    return f"{prefix}_{_base32(millis, 10)}{_ALPHABET[0] * 16}"
 
 
 def is_id(text: str, prefix: str) -> bool:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,11 +21,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from shared.background import Duty, OnGone, watch_task
 from shared.db.session import AsyncDatabase
+from shared.fair_turns import LastServed
 from shared.files.store import StoreUnavailable
 from shared.ids import new_id
 from shared.metrics import API_DUTY_FAILURES
 
-TOGETHER = 2  # rows that one process works on
+TOGETHER = 3  # rows that one process works on, of one tenant all but one
 LOOK_SECONDS = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -37,6 +40,7 @@ class Caretaker(ABC):
     """One per process and kind; `wake` is set when there is something to do."""
 
     kind: str  # in logs and names of tasks
+    together = TOGETHER
 
     def __init__(self, database: AsyncDatabase, *, lease_seconds: float, wake: asyncio.Event) -> None:
         self._database = database
@@ -46,11 +50,17 @@ class Caretaker(ABC):
         # Between two looks, each is tried whatever becomes of the other.
         self._taking = Duty(f"take_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES)
         self._tidying = Duty(f"tidy_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES)
-        self._working: set[asyncio.Task[None]] = set()
+        self._working: dict[asyncio.Task[None], str] = {}  # with the tenant
+        self._served = LastServed()
 
     @abstractmethod
-    def claim(self, holder: str) -> Executable:
-        """A row that is due and that nobody holds, held by `holder` now."""
+    def claim(self, holder: str, *, served: Sequence[str], full: Sequence[str]) -> Executable:
+        """A row that is due and that nobody holds, held by `holder` now.
+
+        Args:
+            served: tenants that were served lately, longest ago first: those that are not in it have their turn first.
+            full: tenants that have no further row now.
+        """
 
     @abstractmethod
     def release(self, row_id: str, holder: str, *, for_seconds: float) -> Executable:
@@ -91,22 +101,26 @@ class Caretaker(ABC):
                     await self._wake.wait()
 
     async def _take_all(self) -> None:
-        while len(self._working) < TOGETHER and await self._take():
+        while len(self._working) < self.together and await self._take():
             pass
 
     async def _take(self) -> bool:
         holder = new_id("holder")
+        of_tenants = Counter(self._working.values())
+        full = [tenant for tenant, count in of_tenants.items() if count >= max(1, self.together - 1)]
+        statement = self.claim(holder, served=self._served.oldest_first(), full=full)
         async with self._database.write() as session:
-            row = (await session.execute(self.claim(holder))).one_or_none()
+            row = (await session.execute(statement)).one_or_none()
         if row is None:
             return False
+        self._served.note(row.tenant)
         task = asyncio.create_task(self._work(row, holder), name=f"{self.kind} {row.id}")
-        self._working.add(task)
+        self._working[task] = row.tenant
         task.add_done_callback(self._done)
         return True
 
     def _done(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
+        self._working.pop(task, None)
         self._wake.set()
 
     async def _work(self, row: Row[Any], holder: str) -> None:

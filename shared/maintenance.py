@@ -9,10 +9,15 @@ Each thread works under an advisory lock of its own, so that one process at a ti
         push_missing        jobs whose message Redis no longer has are pushed again, bounded: only as many as the queue
                             is short of the rows that were pushed (jobs never pushed are the dispatcher's)
     vdiff-housekeeping, what may be late:
-        purge_results       results whose `retain_for` is over go; very old ledger rows go, both in batches
+        purge_results       results whose `retain_for` is over go
+        forget_jobs         very old ledger rows go
         free_keys           idempotency keys older than 24 h are freed
-        roll_up             lanes and usage are summed up
+        remove_deleted      what webhook endpoints and evaluations that were deleted leave behind goes
+        roll_up             lanes, usage and counts are summed up
         stop_silent_workers workers that went silent are called stopped; those of long ago become one row a model
+
+A duty that may have much to do works in chunks, each a short transaction, for a slice of two seconds (`shared.removals`); what
+is left waits for the next round, after the others had their turn. A round with work left is followed by another at once.
 
 A job is taken from its worker only while that worker could have renewed its lease (`shared.jobs.lease_clock`).
 
@@ -22,25 +27,31 @@ PostgreSQL (`maintenance_counts`), in the transaction that did it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
 import redis
 import structlog
 from prometheus_client import Counter
+from redis.exceptions import RedisError
 from sqlalchemy import func, select, text
 
-from shared import maintenance_counts, serving
+from shared import counts, maintenance_counts, serving
 from shared.background import BackgroundThread, Duty
 from shared.db.session import Database, WriteSession
+from shared.evaluations import repository as evaluations
 from shared.events import Event, EventPublisher
 from shared.jobs import caretaking, lanes, lease_clock, repository
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.queue.names import queue_name
 from shared.queue.repush import push_again
+from shared.removals import in_chunks, run_chunk
 from shared.settings import Settings
 from shared.usage import repository as usage
+from shared.webhooks import repository as webhooks
 from shared.worker_stats import folded
 
 SWEEP_LOCK = 0x7653_7770  # any number that nothing else in the database uses ("vSwp")
@@ -59,6 +70,7 @@ class Maintenance:
     """The duties and their two threads.
 
     Args:
+        removes_deleted: whether this process may delete webhooks and evaluations; the database role of workers may not.
         failures: counter with the label `duty`, of the process that this runs in.
     """
 
@@ -72,6 +84,7 @@ class Maintenance:
         repush_after_seconds: float,
         lease_seconds: float,
         forget_after_seconds: float | None = None,
+        removes_deleted: bool = True,
         failures: Counter | None = None,
     ) -> None:
         self._database = database
@@ -81,12 +94,20 @@ class Maintenance:
         self._lease_seconds = lease_seconds
         self._forget_after = forget_after_seconds
         self._silent_seconds = SILENT_LEASES * lease_seconds
+        self._more = self._more_to_remove = False  # whether a round left work
 
         def duties(*runs: Callable[[], None]) -> list[Duty]:
             return [Duty(run.__name__, run, every=0.0, failures=failures) for run in runs]
 
         self._recovery = duties(self.recover_leases, self.expire_jobs, self.fail_unservable, self.push_missing)
-        self._housekeeping = duties(self.purge_results, self.free_keys, self.roll_up, self.stop_silent_workers)
+        self._housekeeping = duties(
+            self.purge_results,
+            self.forget_jobs,
+            self.free_keys,
+            self.remove_deleted,
+            self.roll_up,
+            self.stop_silent_workers,
+        )
         self.sweeper = BackgroundThread(
             "vdiff-sweeper", [Duty("sweep", self._sweep, every=sweep_seconds, failures=failures)]
         )
@@ -96,7 +117,14 @@ class Maintenance:
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, database: Database, client: redis.Redis, publisher: EventPublisher, failures: Counter
+        cls,
+        settings: Settings,
+        database: Database,
+        client: redis.Redis,
+        publisher: EventPublisher,
+        failures: Counter,
+        *,
+        removes_deleted: bool,
     ) -> Maintenance:
         """Build it as the settings say."""
         return cls(
@@ -122,11 +150,13 @@ class Maintenance:
         """Do one round of housekeeping; return False when another process is at it."""
         return self._locked(HOUSEKEEPING_LOCK, self._housekeeping, self.housekeeper)
 
-    def _sweep(self) -> None:
-        self.sweep()
+    def _sweep(self) -> float | None:
+        self._more = False
+        return 0.0 if self.sweep() and self._more else None
 
-    def _keep_house(self) -> None:
-        self.keep_house()
+    def _keep_house(self) -> float | None:
+        self._more_to_remove = False
+        return 0.0 if self.keep_house() and self._more_to_remove else None
 
     def _is_steady(self, session: WriteSession) -> bool:
         """Return whether workers could renew their leases all the time, for one lease until now."""
@@ -167,32 +197,42 @@ class Maintenance:
 
     def expire_jobs(self) -> None:
         """Expire jobs that nobody began, or finished, in time."""
-        with self._database.write() as session:
-            statement = caretaking.sweep_deadlines(
-                grace_seconds=self._lease_seconds, running_too=self._is_steady(session)
-            )
-            moved = session.execute(statement).all()
-            self._count(session, deadlines_passed=len(moved))
-        for row in moved:
-            _log.info("deadline_passed", job_id=row.id, attempt=row.attempt)
-        self._announce(moved)
+
+        def chunk() -> int:
+            with self._database.write() as session:
+                statement = caretaking.sweep_deadlines(
+                    grace_seconds=self._lease_seconds, running_too=self._is_steady(session)
+                )
+                moved = session.execute(statement).all()
+                self._count(session, deadlines_passed=len(moved))
+            for row in moved:
+                _log.info("deadline_passed", job_id=row.id, attempt=row.attempt)
+            self._announce(moved)
+            return len(moved)
+
+        self._more |= in_chunks(chunk, repository.SWEEP_BATCH, self.sweeper.stopping).is_cut
 
     def fail_unservable(self) -> None:
         """Fail replays of a revision that no worker serves any more."""
-        with self._database.write() as session:
-            if not self._is_steady(session):
-                return  # workers that could not be heard of are not gone
-            moved = session.execute(caretaking.fail_unservable(silent_seconds=self._silent_seconds)).all()
-            self._count(session, revisions_gone=len(moved))
-        for row in moved:
-            _log.warning("revision_not_served", job_id=row.id, model=row.model)
-        self._announce(moved)
+
+        def chunk() -> int:
+            with self._database.write() as session:
+                if not self._is_steady(session):
+                    return 0  # workers that could not be heard of are not gone
+                moved = session.execute(caretaking.fail_unservable(silent_seconds=self._silent_seconds)).all()
+                self._count(session, revisions_gone=len(moved))
+            for row in moved:
+                _log.warning("revision_not_served", job_id=row.id, model=row.model)
+            self._announce(moved)
+            return len(moved)
+
+        self._more |= in_chunks(chunk, repository.SWEEP_BATCH, self.sweeper.stopping).is_cut
 
     def push_missing(self) -> None:
         """Push the messages again that Redis should have and has not."""
         with self._database.read() as session:
-            counts = session.execute(caretaking.pushed_counts()).all()
-        for model, priority, pushed in counts:
+            pushed_counts = session.execute(caretaking.pushed_counts()).all()
+        for model, priority, pushed in pushed_counts:
             waiting = int(self._redis.llen(queue_name(model, priority)))
             missing = min(pushed - waiting, REPUSH_BATCH)
             if missing <= 0:
@@ -215,29 +255,63 @@ class Maintenance:
     # Housekeeping
 
     def purge_results(self) -> None:
-        """Delete what is kept no longer."""
-        with self._database.write() as session:
-            purged = session.execute(caretaking.purge_due()).scalars().all()
-            self._count(session, jobs_purged=len(purged))
-        forgotten: list[str] = []
-        if self._forget_after is not None:
+        """Delete input and output of jobs whose `retain_for` is over."""
+
+        def chunk() -> int:
             with self._database.write() as session:
-                old = caretaking.delete_old(older_than_seconds=self._forget_after)
-                forgotten = list(session.execute(old).scalars())
-        if purged or forgotten:
-            _log.info("retention", purged=len(purged), forgotten=len(forgotten))
-            self._publisher.forget([*purged, *forgotten])
+                purged = session.execute(caretaking.purge_due()).scalars().all()
+                self._count(session, jobs_purged=len(purged))
+            self._forget_streams(purged)
+            return len(purged)
+
+        self._remove("retention", chunk, caretaking.REMOVE_CHUNK)
+
+    def forget_jobs(self) -> None:
+        """Delete the ledger rows of jobs that ended long ago."""
+        seconds = self._forget_after
+        if seconds is None:
+            return
+
+        def chunk() -> int:
+            with self._database.write() as session:
+                forgotten = session.execute(caretaking.delete_old(older_than_seconds=seconds)).scalars().all()
+            self._forget_streams(forgotten)
+            return len(forgotten)
+
+        self._remove("jobs_forgotten", chunk, caretaking.REMOVE_CHUNK)
+
+    def _forget_streams(self, job_ids: Sequence[str]) -> None:
+        """Delete the jobs' event streams; without Redis they end by themselves, and retention goes on."""
+        with suppress(RedisError, OSError):
+            self._publisher.forget(job_ids)
 
     def free_keys(self) -> None:
         """Free idempotency keys that are a day old."""
-        with self._database.write() as session:
-            session.execute(caretaking.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS))
+
+        def chunk() -> int:
+            with self._database.write() as session:
+                statement = caretaking.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS)
+                return len(session.execute(statement).all())
+
+        self._remove("keys_freed", chunk, caretaking.REMOVE_CHUNK)
+
+    def remove_deleted(self) -> None:
+        """Remove rows of webhook endpoints and evaluations that were deleted."""
+        for statements in (webhooks.remove_deleted(), evaluations.remove_deleted()):
+            self._remove("deleted_removed", functools.partial(run_chunk, self._database, statements), 1)
+
+    def _remove(self, event: str, chunk: Callable[[], int], size: int) -> None:
+        done = in_chunks(chunk, size, self.housekeeper.stopping)
+        if done.count:
+            _log.info(event, count=done.count)
+        self._more_to_remove |= done.is_cut
 
     def roll_up(self) -> None:
-        """Sum up what changed in lanes and usage."""
+        """Sum up what changed in lanes, usage and counts."""
         with self._database.write() as session:
             session.execute(lanes.roll_up())
             session.execute(usage.roll_up())
+            session.execute(counts.roll_up())
             session.execute(lanes.forget_idle_lanes())
 
     def stop_silent_workers(self) -> None:

@@ -137,6 +137,12 @@ class Settings(BaseSettings):
     code_graders: bool = Field(
         False, description="let evaluations have graders that run code, in a sandbox of the API process (Linux)"
     )
+    sandboxes: int = Field(
+        3, ge=1, le=64, description="graders that run code at once on one host, in all API processes together"
+    )
+    sandbox_memory_mb: int = Field(
+        512, ge=64, le=2048, description="most memory that a grader of code may ask for, MB; one sandbox takes no more"
+    )
     worker_stale_seconds: float = Field(
         30.0, gt=0, le=TEN_YEARS, description="a worker unheard of for so long counts as away"
     )

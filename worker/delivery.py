@@ -381,11 +381,15 @@ class Pump:
     def clean(self) -> float | None:
         """Delete a batch of what is old; return 0 when there is more."""
         with self._database.write() as session:
-            session.execute(repository.discard_of_disabled())
+            discarded = session.execute(repository.discard_of_disabled())
+        with self._database.write() as session:
             statement = repository.forget_events(older_than_seconds=self._settings.webhook_forget_seconds)
             forgotten = session.execute(statement)
         # A whole batch: there is more, and the next round takes it, so that no backlog outgrows this.
-        more = isinstance(forgotten, CursorResult) and forgotten.rowcount >= repository.FORGET_BATCH
+        more = any(
+            isinstance(done, CursorResult) and done.rowcount >= size
+            for done, size in ((discarded, repository.REMOVE_CHUNK), (forgotten, repository.FORGET_BATCH))
+        )
         return 0.0 if more else None
 
 

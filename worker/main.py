@@ -173,7 +173,9 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         state=lambda: "draining" if lifecycle.draining else "ready",
         silent=threads.silent,
     )
-    maintenance = Maintenance.from_settings(settings, database, client, publisher, metrics.WORKER_DUTY_FAILURES)
+    maintenance = Maintenance.from_settings(
+        settings, database, client, publisher, metrics.WORKER_DUTY_FAILURES, removes_deleted=False
+    )
     dispatcher = Dispatcher(
         database, client, model=engine.card.name, slots=slots, stale_seconds=settings.worker_stale_seconds
     )

@@ -64,7 +64,8 @@ async def _told(context: Context, made: Made) -> JSONResponse:
 )  # fmt: skip
 async def create_evaluation(body: JsonBody, context: ContextDep, principal: PrincipalDep) -> Response:
     """Check all of it and begin; 200 instead of 201 when the same evaluation is there, which then gets what is new."""
-    new = parse_evaluation(body, code_allowed=context.settings.code_graders)
+    settings = context.settings
+    new = parse_evaluation(body, code_allowed=settings.code_graders, memory_mb_max=settings.sandbox_memory_mb)
     window = window_seconds(new.completion_window)
     return await _told(context, await context.evaluations.create(new, principal, window))
 

@@ -27,6 +27,7 @@ from shared.errors import Conflict, InvalidParameter, MissingParameter, UnknownP
 from shared.ids import is_id
 from shared.jobs import deadlines, estimate, queries
 from shared.jobs.fields import metadata_of
+from shared.jobs.listing import JobFilter, read_page
 from shared.jobs.responses import ENDPOINTS
 from shared.jobs.service import Accepted, Prepared, Submission, is_over, refuse_purged
 from shared.jobs.status import JobStatus, Priority
@@ -245,7 +246,10 @@ async def list_jobs(
     limit: str | None = None,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """Jobs, newest first, without results. `metadata[key]=value` filters; `next_cursor` goes on where the page ends."""
+    """Jobs, newest first, without results. `metadata[key]=value` filters; `next_cursor` goes on where the page ends.
+
+    A page may have fewer jobs than `limit`, even none, while `has_more` is true.
+    """
     given = request.query_params.multi_items()
     _no_nul(given)
     metadata = {}
@@ -257,7 +261,7 @@ async def list_jobs(
     if status is not None and status not in list(JobStatus):
         raise InvalidParameter(f"status must be one of {', '.join(JobStatus)}", param="status")
     size = page_limit(limit, DEFAULT_PAGE, MAX_PAGE)
-    statement = queries.list_jobs(
+    wanted = JobFilter(
         principal.tenant,
         status=status,
         model=model,
@@ -265,17 +269,13 @@ async def list_jobs(
         metadata=metadata,
         created_after=None if created_after is None else _moment(created_after),
         before_id=None if cursor is None else _cursor_id(cursor),
-        limit=size,
     )
-    async with context.database.read() as session:
-        rows = (await session.execute(statement)).all()
-    page = rows[:size]
-    more = len(rows) > size
+    page = await read_page(context.lists, wanted, size)
     return {
         "object": "list",
-        "data": [listed_object(row._mapping) for row in page],
-        "has_more": more,
-        "next_cursor": _cursor(page[-1].id) if more else None,
+        "data": [listed_object(row._mapping) for row in page.rows],
+        "has_more": page.next_id is not None,
+        "next_cursor": None if page.next_id is None else _cursor(page.next_id),
     }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Iterable, Iterator
 from itertools import accumulate
 from typing import Any
@@ -12,20 +10,17 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.exc import SQLAlchemyError
 
 from api.auth import requires
-from api.changes import COST_SHARE
 from api.dependencies import Context, ContextDep
+from shared import counts as counted
 from shared import maintenance_counts, serving
 from shared import metrics as measured
 from shared.batches import repository as batches
 from shared.batches.status import BatchStatus
 from shared.db.session import is_outage
-from shared.evaluations import repository as evaluations
 from shared.evaluations.status import EvaluationStatus
-from shared.files import repository as files
 from shared.jobs import lanes, queries, suspects
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Scope
@@ -205,37 +200,9 @@ def batch_metrics(by_status: Any, lines_open: int, stored: Any, evaluated: Any =
     files = GaugeMetricFamily("vdiff_files", "Files that are kept", labels=["purpose"])
     size = GaugeMetricFamily("vdiff_file_bytes", "Bytes of files that are kept", labels=["purpose"])
     for row in stored:
-        files.add_metric([row.purpose], int(row.files))
-        size.add_metric([row.purpose], int(row.bytes))
+        files.add_metric([row.status], int(row.count))  # a file is counted by its purpose
+        size.add_metric([row.status], int(row.bytes))
     yield from (batches, lines, files, size)
-
-
-QUERY_CANCELED = "57014"  # PostgreSQL's statement_timeout
-
-
-class StatusCounts:
-    """Jobs by state. Counting reads the whole ledger, so on a long one it is looked at less often than it is asked for: one
-    part in twenty of the time goes into that, at most."""
-
-    def __init__(self) -> None:
-        self._good_until = float("-inf")
-        self._rows: Any = ()
-        self._reading = asyncio.Lock()
-
-    async def read(self, session: AsyncSession) -> Any:
-        async with self._reading:
-            began = time.monotonic()
-            if began >= self._good_until:
-                try:
-                    self._rows = (await session.execute(queries.jobs_by_status())).all()
-                except DBAPIError as exc:
-                    # A ledger so long that it cannot be counted in time is no database that is away: the last count stays.
-                    if getattr(exc.orig, "sqlstate", None) != QUERY_CANCELED:
-                        raise
-                finally:
-                    now = time.monotonic()
-                    self._good_until = now + (COST_SHARE - 1) * (now - began)
-            return self._rows
 
 
 def database_up(database: bool) -> Metric:
@@ -259,8 +226,8 @@ async def metrics(context: ContextDep) -> Response:
 
 
 async def _from_database(context: Context) -> list[Iterator[Metric]]:
-    async with context.database.read() as session:
-        by_status = await context.status_counts.read(session)
+    async with context.lists.read() as session:
+        by_status = (await session.execute(counted.jobs_by_status())).all()
         depths = (await session.execute(lanes.depths())).all()
         ages = (
             (await session.execute(lanes.oldest([(d.model, d.priority, d.tenant, d.key_id) for d in depths]))).all()
@@ -277,10 +244,10 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
             (await session.execute(s)).all() for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
         ]
         bulk = batch_metrics(
-            (await session.execute(batches.by_status())).all(),
+            (await session.execute(counted.by_status("batch"))).all(),
             int((await session.execute(batches.lines_open())).scalar_one()),
-            (await session.execute(files.totals())).all(),
-            (await session.execute(evaluations.by_status())).all(),
+            (await session.execute(counted.by_status("file"))).all(),
+            (await session.execute(counted.by_status("evaluation"))).all(),
         )
     return [
         bulk, webhook_metrics(*webhooks),

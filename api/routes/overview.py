@@ -20,11 +20,11 @@ from api.dashboard.parameters import rules
 from api.dependencies import Context, ContextDep
 from api.followers import FollowingStream
 from api.routes.metrics import queue_totals
+from shared import counts as counted
 from shared import serving
 from shared.batches import repository as batches
 from shared.batches.status import OVER, BatchStatus
 from shared.jobs import lanes
-from shared.jobs import overview as statements
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Principal, Scope
 
@@ -96,8 +96,8 @@ class Glance:
         return shown
 
     async def _look(self, context: Context, tenant: str | None, admin: bool) -> dict[str, Any]:
-        async with context.database.read() as session:
-            counts = {row.status: row.count for row in await session.execute(statements.by_status(tenant))}
+        async with context.lists.read() as session:
+            counts = {row.status: row.count for row in await session.execute(counted.jobs_by_status(tenant))}
             lanes_of = [d for d in await session.execute(lanes.depths()) if tenant is None or d.tenant == tenant]
             names = [(d.model, d.priority, d.tenant, d.key_id) for d in lanes_of]
             ages = (await session.execute(lanes.oldest(names))).all() if names else []

@@ -83,7 +83,7 @@ async def usage(
     statement = repository.used(
         None if everyone else principal.tenant, first=first, last=last, model=model, key_id=key_id
     )
-    async with context.database.read() as session:
+    async with context.lists.read() as session:
         rows = [row._mapping for row in await session.execute(statement)]
     return {
         "object": "usage",

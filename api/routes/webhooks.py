@@ -30,6 +30,7 @@ router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[requires(Scope
 # Whoever may submit jobs may name a receiver for one, and needs what signs it.
 secrets_router = APIRouter(prefix="/v1", tags=["webhooks"], dependencies=[requires(Scope.JOBS, Scope.WEBHOOKS)])
 
+REDELIVERED_MAX = 100_000  # by one request
 ENDPOINTS_MAX = 100  # per tenant
 DEFAULT_GRACE_SECONDS = 24 * 3600
 GRACE_SECONDS_MAX = 30 * 86_400
@@ -121,7 +122,7 @@ async def list_endpoints(
 ) -> dict[str, Any]:
     if cursor is not None and not is_id(cursor, "we"):
         raise InvalidParameter("cursor must be one that a list gave", param="cursor")
-    async with context.database.read() as session:
+    async with context.lists.read() as session:
         statement = repository.list_endpoints(principal.tenant, after=cursor, limit=limit)
         rows = (await session.execute(statement)).all()
     page, more = rows[:limit], len(rows) > limit
@@ -163,7 +164,7 @@ async def change(endpoint_id: str, body: JsonBody, context: ContextDep, principa
 
 @router.delete("/webhook_endpoints/{endpoint_id}")
 async def delete(endpoint_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """Remove the endpoint with its deliveries; what is on its way may still arrive."""
+    """Remove the endpoint; its deliveries go soon after. What is on its way may still arrive."""
     await _endpoint(context, endpoint_id, principal)
     async with context.database.write() as session:
         await session.execute(repository.delete_endpoint(endpoint_id, principal.tenant))
@@ -209,7 +210,7 @@ async def _deliveries(context: Context, principal: Principal, limit: int, cursor
     if only.get("status") is not None and only["status"] not in DELIVERY_STATES:
         raise InvalidParameter(f"status must be one of {', '.join(DELIVERY_STATES)}", param="status")
     before = None if cursor is None else int(cursor)
-    async with context.database.read() as session:
+    async with context.lists.read() as session:
         statement = repository.list_deliveries(principal.tenant, before=before, limit=limit, **only)
         rows = (await session.execute(statement)).all()
         page = rows[:limit]
@@ -277,7 +278,10 @@ async def redeliver(delivery_id: str, context: ContextDep, principal: PrincipalD
 async def redeliver_range(
     request: Request, endpoint_id: str, context: ContextDep, principal: PrincipalDep
 ) -> dict[str, Any]:
-    """Send again what this endpoint should have got from `since` (to `until`): what failed or was discarded, or `statuses`."""
+    """Send again what this endpoint should have got from `since` (to `until`): what failed or was discarded, or `statuses`.
+
+    One request does at most 100,000; `has_more` says that the same request does more.
+    """
     row = await _endpoint(context, endpoint_id, principal)
     given = await optional_body(request, ("since", "until", "statuses"))
     if "since" not in given:
@@ -290,9 +294,15 @@ async def redeliver_range(
         raise InvalidParameter(f"statuses must be a list of some of {', '.join(known)}", param="statuses")
     if not row.enabled:
         raise Conflict("the endpoint is disabled; enable it first")
-    async with context.database.write() as session:
-        statement = repository.redeliver_range(
-            endpoint_id, principal.tenant, since=since, until=until, statuses=statuses
-        )
-        moved = (await session.execute(statement)).all()
-    return {"object": "webhook_redelivery", "count": len(moved)}
+    count, last = 0, 0
+    while count < REDELIVERED_MAX:
+        async with context.database.write() as session:
+            statement = repository.redeliver_range(
+                endpoint_id, principal.tenant, since=since, until=until, statuses=statuses, after_id=last
+            )
+            moved = (await session.execute(statement)).scalars().all()
+        count += len(moved)
+        if len(moved) < repository.REMOVE_CHUNK:
+            return {"object": "webhook_redelivery", "count": count, "has_more": False}
+        last = max(moved)
+    return {"object": "webhook_redelivery", "count": count, "has_more": True}

@@ -12,27 +12,35 @@ that was committed. Files that it had begun are never seen and go later (`FileSe
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import redis.asyncio
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Row, Update, func
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 
+from shared import counts
 from shared.batches import repository
-from shared.batches.lines import InputLine, LineSplitter, output_line, parse_line, unstored_line
+from shared.batches.lines import InputLine, LineSplitter, has_request, output_line, parse_line, unstored_line
 from shared.batches.status import BatchStatus
 from shared.batches.views import summary_of
 from shared.db.session import AsyncDatabase
-from shared.errors import VDiffError
+from shared.errors import TooManyRequests, VDiffError
 from shared.events import publish_cancel
+from shared.fair_turns import FairTurns
 from shared.files.service import OUTPUT_PURPOSE, FileNotFound, FileService, Upload, publish_statement
 from shared.files.store import ContentMissing
 from shared.jobs import lanes, queries
 from shared.jobs.bodies import Request, parse
 from shared.jobs.deadlines import Deadlines
+from shared.jobs.limits import Queued, read_queued
 from shared.jobs.service import JobService, Prepared, Served, Submission
 from shared.jobs.status import JobStatus, Priority
 from shared.keys.principal import Limits, Principal
@@ -40,10 +48,13 @@ from shared.leases import Caretaker, Lost
 from shared.settings import Settings
 
 LINES_CHUNK = 250  # checked in one go in a thread, stored in one transaction
+HELD = 8  # batches that one process holds, of one tenant all but one
+TURNS = 3  # chunks of theirs that it works on at once, tenants in turns
 MAX_ERRORS = 100  # of validation; then it stops looking
 CLEAN_SECONDS = 60.0
 ROLL_UP_SECONDS = 5.0
 CANCEL_LOOK_SECONDS = 0.5
+ROOM_LOOK_SECONDS = 2.0  # between looks for room in the key's queue
 DAY_SECONDS = 86_400.0
 MAX_OUTPUT_BYTES = 1 << 40
 
@@ -156,6 +167,7 @@ def line_error(exc: VDiffError, line: int, *, inner: bool) -> dict[str, Any]:
 
 class BatchCaretaker(Caretaker):
     kind = "batch"
+    together = HELD
 
     def __init__(
         self,
@@ -171,28 +183,37 @@ class BatchCaretaker(Caretaker):
         self._jobs = jobs
         self._files = files
         self._settings = settings
+        self._turns = FairTurns(TURNS)
         self._next_clean = 0.0
         self._next_roll_up = 0.0
 
-    def claim(self, holder: str) -> Update:
-        return repository.claim(holder, self._lease)
+    def claim(self, holder: str, *, served: Sequence[str], full: Sequence[str]) -> Update:
+        return repository.claim(holder, self._lease, served=served, full=full)
 
     def release(self, row_id: str, holder: str, *, for_seconds: float) -> Update:
         return repository.release(row_id, holder, for_seconds=for_seconds)
 
     async def see_to(self, row: Row[Any], holder: str) -> float:
-        return await _Work(self, row, holder).run()
+        work = _Work(self, row, holder)
+        keeper = asyncio.create_task(work.keep())
+        try:
+            return await work.run()
+        finally:
+            keeper.cancel()
+            with suppress(asyncio.CancelledError):
+                await keeper
 
     async def now_and_then(self) -> None:
         now = asyncio.get_running_loop().time()
         if now >= self._next_clean:
-            self._next_clean = now + CLEAN_SECONDS
-            await self._files.clean()
+            # As long as something is cleaned there may be more, which the next look takes.
+            self._next_clean = now + (0.0 if await self._files.clean() else CLEAN_SECONDS)
         if now >= self._next_roll_up:
             # Dispatchers do it all the time. While no worker lives somebody must: every submission reads what is not summed.
             self._next_roll_up = now + ROLL_UP_SECONDS
             async with self._database.write() as session:
                 await session.execute(lanes.roll_up())
+                await session.execute(counts.roll_up())
 
 
 class _Work:
@@ -207,6 +228,16 @@ class _Work:
         self._lease = caretaker._lease
         self._row = row
         self._holder = holder
+        self._turn = functools.partial(caretaker._turns.turn, row.tenant)
+
+    async def keep(self) -> None:
+        """Renew the lease while the batch waits for its turn; a write of the work finds out when it is lost."""
+        while True:
+            await asyncio.sleep(self._lease / 3)
+            with suppress(SQLAlchemyError, OSError):
+                async with self._database.write() as session:
+                    statement = repository.hold(self._row.id, self._holder, lease_seconds=self._lease)
+                    await session.execute(statement)
 
     async def run(self) -> float:
         """Do what the batch's state asks for; the seconds until it needs somebody again."""
@@ -215,7 +246,11 @@ class _Work:
         if self._row.status == BatchStatus.CANCELLING:
             await self._cancel_open()
         if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and self._unstored_count():
+            if not await self._has_room():
+                return ROOM_LOOK_SECONDS
             await self._store()
+            if self._row.status == BatchStatus.IN_PROGRESS and self._unstored_count():
+                return ROOM_LOOK_SECONDS
         if self._row.status == BatchStatus.CANCELLING and await self._has_open_jobs():
             return CANCEL_LOOK_SECONDS
         if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and await self._has_open_jobs():
@@ -264,7 +299,8 @@ class _Work:
         errors: list[dict[str, Any]] = []
         try:
             async for lines in self._chunks():
-                errors += (await checker.check(lines)).errors
+                async with self._turn():
+                    errors += (await checker.check(lines)).errors
                 await self._move(BatchStatus.VALIDATING)
                 if len(errors) >= MAX_ERRORS:
                     break
@@ -285,12 +321,33 @@ class _Work:
         _log.info("batch_accepted", batch_id=self._row.id, lines=checker.count)
 
     async def _over_limits(self, count: int, tokens: int) -> list[dict[str, Any]]:
-        """The key's limits of what may be queued, this batch included."""
+        """Errors of a batch that does not fit beside what its key has queued: it is refused instead of waiting for room."""
         async with self._database.read() as session:
-            jobs, waiting = (await session.execute(lanes.queued_of(self._row.tenant, self._row.key_id))).one()
-        limits = Limits(**self._row.limits)
-        wrong = limits.beyond(jobs=count, tokens=tokens, queued_jobs=int(jobs), queued_tokens=int(waiting))
-        return [] if wrong is None else [error_object("rate_limit_exceeded", wrong, None, None)]
+            queued = await self._queued(session, lock=False)
+        try:
+            queued.refuse_beyond(jobs=count, tokens=tokens)
+        except TooManyRequests as exc:
+            return [error_object(exc.code, exc.message, None, None)]
+        return []
+
+    async def _queued(self, session: AsyncSession, *, lock: bool) -> Queued:
+        who = (self._row.tenant, self._row.key_id)
+        return await read_queued(session, who, Limits(**self._row.limits), lock=lock)
+
+    @property
+    def _waits_for_room(self) -> bool:
+        """Whether its lines stay within the key's limits: not when they are cancelled or expired as they become jobs."""
+        return bool(self._row.status == BatchStatus.IN_PROGRESS and self._row.expires_at > datetime.now(UTC))
+
+    async def _has_room(self) -> bool:
+        """Whether some lines at once would fit, so that the file is not read again for each."""
+        if not self._waits_for_room:
+            return True
+        async with self._database.read() as session:
+            queued = await self._queued(session, lock=False)
+        most = LINES_CHUNK if queued.limits.queued_jobs is None else max(1, queued.limits.queued_jobs // 4)
+        some = min(LINES_CHUNK, most, self._unstored_count())
+        return queued.count_fitting([1] * some) == some
 
     async def _fail(self, errors: list[dict[str, Any]]) -> None:
         statement = repository.finish(
@@ -309,34 +366,49 @@ class _Work:
         files, counts and `retry_failed` know all lines that were accepted.
         """
         checker = self._checker()
-        passed = 0
+        seen = 0
         state = BatchStatus(self._row.status)
         cancelling = state is BatchStatus.CANCELLING
         try:
             async for lines in self._chunks():
-                checked = await checker.check(lines)
+                fresh = []
+                for line in lines:
+                    seen += has_request(*line)
+                    if seen > self._row.stored:
+                        fresh.append(line)
+                if not fresh:
+                    continue
+                async with self._turn():
+                    checked = await checker.check(fresh)
                 if checked.errors:  # good before, bad now: the file or the model is another
                     if cancelling:
                         return  # `_write_file` tells of the rest
                     await self._abandon(checked.errors)
-                rows = []
-                for line, prepared in checked.prepared:
-                    passed += 1
-                    if passed > self._row.stored:
-                        rows.append(self._job_row(line, prepared))
-                if not rows:
-                    continue
-                async with self._database.write() as session:
-                    await self._move_in(session, state, stored=passed)
-                    await session.execute(queries.insert_lines(), rows)
-                    if cancelling:
-                        await session.execute(repository.cancel_lines(self._row.id))
-                if not cancelling:
-                    await self._jobs.announce(rows[0]["model"], Priority.BULK)
+                rows = [self._job_row(line, prepared) for line, prepared in checked.prepared]
+                if rows and await self._store_rows(rows, state) < len(rows):
+                    return  # the key's queue is full
         except (FileNotFound, ContentMissing) as exc:
             if cancelling:
                 return
             await self._abandon([error_object("input_file_unreadable", exc.message, "input_file_id", None)])
+
+    async def _store_rows(self, rows: Sequence[Mapping[str, Any]], state: BatchStatus) -> int:
+        """Make jobs of as many lines as the key's queue has room for, in one transaction; return how many."""
+        async with self._database.write() as session:
+            await self._move_in(session, state)
+            if self._waits_for_room:
+                queued = await self._queued(session, lock=True)
+                rows = rows[: queued.count_fitting([row["tokens"] for row in rows])]
+            if rows:
+                await self._move_in(session, state, stored=self._row.stored + len(rows))
+                await session.execute(queries.insert_lines(), rows)
+            if state is BatchStatus.CANCELLING:
+                await session.execute(repository.cancel_lines(self._row.id))
+            elif not self._waits_for_room:
+                await session.execute(repository.expire_lines(self._row.id))
+        if rows and state is not BatchStatus.CANCELLING:
+            await self._jobs.announce(rows[0]["model"], Priority.BULK)
+        return len(rows)
 
     def _job_row(self, line: InputLine, prepared: Prepared) -> Mapping[str, Any]:
         return {**prepared.values, "batch_id": self._row.id, "batch_line": line.number, "pushed_at": None}
@@ -351,7 +423,7 @@ class _Work:
 
     async def _cancel_open(self) -> None:
         while True:
-            async with self._database.write() as session:
+            async with self._turn(), self._database.write() as session:
                 moved = (await session.execute(repository.cancel_lines(self._row.id))).all()
             if not moved:
                 return
@@ -413,13 +485,14 @@ class _Work:
                 upload.expires_seconds = self._row.output_expires_seconds
             after = 0
             while True:
-                async with self._database.read() as session:
-                    statement = repository.results(self._row.id, succeeded=succeeded, after_line=after)
-                    page = (await session.execute(statement)).all()
-                if not page:
-                    break
-                after = page[-1].batch_line
-                await upload.write(b"".join(await asyncio.to_thread(_lines_of, page)))
+                async with self._turn():
+                    async with self._database.read() as session:
+                        statement = repository.results(self._row.id, succeeded=succeeded, after_line=after)
+                        page = (await session.execute(statement)).all()
+                    if not page:
+                        break
+                    after = page[-1].batch_line
+                    await upload.write(b"".join(await asyncio.to_thread(_lines_of, page)))
                 await self._move(BatchStatus.FINALIZING)
             if not succeeded:
                 async for lines in self._unstored():

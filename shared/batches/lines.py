@@ -69,6 +69,11 @@ class InputLine:
     body: dict[str, Any]
 
 
+def has_request(number: int, raw: bytes | None) -> bool:
+    """Return whether a line is a request, good or bad: it is not empty."""
+    return raw is None or bool((raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).strip())
+
+
 def parse_line(number: int, raw: bytes | None, endpoint: str) -> InputLine | None:
     """One request; None for an empty line.
 

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert
 
 from shared.batches.status import OVER, BatchStatus
-from shared.db.expressions import seconds
+from shared.db.expressions import seconds, turn_of
 from shared.db.tables import Batch
 from shared.jobs import repository as jobs
 from shared.jobs.repository import JOBS
@@ -100,11 +100,6 @@ def counts_of(batch_ids: Sequence[str]) -> Select[Any]:
     """(batch_id, status, count) of the jobs of many batches."""
     wanted = _J.batch_id == any_(literal(list(batch_ids), ARRAY(Text)))
     return select(_J.batch_id, _J.status, func.count()).where(wanted).group_by(_J.batch_id, _J.status)
-
-
-def by_status() -> Select[Any]:
-    """(status, count) of all batches there ever were."""
-    return select(_B.status, func.count().label("count")).group_by(_B.status)
 
 
 def lines_open() -> Select[Any]:
@@ -221,16 +216,16 @@ def _has_open_jobs() -> Any:
     return select(_J.id).where(_J.batch_id == _B.id, _J.status.in_(_OPEN_JOBS)).exists()
 
 
-def claim(holder: str, lease_seconds: float) -> Update:
-    """A batch that needs somebody and that nobody holds; returns its row."""
+def claim(holder: str, lease_seconds: float, *, served: Sequence[str] = (), full: Sequence[str] = ()) -> Update:
+    """A batch that needs somebody and that nobody holds, of the tenant whose turn it is; returns its row."""
     storing = _B.stored < func.coalesce(_B.total, 0)
     in_progress = (_B.status == BatchStatus.IN_PROGRESS.value) & or_(storing, ~_has_open_jobs())
     others = (BatchStatus.VALIDATING.value, BatchStatus.CANCELLING.value, BatchStatus.FINALIZING.value)
     free = (
         select(_B.id)
         .where(or_(_B.status.in_(others), in_progress))
-        .where(or_(_B.lease_until.is_(None), _B.lease_until < func.now()))
-        .order_by(_B.lease_until.asc().nulls_first(), _B.created_at)
+        .where(or_(_B.lease_until.is_(None), _B.lease_until < func.now()), _B.tenant.not_in(list(full)))
+        .order_by(turn_of(_B.tenant, served), _B.lease_until.asc().nulls_first(), _B.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
@@ -250,6 +245,15 @@ def move(batch_id: str, holder: str, *statuses: BatchStatus, lease_seconds: floa
         .where(_B.id == batch_id, _B.holder == holder, _B.status.in_([s.value for s in statuses]))
         .values(**values, lease_until=func.now() + seconds(lease_seconds))
         .returning(*_B)
+    )
+
+
+def hold(batch_id: str, holder: str, *, lease_seconds: float) -> Update:
+    """Renew the lease of a batch that is not over."""
+    return (
+        update(BATCHES)
+        .where(_B.id == batch_id, _B.holder == holder, _B.status.not_in([s.value for s in OVER]))
+        .values(lease_until=func.now() + seconds(lease_seconds))
     )
 
 
@@ -286,3 +290,8 @@ def cancel_lines(batch_id: str) -> Update:
         .limit(CANCEL_CHUNK)
     )
     return jobs.cancel_where(_J.id.in_(some))
+
+
+def expire_lines(batch_id: str) -> Update:
+    """Expire the lines whose window is over."""
+    return jobs.expire_where(_J.batch_id == batch_id)

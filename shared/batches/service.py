@@ -50,8 +50,11 @@ class NewBatch:
 class BatchService:
     """One per API process. `wake` is set when the caretaker has something to do."""
 
-    def __init__(self, database: AsyncDatabase, wake: asyncio.Event, jobs: JobService) -> None:
+    def __init__(
+        self, database: AsyncDatabase, wake: asyncio.Event, jobs: JobService, lists: AsyncDatabase | None = None
+    ) -> None:
         self._database = database
+        self._lists = lists or database
         self._jobs = jobs
         self._wake = wake
 
@@ -120,7 +123,7 @@ class BatchService:
         """The batch object with live counts."""
         if row.summary is not None or row.total is None:
             return batch_object(row, {})
-        async with self._database.read() as session:
+        async with self._lists.read() as session:
             found = (await session.execute(repository.counts(row.id))).all()
         return batch_object(row, {status: count for status, count in found})
 
@@ -144,14 +147,14 @@ class BatchService:
         return {(row.id, row.tenant): shown for row, shown in zip(mine, await self.show_many(mine), strict=True)}
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> list[Row[Any]]:
-        async with self._database.read() as session:
+        async with self._lists.read() as session:
             statement = repository.list_batches(tenant, after=after, limit=limit)
             return list((await session.execute(statement)).all())
 
     async def items(self, batch_id: str, tenant: str, **query: Any) -> list[Row[Any]]:
         """Raises BatchNotFound."""
         await self.get(batch_id, tenant)
-        async with self._database.read() as session:
+        async with self._lists.read() as session:
             return list((await session.execute(repository.items(batch_id, **query))).all())
 
     async def item(self, batch_id: str, tenant: str, line: int) -> Row[Any]:

@@ -93,24 +93,32 @@ def _psycopg_arguments(parsed: DatabaseURL) -> dict[str, Any]:
     }
 
 
-def async_engine(url: str, *, pool_size: int = 10, max_overflow: int = 20, **options: Any) -> AsyncEngine:
+def async_engine(
+    url: str,
+    *,
+    pool_size: int = 10,
+    max_overflow: int = 20,
+    statement_timeout_ms: int = STATEMENT_TIMEOUT_MS,
+    pool_wait_s: float = POOL_WAIT_S,
+    **options: Any,
+) -> AsyncEngine:
     """An engine for one event loop."""
     parsed = parse_database_url(url)
     engine = create_async_engine(
         parsed.for_asyncpg(),
         pool_size=pool_size,
         max_overflow=max_overflow,
-        pool_timeout=POOL_WAIT_S,
+        pool_timeout=pool_wait_s,
         pool_recycle=POOL_RECYCLE_S,
         json_serializer=encode_json,
         connect_args={
             **parsed.asyncpg_dsn(),
             "timeout": parsed.connect_timeout_seconds,
             # The server's own timeout ends a slow statement; this one ends the wait for a server that is gone.
-            "command_timeout": STATEMENT_TIMEOUT_MS / 1000 + 5,
+            "command_timeout": statement_timeout_ms / 1000 + 5,
             "server_settings": {
                 "application_name": parsed.application_name,
-                **({} if parsed.pgbouncer else TIMEOUTS),
+                **({} if parsed.pgbouncer else {**TIMEOUTS, "statement_timeout": str(statement_timeout_ms)}),
             },
             **(_UNPREPARED if parsed.pgbouncer else {}),
         },
@@ -169,8 +177,8 @@ class Database:
 class AsyncDatabase:
     """Sessions for one event loop."""
 
-    def __init__(self, url: str, *, pool_size: int = 10, max_overflow: int = 20) -> None:
-        self.engine = async_engine(url, pool_size=pool_size, max_overflow=max_overflow)
+    def __init__(self, url: str, *, pool_size: int = 10, max_overflow: int = 20, **options: Any) -> None:
+        self.engine = async_engine(url, pool_size=pool_size, max_overflow=max_overflow, **options)
         tracing.watch(self.engine.sync_engine)
         self._pgbouncer = parse_database_url(url).pgbouncer
         self._autocommit = self.engine.execution_options(isolation_level="AUTOCOMMIT")

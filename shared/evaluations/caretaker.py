@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import redis.asyncio
@@ -19,25 +21,30 @@ import structlog
 from redis.exceptions import RedisError
 from sqlalchemy import Executable, Row, Update
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared.db.session import AsyncDatabase
 from shared.errors import ModelNotFound, VDiffError
 from shared.evaluations import grading, repository
 from shared.evaluations.grader_requests import parse_graders
 from shared.evaluations.requests import Prompt, parse_prompt, sample_seed
+from shared.evaluations.sandbox_pool import SandboxPool
 from shared.evaluations.service import submission_of
 from shared.evaluations.status import EvaluationStatus, RunStatus
 from shared.events import publish_cancel
 from shared.jobs import queries
 from shared.jobs.deadlines import Deadlines
+from shared.jobs.limits import Queued, read_queued
 from shared.jobs.requests import parse
 from shared.jobs.service import JobService, Served
 from shared.jobs.status import JobStatus, Priority
+from shared.keys.limits import read_limits
 from shared.keys.principal import Principal
 from shared.leases import LOOK_SECONDS, Caretaker, Lost
 from shared.metrics import EVALUATION_SAMPLES
 from shared.settings import Settings
 
+SLICE_SECONDS = 5.0  # of one look; then another evaluation has its turn
 STORE_CHUNK = 250  # samples, in one transaction
 STORE_CHUNKS = 4  # of one run, before another has its turn
 CANCEL_LOOK_SECONDS = 0.5
@@ -60,16 +67,22 @@ class EvaluationCaretaker(Caretaker):
     kind = "evaluation"
 
     def __init__(
-        self, database: AsyncDatabase, client: redis.asyncio.Redis, jobs: JobService, settings: Settings,
+        self,
+        database: AsyncDatabase,
+        client: redis.asyncio.Redis,
+        jobs: JobService,
+        settings: Settings,
         wake: asyncio.Event,
-    ) -> None:  # fmt: skip
+        sandboxes: SandboxPool,
+    ) -> None:
         super().__init__(database, lease_seconds=settings.lease_seconds, wake=wake)
         self._redis = client
         self._jobs = jobs
         self._settings = settings
+        self._sandboxes = sandboxes
 
-    def claim(self, holder: str) -> Update:
-        return repository.claim(holder, self._lease)
+    def claim(self, holder: str, *, served: Sequence[str], full: Sequence[str]) -> Update:
+        return repository.claim(holder, self._lease, served=served, full=full)
 
     def release(self, row_id: str, holder: str, *, for_seconds: float) -> Update:
         return repository.release(row_id, holder, for_seconds=for_seconds)
@@ -85,6 +98,25 @@ class EvaluationCaretaker(Caretaker):
                 await keeper
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What became of one sample: a job, or an error that is its sample."""
+
+    job: dict[str, Any] | None
+    error: dict[str, Any] | None
+
+
+def _fitting(made: Sequence[_Made], queued: Queued) -> int:
+    """Return how many of the samples, from the first on, have room in the queue."""
+    left = queued.count_fitting([one.job["tokens"] for one in made if one.job is not None])
+    for count, one in enumerate(made):
+        if one.job is not None:
+            if not left:
+                return count
+            left -= 1
+    return len(made)
+
+
 class _Work:
     """One hold of one evaluation."""
 
@@ -96,9 +128,10 @@ class _Work:
         self._lease = caretaker._lease
         self._row = row
         self._holder = holder
+        self._waits_for_room = False
         self._prompt: Prompt = parse_prompt(row.template, row.endpoint)
-        # Whether code may run is looked at when a grader is accepted, and here again: the operator may have changed it.
-        self._code_allowed = caretaker._settings.code_graders
+        # The operator may have turned graders of code off since this one was accepted.
+        self._sandboxes = caretaker._sandboxes if caretaker._settings.code_graders else None
         self._graders = parse_graders(row.graders, code_allowed=True)
 
     @property
@@ -115,14 +148,18 @@ class _Work:
     async def _write(self, *statements: Executable) -> None:
         """All in one transaction that only the holder can make."""
         async with self._database.write() as session:
-            held = repository.hold(self._row.id, self._holder, lease_seconds=self._lease)
-            if (await session.execute(held)).one_or_none() is None:
-                raise Lost
+            await self._hold(session)
             for statement in statements:
                 await session.execute(statement)
 
+    async def _hold(self, session: AsyncSession) -> None:
+        """Renew the lease in this transaction. Raises Lost."""
+        held = repository.hold(self._row.id, self._holder, lease_seconds=self._lease)
+        if (await session.execute(held)).one_or_none() is None:
+            raise Lost
+
     async def run(self) -> float:
-        """One look at everything; the seconds until the next."""
+        """One look, no longer than a slice and what was begun in it; the seconds until the next."""
         began = asyncio.get_running_loop().time()
         async with self._database.read() as session:
             runs = (await session.execute(repository.runs(self._row.id))).all()
@@ -130,6 +167,9 @@ class _Work:
         for run in runs:
             if run.status == RunStatus.IN_PROGRESS:
                 busy |= await self._see_to(run)
+            if asyncio.get_running_loop().time() - began >= SLICE_SECONDS:
+                busy = True
+                break
         async with self._database.write() as session:
             ended = (await session.execute(repository.finish(self._row.id, self._holder))).one_or_none()
         if ended is not None:
@@ -143,20 +183,20 @@ class _Work:
         """One run; whether there is more to do at once."""
         stored = run.stored
         if self._cancelling:
-            await self._cancel_jobs(run)
+            if await self._cancel_jobs(run):
+                return True
         else:
             try:
                 served = await self._served(run)
             except VDiffError as exc:
                 if stored < run.total or (await self._counts(run)).open:
-                    await self._give_up(run, exc)
-                    return False
+                    return await self._give_up(run, exc)
                 # All its answers are in: grading them needs no model.
             else:
                 if stored < run.total:
                     stored = await self._store(run, served)
-        while await self._grade(run):
-            pass
+        if await self._grade(run):
+            return True
         return await self._end(run, stored)
 
     async def _served(self, run: Row[Any]) -> Served:
@@ -168,14 +208,14 @@ class _Work:
             raise ModelNotFound(message, code="model_revision_changed", param="model")
         return served
 
-    async def _give_up(self, run: Row[Any], exc: VDiffError) -> None:
-        """What is graded stays; the rest is not run."""
-        await self._cancel_jobs(run)
-        while await self._grade(run):
-            pass
+    async def _give_up(self, run: Row[Any], exc: VDiffError) -> bool:
+        """What is graded stays; the rest is not run. Return whether there is more to do at once."""
+        if await self._cancel_jobs(run) or await self._grade(run):
+            return True
         error = {"code": exc.code, "message": exc.message, "param": exc.param}
         await self._write(repository.end_run(run.id, RunStatus.FAILED, error))
         _log.warning("evaluation_run_failed", run_id=run.id, code=exc.code, error=exc.message)
+        return False
 
     async def _counts(self, run: Row[Any]) -> Row[Any]:
         async with self._database.read() as session:
@@ -190,7 +230,7 @@ class _Work:
             if not counts.open:
                 await self._write(repository.end_run(run.id, RunStatus.CANCELLED))
         elif stored < run.total:
-            return True
+            return not self._waits_for_room
         elif not counts.open and not await self._grade(run):
             await self._write(repository.lost_samples(run.id, self._row.items, LOST_ERROR))
             return True
@@ -199,6 +239,7 @@ class _Work:
     # Jobs
 
     async def _store(self, run: Row[Any], served: Served) -> int:
+        """Make jobs of samples, as many as the key's queue has room for; return how many samples are stored now."""
         stored: int = run.stored
         for _ in range(STORE_CHUNKS):
             if stored >= run.total:
@@ -207,20 +248,37 @@ class _Work:
             last = min(before + STORE_CHUNK, self._row.items)
             async with self._database.read() as session:
                 items = (await session.execute(repository.items(self._row.id, before + 1, last))).all()
-            jobs, errors = await asyncio.to_thread(self._prepare, run, served, repeat, items)
-            stored += len(items)
-            statements: list[Executable] = [repository.note_stored(run.id, stored)]
-            if jobs:
-                statements.append(queries.insert_lines(jobs))
-            if errors:
-                statements.append(repository.insert_samples(errors))
-            await self._write(*statements)
+            made = await asyncio.to_thread(self._prepare, run, served, repeat, items)
+            count = await self._store_chunk(run, stored, made)
+            stored += count
+            if count < len(made):
+                self._waits_for_room = True
+                break
         return stored
 
-    def _prepare(
-        self, run: Row[Any], served: Served, repeat: int, items: Sequence[Row[Any]]
-    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows of jobs; and of samples for those items that make none, a prompt that is too long for one."""
+    async def _store_chunk(self, run: Row[Any], stored: int, made: Sequence[_Made]) -> int:
+        """Store samples in one transaction that only the holder can make; return how many fitted."""
+        expired = run.expires_at <= datetime.now(UTC)
+        async with self._database.write() as session:
+            await self._hold(session)
+            count = len(made)
+            if not expired:  # those whose time is over expire as they become jobs, and wait for no room
+                limits = await read_limits(session, run.key_id, self._settings)
+                queued = await read_queued(session, (self._row.tenant, run.key_id), limits, lock=True)
+                count = _fitting(made, queued)
+            jobs = [one.job for one in made[:count] if one.job is not None]
+            errors = [one.error for one in made[:count] if one.error is not None]
+            await session.execute(repository.note_stored(run.id, stored + count))
+            if jobs:
+                await session.execute(queries.insert_lines(jobs))
+            if errors:
+                await session.execute(repository.insert_samples(errors))
+            if expired:
+                await session.execute(repository.expire_jobs(run.id))
+        return count
+
+    def _prepare(self, run: Row[Any], served: Served, repeat: int, items: Sequence[Row[Any]]) -> list[_Made]:
+        """A job for each item, or the sample of one that makes none: a prompt that is too long, for one."""
         principal = Principal(self._row.tenant, frozenset(), key_id=run.key_id or None)
         retain = self._settings.default_retain_seconds
         if retain is not None:
@@ -230,7 +288,7 @@ class _Work:
             "metadata": {"evaluation_id": self._row.id, "configuration": run.name},
             "deadlines": Deadlines(complete_by=run.expires_at, retain_for=retain),
         }
-        jobs, errors = [], []
+        made = []
         for item in items:
             number = repeat * self._row.items + item.number
             seed = sample_seed(run.seeds[repeat], item.number)
@@ -243,27 +301,23 @@ class _Work:
                 prepared = self._jobs.complete(submission, request, served)
             except VDiffError as exc:
                 error = {"code": exc.code, "message": exc.message, "param": exc.param}
-                errors.append(grading.unanswered(run.id, number, item.number, repeat, None, error))
+                made.append(_Made(None, grading.unanswered(run.id, number, item.number, repeat, None, error)))
                 continue
-            jobs.append(
-                {**prepared.values, "batch_id": run.id, "batch_line": number, "pushed_at": None,
-                 "pinned_revision": run.revision}
-            )  # fmt: skip
-        return jobs, errors
+            of_run = {"batch_id": run.id, "batch_line": number, "pushed_at": None, "pinned_revision": run.revision}
+            made.append(_Made({**prepared.values, **of_run}, None))
+        return made
 
-    async def _cancel_jobs(self, run: Row[Any]) -> None:
-        while True:
-            async with self._database.write() as session:
-                moved = (await session.execute(repository.cancel_jobs(run.id))).all()
-            if not moved:
-                return
-            await self._write()
-            for job in moved:
-                if job.status == JobStatus.RUNNING:
-                    try:
-                        await publish_cancel(self._redis, job.id)
-                    except (RedisError, OSError) as exc:
-                        _log.warning("publish_failed", job_id=job.id, error=type(exc).__name__)  # heartbeat brings it
+    async def _cancel_jobs(self, run: Row[Any]) -> bool:
+        """Cancel a chunk of the run's jobs; return whether there were any."""
+        async with self._database.write() as session:
+            moved = (await session.execute(repository.cancel_jobs(run.id))).all()
+        for job in moved:
+            if job.status == JobStatus.RUNNING:
+                try:
+                    await publish_cancel(self._redis, job.id)
+                except (RedisError, OSError) as exc:
+                    _log.warning("publish_failed", job_id=job.id, error=type(exc).__name__)  # heartbeat brings it
+        return bool(moved)
 
     # Grades
 
@@ -276,7 +330,13 @@ class _Work:
             rows = (await session.execute(statement)).all()
         if rows:
             samples: list[Mapping[str, Any]] = await grading.grade_all(
-                rows, self._graders, run_id=run.id, items=self._row.items, code_allowed=self._code_allowed
+                rows,
+                self._graders,
+                run_id=run.id,
+                items=self._row.items,
+                tenant=self._row.tenant,
+                pool=self._sandboxes,
+                seconds=SLICE_SECONDS,
             )
             await self._write(repository.insert_samples(samples))
             for sample in samples:

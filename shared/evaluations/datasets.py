@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from shared.batches.lines import LineSplitter
@@ -33,36 +33,39 @@ class Item:
     data: dict[str, Any]
 
 
-@dataclass(slots=True)
 class DatasetReader:
-    """Bytes in, items out; the first bad line ends it."""
+    """Bytes in, items out, one at a time; the first bad line ends it.
 
-    prompt: Prompt
-    graders: Sequence[Grader]
-    max_items: int
-    limit: int | None
-    items: list[Item] = field(default_factory=list)
-    _splitter: LineSplitter = field(default_factory=lambda: LineSplitter(MAX_ITEM_BYTES))
-    _seen: Counter[str] = field(default_factory=Counter)
+    Of what it has read it holds the items' keys and the first row, so that its memory does not grow with the items.
+    """
+
+    def __init__(self, prompt: Prompt, graders: Sequence[Grader], max_items: int, limit: int | None) -> None:
+        self.keys: list[str] = []
+        self.first: dict[str, Any] | None = None
+        self._prompt = prompt
+        self._graders = graders
+        self._max_items = max_items
+        self._limit = limit
+        self._splitter = LineSplitter(MAX_ITEM_BYTES)
+        self._seen: Counter[str] = Counter()
 
     @property
     def full(self) -> bool:
-        return self.limit is not None and len(self.items) >= self.limit
+        return self._limit is not None and len(self.keys) >= self._limit
 
-    def feed(self, data: bytes) -> None:
-        """Raises BadDataset, MissingColumn."""
+    def feed(self, data: bytes) -> Iterator[Item]:
+        """Yield the items whose lines end in `data`. Raises BadDataset, MissingColumn."""
         for number, raw in self._splitter.feed(data):
-            self._line(number, raw)
+            yield from self._line(number, raw)
 
-    def finish(self) -> list[Item]:
-        """Raises BadDataset, MissingColumn."""
+    def finish(self) -> Iterator[Item]:
+        """Yield the item of the last line, if no newline ends it. Raises BadDataset, MissingColumn."""
         for number, raw in self._splitter.finish():
-            self._line(number, raw)
-        if not self.items:
+            yield from self._line(number, raw)
+        if not self.keys:
             raise BadDataset("the dataset has no lines", param="dataset", code="empty_file")
-        return self.items
 
-    def _line(self, number: int, raw: bytes | None) -> None:
+    def _line(self, number: int, raw: bytes | None) -> Iterator[Item]:
         if self.full:
             return
         if raw is None:
@@ -72,8 +75,9 @@ class DatasetReader:
             raw = raw.removeprefix(UTF8_MARK)
         if not raw.strip():
             return
-        if len(self.items) >= self.max_items:
-            raise BadDataset(f"a dataset takes at most {self.max_items} lines", param="dataset", code="too_many_lines")
+        if len(self.keys) >= self._max_items:
+            message = f"a dataset takes at most {self._max_items} lines"
+            raise BadDataset(message, param="dataset", code="too_many_lines")
         try:
             row = parse_json(raw)
         except InvalidBody as exc:
@@ -83,21 +87,24 @@ class DatasetReader:
             ) from exc
         if not isinstance(row, dict) or not row:
             raise BadDataset(f"line {number} must be an object with columns", param="dataset")
-        self.add(row, number)
+        yield self.add(row, number)
 
-    def add(self, row: dict[str, Any], line: int) -> None:
-        """Raises MissingColumn, BadDataset: with the line."""
+    def add(self, row: dict[str, Any], line: int) -> Item:
+        """Check one row. Raises MissingColumn, BadDataset: with the line."""
         try:
-            body = self.prompt.body(row)
-            for grader in self.graders:
+            body = self._prompt.body(row)
+            for grader in self._graders:
                 if grader.reference is not None:
                     grader.reference.value(row)
         except MissingColumn as exc:
             raise MissingColumn(f"line {line}: {exc.message}", param=exc.param) from exc
-        content = digest(row)
+        content = digest(row)[:40]
         self._seen[content] += 1
-        key = f"{content[:40]}-{self._seen[content]}"
-        self.items.append(Item(len(self.items) + 1, line, key, digest(body)[:40], row))
+        key = f"{content}-{self._seen[content]}"
+        self.keys.append(key)
+        if self.first is None:
+            self.first = row
+        return Item(len(self.keys), line, key, digest(body)[:40], row)
 
 
 def described(datasets: Mapping[str, Callable[[], list[dict[str, Any]]]]) -> list[dict[str, Any]]:

@@ -37,13 +37,20 @@ class CodeGradersDisabled(InvalidParameter):
     code = "code_graders_disabled"
 
 
-def parse_graders(value: Any, *, code_allowed: bool) -> list[Grader]:
-    """Raises InvalidParameter, MissingParameter, UnknownParameter, CodeGradersDisabled."""
+def parse_graders(value: Any, *, code_allowed: bool, memory_mb_max: int = MEMORY_MB_MAX) -> list[Grader]:
+    """Raises InvalidParameter, MissingParameter, UnknownParameter, CodeGradersDisabled.
+
+    Args:
+        memory_mb_max: the operator's bound of a grader of code.
+    """
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_GRADERS:
         raise InvalidParameter(f"graders must be a list of 1 to {MAX_GRADERS}", param="graders")
     made: list[Grader] = []
     for i, item in enumerate(value):
         grader = _grader(item, f"graders[{i}]", code_allowed=code_allowed)
+        if grader.type == "code" and item.get("memory_mb") is not None and item["memory_mb"] > memory_mb_max:
+            message = f"graders[{i}].memory_mb must be from {MEMORY_MB_MIN} to {memory_mb_max} here"
+            raise InvalidParameter(message, param=f"graders[{i}].memory_mb")
         if grader.name in (g.name for g in made):
             raise InvalidParameter(f"graders[{i}].name: there is another {grader.name!r}", param=f"graders[{i}].name")
         made.append(grader)

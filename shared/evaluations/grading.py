@@ -11,11 +11,12 @@ from sqlalchemy import Row
 
 from shared.evaluations import sandbox
 from shared.evaluations.graders import ERROR, Grader, Verdict, failed, outcome_of
+from shared.evaluations.sandbox_pool import SandboxPool
 from shared.jobs.status import JobStatus
 
 CHUNK = 100  # answers graded in one transaction
 CODE_CHUNK = 8  # of them when code runs: each may take its grader's whole time
-TOGETHER = 2  # sandboxes at once
+TOGETHER = 2  # answers graded at once
 PURGED_ERROR = {"code": "job_purged", "message": "the job was purged before it was graded", "param": None}
 
 _log = structlog.get_logger(__name__)
@@ -44,12 +45,29 @@ def text_of(result: Mapping[str, Any]) -> str:
 
 
 async def grade_all(
-    rows: Sequence[Row[Any]], graders: Sequence[Grader], *, run_id: str, items: int, code_allowed: bool
+    rows: Sequence[Row[Any]],
+    graders: Sequence[Grader],
+    *,
+    run_id: str,
+    items: int,
+    tenant: str,
+    pool: SandboxPool | None,
+    seconds: float,
 ) -> list[Mapping[str, Any]]:
-    """Args: rows: of `repository.to_grade`."""
-    slots = asyncio.Semaphore(TOGETHER)
+    """Grade the answers of `rows`.
 
-    async def one(row: Row[Any]) -> Mapping[str, Any]:
+    Args:
+        rows: of `repository.to_grade`.
+        pool: None where graders may not run code.
+        seconds: after which no further answer is begun; those are left for another look.
+    """
+    slots = asyncio.Semaphore(TOGETHER)
+    clock = asyncio.get_running_loop().time
+    ends_at = clock() + seconds
+    begun = 0
+
+    async def one(row: Row[Any]) -> Mapping[str, Any] | None:
+        nonlocal begun
         repeat = (row.batch_line - 1) // items
         if row.status != JobStatus.SUCCEEDED or row.result is None:
             error = row.error or (
@@ -58,7 +76,10 @@ async def grade_all(
             return unanswered(run_id, row.batch_line, row.number, repeat, row.id, error)
         output = text_of(row.result)
         async with slots:
-            verdicts = [await _verdict(grader, output, row.data, code_allowed) for grader in graders]
+            if begun and clock() >= ends_at:
+                return None
+            begun += 1
+            verdicts = [await _verdict(grader, output, row.data, tenant, pool) for grader in graders]
         return {
             **unanswered(run_id, row.batch_line, row.number, repeat, row.id, {}),
             "error": None, "outcome": outcome_of(verdicts), "output": output,
@@ -66,16 +87,19 @@ async def grade_all(
             **_numbers(row),
         }  # fmt: skip
 
-    return list(await asyncio.gather(*(one(row) for row in rows)))
+    graded = await asyncio.gather(*(one(row) for row in rows))
+    return [sample for sample in graded if sample is not None]
 
 
-async def _verdict(grader: Grader, output: str, data: Mapping[str, Any], code_allowed: bool) -> Verdict:
+async def _verdict(
+    grader: Grader, output: str, data: Mapping[str, Any], tenant: str, pool: SandboxPool | None
+) -> Verdict:
     try:
         if grader.type != "code":
             return await asyncio.to_thread(grader.grade, output, data)
-        if not code_allowed:
+        if pool is None:
             return failed("code_graders_disabled", "graders that run code were turned off meanwhile")
-        return await sandbox.grade(grader, output, data)
+        return await sandbox.grade(grader, output, data, pool, tenant)
     except Exception as exc:
         # Whatever one answer provokes in a grader must not keep the others from theirs.
         _log.exception("grader_failed", grader=grader.name)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from sqlalchemy import (
+    Delete,
     Executable,
     Insert,
     Integer,
@@ -28,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import JSONPATH, insert
 
-from shared.db.expressions import seconds
+from shared.db.expressions import seconds, turn_of
 from shared.db.tables import Evaluation, EvaluationItem, EvaluationRun, EvaluationSample
 from shared.evaluations.status import OPEN, EvaluationStatus, RunStatus
 from shared.jobs import repository as jobs
@@ -43,6 +44,7 @@ _E, _I, _R, _S, _J = EVALUATIONS.c, ITEMS.c, RUNS.c, SAMPLES.c, JOBS.c
 _OPEN = [s.value for s in OPEN]
 _OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 CANCEL_CHUNK = 2_000
+REMOVE_CHUNK = 2_000  # rows that one transaction removes
 
 
 # What requests do
@@ -71,7 +73,7 @@ def insert_run(values: Mapping[str, Any], window_seconds: float) -> Insert:
 
 
 def get(evaluation_id: str, tenant: str) -> Select[Any]:
-    return select(EVALUATIONS).where(_E.id == evaluation_id, _E.tenant == tenant)
+    return select(EVALUATIONS).where(_E.id == evaluation_id, _E.tenant == tenant, _E.deleted_at.is_(None))
 
 
 def lock(evaluation_id: str) -> Select[Any]:
@@ -83,7 +85,7 @@ def list_evaluations(tenant: str, *, after: str | None, limit: int) -> Select[An
     """Newest first, one row more than asked; without templates and graders, which may be large."""
     query = select(
         _E.id, _E.name, _E.status, _E.created_at, _E.finished_at, _E.dataset, _E["items"], _E.metadata
-    ).where(_E.tenant == tenant)
+    ).where(_E.tenant == tenant, _E.deleted_at.is_(None))
     if after is not None:
         query = query.where(_E.id < after)
     return query.order_by(_E.id.desc()).limit(limit + 1)
@@ -150,9 +152,30 @@ def request_cancel(evaluation_id: str) -> Update:
     )
 
 
-def remove(evaluation_id: str) -> Executable:
-    """With its items, runs and samples; not while it runs. Returns its id."""
-    return delete(EVALUATIONS).where(_E.id == evaluation_id, _E.status.not_in(_OPEN)).returning(_E.id)
+def remove(evaluation_id: str) -> Update:
+    """Mark it as deleted, unless it runs: nobody sees it, and the same may be created again. Returns its id."""
+    return (
+        update(EVALUATIONS)
+        .where(_E.id == evaluation_id, _E.status.not_in(_OPEN), _E.deleted_at.is_(None))
+        .values(deleted_at=func.now(), content_hash=_E.id)
+        .returning(_E.id)
+    )
+
+
+def remove_deleted(limit: int = REMOVE_CHUNK) -> list[Delete]:
+    """Statements that each remove a chunk of deleted evaluations: samples, then items, then runs and the evaluations."""
+    first = select(_E.id).where(_E.deleted_at.is_not(None)).order_by(_E.deleted_at)
+    some = first.limit(10).scalar_subquery()
+    of_runs = select(_R.id).where(_R.evaluation_id.in_(some))
+    samples = select(_S.run_id, _S.number).where(_S.run_id.in_(of_runs)).limit(limit)
+    items = select(_I.evaluation_id, _I.number).where(_I.evaluation_id.in_(some)).limit(limit)
+    has_samples = exists().where(_R.evaluation_id == _E.id, _S.run_id == _R.id)
+    empty = first.where(~has_samples, ~exists().where(_I.evaluation_id == _E.id)).limit(limit)
+    return [
+        delete(SAMPLES).where(tuple_(_S.run_id, _S.number).in_(samples)),
+        delete(ITEMS).where(tuple_(_I.evaluation_id, _I.number).in_(items)),
+        delete(EVALUATIONS).where(_E.id.in_(empty)),
+    ]
 
 
 # What is read
@@ -253,12 +276,13 @@ def sample(evaluation_id: str, configuration: str, item: int, repeat: int) -> Se
 # The caretaker's
 
 
-def claim(holder: str, lease_seconds: float) -> Update:
-    """An evaluation that is not over and that nobody holds; returns its row."""
+def claim(holder: str, lease_seconds: float, *, served: Sequence[str] = (), full: Sequence[str] = ()) -> Update:
+    """An evaluation that is not over and that nobody holds, of the tenant whose turn it is; returns its row."""
     free = (
         select(_E.id)
         .where(_E.status.in_(_OPEN), or_(_E.lease_until.is_(None), _E.lease_until < func.now()))
-        .order_by(_E.lease_until.asc().nulls_first(), _E.created_at)
+        .where(_E.tenant.not_in(list(full)))
+        .order_by(turn_of(_E.tenant, served), _E.lease_until.asc().nulls_first(), _E.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
@@ -297,11 +321,6 @@ def items(evaluation_id: str, first: int, last: int) -> Select[Any]:
 
 def note_stored(run_id: str, stored: int) -> Update:
     return update(RUNS).where(_R.id == run_id).values(stored=stored)
-
-
-def by_status() -> Select[Any]:
-    """(status, count) of all evaluations that there are."""
-    return select(_E.status, func.count().label("count")).group_by(_E.status)
 
 
 def insert_samples(rows: Sequence[Mapping[str, Any]]) -> Executable:
@@ -357,6 +376,11 @@ def cancel_jobs(run_id: str) -> Update:
         select(_J.id).where(_J.batch_id == run_id, _J.status.in_(_OPEN_JOBS), ~_J.cancel_requested).limit(CANCEL_CHUNK)
     )
     return jobs.cancel_where(_J.id.in_(some))
+
+
+def expire_jobs(run_id: str) -> Update:
+    """Expire the jobs whose window is over."""
+    return jobs.expire_where(_J.batch_id == run_id)
 
 
 def end_run(run_id: str, status: RunStatus, error: Mapping[str, Any] | None = None) -> Update:

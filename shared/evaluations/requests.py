@@ -10,7 +10,7 @@ from typing import Any
 
 from shared import checks
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
-from shared.evaluations.grader_requests import parse_graders
+from shared.evaluations.grader_requests import MEMORY_MB_MAX, parse_graders
 from shared.evaluations.graders import Grader
 from shared.evaluations.templates import Template, parse_template
 from shared.jobs.fields import metadata_of
@@ -107,7 +107,7 @@ def _name(value: Any, at: str) -> str:
     return value.strip()
 
 
-def parse_evaluation(body: Any, *, code_allowed: bool) -> NewEvaluation:
+def parse_evaluation(body: Any, *, code_allowed: bool, memory_mb_max: int = MEMORY_MB_MAX) -> NewEvaluation:
     """Raises InvalidParameter, UnknownParameter, MissingParameter."""
     given = _known(body, "", FIELDS)
     for name in ("dataset", "template", "graders", "configurations"):
@@ -130,7 +130,7 @@ def parse_evaluation(body: Any, *, code_allowed: bool) -> NewEvaluation:
         bundled=dataset.get("bundled"),
         limit=limit,
         prompt=prompt,
-        graders=parse_graders(given["graders"], code_allowed=code_allowed),
+        graders=parse_graders(given["graders"], code_allowed=code_allowed, memory_mb_max=memory_mb_max),
         configurations=parse_configurations(given["configurations"]),
         completion_window=window,
         metadata=metadata_of(given.get("metadata", {}), "metadata"),

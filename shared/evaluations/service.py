@@ -8,7 +8,8 @@ are more answers; answers that are missing (cancelled, failed jobs, a grader tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,21 +18,22 @@ from sqlalchemy import Row
 from shared.db.session import AsyncDatabase, AsyncWriteSession
 from shared.errors import Conflict, InvalidParameter, NotFound, VDiffError
 from shared.evaluations import repository, sandbox
-from shared.evaluations.datasets import DatasetReader, Item, bundled_rows, described
+from shared.evaluations.dataset_items import READS_TOGETHER, Datasets, DatasetSource
+from shared.evaluations.datasets import DatasetReader, Item, described
 from shared.evaluations.graders import TYPES, Grader
 from shared.evaluations.requests import Configuration, NewEvaluation, Prompt, parse_prompt, sample_seed
+from shared.evaluations.sandbox_pool import SandboxPool
 from shared.evaluations.status import OPEN, EvaluationStatus, RunStatus
 from shared.files.service import FileService
-from shared.files.store import ContentMissing
 from shared.ids import may_be_an_id, new_id
-from shared.jobs.limits import refuse_beyond
+from shared.jobs.limits import read_queued, refuse_beyond
 from shared.jobs.requests import parse
+from shared.jobs.responses import COMPLETIONS
 from shared.jobs.service import JobService, Submission
 from shared.keys.principal import Principal
 from shared.settings import Settings
 
 ITEMS_CHUNK = 500
-Datasets = Mapping[str, Callable[[], list[dict[str, Any]]]]
 
 
 class EvaluationNotFound(NotFound):
@@ -59,15 +61,25 @@ class EvaluationService:
     """One per API process. `wake` is set when the caretaker has something to do."""
 
     def __init__(
-        self, database: AsyncDatabase, jobs: JobService, files: FileService, datasets: Datasets, settings: Settings,
+        self,
+        database: AsyncDatabase,
+        jobs: JobService,
+        files: FileService,
+        datasets: Datasets,
+        settings: Settings,
         wake: asyncio.Event,
-    ) -> None:  # fmt: skip
+        sandboxes: SandboxPool,
+        lists: AsyncDatabase | None = None,
+    ) -> None:
         self._database = database
+        self._lists = lists or database
         self._jobs = jobs
         self._files = files
         self._datasets = datasets
         self._settings = settings
         self._wake = wake
+        self._sandboxes = sandboxes
+        self._reads = asyncio.Semaphore(READS_TOGETHER)
 
     def options(self) -> dict[str, Any]:
         """What a form offers: bundled datasets, and the graders that are allowed here."""
@@ -75,38 +87,55 @@ class EvaluationService:
         return {"object": "evaluation.options", "datasets": described(self._datasets), "graders": graders}
 
     async def create(self, new: NewEvaluation, principal: Principal, window_seconds: float) -> Made:
-        """Check all of it, then store it in one transaction.
+        """Check all of it, what is cheap first, then store it in one transaction.
+
+        The code of graders is compiled here and runs when answers are graded, never before the evaluation exists.
 
         Raises:
             InvalidRequest (its kinds): also of the dataset's lines and of the generation fields.
             FileNotFound, ContentMissing: the file is not there, or went while it was read.
-            ModelNotFound, TooManyRequests.
+            ModelNotFound, TooManyRequests, SandboxesBusy.
         """
-        for i, grader in enumerate(new.graders):
-            await self._check_code(grader, f"graders[{i}]")
-        items = await self._items(new, principal.tenant)
-        checked = await self._check(new.configurations, new.prompt, items[0].data, principal)
-        content = await asyncio.to_thread(new.content_hash, [item.key for item in items])
-        values = {
-            "id": new_id("eval"), "tenant": principal.tenant, "name": new.name, "content_hash": content,
-            "dataset": new.dataset, "endpoint": new.prompt.endpoint, "template": new.prompt.source,
-            "graders": [g.to_json() for g in new.graders], "metadata": new.metadata, "items": len(items),
-            "window_seconds": window_seconds,
-        }  # fmt: skip
-        async with self._database.write() as session:
-            row = (await session.execute(repository.create(values))).one_or_none()
-            created = row is not None
-            if row is None:
-                row = (await session.execute(repository.by_content(principal.tenant, content))).one_or_none()
-                if row is None:  # removed just then
-                    raise Conflict("the same evaluation is being removed; try again")
-            else:
-                for start in range(0, len(items), ITEMS_CHUNK):
-                    rows = [_item_row(row.id, item) for item in items[start : start + ITEMS_CHUNK]]
-                    await session.execute(repository.insert_items(rows))
-            told = await self._add(session, row, new.configurations, checked, principal, window_seconds)
+        await self._check_models(new.configurations, new.prompt, principal)
+        source = await DatasetSource.find(new, self._files, self._datasets, principal.tenant)
+        await self._check_queue(new.configurations, principal)
+        await self._check_code(new.graders, principal.tenant)
+        async with self._reads:
+            reader = self._reader(new)
+            async for _ in source.pieces(reader):
+                pass
+            assert reader.first is not None
+            checked = await self._check(new.configurations, new.prompt, reader.first, principal)
+            content = await asyncio.to_thread(new.content_hash, reader.keys)
+            values = {
+                "id": new_id("eval"), "tenant": principal.tenant, "name": new.name, "content_hash": content,
+                "dataset": new.dataset, "endpoint": new.prompt.endpoint, "template": new.prompt.source,
+                "graders": [g.to_json() for g in new.graders], "metadata": new.metadata, "items": len(reader.keys),
+                "window_seconds": window_seconds,
+            }  # fmt: skip
+            async with self._database.write() as session:
+                row = (await session.execute(repository.create(values))).one_or_none()
+                created = row is not None
+                if row is None:
+                    row = (await session.execute(repository.by_content(principal.tenant, content))).one_or_none()
+                    if row is None:  # removed just then
+                        raise Conflict("the same evaluation is being removed; try again")
+                else:
+                    await self._store_items(session, row.id, source, self._reader(new))
+                told = await self._add(session, row, new.configurations, checked, principal, window_seconds)
         self._wake.set()
         return Made(await self.get(row.id, principal.tenant), created, told)
+
+    def _reader(self, new: NewEvaluation) -> DatasetReader:
+        return DatasetReader(new.prompt, new.graders, self._settings.max_batch_lines, new.limit)
+
+    async def _store_items(
+        self, session: AsyncWriteSession, evaluation_id: str, source: DatasetSource, reader: DatasetReader
+    ) -> None:
+        async for items in source.pieces(reader):
+            for start in range(0, len(items), ITEMS_CHUNK):
+                rows = [_item_row(evaluation_id, item) for item in items[start : start + ITEMS_CHUNK]]
+                await session.execute(repository.insert_items(rows))
 
     async def add(self, evaluation_id: str, configurations: Sequence[Configuration], principal: Principal) -> Made:
         """More configurations, or more of one. Raises EvaluationNotFound and what `create` raises of configurations."""
@@ -120,31 +149,36 @@ class EvaluationService:
         self._wake.set()
         return Made(await self.get(row.id, principal.tenant), False, told)
 
-    async def _check_code(self, grader: Grader, at: str) -> None:
-        if grader.type == "code" and (wrong := await sandbox.check(grader)) is not None:
-            raise InvalidParameter(f"{at}.source: {wrong}", param=f"{at}.source", code="invalid_grader")
+    async def _check_models(
+        self, configurations: Sequence[Configuration], prompt: Prompt, principal: Principal
+    ) -> None:
+        """Check what needs no row of the dataset: the models and the generation fields."""
+        stands_for = (
+            {"prompt": "x"} if prompt.endpoint == COMPLETIONS else {"messages": [{"role": "user", "content": "x"}]}
+        )
+        for configuration in configurations:
+            with _naming(configuration):
+                body = {**configuration.fields, "model": configuration.model, **stands_for, "seed": 0}
+                request = parse(prompt.endpoint, body, streaming=False)
+                await self._jobs.served(request.model, request.endpoint)
 
-    async def _items(self, new: NewEvaluation, tenant: str) -> list[Item]:
-        reader = DatasetReader(new.prompt, new.graders, self._settings.max_batch_lines, new.limit)
-        if new.bundled is not None:
-            rows = bundled_rows(dict(self._datasets), new.bundled)
-            for line, row in enumerate(rows[: new.limit], 1):
-                reader.add(row, line)
-            return reader.items
-        assert new.file_id is not None
-        file = await self._files.get(new.file_id, tenant, param="dataset.file_id")
-        if file.purpose not in ("evals", "batch"):
-            message = f"{file.id} was uploaded for {file.purpose}; a dataset has purpose evals"
-            raise InvalidParameter(message, param="dataset.file_id")
-        try:
-            async for data in self._files.read(file):
-                await asyncio.to_thread(reader.feed, data)
-                if reader.full:
-                    break
-            return await asyncio.to_thread(reader.finish)
-        except ContentMissing as exc:
-            exc.param = "dataset.file_id"
-            raise
+    async def _check_queue(self, configurations: Sequence[Configuration], principal: Principal) -> None:
+        """Refuse early when not even one item would fit. Raises TooManyRequests."""
+        count = sum(len(c.seeds) for c in configurations)
+        who = (principal.tenant, principal.payer)
+        async with self._database.read() as session:
+            queued = await read_queued(session, who, principal.limits, lock=False)
+        queued.refuse_beyond(jobs=count, tokens=count)
+
+    async def _check_code(self, graders: Sequence[Grader], tenant: str) -> None:
+        """Compile the code of all graders in one sandbox. Raises InvalidParameter, SandboxesBusy."""
+        of_code = [(i, grader.options["source"]) for i, grader in enumerate(graders) if grader.type == "code"]
+        if not of_code:
+            return
+        wrong = await sandbox.check([source for _, source in of_code], self._sandboxes, tenant)
+        if wrong is not None:
+            at = f"graders[{of_code[wrong.index][0]}].source"
+            raise InvalidParameter(f"{at}: {wrong.message}", param=at, code="invalid_grader")
 
     async def _check(
         self, configurations: Sequence[Configuration], prompt: Prompt, row: Mapping[str, Any], principal: Principal
@@ -154,15 +188,10 @@ class EvaluationService:
         seen: dict[str, Configuration] = {}
         for configuration in configurations:
             submission = submission_of(configuration.model, configuration.fields, 0, prompt, row, principal)
-            try:
+            with _naming(configuration):
                 request = parse(submission.endpoint, submission.body, streaming=False)
                 served = await self._jobs.served(request.model, request.endpoint)
                 prepared = await asyncio.to_thread(self._jobs.complete, submission, request, served)
-            except VDiffError as exc:
-                if exc.param is not None and exc.param.split("[")[0] not in ("messages", "prompt"):
-                    exc.param = f"{configuration.at}.{exc.param}"
-                exc.message = f"{configuration.at} ({configuration.name}): {exc.message}"
-                raise
             checked.append(_Checked(served[0].card.revision, prepared.values["tokens"]))
             same = seen.setdefault(configuration.content_hash(checked[-1].revision), configuration)
             if same is not configuration:
@@ -179,13 +208,15 @@ class EvaluationService:
         there = list((await session.execute(repository.runs(row.id))).all())
         by_content, names = {run.content_hash: run for run in there}, {run.name for run in there}
         told: list[dict[str, Any]] = []
-        tokens = 0
+        tokens = retried = 0
         for configuration, of_first in zip(configurations, checked, strict=True):
             revision = of_first.revision
             content = configuration.content_hash(revision)
             if (run := by_content.get(content)) is not None:
-                told.append(await self._more(session, row, run, configuration, principal, window_seconds))
-                tokens += of_first.tokens * told[-1]["new_samples"]
+                more_of, again = await self._more(session, row, run, configuration, principal, window_seconds)
+                told.append(more_of)
+                tokens += of_first.tokens * (more_of["new_samples"] - again)
+                retried += again
                 continue
             name = configuration.name
             if name in names:
@@ -202,9 +233,10 @@ class EvaluationService:
             tokens += of_first.tokens * samples
         more = sum(t["new_samples"] for t in told)
         if more:
-            # As if every item were as long as the first: they are not tokenised yet.
+            # As if every item were as long as the first: they are not tokenised yet. Those that are longer wait for room
+            # when they become jobs. Jobs that were retried are in the queue by now.
             who = (principal.tenant, principal.payer)
-            await refuse_beyond(session, who, principal.limits, jobs=more, tokens=tokens)
+            await refuse_beyond(session, who, principal.limits, jobs=more - retried, tokens=tokens)
             await session.execute(repository.reopen(row.id))
         return told
 
@@ -216,8 +248,8 @@ class EvaluationService:
         configuration: Configuration,
         principal: Principal,
         window_seconds: float,
-    ) -> dict[str, Any]:
-        """What a run lacks: seeds that it has not, and answers that are none."""
+    ) -> tuple[dict[str, Any], int]:
+        """What a run lacks: seeds that it has not, and answers that are none; and how many jobs were queued again for it."""
         seeds = [*run.seeds, *(s for s in configuration.seeds if s not in run.seeds)]
         total = row.items * len(seeds)
         missing = total - run.total
@@ -226,16 +258,18 @@ class EvaluationService:
             counts = (await session.execute(repository.run_counts(run.id))).one()
             missing = total - counts.graded
             if not forgotten and not missing:
-                return {"name": run.name, "run": run.id, "reused": True, "new_samples": 0}
+                return {"name": run.name, "run": run.id, "reused": True, "new_samples": 0}, 0
         elif not missing:
-            return {"name": run.name, "run": run.id, "reused": True, "new_samples": 0}
+            return {"name": run.name, "run": run.id, "reused": True, "new_samples": 0}, 0
         statement = repository.continue_run(
             run.id, key_id=principal.payer, seeds=seeds, total=total, window_seconds=window_seconds
         )
         expires_at = (await session.execute(statement)).scalar_one()
+        again = 0
         if run.status != RunStatus.IN_PROGRESS:
-            await session.execute(repository.retry_jobs(run.id, expires_at, key_id=principal.payer))
-        return {"name": run.name, "run": run.id, "reused": True, "new_samples": missing}
+            statement = repository.retry_jobs(run.id, expires_at, key_id=principal.payer)
+            again = len((await session.execute(statement)).all())
+        return {"name": run.name, "run": run.id, "reused": True, "new_samples": missing}, again
 
     async def get(self, evaluation_id: str, tenant: str) -> Row[Any]:
         """Raises EvaluationNotFound."""
@@ -248,7 +282,7 @@ class EvaluationService:
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[Row[Any]], list[Row[Any]]]:
         """Evaluations, and the runs of all of them."""
-        async with self._database.read() as session:
+        async with self._lists.read() as session:
             statement = repository.list_evaluations(tenant, after=after, limit=limit)
             rows = list((await session.execute(statement)).all())
             runs = list((await session.execute(repository.run_names([row.id for row in rows]))).all()) if rows else []
@@ -259,7 +293,7 @@ class EvaluationService:
         await self.get(evaluation_id, tenant)
         if query["configuration"] is not None:
             await self.run(evaluation_id, query["configuration"], "configuration")
-        async with self._database.read() as session:
+        async with self._lists.read() as session:
             return list((await session.execute(repository.samples(evaluation_id, **query))).all())
 
     async def sample(self, evaluation_id: str, tenant: str, *, configuration: str, item: int, repeat: int) -> Row[Any]:
@@ -275,7 +309,7 @@ class EvaluationService:
 
     async def run(self, evaluation_id: str, name: str, param: str) -> Any:
         """A configuration by its name. Raises InvalidParameter."""
-        async with self._database.read() as session:
+        async with self._lists.read() as session:
             runs = (await session.execute(repository.runs(evaluation_id))).all()
         for run in runs:
             if run.name == name:
@@ -300,6 +334,18 @@ class EvaluationService:
             gone = (await session.execute(repository.remove(evaluation_id))).one_or_none()
         if gone is None and EvaluationStatus(row.status) in OPEN:
             raise Conflict("the evaluation is running; cancel it first", code="evaluation_not_over")
+
+
+@contextmanager
+def _naming(configuration: Configuration) -> Iterator[None]:
+    """Name the configuration in the errors of its fields."""
+    try:
+        yield
+    except VDiffError as exc:
+        if exc.param is not None and exc.param.split("[")[0] not in ("messages", "prompt"):
+            exc.param = f"{configuration.at}.{exc.param}"
+        exc.message = f"{configuration.at} ({configuration.name}): {exc.message}"
+        raise
 
 
 def submission_of(

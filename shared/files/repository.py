@@ -16,6 +16,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    union_all,
     update,
 )
 
@@ -28,6 +29,7 @@ CHUNKS = cast(Table, FileChunk.__table__)
 BATCHES = cast(Table, Batch.__table__)
 _F, _C, _B = FILES.c, CHUNKS.c, BATCHES.c
 CLEAN_BATCH = 20
+CHUNKS_AT_ONCE = 64  # chunks of a megabyte that one transaction deletes
 
 
 def _needed() -> Any:
@@ -42,15 +44,6 @@ def _needed() -> Any:
             ),
         )
         .exists()
-    )
-
-
-def totals() -> Select[Any]:
-    """(purpose, files, bytes) of the files that can be seen."""
-    return (
-        select(_F.purpose, func.count().label("files"), func.coalesce(func.sum(_F.bytes), 0).label("bytes"))
-        .where(_F.status == "ready")
-        .group_by(_F.purpose)
     )
 
 
@@ -121,17 +114,11 @@ def delete_row(file_id: str) -> Delete:
 
 def due(*, upload_seconds: float) -> Select[Any]:
     """(id, store, status) of what is to go: expired, deleted in part, or an upload that nobody finished."""
-    return (
-        select(_F.id, _F.store, _F.status)
-        .where(
-            or_(
-                _F.status == "deleting",
-                (_F.status == "uploading") & (_F.created_at < func.now() - seconds(upload_seconds)),
-                (_F.status == "ready") & (_F.expires_at < func.now()),
-            )
-        )
-        .limit(CLEAN_BATCH)
-    )
+    columns = (_F.id, _F.store, _F.status)
+    begun = (_F.status == "uploading") & (_F.created_at < func.now() - seconds(upload_seconds))
+    unfinished = select(*columns).where(_F.status != "ready", or_(_F.status == "deleting", begun)).limit(CLEAN_BATCH)
+    expired = select(*columns).where(_F.status == "ready", _F.expires_at < func.now(), ~_needed()).limit(CLEAN_BATCH)
+    return union_all(unfinished, expired).subquery("due").select()
 
 
 def insert_chunk(file_id: str, number: int, data: bytes) -> Insert:
@@ -143,4 +130,6 @@ def chunk(file_id: str, number: int) -> Select[Any]:
 
 
 def delete_chunks(file_id: str) -> Delete:
-    return delete(CHUNKS).where(_C.file_id == file_id)
+    """Delete some of the chunks; rowcount 0 when none is left."""
+    some = select(_C.number).where(_C.file_id == file_id).limit(CHUNKS_AT_ONCE)
+    return delete(CHUNKS).where(_C.file_id == file_id, _C.number.in_(some))

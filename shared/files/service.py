@@ -67,6 +67,7 @@ class FileService:
         max_bytes: int,
         expires_seconds: float | None = None,
         quota_bytes: int | None = None,
+        lists: AsyncDatabase | None = None,
     ) -> None:
         """Make the service.
 
@@ -74,8 +75,10 @@ class FileService:
             expires_seconds: how long a file is kept that does not say; None is for ever.
             quota_bytes: what one tenant's files may take together; None is no limit. Files that batches
                 write count too, but are never refused: their answers were paid for.
+            lists: the database as lists read it, if that is another one.
         """
         self._database = database
+        self._lists = lists or database
         self._expires_seconds = expires_seconds
         self._quota_bytes = quota_bytes
         self._max_bytes = max_bytes
@@ -154,7 +157,7 @@ class FileService:
         return self._store_of(row.store).read(row.id, row.bytes)
 
     async def page(self, tenant: str, **query: Any) -> list[Row[Any]]:
-        async with self._database.read() as session:
+        async with self._lists.read() as session:
             return list((await session.execute(repository.list_files(tenant, **query))).all())
 
     async def delete(self, file_id: str, tenant: str) -> None:
@@ -168,10 +171,11 @@ class FileService:
                            param="file_id", code="file_in_use")  # fmt: skip
         await self._finish_deleting(file_id, row.store)
 
-    async def clean(self) -> None:
-        """Finish what is due: expired files, deletions and uploads that were cut off."""
+    async def clean(self) -> bool:
+        """Finish some of what is due: expired files, deletions and uploads that were cut off. Return whether any went."""
         async with self._database.read() as session:
             rows = (await session.execute(repository.due(upload_seconds=UPLOAD_SECONDS))).all()
+        cleaned = 0
         for row in rows:
             async with self._database.write() as session:
                 gone = row.status == "deleting" or (await session.execute(repository.start_deleting([row.id]))).all()
@@ -179,8 +183,10 @@ class FileService:
                 continue
             try:
                 await self._finish_deleting(row.id, row.store)
+                cleaned += 1
             except StoreUnavailable as exc:
                 _log.warning("file_not_cleaned", file_id=row.id, error=exc.message)
+        return cleaned > 0
 
 
 def publish_statement(upload: Upload) -> Any:

@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
+from sqlalchemy import CursorResult
+
 from shared.db.session import AsyncDatabase
 from shared.errors import VDiffError
 from shared.files import repository
@@ -103,5 +105,8 @@ class DatabaseStore:
             seen, number = seen + len(data), number + 1
 
     async def delete(self, file_id: str) -> None:
-        async with self._database.write() as session:
-            await session.execute(repository.delete_chunks(file_id))
+        while True:
+            async with self._database.write() as session:
+                gone = await session.execute(repository.delete_chunks(file_id))
+            if not isinstance(gone, CursorResult) or gone.rowcount < repository.CHUNKS_AT_ONCE:
+                return

@@ -31,6 +31,8 @@ from shared.jobs.status import JobStatus
 
 _J = JOBS.c
 
+REMOVE_CHUNK = 1_000  # rows that one transaction of the retention removes
+
 REVISION_ERROR = {
     "code": "model_revision_changed",
     "message": "the replay is bound to a revision of its model that no worker serves any more",
@@ -120,7 +122,7 @@ def fail_unservable(*, silent_seconds: float, limit: int = SWEEP_BATCH) -> Selec
     )
 
 
-def purge_due(*, limit: int = SWEEP_BATCH) -> Update:
+def purge_due(*, limit: int = REMOVE_CHUNK) -> Update:
     """The same for jobs whose `retain_for` is over, a batch at a time; a line's result waits for its batch's files."""
     due = (
         select(_J.id)
@@ -132,7 +134,7 @@ def purge_due(*, limit: int = SWEEP_BATCH) -> Update:
     return update(JOBS).where(_J.id.in_(due)).values(**PURGED).returning(_J.id)
 
 
-def delete_old(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> ReturningDelete[Any]:
+def delete_old(*, older_than_seconds: float, limit: int = REMOVE_CHUNK) -> ReturningDelete[Any]:
     """Forget even the ledger rows of jobs that ended long ago, a batch at a time; their attempts go with them.
 
     A job whose own `retain_for` is longer stays until that is over.
@@ -178,7 +180,7 @@ def repush_candidates(model: str, priority: str, *, repush_after_seconds: float,
     )
 
 
-def forget_idempotency_keys(*, older_than_seconds: float, limit: int = SWEEP_BATCH) -> Update:
+def forget_idempotency_keys(*, older_than_seconds: float, limit: int = REMOVE_CHUNK) -> Update:
     """Free the idempotency keys of old jobs, so that they may be used anew."""
     old = (
         select(_J.id)

@@ -1,6 +1,14 @@
-"""What a key may have queued at once."""
+"""What a key may have queued at once: the one place that checks it, in the transaction that queues.
+
+Whoever adds to the same queue waits until that transaction is over, so that any number of requests and processes at once stay
+within the limit together. A request that does not fit is refused; lines of batches and samples of evaluations, which were
+accepted before, wait until there is room.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -10,17 +18,48 @@ from shared.jobs.turns import Who
 from shared.keys.principal import Limits
 
 
-async def refuse_beyond(session: AsyncSession, who: Who, limits: Limits, *, jobs: int, tokens: int) -> None:
-    """Call it in the transaction that queues them: whoever adds to the same queue waits until that is over, so that any
-    number of requests at once, at any number of API processes, stay within the limit together.
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """What a key has queued, with its limits."""
 
-    Raises:
-        TooManyRequests: so many more jobs or tokens are beyond the key's limits.
+    limits: Limits
+    jobs: int
+    tokens: int
+
+    def refuse_beyond(self, *, jobs: int, tokens: int) -> None:
+        """Raises TooManyRequests: so many more jobs or tokens are beyond the limits."""
+        wrong = self.limits.beyond(jobs=jobs, tokens=tokens, queued_jobs=self.jobs, queued_tokens=self.tokens)
+        if wrong is not None:
+            raise TooManyRequests(wrong)
+
+    def count_fitting(self, tokens: Sequence[int]) -> int:
+        """Return how many jobs of those tokens fit, from the first on."""
+        total = 0
+        for count, more in enumerate(tokens):
+            total += more
+            if self.limits.beyond(jobs=count + 1, tokens=total, queued_jobs=self.jobs, queued_tokens=self.tokens):
+                return count
+        return len(tokens)
+
+
+async def read_queued(session: AsyncSession, who: Who, limits: Limits, *, lock: bool) -> Queued:
+    """Read what a key has queued now.
+
+    Args:
+        lock: nobody else adds to the key's queue until this transaction is over. Without it the answer is a hint.
     """
     if limits.queued_jobs is None and limits.queued_tokens is None:
-        return
-    await session.execute(lanes.lock_adding(*who))
-    queued = (await session.execute(lanes.queued_of(*who))).one()
-    wrong = limits.beyond(jobs=jobs, tokens=tokens, queued_jobs=int(queued[0]), queued_tokens=int(queued[1]))
-    if wrong is not None:
-        raise TooManyRequests(wrong)
+        return Queued(limits, 0, 0)
+    if lock:
+        await session.execute(lanes.lock_adding(*who))
+    jobs, tokens = (await session.execute(lanes.queued_of(*who))).one()
+    return Queued(limits, int(jobs), int(tokens))
+
+
+async def refuse_beyond(session: AsyncSession, who: Who, limits: Limits, *, jobs: int, tokens: int) -> None:
+    """Refuse what does not fit. Call it in the transaction that queues.
+
+    Raises:
+        TooManyRequests
+    """
+    (await read_queued(session, who, limits, lock=True)).refuse_beyond(jobs=jobs, tokens=tokens)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from sqlalchemy import ARRAY, Executable, Select, Text, Update, column, func, literal, or_, select, update
@@ -94,34 +93,6 @@ def attempts(job_id: str) -> Select[Any]:
     return select(ATTEMPTS).where(ATTEMPTS.c.job_id == job_id).order_by(ATTEMPTS.c.attempt)
 
 
-def list_jobs(
-    tenant: str,
-    *,
-    status: str | None,
-    model: str | None,
-    batch_id: str | None,
-    metadata: Mapping[str, str],
-    created_after: datetime | None,
-    before_id: str | None,
-    limit: int,
-) -> Select[Any]:
-    """Newest first; ids sort by time, so the last id of a page is where the next one goes on. One row more than asked."""
-    query = select(*LISTED).where(_J.tenant == tenant)
-    if status is not None:
-        query = query.where(_J.status == status)
-    if model is not None:
-        query = query.where(_J.model == model)
-    if batch_id is not None:
-        query = query.where(_J.batch_id == batch_id)
-    if metadata:
-        query = query.where(_J.metadata.contains(dict(metadata)))
-    if created_after is not None:
-        query = query.where(_J.created_at > created_after)
-    if before_id is not None:
-        query = query.where(_J.id < before_id)
-    return query.order_by(_J.id.desc()).limit(limit + 1)
-
-
 def over_of(job_ids: Sequence[str]) -> Select[Any]:
     """Select those of these jobs that are over, or are not there any more; one statement for any number of them."""
     given = func.unnest(literal(list(job_ids), ARRAY(Text))).table_valued(column("id", Text)).render_derived()
@@ -141,10 +112,6 @@ def running() -> Select[Any]:
     """(model, priority, tenant, key_id, jobs) of what runs: as many rows as there are slots are read."""
     of = (_J.model, _J.priority, _J.tenant, _J.key_id)
     return select(*of, func.count().label("jobs")).where(_J.status == JobStatus.RUNNING.value).group_by(*of)
-
-
-def jobs_by_status() -> Select[Any]:
-    return select(_J.status, func.count().label("count")).group_by(_J.status)
 
 
 def oldest_overdue_lease() -> Select[Any]:

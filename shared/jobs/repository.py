@@ -449,6 +449,21 @@ def cancel_where(*which: ColumnElement[bool]) -> Update:
     )
 
 
+def expire_where(*which: ColumnElement[bool]) -> Update:
+    """queued -> expired for those whose `complete_by` has passed."""
+    return (
+        update(JOBS)
+        .where(*which, _J.status == JobStatus.QUEUED.value, complete_by_passed())
+        .values(
+            status=JobStatus.EXPIRED.value,
+            error=json_value(COMPLETE_BY_ERROR),
+            finished_at=func.now(),
+            purge_after=purge_after(),
+        )
+        .returning(_J.id)
+    )
+
+
 def retry(job_id: str, tenant: str, *, key_id: str, deadlines: Mapping[str, Any] | None = None) -> Update:
     """failed, cancelled or expired -> queued: a new life, with its attempts before it. Returns (id, model, priority).
 

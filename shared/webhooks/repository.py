@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import (
+    CTE,
     ColumnElement,
     Delete,
     Executable,
@@ -21,13 +22,16 @@ from sqlalchemy import (
     delete,
     exists,
     func,
+    lateral,
     null,
     or_,
     select,
+    true,
+    tuple_,
+    union_all,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.sql.dml import ReturningDelete
 
 from shared.db.expressions import seconds
 from shared.db.tables import (
@@ -39,6 +43,7 @@ from shared.db.tables import (
     WebhookEvent,
     WebhookSecret,
 )
+from shared.db.tables.webhooks import DELIVERY_STATES
 from shared.metrics import DisabledReason
 
 ENDPOINTS = cast(Table, WebhookEndpoint.__table__)
@@ -50,6 +55,9 @@ _E, _V, _D, _A, _S = ENDPOINTS.c, EVENTS.c, DELIVERIES.c, ATTEMPTS.c, SECRETS.c
 _J, _K = cast(Table, Job.__table__).c, cast(Table, ApiKey.__table__).c
 ATTEMPTS_SHOWN = 20  # of a delivery, in lists
 FORGET_BATCH = 500  # events that go at a time
+MAX_ID = (1 << 63) - 1
+TENANTS_MAX = 10_000  # whose deliveries one look considers
+REMOVE_CHUNK = 2_000  # deliveries that one transaction removes, with their attempts
 
 
 # Endpoints
@@ -60,18 +68,18 @@ def create_endpoint(values: Mapping[str, Any]) -> Insert:
 
 
 def get_endpoint(endpoint_id: str, tenant: str) -> Select[Any]:
-    return select(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant)
+    return select(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant, _E.deleted_at.is_(None))
 
 
 def list_endpoints(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
-    found = select(ENDPOINTS).where(_E.tenant == tenant)
+    found = select(ENDPOINTS).where(_E.tenant == tenant, _E.deleted_at.is_(None))
     if after is not None:
         found = found.where(_E.id > after)
     return found.order_by(_E.id).limit(limit + 1)
 
 
 def count_endpoints(tenant: str) -> Select[Any]:
-    return select(func.count()).select_from(ENDPOINTS).where(_E.tenant == tenant)
+    return select(func.count()).select_from(ENDPOINTS).where(_E.tenant == tenant, _E.deleted_at.is_(None))
 
 
 def update_endpoint(endpoint_id: str, tenant: str, values: Mapping[str, Any], *, reads_results: bool) -> Update:
@@ -81,15 +89,28 @@ def update_endpoint(endpoint_id: str, tenant: str, values: Mapping[str, Any], *,
         reads_results: whether the caller may read the results of jobs. If it may not, no row matches
             where the change would send results to another URL.
     """
-    found = update(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant)
+    found = update(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant, _E.deleted_at.is_(None))
     if not reads_results and "url" in values and values.get("inline_result") is not False:
         found = found.where(or_(~_E.inline_result, _E.url == values["url"]))
     return found.values(**values).returning(_E.id)
 
 
-def delete_endpoint(endpoint_id: str, tenant: str) -> ReturningDelete[Any]:
-    """Its deliveries go with it."""
-    return delete(ENDPOINTS).where(_E.id == endpoint_id, _E.tenant == tenant).returning(_E.id)
+def delete_endpoint(endpoint_id: str, tenant: str) -> Update:
+    """Mark it as deleted: nobody sees it, and no event is for it any more. `remove_deleted` removes it with its deliveries."""
+    return (
+        update(ENDPOINTS)
+        .where(_E.id == endpoint_id, _E.tenant == tenant, _E.deleted_at.is_(None))
+        .values(deleted_at=func.now(), enabled=False, events=[])
+        .returning(_E.id)
+    )
+
+
+def remove_deleted(limit: int = REMOVE_CHUNK) -> list[Delete]:
+    """Statements that each remove a chunk of what deleted endpoints left: deliveries, then the endpoints."""
+    first = select(_E.id).where(_E.deleted_at.is_not(None)).order_by(_E.deleted_at)
+    some = select(_D.id).where(_D.endpoint_id.in_(first.limit(10))).limit(limit)
+    empty = first.where(~exists().where(_D.endpoint_id == _E.id)).limit(limit)
+    return [delete(DELIVERIES).where(_D.id.in_(some)), delete(ENDPOINTS).where(_E.id.in_(empty))]
 
 
 def rotate_secret(endpoint_id: str, tenant: str, secret: str, *, grace_seconds: float) -> Update:
@@ -97,7 +118,7 @@ def rotate_secret(endpoint_id: str, tenant: str, secret: str, *, grace_seconds: 
     keeps = grace_seconds > 0
     return (
         update(ENDPOINTS)
-        .where(_E.id == endpoint_id, _E.tenant == tenant)
+        .where(_E.id == endpoint_id, _E.tenant == tenant, _E.deleted_at.is_(None))
         .values(
             previous_secret=_E.secret if keeps else null(),
             previous_until=func.now() + seconds(grace_seconds) if keeps else null(),
@@ -163,24 +184,47 @@ def add_test(event_id: str, endpoint_id: str, tenant: str, kind: str) -> list[In
 def list_deliveries(
     tenant: str, *, endpoint_id: str | None, job_id: str | None, status: str | None, before: int | None, limit: int
 ) -> Select[Any]:
-    """Newest first, with their events; one more than asked."""
-    found = (
+    """Newest first, with their events; one more than asked.
+
+    The deliveries come from an index in the list's order; without a status they are the newest of each state, merged.
+    """
+    if job_id is not None:
+        where: list[ColumnElement[bool]] = [_D.event_id.in_(select(_V.id).where(_V.job_id == job_id))]
+        if before is not None:
+            where.append(_D.id < before)
+        newest = select(_D.id).where(*where).order_by(_D.id.desc()).subquery("newest")
+    else:
+        of = (_D.tenant, tenant) if endpoint_id is None else (_D.endpoint_id, endpoint_id)
+        each = [
+            # As rows, so that no other index gives the order and is read to its end.
+            select(_D.id)
+            .where(
+                tuple_(of[0], _D.status, _D.id) < tuple_(of[1], s, MAX_ID if before is None else before),
+                tuple_(of[0], _D.status, _D.id) > tuple_(of[1], s, 0),
+            )
+            .order_by(of[0].desc(), _D.status.desc(), _D.id.desc())
+            .limit(limit + 1)
+            for s in DELIVERY_STATES
+            if status in (None, s)
+        ]
+        merged = union_all(*(one.subquery().select() for one in each)).subquery("merged")
+        newest = select(merged.c.id).order_by(merged.c.id.desc()).limit(limit + 1).subquery("newest")
+    also = [_D.tenant == tenant]
+    if endpoint_id is not None:
+        also.append(_D.endpoint_id == endpoint_id)
+    if status is not None:
+        also.append(_D.status == status)
+    return (
         select(
             _D.id, _D.event_id, _D.endpoint_id, _D.url, _D.status, _D.attempts, _D.next_attempt_at, _D.created_at,
             _D.delivered_at, _V.type, _V.job_id, _V.batch_id, _V.sequence,
         )
-        .join_from(DELIVERIES, EVENTS, _V.id == _D.event_id)
-        .where(_D.tenant == tenant)
+        .join_from(newest, DELIVERIES, _D.id == newest.c.id)
+        .join(EVENTS, _V.id == _D.event_id)
+        .where(*also)
+        .order_by(newest.c.id.desc())
+        .limit(limit + 1)
     )  # fmt: skip
-    if endpoint_id is not None:
-        found = found.where(_D.endpoint_id == endpoint_id)
-    if job_id is not None:
-        found = found.where(_V.job_id == job_id)
-    if status is not None:
-        found = found.where(_D.status == status)
-    if before is not None:
-        found = found.where(_D.id < before)
-    return found.order_by(_D.id.desc()).limit(limit + 1)
 
 
 def attempts_of(delivery_ids: Sequence[int]) -> Select[Any]:
@@ -201,13 +245,21 @@ def redeliver(delivery_id: int, tenant: str) -> Update:
 
 
 def redeliver_range(
-    endpoint_id: str, tenant: str, *, since: datetime, until: datetime | None, statuses: Sequence[str]
+    endpoint_id: str,
+    tenant: str,
+    *,
+    since: datetime,
+    until: datetime | None,
+    statuses: Sequence[str],
+    after_id: int,
+    limit: int = REMOVE_CHUNK,
 ) -> Update:
-    """The same for what an endpoint should have got in a span of time."""
+    """The same for a chunk of what an endpoint should have got in a span of time. Returns the ids, all above `after_id`."""
     found = [_D.endpoint_id == endpoint_id, _D.tenant == tenant, _D.created_at >= since, _D.status.in_(list(statuses))]
     if until is not None:
         found.append(_D.created_at < until)
-    return update(DELIVERIES).where(*found).values(**_AGAIN).returning(_D.id)
+    some = select(_D.id).where(*found, _D.id > after_id).order_by(_D.id).limit(limit)
+    return update(DELIVERIES).where(_D.id.in_(some)).values(**_AGAIN).returning(_D.id)
 
 
 # The outbox
@@ -216,6 +268,17 @@ def redeliver_range(
 def receiver_of() -> ColumnElement[str]:
     """Who is sent to: a registered endpoint; for a job's own URL the tenant's host, since such URLs differ from job to job."""
     return func.coalesce(_D.endpoint_id, _D.tenant + " " + func.substring(_D.url, "^[a-z]+://([^/?#]*)"))
+
+
+def _tenants_with_pending() -> CTE:
+    """Tenants that wait for deliveries, found one after the other in an index: the cost is theirs, not the deliveries'."""
+    pending = _D.status == "pending"
+    names = select(select(func.min(_D.tenant)).where(pending).scalar_subquery().label("tenant")).cte(
+        "tenants_waiting", recursive=True
+    )
+    following = select(func.min(_D.tenant)).where(pending, _D.tenant > names.c.tenant).scalar_subquery()
+    names = names.union_all(select(following).where(names.c.tenant.is_not(None)))
+    return select(names.c.tenant).where(names.c.tenant.is_not(None)).limit(TENANTS_MAX).cte("tenants_in_turn")
 
 
 def lease_due(
@@ -239,17 +302,23 @@ def lease_due(
     busy = select(on_their_way.c.receiver, func.count().label("n")).group_by(on_their_way.c.receiver).cte("busy")
     tenants = select(on_their_way.c.tenant, func.count().label("n")).group_by(on_their_way.c.tenant).cte("tenants")
     full = select(busy.c.receiver).where(busy.c.n >= (per_receiver if skip_from is None else skip_from))
-    due = (
+    names = _tenants_with_pending()
+    each = lateral(
         select(_D.id, receiver_of().label("receiver"), _D.tenant, _D.next_attempt_at)
         .where(
-            _D.status == "pending", _D.next_attempt_at <= func.now(),
+            _D.status == "pending", _D.tenant == names.c.tenant, _D.next_attempt_at <= func.now(),
             or_(_D.lease_until.is_(None), _D.lease_until <= func.now()), receiver_of().not_in(full),
-            _D.tenant.not_in(select(tenants.c.tenant).where(tenants.c.n >= per_tenant)),
         )
         .order_by(_D.next_attempt_at)
-        .limit(50 * limit)
-        .subquery("due")
+        # A long look when few tenants wait, a short one for each of many.
+        .limit(select(func.greatest(per_tenant, 50 * limit / func.count())).select_from(names).scalar_subquery())
     )  # fmt: skip
+    due = (
+        select(each.c.id, each.c.receiver, each.c.tenant, each.c.next_attempt_at)
+        .join_from(names, each, true())
+        .where(names.c.tenant.not_in(select(tenants.c.tenant).where(tenants.c.n >= per_tenant)))
+        .subquery("due")
+    )
     first = (due.c.next_attempt_at, due.c.id)
     ranked = (
         select(
@@ -274,7 +343,7 @@ def lease_due(
     chosen = (
         select(of_tenant.c.id)
         .where(of_tenant.c.of_tenant + of_tenant.c.n <= per_tenant)
-        .order_by(of_tenant.c.rank, of_tenant.c.next_attempt_at)
+        .order_by(of_tenant.c.of_tenant, of_tenant.c.next_attempt_at)  # the first of each tenant, then the second
         .limit(limit)
     )
     taken = (
@@ -385,10 +454,11 @@ def disable_dead(endpoint_id: str, delivery_id: int) -> Update:
     )
 
 
-def discard_of_disabled() -> Update:
-    """What waits for an endpoint that was disabled; redelivery brings it back."""
-    off = exists().where(_E.id == _D.endpoint_id, ~_E.enabled)
-    return update(DELIVERIES).where(_D.status == "pending", off).values(status="discarded", lease_until=null())
+def discard_of_disabled(limit: int = REMOVE_CHUNK) -> Update:
+    """A chunk of what waits for endpoints that were disabled; redelivery brings it back."""
+    disabled = select(_E.id).where(~_E.enabled)
+    some = select(_D.id).where(_D.endpoint_id.in_(disabled), _D.status == "pending").limit(limit)
+    return update(DELIVERIES).where(_D.id.in_(some)).values(status="discarded", lease_until=null())
 
 
 def forget_events(*, older_than_seconds: float, limit: int = FORGET_BATCH) -> Delete:

@@ -43,4 +43,4 @@ def waiting() -> Select[Any]:
 
 def endpoints() -> Select[Any]:
     """(enabled, count)."""
-    return select(_E.enabled, func.count().label("count")).group_by(_E.enabled)
+    return select(_E.enabled, func.count().label("count")).where(_E.deleted_at.is_(None)).group_by(_E.enabled)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import time
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from shared.evaluations.sandbox_pool import SandboxPool
 from tests.integration.conftest import ApiProcess, Served, eventually
 
 pytestmark = pytest.mark.integration
@@ -289,6 +292,40 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"configurations": [{**FAST, "messages": []}]}, "unknown_parameter", "configurations[0].messages"),
     ({"configurations": [{**FAST, "seeds": [1, 1]}]}, "invalid_parameter", "configurations[0].seeds"),
 ]  # fmt: skip
+
+
+CODE = {"type": "code", "source": "while True: pass\ndef grade(o, r, i): return True", "timeout_seconds": 60}
+
+
+@pytest.mark.parametrize(
+    "change,code",
+    [({"dataset": {"file_id": "file-nothing"}}, "file_not_found"), ({"dataset": {"bundled": "no"}}, "invalid_parameter"),
+     ({"configurations": [{**FAST, "model": "nobody"}]}, "model_not_found"),
+     ({"configurations": [{**FAST, "colour": 1}]}, "unknown_parameter")],
+)  # fmt: skip
+async def test_what_is_cheap_to_check_needs_no_sandbox(served: Served, change: dict[str, Any], code: str) -> None:
+    """Every slot of the host is taken, so that a request that needs one would be refused as busy."""
+    body = {"dataset": {"bundled": "vdiff-tiny"}, "template": "{{input}}", "graders": [CODE], "configurations": [FAST]}
+    pool = SandboxPool(64, memory_mb=64)
+    async with AsyncExitStack() as stack:
+        for tenant in range(4):  # one tenant may not have all of them
+            await stack.enter_async_context(pool.slot(f"tenant-{tenant}"))
+        answer = await asyncio.to_thread(served.client.post, "/v1/evaluations", json={**body, **change})
+    assert answer.json()["error"]["code"] == code
+
+
+def test_code_runs_only_once_the_evaluation_exists(served: Served) -> None:
+    """Source that never ends is accepted as it compiles, and costs its own answers alone."""
+    made = begin(served, request(upload(served, sums(1)), graders=[{**CODE, "timeout_seconds": 0.5}]))
+    done = over(served, made["id"])
+    assert of(done, "fast")["top_errors"][0]["code"] == "grader_timeout"
+
+
+def test_a_grader_may_not_ask_for_more_memory_than_the_operator_allows(served: Served) -> None:
+    body = request(upload(served, sums(1)), graders=[{**CODE, "memory_mb": 1024}])
+    error = served.client.post("/v1/evaluations", json=body).json()["error"]
+    assert (error["code"], error["param"]) == ("invalid_parameter", "graders[0].memory_mb")
+    assert "from 64 to 512" in error["message"]
 
 
 @pytest.mark.parametrize("change,code,param", BAD)

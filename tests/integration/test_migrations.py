@@ -15,11 +15,14 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 import shared.db.tables  # noqa: F401
 from migrations import run
+from shared import counts
 from shared.db.base import Base
 from shared.db.session import AsyncDatabase, sync_engine_unpooled
-from tests.integration.conftest import Jobs, create_database, drop_database
+from tests.integration.conftest import Jobs, create_database, drop_database, eventually
 
 pytestmark = pytest.mark.integration
+
+BEFORE_INDEXES, INDEXES, COUNTS = "0021", "0022", "0023"  # revisions around those that change large tables
 
 CATALOG = {
     "columns": """
@@ -131,7 +134,83 @@ def test_a_migration_does_not_queue_behind_a_lock(jobs: Jobs, monkeypatch: pytes
         session.execute(text("LOCK TABLE jobs IN ACCESS SHARE MODE"))
         with pytest.raises(OperationalError, match="lock timeout"):
             run.downgrade(jobs.database_url, "base")
-    assert run.is_current(jobs.database_url)  # all of it was undone
+    # The migration that met the lock was undone; those before it stay, and the next try goes on from there.
+    assert run.current_revision(jobs.database_url) is not None
+    assert {"lanes_insert", "ix_jobs_lease"} <= _names(jobs)
+    run.upgrade(jobs.database_url)
+    assert run.is_current(jobs.database_url)
+
+
+def _names(jobs: Jobs) -> set[str]:
+    """Triggers and indexes of the table of jobs."""
+    with jobs.database.read() as session:
+        statement = text(
+            "SELECT tgname FROM pg_trigger WHERE tgrelid = 'jobs'::regclass UNION ALL "
+            "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'jobs'::regclass"
+        )
+        return set(session.execute(statement).scalars())
+
+
+def test_indexes_are_built_beside_writers(jobs: Jobs) -> None:
+    """A transaction that writes to the table stays open meanwhile; with a lock of the table the migration would give up."""
+    run.downgrade(jobs.database_url, BEFORE_INDEXES)
+    outcome: list[BaseException | None] = []
+
+    def upgrade() -> None:
+        try:
+            run.upgrade(jobs.database_url, INDEXES)
+            outcome.append(None)
+        except BaseException as exc:
+            outcome.append(exc)
+
+    thread = threading.Thread(target=upgrade)
+    with jobs.database.write() as session:
+        session.execute(text("UPDATE jobs SET model = 'x'"))
+        thread.start()
+        building = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'active' "
+            "AND query LIKE 'CREATE INDEX CONCURRENTLY%'"
+        )
+
+        def is_building() -> bool:
+            with jobs.database.read() as other:
+                return bool(other.execute(text(building)).scalar_one())
+
+        eventually(is_building, what="the index is being built")
+        jobs.submit(push=0)  # another writer does not wait for it
+    thread.join(60)
+    assert outcome == [None]
+    assert "ix_jobs_tenant_model_status_id" in _names(jobs)
+
+
+def test_an_index_of_an_interrupted_migration_is_built_again(jobs: Jobs) -> None:
+    run.downgrade(jobs.database_url, BEFORE_INDEXES)
+    with jobs.database.write() as session:
+        session.execute(text("CREATE INDEX ix_jobs_tenant_model_status_id ON jobs (id)"))
+        session.execute(
+            text("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_jobs_tenant_model_status_id'::regclass")
+        )
+    run.upgrade(jobs.database_url)
+    with jobs.database.read() as session:
+        statement = text("SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_jobs_tenant_model_status_id'")
+        assert "(tenant, model, status, id)" in session.execute(statement).scalar_one()
+
+
+def test_counts_know_what_was_there_before(jobs: Jobs) -> None:
+    """Rows of the former schema, and a move between the revision that makes the triggers and the one that counts."""
+    run.downgrade(jobs.database_url, INDEXES)
+    ids = [jobs.submit(push=0) for _ in range(4)]
+    end = text("UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = ANY(:ids)")
+    with jobs.database.write() as session:
+        session.execute(end, {"ids": ids[:2]})
+    run.upgrade(jobs.database_url, COUNTS)
+    with jobs.database.write() as session:
+        session.execute(end, {"ids": ids[2:3]})
+        session.execute(counts.roll_up())
+    run.upgrade(jobs.database_url)
+    with jobs.database.read() as session:
+        found = {row.status: row.count for row in session.execute(counts.jobs_by_status()) if row.count}
+    assert found == {"cancelled": 3, "queued": 1}
 
 
 def test_connections_have_timeouts(jobs: Jobs) -> None:

@@ -1,6 +1,7 @@
 """All tables; importing this module fills `Base.metadata`."""
 
 from shared.db.tables.batches import Batch, File, FileChunk
+from shared.db.tables.counts import Count, CountDelta
 from shared.db.tables.dispatch import Lane, LaneDelta, Queue
 from shared.db.tables.evaluations import Evaluation, EvaluationItem, EvaluationRun, EvaluationSample
 from shared.db.tables.jobs import Attempt, Job
@@ -17,7 +18,32 @@ from shared.db.tables.webhooks import (
 )
 
 __all__ = [
-    "ApiKey", "Attempt", "Batch", "Evaluation", "EvaluationItem", "EvaluationRun", "EvaluationSample", "File", "FileChunk",
-    "Job", "Lane", "LaneDelta", "LeaseClock", "MaintenanceCount", "Model", "Queue", "Sender", "Usage", "UsageDelta",
-    "WebhookAttempt", "WebhookDelivery", "WebhookEndpoint", "WebhookEvent", "WebhookSecret", "Worker", "WorkerFailure",
-]  # fmt: skip
+    "ApiKey",
+    "Attempt",
+    "Batch",
+    "Count",
+    "CountDelta",
+    "Evaluation",
+    "EvaluationItem",
+    "EvaluationRun",
+    "EvaluationSample",
+    "File",
+    "FileChunk",
+    "Job",
+    "Lane",
+    "LaneDelta",
+    "LeaseClock",
+    "MaintenanceCount",
+    "Model",
+    "Queue",
+    "Sender",
+    "Usage",
+    "UsageDelta",
+    "WebhookAttempt",
+    "WebhookDelivery",
+    "WebhookEndpoint",
+    "WebhookEvent",
+    "WebhookSecret",
+    "Worker",
+    "WorkerFailure",
+]

@@ -50,6 +50,7 @@ class File(Base):
     __table_args__ = (
         CheckConstraint(_one_of("status", list(FILE_STATES)), "status"),
         Index("ix_files_tenant_id", "tenant", "id"),
+        Index("ix_files_tenant_purpose", "tenant", "purpose", "id"),
         Index("ix_files_unfinished", "created_at", postgresql_where=text("status <> 'ready'")),
         Index("ix_files_expires_at", "expires_at", postgresql_where=text("expires_at IS NOT NULL")),
     )

@@ -55,8 +55,10 @@ class Evaluation(Base):
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
     holder: Mapped[str | None] = mapped_column(Text)
     lease_until: Mapped[datetime | None] = mapped_column(Timestamp)
+    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)  # its rows go in chunks
 
     __table_args__ = (
+        Index("ix_evaluations_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
         CheckConstraint(_one_of("status", [s.value for s in EvaluationStatus]), "status"),
         CheckConstraint("(status IN ('in_progress', 'cancelling')) = (finished_at IS NULL)", "finished_when_over"),
         Index("uq_evaluations_content", "tenant", "content_hash", unique=True),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from sqlalchemy import BigInteger, Date, Double, Identity, Text, text
+from sqlalchemy import BigInteger, Date, Double, Identity, Index, Text, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from shared.db.base import Base
@@ -34,6 +34,8 @@ class Usage(_Amounts, Base):
     day: Mapped[date] = mapped_column(Date, primary_key=True)
     key_id: Mapped[str] = mapped_column(Text, primary_key=True)  # '': no key was needed
     model: Mapped[str] = mapped_column(Text, primary_key=True)
+
+    __table_args__ = (Index("ix_usage_day", "day"),)
 
 
 class UsageDelta(_Amounts, Base):

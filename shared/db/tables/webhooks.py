@@ -52,8 +52,10 @@ class WebhookEndpoint(Base):
     disabled_reason: Mapped[str | None] = mapped_column(Text)
     last_success_at: Mapped[datetime | None] = mapped_column(Timestamp)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
+    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)  # its deliveries go in chunks, then the row
 
     __table_args__ = (
+        Index("ix_webhook_endpoints_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
         CheckConstraint("(previous_secret IS NULL) = (previous_until IS NULL)", "previous_has_an_end"),
         Index("ix_webhook_endpoints_tenant", "tenant", "id"),
     )
@@ -113,8 +115,15 @@ class WebhookDelivery(Base):
         CheckConstraint(f"status IN ({', '.join(repr(s) for s in DELIVERY_STATES)})", "status"),
         CheckConstraint("(endpoint_id IS NULL) <> (url IS NULL)", "one_receiver"),
         Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
-        Index("ix_webhook_deliveries_endpoint", "endpoint_id", "id"),
+        Index("ix_webhook_deliveries_tenant", "tenant", "status", "id"),
+        Index("ix_webhook_deliveries_endpoint_status", "endpoint_id", "status", "id"),
+        Index("ix_webhook_deliveries_turns", "tenant", "next_attempt_at", postgresql_where=text("status = 'pending'")),
         Index("ix_webhook_deliveries_event", "event_id"),
+        Index(
+            "ix_webhook_deliveries_leased",
+            "lease_until",
+            postgresql_where=text("status = 'pending' AND lease_until IS NOT NULL"),
+        ),
     )
 
 

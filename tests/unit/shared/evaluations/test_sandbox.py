@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from shared.evaluations import sandbox
 from shared.evaluations.grader_requests import parse_graders
 from shared.evaluations.graders import Grader, Verdict
 from shared.evaluations.sandbox_child import NOBODY
+from shared.evaluations.sandbox_pool import SandboxPool
 
 HEAD = "import ctypes, os, _thread\nlibc = ctypes.CDLL(None)\ndef grade(output, reference, item):\n    "
 PARENT = os.getpid()
@@ -25,8 +27,20 @@ def grader(source: str, **options: Any) -> Grader:
     return parse_graders(value, code_allowed=True)[0]
 
 
+@pytest.fixture(autouse=True)
+def pool(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> SandboxPool:
+    """A pool of its own: other runs on this machine have sandboxes too."""
+    pool = SandboxPool(3, memory_mb=2048, folder=tmp_path_factory.mktemp("pool") / "slots")
+    monkeypatch.setattr(sys.modules[__name__], "POOL", pool)
+    return pool
+
+
+POOL = SandboxPool(3, memory_mb=2048)
+
+
 def grade(body: str, output: str = "42", **options: Any) -> Verdict:
-    return asyncio.run(sandbox.grade(grader(HEAD + body, **options), output, {"reference": "42", "x": 3}))
+    item = {"reference": "42", "x": 3}
+    return asyncio.run(sandbox.grade(grader(HEAD + body, **options), output, item, POOL, "tenant"))
 
 
 def test_code_grades() -> None:
@@ -148,11 +162,61 @@ def test_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(tmp_path.iterdir()) == []
 
 
+RUNS_FOREVER = "while True: pass\ndef grade(output, reference, item): return True"
+
+
 @pytest.mark.parametrize(
     "source,says",
-    [("def (", "SyntaxError"), ("x = 1", "no function grade"), ("import nothing", "ModuleNotFoundError"),
-     ("while True: pass", "not done after 1 s"), ("def grade(o, r, i): return True", None)],
+    [("def (", "SyntaxError"), ("x = 1", "no function grade"), ("def f():\n    grade = 1", "no function grade"),
+     ("print(grade)", "no function grade"), ("x = \0", "null bytes"), ("(" * 20_000 + ")" * 20_000, "too"),
+     ("def grade(o, r, i): return True", None), ("grade = lambda o, r, i: True", None),
+     ("from operator import eq as grade", None), ("if True:\n    def grade(o, r, i): return True", None),
+     (RUNS_FOREVER, None), ("import nothing\ndef grade(o, r, i): return True", None)],
 )  # fmt: skip
-def test_sources_are_checked_before_they_are_accepted(source: str, says: str | None) -> None:
-    found = asyncio.run(sandbox.check(grader(source)))
-    assert (found is None) if says is None else (says in (found or ""))
+def test_sources_are_compiled_before_they_are_accepted_and_not_run(
+    source: str, says: str | None, pool: SandboxPool
+) -> None:
+    found = asyncio.run(sandbox.check(["def grade(o, r, i): return 1", source], pool, "tenant"))
+    assert (found is None) if says is None else (found is not None and found.index == 1 and says in found.message)
+
+
+def children_of_this_process() -> list[str]:
+    tasks = Path("/proc/self/task").iterdir()
+    pids = [pid for task in tasks for pid in (task / "children").read_text().split()]
+    return [pid for pid in pids if b"sandbox_child" in Path("/proc", pid, "cmdline").read_bytes()]
+
+
+async def test_the_kernel_ends_a_sandbox_before_anything_else(pool: SandboxPool) -> None:
+    slow = grader(HEAD + "import time; time.sleep(60)", timeout_seconds=60)
+    task = asyncio.create_task(sandbox.grade(slow, "42", {"reference": "42"}, pool, "tenant"))
+    score = None
+    for _ in range(1000):
+        for pid in children_of_this_process():
+            score = Path("/proc", pid, "oom_score_adj").read_text().strip()
+        if score == "1000":
+            break
+        await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    assert score == "1000"
+    assert children_of_this_process() == []  # whoever stops waiting ends the sandbox
+
+
+async def test_no_more_sandboxes_than_slots(pool: SandboxPool) -> None:
+    """Twelve answers of four tenants, graded by two processes' pools at once."""
+    most = 0
+    pools = [SandboxPool(2, memory_mb=512, folder=pool._folder) for _ in range(2)]
+    one = grader(HEAD + "import time; time.sleep(0.02); return True", timeout_seconds=20)
+    grades = [sandbox.grade(one, "42", {"reference": "42"}, pools[i % 2], f"tenant-{i % 4}") for i in range(12)]
+    together = asyncio.gather(*grades)
+    while not together.done():
+        most = max(most, len(children_of_this_process()))
+        await asyncio.sleep(0.002)
+    assert [verdict.passed for verdict in await together] == [True] * 12
+    assert 1 <= most <= 2
+
+
+def test_a_grader_gets_no_more_memory_than_the_pool_allows(pool: SandboxPool) -> None:
+    pool.memory_mb = 128
+    verdict = grade("return len(b'x' * 200_000_000) > 0", memory_mb=2048, timeout_seconds=20)
+    assert verdict.error is not None and "128 MB of memory" in verdict.error["message"]
