@@ -22,6 +22,7 @@ from shared.errors import EngineShutDown, EngineStopped, InvalidParameter, VDiff
 from shared.ids import new_id
 from shared.jobs.infill import filled
 from shared.sampling_params import SamplingParams
+from shared.stop_strings import check_stops
 from worker.engine import passes
 from worker.engine.config import VDiffConfig
 from worker.engine.decoder import Commit
@@ -138,7 +139,7 @@ class VDiffEngine:
             seed=seed,
             priority=priority,
             arrival_time=time.time(),
-            end_token_ids=frozenset() if canvas is not None else end_tokens(params, self.card.end_token_ids),
+            end_token_ids=frozenset() if canvas is not None else self._end_tokens(params),
             listener=listener,
             canvas=None if canvas is None else list(canvas),
             score=score,
@@ -158,6 +159,9 @@ class VDiffEngine:
             self._scheduler.add(request)
             self._changed.notify()
         return handle
+
+    def _end_tokens(self, params: SamplingParams) -> frozenset[int]:
+        return end_tokens(params, self.card.end_token_ids, self.tokenizer)
 
     def infill(self, parts: Sequence[str | int], params: SamplingParams | None = None) -> InfillOutput:
         """Fill holes in a text and wait: strings are fixed text, integers are holes of so many tokens.
@@ -230,7 +234,9 @@ class VDiffEngine:
     def submit_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
         """Tokenise and queue."""
         text, ids = self.tokenize(prompt)
-        return self.submit(new_id("req"), ids, params or SamplingParams(), prompt=text)
+        params = params or SamplingParams()
+        check_stops(params.stop, self.card, self.tokenizer)
+        return self.submit(new_id("req"), ids, params, prompt=text)
 
     @overload
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput: ...

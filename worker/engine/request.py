@@ -11,6 +11,7 @@ from shared.algorithms import BLOCK, UNIFORM
 from shared.diffusion_params import DEFAULT_BLOCK_LENGTH
 from shared.model_card import ModelCard
 from shared.sampling_params import SamplingParams
+from shared.stop_strings import stop_ids
 from shared.tokenizer import IncrementalText, TokenizerWrapper
 from worker.engine import schedule
 from worker.engine.outputs import StepEvent, TokenLogprob
@@ -199,6 +200,10 @@ class EngineRequest:
         return all(s.finish_reason is not None for s in self.sequences)
 
 
-def end_tokens(params: SamplingParams, model_ends: Sequence[int]) -> frozenset[int]:
-    """Token ids that end an answer: the model's own unless ignore_eos, and the request's."""
-    return frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(model_ends))
+def end_tokens(params: SamplingParams, model_ends: Sequence[int], tokenizer: TokenizerWrapper) -> frozenset[int]:
+    """Return the token ids that end an answer: the model's own unless ignore_eos, and the request's.
+
+    A stop string that is a special token counts by its id, since the answer's text does not show it.
+    """
+    own = frozenset() if params.ignore_eos else frozenset(model_ends)
+    return own | frozenset(params.stop_token_ids) | stop_ids(params.stop, tokenizer)
