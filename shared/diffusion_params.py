@@ -273,6 +273,8 @@ def _suppression(given: Mapping[str, Any], card: ModelCard, algorithm: str) -> d
         if values["suppress_end"] == "confidence" and not ALGORITHMS[algorithm].by_confidence:
             message = f"diffusion.suppress_end confidence has no effect with {algorithm}; logits has"
             raise InvalidParameter(message, param="diffusion.suppress_end")
+    if given.get("suppress_token_ids") == [] and "suppress_end" not in values:
+        return values
     if "suppress_token_ids" in given:
         if "suppress_end" not in values:
             message = "diffusion.suppress_token_ids has no effect without diffusion.suppress_end"
@@ -290,7 +292,7 @@ def _extras(given: Mapping[str, Any], card: ModelCard, max_tokens: int, algorith
         values["visualize"] = checks.flag(given["visualize"], "diffusion.visualize")
     if "max_forwards" in given:
         values["max_forwards"] = checks.integer(given["max_forwards"], "diffusion.max_forwards", 1, 1_000_000)
-    if "draft_token_ids" in given:
+    if "draft_token_ids" in given and given["draft_token_ids"] != []:
         param = "diffusion.draft_token_ids"
         if card.regime == UNIFORM:
             raise InvalidParameter(f"{param} has no effect on {card.name}", param=param)

@@ -33,6 +33,8 @@ def logit_bias_of(value: Any, card: ModelCard) -> Bias:
         raise InvalidParameter(message, param="logit_bias")
     made = {}
     for key, number in value.items():
+        if number is None:
+            continue
         token = _token(str(key), card)
         param = f"logit_bias.{token}"
         if isinstance(number, bool) or not isinstance(number, int | float) or not -BOUND <= number <= BOUND:

@@ -92,8 +92,16 @@ class SamplingParams:
         return replace(self, seed=seed)
 
 
+def changes_nothing(given: Mapping[str, Any], name: str, off: int) -> bool:
+    """Whether a field is absent or has the value that turns it off."""
+    value = given.get(name)
+    return value is None or (type(value) in (int, float) and value == off)
+
+
 def _stops(value: Any) -> tuple[str, ...]:
     values = [value] if isinstance(value, str) else value
+    if isinstance(values, list | tuple):
+        values = [v for v in values if v != ""]  # an empty string stops nothing
     if not isinstance(values, list | tuple) or any(not isinstance(v, str) for v in values):
         raise InvalidParameter("stop must be a string or a list of strings", param="stop")
     if len(values) > MAX_STOPS:
@@ -126,12 +134,12 @@ def _max_tokens(given: dict[str, Any], card: ModelCard, prompt_tokens: int, chat
 def _logprobs(given: Mapping[str, Any], chat: bool) -> int | None:
     """OpenAI's two spellings: chat has `logprobs: true` and `top_logprobs: k`, completions have `logprobs: k`."""
     if not chat:
-        if "top_logprobs" in given:
+        if not changes_nothing(given, "top_logprobs", 0):
             raise InvalidParameter("top_logprobs belongs to chat; here logprobs is a number", param="top_logprobs")
         value = given.get("logprobs", False)
         return None if value is False else checks.integer(value, "logprobs", 0, MAX_LOGPROBS)
     wanted = checks.flag(given.get("logprobs", False), "logprobs")
-    if "top_logprobs" in given and not wanted:
+    if not wanted and not changes_nothing(given, "top_logprobs", 0):
         raise InvalidParameter("top_logprobs has no effect without logprobs: true", param="top_logprobs")
     return checks.integer(given.get("top_logprobs", 0), "top_logprobs", 0, MAX_LOGPROBS) if wanted else None
 
@@ -166,7 +174,7 @@ def resolve_params(
     )
     # The model's own top_p and top_k are part of its sampling recipe; who asks for temperature 0 does not sample.
     recipe = defaults if values["temperature"] > 0 else {}
-    values["top_p"] = checks.number(given.get("top_p", recipe.get("top_p", 1.0)), "top_p", 0.0, 1.0, open_low=True)
+    values["top_p"] = checks.number(given.get("top_p", recipe.get("top_p", 1.0)), "top_p", 0.0, 1.0)
     values["top_k"] = (
         checks.integer(given.get("top_k", recipe.get("top_k", -1)), "top_k", -1, checks.MOST) or -1
     )  # 0 is off too

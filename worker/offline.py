@@ -20,17 +20,20 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, UnknownParameter, VDiffError
-from shared.jobs.fields import meant, template_variables_of
-from shared.jobs.requests import messages_of, prompt_of, refuse_without_text
+from shared.errors import ConfigurationError, InvalidParameter, MissingParameter, VDiffError
+from shared.jobs.fields import LABELS, labels_of, meant, template_variables_of
+from shared.jobs.messages import messages_of
+from shared.jobs.no_ops import with_effect
+from shared.jobs.requests import prompt_of, refuse_without_text
 from shared.prompt_ids import PARSE_SPECIAL, message_ids, parse_special_of, prompt_ids
 from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
+from shared.stop_strings import check_stops
 from shared.text_files import HEAD_BYTES, require_utf8
 from worker.engine import RequestHandle, VDiffConfig, VDiffEngine
 from worker.work import check_answers
 
 PROMPTS = ("prompt", "prompt_token_ids", "messages")
-VARIABLES = "chat_template_kwargs"
+VARIABLES, COMPLETION_TOKENS = "chat_template_kwargs", "max_completion_tokens"
 AHEAD = 4  # requests per slot that wait in the engine, so that no slot is ever empty
 REPORT_SECONDS = 10.0  # between two lines of progress where there is no terminal
 
@@ -103,10 +106,15 @@ def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dic
                 raise InvalidParameter(message, param="custom_id")
             seen[custom_id] = number
         line.metadata = data.pop("metadata", None)
-        for name in data:
-            if name not in (*PROMPTS, *GENERATION_FIELDS, VARIABLES, PARSE_SPECIAL):
-                hint = meant(name, (*PROMPTS, *GENERATION_FIELDS))
-                raise UnknownParameter(f"{name[:80]} is not a field of a line{hint}", param=name[:80])
+        if data.get("max_tokens") is None and data.get("messages") is not None:
+            data["max_tokens"] = data.get(COMPLETION_TOKENS)
+        known = (*PROMPTS, *GENERATION_FIELDS)
+        data = with_effect(
+            data,
+            (*known, "model", VARIABLES, PARSE_SPECIAL, *LABELS),
+            lambda name: f"{name[:80]} is not a field of a line{meant(name, known)}",
+        )
+        labels_of(data)
         return line, data
     except VDiffError as exc:
         line.error = exc
@@ -118,6 +126,9 @@ def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dic
 def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
     """Check a line against the model and hand it to the engine; an error is noted in the line."""
     try:
+        if data.get("model") not in (None, engine.card.name):
+            message = f"model must be {engine.card.name}, the model of this run; leave it out"
+            raise InvalidParameter(message, param="model")
         given = [name for name in PROMPTS if data.get(name) is not None]
         if len(given) != 1:
             wanted = ", ".join(PROMPTS)
@@ -140,7 +151,7 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
                 refuse_without_text()
             prompt = token_ids or [] if text is None else text
             ids = prompt_ids(prompt, where, engine.card, engine.tokenizer, parse_special=parse_special)
-        if where != "messages" and data.get(VARIABLES) is not None:
+        if where != "messages" and data.get(VARIABLES):
             raise InvalidParameter(f"{VARIABLES} has no effect without messages", param=VARIABLES)
         if not ids:
             raise InvalidParameter(f"{where} is empty", param=where)
@@ -149,6 +160,7 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
             raise InvalidParameter("a line gives one answer; repeat it for more", param="n")
         params = resolve_params(fields, card=engine.card, prompt_tokens=len(ids), chat=where == "messages")
         line.params = params
+        check_stops(params.stop, engine.card, engine.tokenizer)
         line.handle = engine.submit(f"line-{line.number}", ids, params, prompt=text)
     except VDiffError as exc:
         line.error = exc

@@ -13,6 +13,7 @@ from api.dependencies import ContextDep, JsonBody, idempotency_key, is_automatic
 from api.followers import FollowingStream
 from api.openai.files import expires_seconds
 from api.paging import no_nul, page_limit, page_object, whole_number
+from shared import checks
 from shared.batches.service import NewBatch
 from shared.batches.status import OVER
 from shared.batches.views import item_object, listed_item
@@ -79,6 +80,8 @@ def new_batch(request: Request, body: Any, principal: Any) -> NewBatch:
     if given["endpoint"] not in ENDPOINTS:
         raise InvalidParameter(f"endpoint must be one of {', '.join(ENDPOINTS)}", param="endpoint")
     expires = given.get("output_expires_after")
+    if isinstance(expires, dict):
+        expires = checks.known(expires, ("anchor", "seconds"), "output_expires_after.")
     if expires is not None and (not isinstance(expires, dict) or set(expires) != {"anchor", "seconds"}):
         message = "output_expires_after must be an object of anchor and seconds"
         raise InvalidParameter(message, param="output_expires_after")

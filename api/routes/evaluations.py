@@ -103,8 +103,9 @@ async def compare_configurations(body: JsonBody, context: ContextDep, principal:
 async def _side(context: Context, principal: Principal, value: Any, name: str) -> tuple[Any, Any]:
     if value is None:
         raise MissingParameter(f"{name} is required", param=name)
-    fields = {"evaluation", "configuration"}
-    if not isinstance(value, dict) or set(value) != fields or not all(isinstance(v, str) for v in value.values()):
+    fields = ("evaluation", "configuration")
+    given = checks.known(value, fields, f"{name}.") if isinstance(value, dict) else {}
+    if set(given) != set(fields) or not all(isinstance(v, str) for v in given.values()):
         raise InvalidParameter(f"{name} must be an object of evaluation and configuration, both strings", param=name)
     row = await context.evaluations.get(value["evaluation"], principal.tenant)
     return row, await context.evaluations.run(row.id, value["configuration"], f"{name}.configuration")
@@ -148,9 +149,9 @@ async def add_configurations(
     evaluation_id: str, body: JsonBody, context: ContextDep, principal: PrincipalDep
 ) -> Response:
     """More configurations, or more seeds of one; only what is missing runs."""
-    if not isinstance(body, dict) or set(body) - {"configurations"}:
-        raise InvalidParameter("the body takes configurations alone", param="body")
-    if "configurations" not in body:
+    if not isinstance(body, dict):
+        raise InvalidParameter("the body must be an object", param="body")
+    if "configurations" not in checks.known(body, ("configurations",), ""):
         raise MissingParameter("configurations is required", param="configurations")
     configurations = parse_configurations(body["configurations"])
     return await _told(context, await context.evaluations.add(evaluation_id, configurations, principal))

@@ -16,7 +16,7 @@ from api.dependencies import Context, ContextDep, JsonBody
 from shared import serving
 from shared.errors import InvalidParameter, MissingParameter, ModelNotFound
 from shared.jobs.fields import opened, template_variables_of
-from shared.jobs.requests import messages_of
+from shared.jobs.messages import messages_of
 from shared.jobs.service import THREAD_CHARACTERS, Served
 from shared.prompt_ids import PARSE_SPECIAL, check_ids, parse_special_of, refuse_too_long
 from shared.tokenizer import TokenizerWrapper

@@ -69,11 +69,11 @@ def _grader(item: Any, at: str, *, code_allowed: bool) -> Grader:
         message = f"{at}: graders that run code are off here; the operator turns them on with VDIFF_CODE_GRADERS=true"
         raise CodeGradersDisabled(message, param=f"{at}.type")
     known = ("type", "name", "reference", *_DEFAULTS[kind])
-    for name in item:
-        if name not in known:
+    for name, value in item.items():
+        if name not in known and value is not None:
             message = f"{at}.{name[:80]} is not a field of a grader of type {kind}; known: {', '.join(known)}"
             raise UnknownParameter(message, param=f"{at}.{name[:80]}")
-    name = item.get("name", kind)
+    name = kind if item.get("name") is None else item["name"]
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
         raise InvalidParameter(f"{at}.name must be a string of 1 to {MAX_NAME} characters", param=f"{at}.name")
     given = {**_DEFAULTS[kind], **{k: v for k, v in item.items() if k in _DEFAULTS[kind] and v is not None}}

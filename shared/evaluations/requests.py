@@ -14,8 +14,10 @@ from shared.evaluations.grader_requests import MEMORY_MB_MAX, parse_graders
 from shared.evaluations.graders import Grader
 from shared.evaluations.templates import Template, parse_template
 from shared.jobs.fields import metadata_of
-from shared.jobs.requests import ROLES
+from shared.jobs.messages import ROLES
+from shared.jobs.no_ops import changes_nothing, is_nothing
 from shared.jobs.responses import CHAT, COMPLETIONS
+from shared.sampling_params import GENERATION_FIELDS
 
 FIELDS = ("name", "dataset", "template", "endpoint", "graders", "configurations", "completion_window", "metadata")
 DATASET_FIELDS = ("file_id", "bundled", "limit")
@@ -175,10 +177,14 @@ def parse_configurations(value: Any, at: str = "configurations") -> list[Configu
 def _configuration(item: Any, at: str) -> Configuration:
     if not isinstance(item, dict):
         raise InvalidParameter(f"{at} must be an object", param=at)
-    for name in NOT_HERE:
-        if name in item:
-            raise UnknownParameter(f"{at}.{name} is not a configuration's to say", param=f"{at}.{name}")
     given = {k: v for k, v in item.items() if v is not None}
+    for name in NOT_HERE:
+        if name in given and not is_nothing(given[name]) and not changes_nothing(name, given[name], given):
+            raise UnknownParameter(f"{at}.{name} is not a field of a configuration", param=f"{at}.{name}")
+        given.pop(name, None)
+    for name in [name for name in given if name not in (*CONFIGURATION_FIELDS, *GENERATION_FIELDS)]:
+        if changes_nothing(name, given[name], given):  # so that two configurations that differ in nothing are the same
+            del given[name]
     for name in ("name", "model"):
         if name not in given:
             raise MissingParameter(f"{at}.{name} is required", param=f"{at}.{name}")

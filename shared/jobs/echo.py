@@ -14,9 +14,10 @@ from typing import Any
 from shared import checks
 from shared.algorithms import CHAIN_RULE
 from shared.diffusion_params import DiffusionParams
-from shared.errors import InvalidParameter, MissingParameter, PromptTooLong, UnknownParameter
-from shared.jobs.fields import LABELS, labels_of, model_of, opened
-from shared.jobs.requests import OPENAI_NO_OPS, Resolved, is_no_op, prompt_of
+from shared.errors import InvalidParameter, MissingParameter, PromptTooLong
+from shared.jobs.fields import labels_of, model_of, opened
+from shared.jobs.no_ops import changes_nothing
+from shared.jobs.requests import Resolved, prompt_of
 from shared.jobs.responses import COMPLETIONS, LOGLIKELIHOOD, completion_logprobs, response_id, usage_of
 from shared.jobs.scoring import MAX_PAIRS, ScoreRequest, checked_parse_special
 from shared.jobs.tasks import ScoreTask
@@ -26,7 +27,7 @@ from shared.sampling_params import MAX_LOGPROBS, resolve_params
 from shared.tokenizer import TokenizerWrapper
 
 GENERATION = ("temperature", "top_p", "top_k", "seed")
-FIELDS = ("model", "prompt", "max_tokens", "logprobs", "echo", "n", "stream", PARSE_SPECIAL, *GENERATION)
+FIELDS = ("model", "prompt", "max_tokens", "logprobs", "echo", PARSE_SPECIAL, *GENERATION)
 ESTIMATE = "chain_rule"
 
 
@@ -68,11 +69,9 @@ class EchoRequest(ScoreRequest):
 
 def parse(body: Any) -> ScoreRequest:
     """Raises InvalidParameter, UnknownParameter, MissingParameter."""
-    given = opened(COMPLETIONS, body, {*FIELDS, *OPENAI_NO_OPS, *LABELS})
+    refused = "does not go with echo, which scores the prompt; leave it out"
+    given = opened(COMPLETIONS, body, FIELDS, refused=refused)
     model, labels = model_of(given), labels_of(given)
-    for name in (*OPENAI_NO_OPS, "n", "stream"):
-        if name in given and name != "echo" and not is_no_op(name, given[name], n=(1,), stream=(False,)):
-            raise UnknownParameter(f"{name} does not go with echo, which scores the prompt; leave it out", param=name)
     for name in ("prompt", "logprobs"):
         if name not in given:
             raise MissingParameter(f"{name} is required with echo, which scores the prompt", param=name)
@@ -83,7 +82,8 @@ def parse(body: Any) -> ScoreRequest:
     fields = {name: given[name] for name in GENERATION if name in given}
     if not tokens:
         for name, value in fields.items():
-            if name != "seed" and (name, value) != ("temperature", 0):
+            off = name == "seed" or (name == "temperature" and value in (0, 1)) or changes_nothing(name, value, given)
+            if not off:
                 raise InvalidParameter(f"{name} has no effect with max_tokens 0: nothing is drawn", param=name)
     prompts, paths = _prompts(given["prompt"])
     pairs: tuple[tuple[str | list[int], str | list[int]], ...] = tuple((p, []) for p in prompts)

@@ -7,7 +7,8 @@ from typing import Any
 
 from shared import checks
 from shared.diffusion_params import DIFFUSION_FIELDS
-from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
+from shared.errors import InvalidParameter, MissingParameter
+from shared.jobs.no_ops import with_effect
 
 LABELS = ("user", "metadata", "service_tier", "safety_identifier", "prompt_cache_key")
 SERVICE_TIERS = ("auto", "default")  # others would ask for a different treatment
@@ -15,16 +16,18 @@ MAX_VARIABLES, MAX_VARIABLE_LENGTH, MAX_VARIABLE_NUMBER = 16, 4096, 1_000_000
 MAX_METADATA, MAX_METADATA_KEY, MAX_METADATA_VALUE = 16, 64, 512
 
 
-def opened(endpoint: str, body: Any, allowed: Collection[str]) -> dict[str, Any]:
-    """The body's fields that are not null; labels are allowed everywhere. Raises InvalidParameter, UnknownParameter."""
-    if not isinstance(body, dict):
-        raise InvalidParameter("body must be an object", param="body")
-    given = {k: v for k, v in body.items() if v is not None}
-    for name in given:
-        if name not in allowed and name not in LABELS:
-            known = ", ".join(sorted(allowed))
-            raise UnknownParameter(f"{name[:80]} is not a field of {endpoint}; known: {known}", param=name[:80])
-    return given
+def opened(
+    endpoint: str, body: Any, own: Collection[str], *, refused: str = "is not served; leave it out"
+) -> dict[str, Any]:
+    """Return the body's fields that say something. Labels are allowed everywhere.
+
+    Raises:
+        InvalidParameter, UnknownParameter: with the field's name.
+    """
+    known = ", ".join(sorted(own))
+    return with_effect(
+        body, {*own, *LABELS}, lambda name: f"{name[:80]} is not a field of {endpoint}; known: {known}", refused=refused
+    )
 
 
 def meant(name: str, allowed: Collection[str]) -> str:
@@ -54,7 +57,7 @@ def labels_of(body: dict[str, Any]) -> dict[str, str]:
 
 
 def template_variables_of(value: Any) -> dict[str, Any]:
-    """`chat_template_kwargs`: a few plain values by name; which names there are, the model's template says.
+    """Return `chat_template_kwargs`: a few plain values by name. The model's template says which names there are.
 
     Raises:
         InvalidParameter
@@ -64,19 +67,21 @@ def template_variables_of(value: Any) -> dict[str, Any]:
         raise InvalidParameter(f"{at} must be an object of at most {MAX_VARIABLES} values", param=at)
     for name, one in value.items():
         param = f"{at}.{name[:80]}"
-        plain = one is None or isinstance(one, bool | int | float | str)
-        if not plain or (isinstance(one, str) and len(one) > MAX_VARIABLE_LENGTH):
+        if one is None:
+            continue
+        if not isinstance(one, bool | int | float | str) or (isinstance(one, str) and len(one) > MAX_VARIABLE_LENGTH):
             message = f"{param} must be a plain value, text of at most {MAX_VARIABLE_LENGTH} characters"
             raise InvalidParameter(message, param=param)
         if isinstance(one, int):  # a template may write `"x" * n`, or count to n
             checks.integer(int(one), param, -MAX_VARIABLE_NUMBER, MAX_VARIABLE_NUMBER)
-    return dict(value)
+    return {name: one for name, one in value.items() if one is not None}
 
 
 def metadata_of(value: Any, param: str) -> dict[str, str]:
     """Labels as OpenAI bounds them: at most 16 pairs of strings. Raises InvalidParameter."""
     if not isinstance(value, dict):
         raise InvalidParameter(f"{param} must be an object of strings", param=param)
+    value = {key: text for key, text in value.items() if text is not None}
     if len(value) > MAX_METADATA:
         raise InvalidParameter(f"{param} takes at most {MAX_METADATA} pairs", param=param)
     for key, text in value.items():

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared import checks
-from shared.errors import InvalidParameter, MissingParameter, PromptTooLong
+from shared.errors import InvalidParameter, MissingParameter, PromptTooLong, UnknownParameter
 from shared.jobs.fields import labels_of, model_of, opened
 from shared.jobs.requests import Resolved, refuse_without_text
 from shared.jobs.responses import INFILL, response_id, usage_of
@@ -103,11 +103,14 @@ def parts_of(value: Any) -> tuple[str | int, ...]:
     made: list[str | int] = []
     for i, part in enumerate(value):
         at = f"parts[{i}]"
-        if isinstance(part, str) and part:
+        if isinstance(part, str):
             made.append(part)
             continue
-        if not isinstance(part, dict) or set(part) != {"hole"}:
-            raise InvalidParameter(f'{at} must be a non-empty string or {{"hole": tokens}}', param=at)
+        if not isinstance(part, dict) or part.get("hole") is None:
+            raise InvalidParameter(f'{at} must be a string or {{"hole": tokens}}', param=at)
+        for name, other in part.items():
+            if name != "hole" and other is not None:
+                raise UnknownParameter(f"{at}.{name[:80]} is not a field of a hole", param=f"{at}.{name[:80]}")
         made.append(checks.integer(part["hole"], f"{at}.hole", 1, checks.MOST))
     if not any(isinstance(part, int) for part in made):
         raise InvalidParameter('parts has no hole; a hole is {"hole": tokens}', param="parts")

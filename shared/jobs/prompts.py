@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shared.errors import InvalidParameter, InvalidRequest
-from shared.jobs.requests import ParsedRequest, Resolved
+from shared.jobs.requests import ParsedRequest, Resolved, refuse_without_text
 from shared.jobs.requests import parse as parse_one
 from shared.jobs.responses import COMPLETIONS
 from shared.jobs.tasks import PromptsTask
@@ -69,7 +69,7 @@ class PromptsRequest:
             counts.append(len(tokens))
         longest = max(range(len(counts)), key=counts.__getitem__)
         try:
-            params = self.each[longest].params(card, counts[longest])
+            params = self.each[longest].params(card, tokenizer, counts[longest])
         except InvalidRequest as exc:
             raise _of_prompt(exc, longest) from exc
         if params.n * len(counts) > MAX_CHOICES:
@@ -102,4 +102,6 @@ def parse(body: Mapping[str, Any], *, streaming: bool) -> PromptsRequest:
         except InvalidRequest as exc:
             raise _of_prompt(exc, i) from exc
         each.append(replace(first, prompt=one.prompt, prompt_token_ids=one.prompt_token_ids))
+    if first.parse_special is False and all(one.prompt is None for one in each):
+        refuse_without_text()
     return PromptsRequest(tuple(each))

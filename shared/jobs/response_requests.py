@@ -13,7 +13,9 @@ from typing import Any
 from shared.errors import InvalidParameter, MissingParameter, UnknownParameter
 from shared.ids import is_id
 from shared.jobs.fields import LABELS, labels_of, meant, model_of, template_variables_of
-from shared.jobs.requests import MAX_MESSAGES, ROLES, ParsedRequest, Resolved
+from shared.jobs.messages import MAX_MESSAGES, content_of, role_of
+from shared.jobs.no_ops import changes_nothing, is_nothing, stream_options_of, with_effect
+from shared.jobs.requests import ParsedRequest, Resolved
 from shared.jobs.responses import RESPONSES
 from shared.jobs.tasks import ResponseTask
 from shared.model_card import ModelCard
@@ -23,21 +25,14 @@ from shared.tokenizer import TokenizerWrapper
 Messages = tuple[tuple[str, str], ...]  # role and content
 
 LOGPROBS = "message.output_text.logprobs"
+ENCRYPTED = "reasoning.encrypted_content"  # what agents always ask for; nothing reasons, so there is none
 # Fields of other endpoints of ours that have the same meaning here.
 _SAME = ("temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos", "logit_bias", "diffusion")
 _OWN = (
     "model", "input", "instructions", "max_output_tokens", "text", "include", "top_logprobs", "previous_response_id",
-    "background", "store", "stream", "stream_options", "chat_template_kwargs",
-    PARSE_SPECIAL,
+    "background", "store", "stream", "stream_options", "chat_template_kwargs", PARSE_SPECIAL,
 )  # fmt: skip
-_NO_OPS: dict[str, tuple[Any, ...]] = {
-    "tools": ([],), "tool_choice": ("auto", "none"), "parallel_tool_calls": (True, False), "truncation": ("disabled",),
-}  # fmt: skip
-_REFUSED = (
-    "access_programs", "background_options", "context_management", "conversation", "image", "max_tool_calls", "moderation",
-    "prompt", "prompt_cache_options", "prompt_cache_retention", "reasoning",
-)  # fmt: skip
-FIELDS = (*_OWN, *_SAME, *LABELS, *_NO_OPS)
+FIELDS = (*_OWN, *_SAME, *LABELS, "parallel_tool_calls", "tool_choice")
 _ITEM = ("type", "role", "content", "id", "status", "phase")
 _TEXT_PARTS = ("input_text", "output_text", "text")
 
@@ -100,21 +95,16 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
     Raises:
         InvalidParameter, UnknownParameter, MissingParameter: with the field's full name.
     """
-    if not isinstance(body, dict):
-        raise InvalidParameter("body must be an object", param="body")
-    given = {k: v for k, v in body.items() if v is not None}
-    for name, value in given.items():
-        if name in _REFUSED or (name in _NO_OPS and value not in _NO_OPS[name]):
-            raise UnknownParameter(f"{name} is not served; leave it out", param=name)
-        if name not in FIELDS:
-            message = f"{name[:80]} is not a field of {RESPONSES}{meant(name, FIELDS)}"
-            raise UnknownParameter(message, param=name[:80])
+    given = with_effect(body, FIELDS, lambda name: f"{name[:80]} is not a field of {RESPONSES}{meant(name, FIELDS)}")
     model, labels = model_of(given), labels_of(given)
     if "input" not in given:
         raise MissingParameter("input is required", param="input")
-    instructions = given.get("instructions")
-    if instructions is not None and not (isinstance(instructions, str) and instructions):
-        raise InvalidParameter("instructions must be a non-empty string", param="instructions")
+    for name in ("parallel_tool_calls", "tool_choice"):
+        if not changes_nothing(name, given.get(name), body):
+            raise UnknownParameter(f"{name} is not served; leave it out", param=name)
+    instructions = None if given.get("instructions") == "" else given.get("instructions")
+    if instructions is not None and not isinstance(instructions, str):
+        raise InvalidParameter("instructions must be a string", param="instructions")
     previous = given.get("previous_response_id")
     if previous is not None and not (isinstance(previous, str) and is_id(previous, "resp")):
         raise InvalidParameter("previous_response_id must be the id of a response", param="previous_response_id")
@@ -156,12 +146,9 @@ def _ways(given: Mapping[str, Any], streaming: bool) -> tuple[bool, bool, bool]:
     stream, background, stored = made
     if background and not stored:
         raise InvalidParameter("store false contradicts background true: nobody could read it", param="store")
-    options = given.get("stream_options", {})
-    if not isinstance(options, dict) or set(options) - {"include_obfuscation"} or options.get("include_obfuscation"):
-        message = "stream_options takes include_obfuscation alone, which must be false"
-        raise InvalidParameter(message, param="stream_options")
-    if options and not stream:
-        raise InvalidParameter("stream_options has no effect without stream", param="stream_options")
+    if "include_usage" in stream_options_of(given.get("stream_options")):
+        message = "stream_options.include_usage is not served: a response carries its usage"
+        raise InvalidParameter(message, param="stream_options.include_usage")
     return stream, background, stored
 
 
@@ -175,15 +162,15 @@ def _generation(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
         message = f"diffusion.visualize does not fit {RESPONSES}: its deltas are append-only"
         raise InvalidParameter(message, param="diffusion.visualize")
     include = given.get("include", [])
-    if not isinstance(include, list) or any(name != LOGPROBS for name in include):
+    if not isinstance(include, list) or any(name not in (LOGPROBS, ENCRYPTED) for name in include):
         raise InvalidParameter(f"include takes {LOGPROBS} alone", param="include")
-    if include or "top_logprobs" in given:
+    if LOGPROBS in include or not changes_nothing("top_logprobs", given.get("top_logprobs"), given):
         fields |= {"logprobs": True, "top_logprobs": given.get("top_logprobs", 0)}
     text = given.get("text", {})
     if not isinstance(text, dict):
         raise InvalidParameter("text must be an object", param="text")
-    for name in text:
-        if name != "format":
+    for name, value in text.items():
+        if name != "format" and not (name == "verbosity" and changes_nothing(name, value, text)) and value is not None:
             raise UnknownParameter(f"text.{name[:80]} is not served; leave it out", param=f"text.{name[:80]}")
     form = text.get("format") or {"type": "text"}
     fields["response_format"] = _response_format(form)
@@ -206,39 +193,29 @@ def messages_of(value: Any) -> Messages:
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
         message = f"input must be a non-empty string or a list of 1 to {MAX_MESSAGES} messages"
         raise InvalidParameter(message, param="input")
-    return tuple(_message(item, f"input[{i}]") for i, item in enumerate(value))
+    made = tuple(filter(None, (_message(item, f"input[{i}]") for i, item in enumerate(value))))
+    if not made:
+        raise InvalidParameter("input has no message", param="input")
+    return made
 
 
-def _message(item: Any, at: str) -> tuple[str, str]:
+def _message(item: Any, at: str) -> tuple[str, str] | None:
+    """Return role and text; None for an item that says nothing."""
     if not isinstance(item, dict):
         raise InvalidParameter(f"{at} must be an object", param=at)
-    kind = item.get("type", "message")
+    given = {k: v for k, v in item.items() if v is not None}
+    kind = given.get("type", "message")
+    if kind == "reasoning" and all(is_nothing(v) for k, v in given.items() if k not in ("type", "id", "status")):
+        return None
     if kind != "message":
         raise InvalidParameter(f"{at}.type must be message; {str(kind)[:80]!r} is not served", param=f"{at}.type")
-    for name in item:
+    for name in given:
         if name not in _ITEM:
-            raise UnknownParameter(f"{at}.{name[:80]} is not served", param=f"{at}.{name[:80]}")
-    role = item.get("role")
-    if role not in ROLES:
-        raise InvalidParameter(f"{at}.role must be one of {', '.join(ROLES)}", param=f"{at}.role")
-    return "system" if role == "developer" else role, _content(item.get("content"), f"{at}.content")
-
-
-def _content(content: Any, at: str) -> str:
-    if isinstance(content, list):
-        pieces: list[str] = []
-        for i, part in enumerate(content):
-            if (
-                not isinstance(part, dict)
-                or part.get("type") not in _TEXT_PARTS
-                or not isinstance(part.get("text"), str)
-            ):
-                raise InvalidParameter(f"{at}[{i}] must be a text part", param=f"{at}[{i}]")
-            pieces.append(part["text"])
-        content = "".join(pieces)
-    if not isinstance(content, str) or not content:
-        raise InvalidParameter(f"{at} must be a non-empty string or a list of text parts", param=at)
-    return content
+            raise UnknownParameter(f"{at}.{name[:80]} is not served; leave it out", param=f"{at}.{name[:80]}")
+    for name in ("id", "status", "phase"):
+        if not isinstance(given.get(name, ""), str):
+            raise InvalidParameter(f"{at}.{name} must be a string", param=f"{at}.{name}")
+    return role_of(given, at), content_of(given, at, _TEXT_PARTS)
 
 
 def next_messages(task: ResponseTask, output: Sequence[Mapping[str, Any]]) -> Messages:

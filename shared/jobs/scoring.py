@@ -143,8 +143,8 @@ def _pairs(given: Mapping[str, Any]) -> tuple[tuple[tuple[Text, Text], ...], tup
         at = f"pairs[{i}]"
         if not isinstance(pair, dict):
             raise InvalidParameter(f"{at} must be an object of context and continuation", param=at)
-        for name in pair:
-            if name not in ("context", "continuation"):
+        for name, value in pair.items():
+            if name not in ("context", "continuation") and value is not None:
                 raise UnknownParameter(f"{at}.{name[:80]} is not a field of a pair", param=f"{at}.{name[:80]}")
         made.append(_pair(pair, f"{at}."))
         paths.append((f"{at}.context", f"{at}.continuation"))

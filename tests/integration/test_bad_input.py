@@ -31,7 +31,7 @@ BODIES: list[tuple[dict[str, Any], str]] = [
     ({"max_tokens": 10**30}, "max_tokens"),
     ({"temperature": -0.1}, "temperature"),
     ({"temperature": "hot"}, "temperature"),
-    ({"top_p": 0}, "top_p"),
+    ({"top_p": -0.1}, "top_p"),
     ({"top_p": 1.1}, "top_p"),
     ({"top_k": -2}, "top_k"),
     ({"n": 0}, "n"),

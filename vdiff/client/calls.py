@@ -74,7 +74,7 @@ def endpoint_of(prompt: Prompt) -> str:
     """Which endpoint a prompt without a word about it is for. Raises ClientError."""
     if isinstance(prompt, Mapping):
         for name, endpoint in (("messages", CHAT), ("prompt", COMPLETIONS), ("prompt_token_ids", COMPLETIONS)):
-            if name in prompt:
+            if prompt.get(name) is not None:
                 return endpoint
         raise ClientError("a body without messages or prompt needs endpoint=")
     if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
@@ -85,7 +85,7 @@ def endpoint_of(prompt: Prompt) -> str:
 def body_of(prompt: Prompt, endpoint: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """The endpoint's own body; None among the options is "not given". The server checks the rest."""
     given = {k: v for k, v in options.items() if v is not None}
-    extra = given.pop("extra_body", {})
+    extra = given.pop("extra_body", {})  # null inside of it means absent to the server
     if isinstance(prompt, Mapping):
         said: Mapping[str, Any] = prompt
     elif endpoint == CHAT:
@@ -101,19 +101,24 @@ def job_body(prompt: Prompt, options: Mapping[str, Any], model: str | None) -> d
     endpoint = inner.pop("endpoint", None) or endpoint_of(prompt)
     body = body_of(prompt, endpoint, inner)
     custom_id = body.pop("custom_id", None)  # no field of a body: a line of `vdiff generate` has it, and the job
-    if endpoint == COMPLETIONS and "prompt_token_ids" in body and "prompt" not in body:
-        body["prompt"] = body.pop("prompt_token_ids")
+    token_ids = body.pop("prompt_token_ids", None) if endpoint == COMPLETIONS else None
+    if token_ids is not None:
+        name = (
+            "prompt" if body.get("prompt") is None else "prompt_token_ids"
+        )  # both: the server says that it is too much
+        body[name] = token_ids
     if custom_id is not None:
         options = {"custom_id": custom_id, **{k: v for k, v in options.items() if v is not None}}
-    if model is not None:
-        body.setdefault("model", model)
+    if model is not None and body.get("model") is None:
+        body["model"] = model
     outer = {k: options[k] for k in JOB_FIELDS if options.get(k) is not None}
     return {"endpoint": endpoint, "body": body, **outer}
 
 
 def names_model(prompt: Prompt, options: Mapping[str, Any]) -> bool:
     extra = options.get("extra_body") or {}
-    return bool(options.get("model")) or "model" in extra or (isinstance(prompt, Mapping) and "model" in prompt)
+    named = (options, extra, prompt if isinstance(prompt, Mapping) else {})
+    return any(one.get("model") is not None for one in named)
 
 
 def only_model(models: Iterable[Model]) -> str:
@@ -131,7 +136,7 @@ def batch_lines(prompts: Iterable[Prompt], **options: Any) -> bytes:
     lines = []
     for number, prompt in enumerate(prompts, 1):
         wanted = job_body(prompt, options, None)
-        if "model" not in wanted["body"]:
+        if wanted["body"].get("model") is None:
             raise ClientError("a batch's lines name their model: give model=")
         name = wanted.get("custom_id") or f"line-{number}"
         line = {"custom_id": name, "method": "POST", "url": wanted["endpoint"], "body": wanted["body"]}

@@ -130,7 +130,9 @@ def _nucleus(logits: Tensor, top_p: float) -> Tensor:
     ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     probability = ordered.softmax(-1)
     before = probability.cumsum(-1) - probability
-    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= top_p)
+    beyond = before >= top_p
+    beyond[..., 0] = False  # the likeliest token stays, also at top_p 0
+    drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, beyond)
     return logits.masked_fill(drop, -torch.inf)
 
 

@@ -137,3 +137,10 @@ def test_apd_gives_logprobs_too(engine_of: GetEngine) -> None:
     assert first.outputs[0].logprobs is not None
     assert [t.token_id for t in first.outputs[0].logprobs] == first.outputs[0].token_ids
     assert first.metrics.acceptance_rate is not None and 0 < first.metrics.acceptance_rate <= 1
+
+
+@pytest.mark.parametrize("nucleus_first", [False, True])
+def test_a_nucleus_of_nothing_keeps_the_likeliest_token(nucleus_first: bool) -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [50.0, -50.0, 0.0]])
+    kept = filter_logits(logits, -1, 0.0, nucleus_first=nucleus_first)
+    assert kept.isfinite().tolist() == [[False, True, False], [True, False, False]]

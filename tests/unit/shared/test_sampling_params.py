@@ -81,7 +81,7 @@ def test_null_is_absent(name: str) -> None:
         ("n", 0, "n"), ("n", 17, "n"), ("n", True, "n"), ("n", "2", "n"), ("max_tokens", 0, "max_tokens"),
         ("max_tokens", 503, "max_tokens"), ("max_tokens", 16.0, "max_tokens"), ("temperature", -0.1, "temperature"),
         ("temperature", 2.1, "temperature"), ("temperature", float("nan"), "temperature"),
-        ("temperature", 10**400, "temperature"), ("temperature", True, "temperature"), ("top_p", 0, "top_p"),
+        ("temperature", 10**400, "temperature"), ("temperature", True, "temperature"), ("top_p", -0.1, "top_p"),
         ("top_p", 1.01, "top_p"), ("top_k", -2, "top_k"), ("top_k", 1.5, "top_k"),
         ("stop", 5, "stop"), ("stop", [5], "stop"), ("stop", list("abcdefghijklmnopq"), "stop"), ("stop", [""], "stop"),
         ("stop", ["x" * 257], "stop"), ("seed", 2**63, "seed"), ("seed", 1.0, "seed"), ("ignore_eos", 1, "ignore_eos"),
