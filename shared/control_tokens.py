@@ -71,6 +71,9 @@ class ControlTokens:
         self.ids = {one.content: i for i, one in self._added.items() if one.special or one.content in always}
         self._texts = list(self.ids)
         self._numbers = {text: number for number, text in enumerate(self._texts)}
+        # Texts by which the second tokenizer knows the control tokens. No client can guess them.
+        secret = secrets.token_hex(8)
+        self._aliases = {text: f"\U000f0000{secret}{number}\U000f0001" for text, number in self._numbers.items()}
 
     def __bool__(self) -> bool:
         return bool(self.ids)
@@ -166,12 +169,6 @@ class ControlTokens:
         return "\0".join(self._texts)
 
     # The second tokenizer
-
-    @cached_property
-    def _aliases(self) -> dict[str, str]:
-        """Texts by which the second tokenizer knows the control tokens. No client can guess them."""
-        secret = secrets.token_hex(8)
-        return {text: f"\U000f0000{secret}{number}\U000f0001" for text, number in self._numbers.items()}
 
     @cached_property
     def _plain(self) -> Tokenizer:

@@ -21,7 +21,8 @@ def first_tokens(engine: VDiffEngine, prompt: list[int], params: SamplingParams,
     """How often each token is committed at the only position, over many seeds, by the sampler's own method."""
     from worker.engine.engine import EngineRequest, end_tokens
 
-    request = EngineRequest("r", None, prompt, params.completed(engine.card), 0, 0, 0.0, end_tokens(params, ()))
+    ends = end_tokens(params, (), engine.tokenizer)
+    request = EngineRequest("r", None, prompt, params.completed(engine.card), 0, 0, 0.0, ends)
     request.make_sequences(engine.tokenizer, engine.card)
     [answer] = request.sequences
     plan = engine.sampler.plan(answer, 1 << 30)

@@ -62,7 +62,8 @@ def test_without_fields_and_defaults_the_names_of_vllm_hold() -> None:
         ("top_p", 1, 1.0), ("top_k", -1, -1), ("top_k", 7, 7), ("top_k", 0, -1),
         ("logprobs", 0, 0), ("logprobs", 20, 20), ("logprobs", False, None),
         ("stop", "a", ("a",)), ("stop", ["a", "b"], ("a", "b")),
-        ("stop", [], ()), ("seed", -(2**63), -(2**63)), ("seed", 2**63 - 1, 2**63 - 1), ("ignore_eos", True, True),
+        ("stop", [], ()), ("stop", "", ()), ("stop", ["", "a"], ("a",)),
+        ("seed", -(2**63), -(2**63)), ("seed", 2**63 - 1, 2**63 - 1), ("ignore_eos", True, True),
         ("stop_token_ids", [0, 98], (0, 98)),
     ],
 )  # fmt: skip
@@ -83,7 +84,7 @@ def test_null_is_absent(name: str) -> None:
         ("temperature", 2.1, "temperature"), ("temperature", float("nan"), "temperature"),
         ("temperature", 10**400, "temperature"), ("temperature", True, "temperature"), ("top_p", -0.1, "top_p"),
         ("top_p", 1.01, "top_p"), ("top_k", -2, "top_k"), ("top_k", 1.5, "top_k"),
-        ("stop", 5, "stop"), ("stop", [5], "stop"), ("stop", list("abcdefghijklmnopq"), "stop"), ("stop", [""], "stop"),
+        ("stop", 5, "stop"), ("stop", [5], "stop"), ("stop", list("abcdefghijklmnopq"), "stop"),
         ("stop", ["x" * 257], "stop"), ("seed", 2**63, "seed"), ("seed", 1.0, "seed"), ("ignore_eos", 1, "ignore_eos"),
         ("stop_token_ids", [100], "stop_token_ids[0]"), ("stop_token_ids", [1, -1], "stop_token_ids[1]"),
         ("stop_token_ids", 5, "stop_token_ids"),
