@@ -21,7 +21,7 @@ from api.routes import jobs as job_routes
 from api.routes import tokenizer
 from shared.diffusion_params import DIFFUSION_FIELDS
 from shared.evaluations import requests as evaluations
-from shared.jobs import deadlines, echo, infill, requests, response_requests, scoring
+from shared.jobs import deadlines, echo, infill, no_ops, response_requests, scoring
 from shared.jobs.fields import LABELS
 from shared.keys import requests as keys
 from shared.sampling_params import GENERATION_FIELDS
@@ -63,11 +63,10 @@ KEY = {
 }
 # The route, a valid body, and the names that a body may have at its top and inside `diffusion`.
 BODIES: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
-    ("/v1/chat/completions", CHAT, (*GENERATION_FIELDS, *LABELS, *requests.OPENAI_NO_OPS, *requests.OPENAI_REFUSED,
-                                    "stream", "stream_options", "max_completion_tokens", "chat_template_kwargs")),
+    ("/v1/chat/completions", CHAT, (*GENERATION_FIELDS, *LABELS, *sorted(no_ops.NAMES))),
     ("/v1/chat/completions", {**TEXT, "response_format": FORMAT}, ()),
     ("/v1/completions", {"model": M, "prompt": [5, 6], **GENERATION, "logprobs": 2},
-     (*GENERATION_FIELDS, *LABELS, *requests.OPENAI_NO_OPS, "stream", "stream_options")),
+     (*GENERATION_FIELDS, *LABELS, *sorted(no_ops.NAMES))),
     ("/v1/completions", {"model": M, "prompt": [[5, 6], [7]], "echo": True, "max_tokens": 0, "logprobs": 1}, echo.FIELDS),
     ("/v1/responses", {"model": M, "input": "1 + 1", "max_output_tokens": 8, "top_logprobs": 1}, response_requests.FIELDS),
     ("/v1/infill", {"model": M, "parts": ["a", {"hole": 2}]}, infill.FIELDS),

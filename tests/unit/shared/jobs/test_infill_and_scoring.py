@@ -66,7 +66,7 @@ def test_infill_speaks_of_no_field_that_it_lacks() -> None:
     wrong = refused(INFILL, parts=["a", {"hole": 7}], diffusion={"block_length": 5})
     assert wrong.param == "diffusion.block_length"
     assert "max_tokens" not in wrong.message
-    assert refused(INFILL, error=PromptTooLong, parts=[{"hole": 65}]).param == "parts"
+    assert refused(INFILL, error=PromptTooLong, parts=[{"hole": 65}]).param == "parts[0].hole"
     blind = {"algorithm": "sequential", "max_lookahead": 2}  # what follows the hole would not be looked at
     assert refused(INFILL, parts=["a", {"hole": 7}, "b"], diffusion=blind).param == "diffusion.max_lookahead"
 

@@ -194,7 +194,7 @@ def test_our_own_chat_answer_comes_back() -> None:
 
 def test_our_own_response_comes_back() -> None:
     asked = parse(RESPONSES, {"model": "m", "input": "hi"}, streaming=True).resolve(CARD, TOKENIZER)
-    tops = [{"token": "it", "logprob": -0.5, "top": [["it", -0.5]]}]
+    tops = [{"token": "it", "bytes": [105, 116], "logprob": -0.5, "top": [["it", [105, 116], -0.5]]}]
     result = response_objects.build_result(
         job_id="job_1", model="m", created=1, completed=2, params=asked.params_json(),
         choice={"text": "it is", "token_ids": [5], "finish_reason": "stop", "logprobs": tops}, prompt_tokens=1, extras={},
