@@ -39,7 +39,7 @@ BODIES: list[tuple[dict[str, Any], str]] = [
     ({"seed": "x"}, "seed"),
     ({"seed": 2**64}, "seed"),
     ({"stop": list("abcdefghijklmnopq")}, "stop"),
-    ({"stop": [""]}, "stop"),
+    ({"stop": [5]}, "stop"),
     ({"stop": 5}, "stop"),
     ({"stop_token_ids": [10**9]}, "stop_token_ids[0]"),
     ({"ignore_eos": "yes"}, "ignore_eos"),
@@ -70,7 +70,7 @@ BODIES: list[tuple[dict[str, Any], str]] = [
     ({"model": None}, "model"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, "stream_options"),
-    ({"stream": True, "stream_options": {"x": 1}}, "stream_options"),
+    ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
 ]
 PROMPTS: list[tuple[Any, str]] = [
     ("", "prompt"), (None, "prompt"), (5, "prompt"), ([], "prompt"), (["a", ""], "prompt[1]"), ([1, "a"], "prompt"),
@@ -80,9 +80,9 @@ PROMPTS: list[tuple[Any, str]] = [
 MESSAGE_LISTS: list[tuple[Any, str]] = [
     ([], "messages"), (None, "messages"), ("hi", "messages"), ([5], "messages[0]"), ([{}], "messages[0].role"),
     ([{"role": "user"}], "messages[0].content"), ([{"role": "king", "content": "x"}], "messages[0].role"),
-    ([{"role": "user", "content": ""}], "messages[0].content"),
+    ([{"role": "user", "content": None}], "messages[0].content"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
-    ([{"role": "user", "content": "x", "tool_calls": []}], "messages[0].tool_calls"),
+    ([{"role": "user", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
     ([{"role": "user", "content": "seven " * 600}], "messages"),
 ]  # fmt: skip
 
