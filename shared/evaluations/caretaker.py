@@ -210,8 +210,13 @@ class _Work:
 
     async def _give_up(self, run: Row[Any], exc: VDiffError) -> bool:
         """What is graded stays; the rest is not run. Return whether there is more to do at once."""
-        if await self._cancel_jobs(run) or await self._grade(run):
+        if await self._grade(run):
             return True
+        # At once: another look would take a run whose jobs are all over for one that is complete. No grader runs for these.
+        while await self._cancel_jobs(run):
+            pass
+        while await self._grade(run):
+            pass
         error = {"code": exc.code, "message": exc.message, "param": exc.param}
         await self._write(repository.end_run(run.id, RunStatus.FAILED, error))
         _log.warning("evaluation_run_failed", run_id=run.id, code=exc.code, error=exc.message)
