@@ -11,12 +11,13 @@ from sqlalchemy.dialects.postgresql import JSONB
 from shared.batches import repository as batches
 from shared.evaluations import repository as evaluations
 from shared.files import repository as files
-from shared.jobs import queries
+from shared.jobs import listing, queries
 from shared.webhooks import repository as webhooks
 
-FILTERS = {"status": None, "model": None, "batch_id": None, "metadata": {}, "created_after": None, "before_id": None}
+WANTED = listing.JobFilter("t")
 LISTS: dict[str, Select[Any]] = {
-    "jobs": queries.list_jobs("t", limit=30, **FILTERS),  # type: ignore[arg-type]
+    "jobs": listing.candidates(WANTED, 30),
+    "jobs of a window": listing.of_window(WANTED, 30),
     "attempts": queries.attempts("job_1"),
     "batches": batches.list_batches("t", after=None, limit=30),
     "batch items": batches.items("batch_1", status=None, after_line=0, limit=30),
