@@ -33,6 +33,7 @@ RULES = {
 PARAMETERS: dict[str, tuple[str, str]] = {
     "steps": ("integer", "Denoising steps of the whole answer. Fewer is faster; one per token is the most careful."),
     "block_length": ("integer", "Tokens decoded together before the next block opens. Must divide max_tokens."),
+    "sub_block_length": ("integer", "Tokens of the parts that a block is filled in. Must divide block_length."),
     "threshold": ("number", "Above 0, up to 1. A token is committed once the model is this sure. Lower is faster."),
     "factor": ("number", "Above 0. How much joint uncertainty a step may take on. Higher is faster."),
     "cfg_scale": (

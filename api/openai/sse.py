@@ -78,7 +78,7 @@ class ChunkStream:
             reader = self._canvases[index]
             canvas = reader.canvas if reader.hear(data) else None
             self._paid[index] += STEP_BYTES
-            if canvas is None or (cost := len(json.dumps(canvas))) > self._paid[index]:
+            if canvas is None or (cost := len(json.dumps([canvas, self._sent[index]]))) > self._paid[index]:
                 return []  # of a long text, as many steps are left out as keep the whole stream's bytes linear
             self._paid[index] -= cost
             extras = {"diffusing": True, "replace": True, "committed": self._sent[index], "step": data["step"]}

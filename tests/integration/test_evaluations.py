@@ -87,7 +87,14 @@ def jobs_of(served: Served, run_id: str) -> int:
 def items(served: Served, evaluation_id: str, **query: Any) -> list[dict[str, Any]]:
     answer = served.client.get(f"/v1/evaluations/{evaluation_id}/items", params=query)
     assert answer.status_code == 200, answer.text
-    return list(answer.json()["data"])
+    return [whole(served, one) for one in answer.json()["data"]]
+
+
+def whole(served: Served, listed: dict[str, Any]) -> dict[str, Any]:
+    """A listed item with its data, its answer and what the graders said."""
+    answer = served.client.get(listed["urls"]["self"])
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
 
 
 def test_from_a_dataset_to_an_answer_with_error_bars(served: Served) -> None:
@@ -113,7 +120,8 @@ def test_from_a_dataset_to_an_answer_with_error_bars(served: Served) -> None:
     assert [(i["outcome"], i["item"], i["configuration"]) for i in page["data"]] == [
         ("failed", 1, "fast"), ("failed", 1, "slow"), ("failed", 2, "fast"),
     ]  # fmt: skip
-    assert page["data"][0]["output"] == "6" and page["data"][0]["data"]["reference"] == "7"
+    first = whole(served, page["data"][0])
+    assert first["output"] == "6" and first["data"]["reference"] == "7"
     seen = [*page["data"]]
     while page["has_more"]:
         params = {"limit": 15, "cursor": page["next_cursor"]}
