@@ -15,6 +15,8 @@ from shared.text_files import NotUTF8, decode_text
 
 _NOT_STORABLE = re.compile("[\x00\ud800-\udfff]")
 EXACT_CHARACTERS = 15  # a shorter number has few enough digits to come back from a double as it is
+PART_CHARACTERS = 80  # of a key in the path of an error
+_Node = tuple[Any, str | int]  # parent (a node or None), and the key or index in it
 
 
 def _refuse_constant(name: str) -> Any:
@@ -103,19 +105,34 @@ def _is_storable(value: Any) -> bool:
 
 
 def _check_characters(value: Any) -> None:
-    stack = [("", value)]
+    """Raise InvalidBody for the first string that PostgreSQL cannot hold.
+
+    Each item on the stack refers to its parent. A path per item would take the length of a key for
+    every value below it.
+    """
+    stack: list[tuple[_Node | None, Any]] = [(None, value)]
     while stack:
-        where, item = stack.pop()
+        node, item = stack.pop()
         if isinstance(item, str):
-            if "\x00" in item or any(0xD800 <= ord(c) <= 0xDFFF for c in item):
-                message = f"{where or 'body'} has a NUL character or half of a surrogate pair"
-                raise InvalidBody(message, param=where or "body", code="invalid_characters")
+            if _NOT_STORABLE.search(item):
+                where = _path(node) or "body"
+                message = f"{where} has a NUL character or half of a surrogate pair"
+                raise InvalidBody(message, param=where, code="invalid_characters")
         elif isinstance(item, dict):
             for key, inner in item.items():
-                stack.append((where or "body", key))
-                stack.append((f"{where}.{key}" if where else key, inner))
+                stack.append((node, key))
+                stack.append(((node, key), inner))
         elif isinstance(item, list):
-            stack.extend((f"{where}[{i}]", inner) for i, inner in enumerate(item))
+            stack.extend(((node, i), inner) for i, inner in enumerate(item))
+
+
+def _path(node: _Node | None) -> str:
+    """Return the path of a value, like `messages[0].content`, with each key cut to PART_CHARACTERS."""
+    parts: list[str] = []
+    while node is not None:
+        node, part = node
+        parts.append(f"[{part}]" if isinstance(part, int) else f".{storable(part[:PART_CHARACTERS])}")
+    return "".join(reversed(parts)).removeprefix(".")
 
 
 def storable(value: Any) -> Any:
