@@ -63,7 +63,7 @@ class Settings(BaseSettings):
         description="largest JSON body of a request, bytes; max_file_bytes is for files",
     )
     max_connections: int = Field(
-        2000, ge=1, le=1_000_000,
+        8000, ge=2, le=1_000_000,
         description="open connections of one API process; beyond it, one without a request is closed, else the new one",
     )  # fmt: skip
     header_timeout_seconds: float = Field(
@@ -118,9 +118,10 @@ class Settings(BaseSettings):
         5_000,
         ge=1,
         le=MOST,
-        description="clients that wait for or follow something at one API process; the rest is 429",
+        description="clients that wait for or follow something at one API process, fewer than max_connections; "
+        "the rest is 429",
     )
-    max_followers_per_key: int = Field(2_500, ge=1, le=MOST, description="of these, with one API key")
+    max_followers_per_key: int = Field(1_000, ge=1, le=MOST, description="of these, with one API key")
     file_store: str | None = Field(
         None, description="where files are: file:///folder, s3://bucket/prefix or the like; empty means PostgreSQL"
     )
@@ -378,6 +379,15 @@ class Settings(BaseSettings):
     def _heartbeat_fits_lease(self) -> Settings:
         if self.heartbeat_seconds * 3 > self.lease_seconds + 1e-9:
             raise ValueError(f"{PREFIX}HEARTBEAT_SECONDS must be at most a third of {PREFIX}LEASE_SECONDS")
+        return self
+
+    @model_validator(mode="after")
+    def _followers_leave_connections(self) -> Settings:
+        if self.max_followers >= self.max_connections:
+            raise ValueError(
+                f"{PREFIX}MAX_FOLLOWERS ({self.max_followers}) must be less than {PREFIX}MAX_CONNECTIONS "
+                f"({self.max_connections}), or followers can take every connection; lower the first or raise the second"
+            )
         return self
 
     def environment(self) -> dict[str, str]:

@@ -171,7 +171,7 @@ async def test_a_client_that_does_not_read_is_closed() -> None:
 
 
 async def test_a_full_server_closes_who_has_no_request() -> None:
-    async with serving(settings(max_connections=3)) as (port, server):
+    async with serving(settings(max_connections=3, max_followers=1)) as (port, server):
         waiting = [await opened(port) for _ in range(3)]
         await until(lambda: len(server.server_state.connections) == 3)
         reader, _ = await opened(port, GET)
@@ -182,7 +182,7 @@ async def test_a_full_server_closes_who_has_no_request() -> None:
 
 
 async def test_a_full_server_refuses_when_each_has_a_request() -> None:
-    async with serving(settings(max_connections=2)) as (port, server):
+    async with serving(settings(max_connections=2, max_followers=1)) as (port, server):
         busy = [await opened(port, GET.replace(b"/quick", b"/slow")) for _ in range(2)]
         await until(lambda: len(server.server_state.tasks) == 2)
         reader, _ = await opened(port, GET)

@@ -148,3 +148,12 @@ def test_a_child_process_gets_every_setting_as_its_parent_had_it() -> None:
     }
     settings = load_settings(given)
     assert load_settings(settings.environment()) == settings
+
+
+def test_followers_leave_connections_for_other_requests() -> None:
+    made = load_settings({})
+    assert made.max_followers_per_key < made.max_followers < made.max_connections
+    with pytest.raises(ConfigurationError) as wrong:
+        load_settings({"VDIFF_MAX_CONNECTIONS": "10", "VDIFF_MAX_FOLLOWERS": "10"})
+    assert "VDIFF_MAX_FOLLOWERS (10) must be less than VDIFF_MAX_CONNECTIONS (10)" in wrong.value.message
+    assert load_settings({"VDIFF_MAX_CONNECTIONS": "10", "VDIFF_MAX_FOLLOWERS": "9"}).max_followers == 9
