@@ -119,9 +119,11 @@ class ControlTokens:
     # How text is hidden from a template
 
     def _free_mark(self, values: Any) -> str:
-        texts = list(_strings(values))
+        used: set[str] = set()
+        for text in strings_in(values):
+            used.update(text)
         for mark in _MARKS:
-            if not any(mark in text for text in texts):
+            if mark not in used:
                 return mark
         raise InvalidParameter("messages have every private character of Unicode", param="messages")
 
@@ -210,12 +212,13 @@ class ControlTokens:
         return [originals.get(i, i) for i in ids]
 
 
-def _strings(value: Any) -> Iterable[str]:
+def strings_in(value: Any) -> Iterable[str]:
+    """Yield every string among the values, at any depth; keys are not included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for one in value.values():
-            yield from _strings(one)
+            yield from strings_in(one)
     elif isinstance(value, list | tuple):
         for one in value:
-            yield from _strings(one)
+            yield from strings_in(one)

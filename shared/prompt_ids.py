@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from shared.control_tokens import strings_in
 from shared.errors import InvalidParameter, PromptTooLong
 from shared.model_card import ModelCard
 from shared.tokenizer import TokenizerWrapper
@@ -68,9 +69,35 @@ def message_ids(
     Raises:
         InvalidParameter, UnknownParameter: the template refuses them, or the rendering has the mask token.
     """
-    refuse_too_long([m["content"] for m in messages], param, card, tokenizer)
+    refuse_long_messages(messages, param, card, tokenizer, variables=variables)
     ids = tokenizer.encode_chat(messages, variables, parse_special=bool(parse_special))
     return check_ids(ids, param, card)
+
+
+def count_characters(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Return the length of all strings in the messages; a text under several names of one message counts once."""
+    return sum(sum(map(len, set(strings_in(message)))) for message in messages)
+
+
+def refuse_long_messages(
+    messages: Sequence[Mapping[str, Any]],
+    param: str,
+    card: ModelCard,
+    tokenizer: TokenizerWrapper,
+    *,
+    variables: Mapping[str, Any] | None = None,
+    most: int | None = None,
+) -> None:
+    """Call `refuse_too_long` for the rendering of long messages: the template decides which fields it includes.
+
+    Raises:
+        PromptTooLong: as `refuse_too_long`.
+        InvalidParameter, UnknownParameter: the template refuses them.
+    """
+    characters = count_characters(messages) + sum(map(len, strings_in(variables)))
+    if characters > PIECE_CHARACTERS:
+        rendering = tokenizer.apply_chat_template(messages, variables=variables)
+        refuse_too_long([rendering], param, card, tokenizer, most=most)
 
 
 def refuse_too_long(

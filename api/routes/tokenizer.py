@@ -18,7 +18,14 @@ from shared.errors import InvalidParameter, MissingParameter, ModelNotFound
 from shared.jobs.fields import opened, template_variables_of
 from shared.jobs.messages import messages_of
 from shared.jobs.service import THREAD_CHARACTERS, Served
-from shared.prompt_ids import PARSE_SPECIAL, check_ids, parse_special_of, refuse_too_long
+from shared.prompt_ids import (
+    PARSE_SPECIAL,
+    check_ids,
+    count_characters,
+    parse_special_of,
+    refuse_long_messages,
+    refuse_too_long,
+)
 from shared.tokenizer import TokenizerWrapper
 
 router = APIRouter(tags=["tokenizer"], dependencies=[Depends(principal_of)])  # any key will do
@@ -113,20 +120,19 @@ async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
     model, tokenizer = await served(context, given.get("model"))
 
     def encode() -> list[int]:
-        where, texts = (
-            ("prompt", [given["prompt"]]) if "prompt" in given else ("messages", [m["content"] for m in messages])
-        )
-        refuse_too_long(texts, where, model.card, tokenizer, most=max(MAX_TOKENS, model.card.context_length))
+        most = max(MAX_TOKENS, model.card.context_length)
         if "prompt" in given:
+            refuse_too_long([given["prompt"]], "prompt", model.card, tokenizer, most=most)
             ids = tokenizer.encode(given["prompt"], around, parse_special=parse_special is not False)
             return check_ids(ids, "prompt", model.card)
+        refuse_long_messages(messages, "messages", model.card, tokenizer, variables=variables, most=most)
         ids = tokenizer.encode_chat(
             messages, variables, add_generation_prompt=flags["add_generation_prompt"], add_special_tokens=around,
             parse_special=bool(parse_special),
         )  # fmt: skip
         return check_ids(ids, "messages", model.card)
 
-    length = len(given["prompt"]) if "prompt" in given else sum(len(m["content"]) for m in messages)
+    length = len(given["prompt"]) if "prompt" in given else count_characters(messages)
     ids = await asyncio.to_thread(encode) if length > THREAD_CHARACTERS else encode()
     return {
         "count": len(ids),

@@ -19,7 +19,7 @@ from shared.jobs.no_ops import changes_nothing, stream_options_of, with_effect
 from shared.jobs.responses import CHAT, COMPLETIONS, RESPONSES
 from shared.jobs.tasks import TASK, Task
 from shared.model_card import ModelCard
-from shared.prompt_ids import PARSE_SPECIAL, message_ids, parse_special_of, prompt_ids
+from shared.prompt_ids import PARSE_SPECIAL, count_characters, message_ids, parse_special_of, prompt_ids
 from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
 from shared.stop_strings import check_stops
 from shared.tokenizer import TokenizerWrapper
@@ -61,7 +61,7 @@ class ParsedRequest:
     @property
     def characters(self) -> int:
         """Length of the prompt's text."""
-        return len(self.prompt or "") + sum(len(m["content"]) for m in self.messages or ())
+        return len(self.prompt or "") + count_characters(self.messages or ())
 
     def resolve(self, card: ModelCard, tokenizer: TokenizerWrapper) -> Resolved:
         """Tokens and parameters. Raises InvalidParameter, PromptTooLong."""

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from shared import json_bounds, strict_json
 from shared.errors import InvalidBody, PromptTooLong
+from shared.jobs.requests import parse
+from shared.jobs.responses import CHAT
 from shared.json_bounds import MAX_CONTAINERS, MAX_DEPTH, MAX_VALUES, check_bounds
 from shared.model_card import ModelCard
-from shared.prompt_ids import PIECE_CHARACTERS, message_ids, prompt_ids
+from shared.prompt_ids import PIECE_CHARACTERS, count_characters, message_ids, prompt_ids
 from shared.tokenizer import TokenizerWrapper
 from vdiff import bundled
 
@@ -110,11 +112,22 @@ def test_text_far_beyond_the_context_is_never_encoded_as_a_whole() -> None:
             seen.append(len(text))
             return tokenizer.encode(text, **options)
 
+        def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+            return "".join(m.get("reasoning", "") + m["content"] for m in messages)
+
     long = "seven words " * 160_000
     for encode in (
         lambda: prompt_ids(long, "prompt", card, Counting()),  # type: ignore[arg-type]
         lambda: message_ids([{"content": long}], "messages", card, Counting()),  # type: ignore[arg-type]
+        lambda: message_ids([{"content": "", "reasoning": long}], "messages", card, Counting()),  # type: ignore[arg-type]
     ):
         with pytest.raises(PromptTooLong):
             encode()
-    assert seen == [PIECE_CHARACTERS] * 2
+    assert seen == [PIECE_CHARACTERS] * 3
+
+
+def test_every_string_of_a_message_counts_once() -> None:
+    one = {"role": "assistant", "content": "ab", "name": "c", "reasoning": "defg", "reasoning_content": "defg"}
+    assert count_characters([one]) == len("assistant") + 7
+    messages = [{"role": "assistant", "content": "", "reasoning": "x" * 30_000}, {"role": "user", "content": "y"}]
+    assert parse(CHAT, {"model": "m", "messages": messages}, streaming=True).characters > 30_000
