@@ -135,6 +135,8 @@ class Authenticator:
         if row is None:
             self._refused.add(key_hash)
             return None
+        if not was_good:
+            self._guesses.give_back(address)
         return self._principal(row)
 
     def _principal(self, row: Row[Any] | None) -> Principal:

@@ -62,6 +62,13 @@ class Guesses:
                 retry_after_seconds=wait,
             )
 
+    def give_back(self, address: str | None) -> None:
+        """Undo one `take`: the key turned out to be valid."""
+        network = network_of(address)
+        if network in self._buckets:
+            left, at = self._buckets[network]
+            self._buckets[network] = (min(float(BURST), left + 1.0), at)
+
 
 class RefusedKeys:
     """The hashes of keys that were looked up and refused a moment ago."""

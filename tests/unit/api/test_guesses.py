@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
 from api import guesses
+from api.auth import Authenticator
 from api.guesses import Guesses, RefusedKeys, network_of
 from shared.errors import TooManyRequests
+from shared.keys import tokens
+from shared.settings import load_settings
 
 
 class Clock:
@@ -37,6 +42,18 @@ def test_an_address_has_a_burst_and_then_a_trickle() -> None:
     assert count_allowed(found, "192.0.2.1", 100) == 10 * guesses.PER_SECOND
     clock.now += 1e6
     assert count_allowed(found, "192.0.2.1", 100) == guesses.BURST
+
+
+async def test_valid_keys_do_not_use_up_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Authenticator(cast(Any, None), load_settings({"VDIFF_AUTH": "required"}))
+
+    async def read(*_: Any) -> object:
+        return object()
+
+    monkeypatch.setattr(found, "_read", read)
+    monkeypatch.setattr(found, "_principal", lambda row: row)
+    for _ in range(guesses.BURST * 2):
+        assert await found.principal(tokens.new_key(tokens.new_key_id()), None, "192.0.2.1")
 
 
 def test_a_network_of_ipv6_is_one_address() -> None:
