@@ -188,10 +188,10 @@ def _response_format(form: Any) -> Any:
 
 def messages_of(value: Any) -> Messages:
     """The messages of `input`. Raises InvalidParameter, UnknownParameter."""
-    if isinstance(value, str) and value:
+    if isinstance(value, str):
         return (("user", value),)
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_MESSAGES:
-        message = f"input must be a non-empty string or a list of 1 to {MAX_MESSAGES} messages"
+        message = f"input must be a string or a list of 1 to {MAX_MESSAGES} messages"
         raise InvalidParameter(message, param="input")
     made = tuple(filter(None, (_message(item, f"input[{i}]") for i, item in enumerate(value))))
     if not made:

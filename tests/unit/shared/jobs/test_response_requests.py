@@ -42,6 +42,12 @@ def test_input_instructions_and_earlier_turns_are_one_chat() -> None:
     assert answered == (("user", "before"), *request.messages, ("assistant", "z"))
 
 
+def test_an_empty_input_is_an_empty_message() -> None:
+    request = parse(body(input=""), streaming=True)
+    assert request.messages == (("user", ""),)
+    assert request.resolve(CARD, TOKENIZER).prompt_token_ids == TOKENIZER.encode("<|user|><|eot_id|><|assistant|>")
+
+
 def test_fields_get_our_names_and_errors_theirs() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     form = {"type": "json_schema", "name": "n", "schema": schema, "strict": True}
@@ -70,7 +76,7 @@ def test_fields_get_our_names_and_errors_theirs() -> None:
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"input": None}, "input"), ({"input": ""}, "input"), ({"input": []}, "input"), ({"input": 5}, "input"),
+        ({"input": None}, "input"), ({"input": []}, "input"), ({"input": 5}, "input"),
         ({"input": ["x"]}, "input[0]"), ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
         ({"input": [{"role": "user", "content": 5}]}, "input[0].content"),
         ({"input": [{"type": "reasoning", "summary": [{"text": "x"}]}]}, "input[0].type"),
