@@ -11,7 +11,7 @@ import json
 import re
 import shlex
 import tomllib
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ import jsonschema
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from shared.settings import PREFIX, Settings, load_settings
 from vdiff.cli import app
@@ -229,10 +231,20 @@ def test_dockerfile_installs_the_locked_versions(file: Path) -> None:
         for step in rest.split("&&")
         if "pip install" in step
     ]
-    hashed = f"python -m pip install --require-hashes --no-deps --requirement {lock}"
-    assert [" ".join(step.split()) for step in steps][-2:] == [
-        hashed, "python -m pip install --no-deps --no-build-isolation .",
-    ]  # fmt: skip
-    others = steps[:-2]
-    assert all("--constraint requirements.txt torch" in step for step in others)
-    assert len(others) == (0 if file.name == "Dockerfile.api" else 1)
+    first, *torch, last = [" ".join(step.split()) for step in steps]
+    assert first == f"python -m pip install --require-hashes --no-deps --requirement {lock}"
+    assert last == "python -m pip install --no-deps --no-build-isolation ."
+    wanted = """python -m pip install --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' requirements.txt)\""""
+    assert torch == ([] if file.name == "Dockerfile.api" else [wanted])
+
+
+def test_the_lock_of_the_worker_has_what_torch_depends_on() -> None:
+    """Otherwise pip would look for the missing package on the index of torch, which may not have it."""
+    lock = (ROOT / "deploy/docker/requirements.worker.txt").read_text(encoding="utf-8")
+    locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
+    needed = [Requirement(text) for text in metadata.requires("torch") or ()]
+    names = {canonicalize_name(r.name) for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})}
+    brought = {name for name in names if re.match(r"(triton|nvidia-|cuda-)", name)}  # by a CUDA build, from its index
+    assert names - brought <= locked
+    pins = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(pins) == 1
