@@ -42,7 +42,7 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "numbers, comma-separated"
+        return "texts, comma-separated" if str in get_args(annotation) else "numbers, comma-separated"
     parts = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
     if len(parts) == 1 and get_origin(parts[0]) is Literal:
         return _type(parts[0])
@@ -57,9 +57,23 @@ def _type(annotation: Any) -> str:
     return " or ".join(names.get(part.__name__, part.__name__) for part in parts)
 
 
+def _bound(value: float) -> str:
+    """Return a bound in full: `plain` rounds integers of 1e15 and above."""
+    return str(value) if isinstance(value, int) else plain(value)
+
+
+def _default(value: Any) -> str:
+    """Return a default as it is written in the environment; nothing for no default and for an empty list."""
+    if value is None or value == ():
+        return ""
+    if isinstance(value, tuple):
+        return f"`{','.join(map(str, value))}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
 def _bounds(metadata: list[Any]) -> str:
     said = [
-        f"{words} {plain(getattr(item, sign))}"
+        f"{words} {_bound(getattr(item, sign))}"
         for item in metadata
         for sign, words in _BOUND_SIGNS.items()
         if hasattr(item, sign)
@@ -88,7 +102,7 @@ def settings_page() -> str:
             section = sections[name]
             lines += ["", f"## {section}", "", "| variable | value | default | meaning |", "|---|---|---|---|"]
         default = field.get_default()
-        shown = "" if default is None else f"`{str(default).lower() if isinstance(default, bool) else default}`"
+        shown = _default(default)
         kind = _type(field.annotation) + _bounds(field.metadata)
         lines.append(f"| `{PREFIX}{name.upper()}` | {kind} | {shown} | {_cell(field.description or '')} |")
     return "\n".join(lines) + "\n"
