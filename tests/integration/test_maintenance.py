@@ -19,7 +19,7 @@ from sqlalchemy import func, select, text
 from shared import maintenance as module
 from shared.background import EXIT_THREAD_GONE
 from shared.events import EventPublisher, events_key
-from shared.jobs import repository
+from shared.jobs import lease_clock, repository
 from shared.jobs.status import JobStatus
 from shared.maintenance import HOUSEKEEPING_LOCK, SWEEP_LOCK, Maintenance
 from tests.integration import conftest
@@ -68,6 +68,13 @@ def abandon(jobs: Jobs, job_id: str, *, overdue: str = "1 second") -> None:
     change(jobs, job_id, f"lease_until = now() - interval '{overdue}'")
 
 
+def age_lease_clock(jobs: Jobs) -> None:
+    """Let leases run out at once: the new database looks as if it took writes for a minute."""
+    with jobs.database.write() as session:
+        session.execute(lease_clock.pulse(lease_seconds=3))
+        session.execute(text("UPDATE lease_clock SET since = now() - interval '1 minute'"))
+
+
 def test_deadlines_retention_keys_and_leases_without_any_worker(jobs: Jobs, start_api: Any) -> None:
     late, kept, old, lost = (jobs.submit(push=0) for _ in range(4))
     change(jobs, late, f"start_by = now() + interval '1 second', webhook = jsonb_build_object({WEBHOOK})")
@@ -79,7 +86,7 @@ def test_deadlines_retention_keys_and_leases_without_any_worker(jobs: Jobs, star
     abandon(jobs, lost)
     api = start_api().wait_ready(path="/health")
     assert jobs.wait_status(late, JobStatus.EXPIRED).error["code"] == "start_by_passed"
-    assert jobs.wait_status(lost, JobStatus.QUEUED).failures == 1
+    assert jobs.wait_status(lost, JobStatus.QUEUED).losses == 1
     eventually(lambda: jobs.row(kept).purged_at is not None, what="purged")
     eventually(lambda: jobs.row(old).idempotency_key is None, what="key freed")
     eventually(lambda: jobs.redis.xlen(events_key(late)), what="done is announced")
@@ -103,6 +110,7 @@ def test_a_duty_that_raises_stops_no_other(jobs: Jobs, monkeypatch: pytest.Monke
     change(jobs, late, "start_by = now() - interval '1 second'")
     change(jobs, missing, "pushed_at = now() - interval '1 minute'")
     abandon(jobs, lost)
+    age_lease_clock(jobs)
     working = maintenance(jobs, failures=failures)
     assert working.sweep() and working.sweep()
     wanted = {"recover_leases": (lost, "queued"), "expire_jobs": (late, "expired")}
@@ -118,6 +126,7 @@ def test_without_redis_leases_are_recovered_and_deadlines_kept(jobs: Jobs) -> No
     late, lost = jobs.submit(push=0), jobs.submit(push=0)
     change(jobs, late, "start_by = now() - interval '1 second'")
     abandon(jobs, lost)
+    age_lease_clock(jobs)
     publisher = EventPublisher(away, stream_length=100, stream_seconds=60)
     working = Maintenance(
         jobs.database, away, publisher, sweep_seconds=1, repush_after_seconds=2, lease_seconds=3
