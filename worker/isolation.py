@@ -162,7 +162,7 @@ class Isolation:
         if not jobs:
             return False
         _log.info("suspects_run_apart", jobs=[job.id for job in jobs], alone=alone)
-        threads = [self._start(job, began) for job in jobs]
+        threads = self._start_all(jobs, began)
         until = time.monotonic() + BUDGET_SECONDS * 2.0 ** min(max(job.losses for job in jobs), BUDGET_DOUBLINGS)
         while any(thread.is_alive() for thread in threads):
             self._turn(True)
@@ -171,7 +171,7 @@ class Isolation:
                 break
             for thread in threads:
                 thread.join(_STEP_SECONDS / len(threads))
-        return True
+        return bool(threads)
 
     def _gives_up(self) -> bool:
         self._turn(True)  # PostgreSQL is away, and this thread is well
@@ -189,8 +189,24 @@ class Isolation:
                 self._gate.leave()
 
         thread = threading.Thread(target=run, name=f"vdiff-isolated {job.id}", daemon=True)
-        thread.start()
+        try:
+            thread.start()
+        except BaseException:
+            self._gate.leave()
+            raise
         return thread
+
+    def _start_all(self, jobs: Sequence[Row[Any]], began: float) -> list[threading.Thread]:
+        """Start a thread for each claimed job. If one does not start, give back the jobs that have none."""
+        threads: list[threading.Thread] = []
+        try:
+            for job in jobs:
+                threads.append(self._start(job, began))
+        except (RuntimeError, MemoryError):
+            left = jobs[len(threads) :]
+            _log.exception("suspects_not_started", jobs=[job.id for job in left])
+            self._runner.give_back(left)
+        return threads
 
     def _let_others_in(self, jobs: Sequence[Row[Any]]) -> None:
         def note(session: WriteSession, again: bool) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -115,6 +115,9 @@ class Runner:
             self.put_back(job_id)  # suspects run here now; another worker may be free
             return
         try:
+            if not self._accepts():
+                self.put_back(job_id)  # the worker began to shut down while this job waited at the gate
+                return
             began = time.time()
             job = self.claim(job_id, give_up=lambda: not self._accepts())
             if job is not None:
@@ -173,6 +176,20 @@ class Runner:
                 session.execute(lanes.untake([job_id]))
         except SQLAlchemyError as exc:
             _log.warning("not_put_back", job_id=job_id, error=type(exc).__name__)  # the sweeper misses its message
+
+    def give_back(self, jobs: Sequence[Row[Any]]) -> None:
+        """Return claimed jobs whose attempts did not start to the queue. No failure is counted."""
+        statement = repository.drain([(job.id, job.attempt) for job in jobs])
+        try:
+            moved = persist(
+                self._database,
+                lambda session, again: session.execute(statement).all(),
+                give_up=lambda: not self._accepts(),
+            )
+            push_again(self._database, self._redis, moved)
+        except (RedisError, OSError, SQLAlchemyError) as exc:
+            # The sweeper takes the jobs when their leases run out.
+            _log.warning("not_given_back", jobs=[job.id for job in jobs], error=type(exc).__name__)
 
     def _run(self, job: Row[Any], held: Held) -> None:
         log = _log.bind(job_id=job.id, attempt=job.attempt)

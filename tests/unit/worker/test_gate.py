@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 from worker.gate import Gate
+from worker.held import HeldAttempts
+from worker.isolation import Isolation
+from worker.runner import Counters, Runner
 
 
 def test_a_closed_gate_lets_nobody_in_but_those_that_run_apart() -> None:
@@ -33,3 +40,46 @@ def test_what_waits_comes_in_when_the_gate_opens() -> None:
     gate.open()
     thread.join(30)
     assert came == [True] and gate.waiting == 0 and not gate.is_empty
+
+
+def test_a_job_at_the_gate_of_a_worker_that_shuts_down_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([True, False])
+    runner = Runner(
+        None, None, None, HeldAttempts(), lambda event: None, worker_id="w", lease_seconds=1, counters=Counters(),  # type: ignore[arg-type]
+        accepts=lambda: next(answers),
+    )  # fmt: skip
+    put_back: list[str] = []
+    monkeypatch.setattr(runner, "put_back", put_back.append)
+    runner.run_job("job_1")  # a claim would need a database
+    assert put_back == ["job_1"] and runner.gate.is_empty
+
+
+def test_suspects_whose_threads_do_not_start_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, ran, given_back = Gate(), [], []
+    release = threading.Event()
+
+    class PlantedRunner:
+        def run_claimed(self, job: Any, *, began: float) -> None:
+            release.wait(30)
+            ran.append(job.id)
+
+        def give_back(self, jobs: Any) -> None:
+            given_back.extend(job.id for job in jobs)
+
+    isolation = Isolation(
+        None, None, PlantedRunner(), gate, model="m", worker_id="w", slots=4, revision=None, accepts=lambda: True,  # type: ignore[arg-type]
+    )  # fmt: skip
+    start, starts = threading.Thread.start, iter([True, False])
+
+    def start_once(thread: threading.Thread) -> None:
+        if not next(starts):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_once)
+    jobs: Any = [SimpleNamespace(id=name) for name in ("first", "second", "third")]
+    threads = isolation._start_all(jobs, 0.0)
+    release.set()
+    threads[0].join(30)
+    assert (len(threads), ran, given_back) == (1, ["first"], ["second", "third"])
+    assert gate.is_empty
