@@ -61,7 +61,8 @@ def create(values: Mapping[str, Any]) -> Executable:
 
 
 def by_content(tenant: str, content_hash: str) -> Select[Any]:
-    return select(EVALUATIONS).where(_E.tenant == tenant, _E.content_hash == content_hash)
+    """Find and lock the tenant's evaluation of the same content. A deleted one has another hash."""
+    return select(EVALUATIONS).where(_E.tenant == tenant, _E.content_hash == content_hash).with_for_update()
 
 
 def insert_items(rows: Sequence[Mapping[str, Any]]) -> Insert:
@@ -77,8 +78,8 @@ def get(evaluation_id: str, tenant: str) -> Select[Any]:
 
 
 def lock(evaluation_id: str) -> Select[Any]:
-    """Against another change of its runs at the same time."""
-    return select(EVALUATIONS).where(_E.id == evaluation_id).with_for_update()
+    """Lock the row against another change of its runs. Returns nothing if the evaluation is deleted."""
+    return select(EVALUATIONS).where(_E.id == evaluation_id, _E.deleted_at.is_(None)).with_for_update()
 
 
 def list_evaluations(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
@@ -280,7 +281,8 @@ def claim(holder: str, lease_seconds: float, *, served: Sequence[str] = (), full
     """An evaluation that is not over and that nobody holds, of the tenant whose turn it is; returns its row."""
     free = (
         select(_E.id)
-        .where(_E.status.in_(_OPEN), or_(_E.lease_until.is_(None), _E.lease_until < func.now()))
+        .where(_E.status.in_(_OPEN), _E.deleted_at.is_(None))
+        .where(or_(_E.lease_until.is_(None), _E.lease_until < func.now()))
         .where(_E.tenant.not_in(list(full)))
         .order_by(turn_of(_E.tenant, served), _E.lease_until.asc().nulls_first(), _E.created_at)
         .limit(1)

@@ -203,8 +203,15 @@ class EvaluationService:
         self, session: AsyncWriteSession, row: Row[Any], configurations: Sequence[Configuration],
         checked: Sequence[_Checked], principal: Principal, window_seconds: float,
     ) -> list[dict[str, Any]]:  # fmt: skip
-        """In the caller's transaction: what is new becomes runs, what is not done yet goes on."""
-        row = (await session.execute(repository.lock(row.id))).one()
+        """Add new runs and continue unfinished ones, in the caller's transaction.
+
+        Raises:
+            EvaluationNotFound: the evaluation was deleted after the caller read it.
+        """
+        locked: Row[Any] | None = (await session.execute(repository.lock(row.id))).one_or_none()
+        if locked is None:
+            raise _not_found(row.id)
+        row = locked
         there = list((await session.execute(repository.runs(row.id))).all())
         by_content, names = {run.content_hash: run for run in there}, {run.name for run in there}
         told: list[dict[str, Any]] = []
@@ -278,7 +285,7 @@ class EvaluationService:
                 row: Row[Any] | None = (await session.execute(repository.get(evaluation_id, tenant))).one_or_none()
             if row is not None:
                 return row
-        raise EvaluationNotFound(f"no evaluation {evaluation_id[:80]!r}", param="evaluation_id")
+        raise _not_found(evaluation_id)
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[Row[Any]], list[Row[Any]]]:
         """Evaluations, and the runs of all of them."""
@@ -334,6 +341,10 @@ class EvaluationService:
             gone = (await session.execute(repository.remove(evaluation_id))).one_or_none()
         if gone is None and EvaluationStatus(row.status) in OPEN:
             raise Conflict("the evaluation is running; cancel it first", code="evaluation_not_over")
+
+
+def _not_found(evaluation_id: str) -> EvaluationNotFound:
+    return EvaluationNotFound(f"no evaluation {evaluation_id[:80]!r}", param="evaluation_id")
 
 
 @contextmanager
