@@ -186,7 +186,13 @@ def test_a_deleted_evaluation_is_gone_at_once_and_can_be_made_again(
     with jobs.database.read() as session:
         assert session.execute(evaluations.get("eval_1", "mine")).one_or_none() is None
         assert session.execute(evaluations.list_evaluations("mine", after=None, limit=9)).all() == []
+    with jobs.database.write() as session:
         assert session.execute(evaluations.by_content("mine", "same")).one_or_none() is None
+        assert session.execute(evaluations.lock("eval_1")).one_or_none() is None
+        session.execute(text("UPDATE evaluations SET status = 'in_progress' WHERE id = 'eval_1'"))
+        assert session.execute(evaluations.claim("holder", 60)).one_or_none() is None
+        session.execute(text("UPDATE evaluations SET status = 'completed' WHERE id = 'eval_1'"))
+    most_changed.clear()
     execute(jobs, made, id="eval_2")  # the same dataset, template and graders
     monkeypatch.setattr(evaluations.remove_deleted, "__defaults__", (40,))
     maintenance(jobs).remove_deleted()

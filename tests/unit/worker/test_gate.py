@@ -55,7 +55,9 @@ def test_a_job_at_the_gate_of_a_worker_that_shuts_down_is_put_back(monkeypatch: 
 
 
 def test_suspects_whose_threads_do_not_start_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, ran, given_back = Gate(), [], []
+    gate = Gate()
+    ran: list[str] = []
+    given_back: list[str] = []
     release = threading.Event()
 
     class PlantedRunner:
