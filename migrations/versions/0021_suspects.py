@@ -24,17 +24,10 @@ def upgrade() -> None:
         sa.Column("since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lease_clock")),
     )
-    op.create_index(
-        "ix_jobs_isolation",
-        "jobs",
-        ["model", "queued_at"],
-        unique=False,
-        postgresql_where=sa.text("status = 'queued' AND isolation IS NOT NULL"),
-    )
+    # The next revision creates ix_jobs_isolation: this transaction holds ACCESS EXCLUSIVE on jobs.
 
 
 def downgrade() -> None:
-    op.drop_index("ix_jobs_isolation", table_name="jobs")
     op.drop_table("lease_clock")
     op.drop_column("attempts", "alone")
     for name in ("isolation", "lost_alone", "losses"):

@@ -14,6 +14,10 @@ depends_on = None
 
 
 def upgrade() -> None:
+    online.create_index(
+        "ix_jobs_isolation", "jobs", ["model", "queued_at"],
+        postgresql_where=sa.text("status = 'queued' AND isolation IS NOT NULL"),
+    )  # fmt: skip
     # (tenant, model, status, id) serves model alone too: a list of one model merges the states' newest.
     online.create_index("ix_jobs_tenant_model_status_id", "jobs", ["tenant", "model", "status", "id"])
     online.create_index(
@@ -45,5 +49,6 @@ def downgrade() -> None:
         ("ix_webhook_deliveries_tenant", "webhook_deliveries"),
         ("ix_jobs_batch_id", "jobs"),
         ("ix_jobs_tenant_model_status_id", "jobs"),
+        ("ix_jobs_isolation", "jobs"),
     ):
         op.drop_index(name, table_name=table)
