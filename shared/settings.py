@@ -227,7 +227,9 @@ class Settings(BaseSettings):
     heartbeat_seconds: float = Field(
         10.0, gt=0, le=TEN_YEARS, description="time between heartbeats; at most a third of the lease"
     )
-    sweep_seconds: float = Field(5.0, gt=0, le=TEN_YEARS, description="time between two rounds of the sweeper")
+    sweep_seconds: float = Field(
+        5.0, gt=0, le=TEN_YEARS, description="time between two rounds of the sweeper; at most a quarter of the lease"
+    )
     repush_after_seconds: float = Field(
         15.0, gt=0, le=TEN_YEARS, description="a queued job whose message may be lost is pushed again"
     )
@@ -387,6 +389,17 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}MAX_FOLLOWERS ({self.max_followers}) must be less than {PREFIX}MAX_CONNECTIONS "
                 f"({self.max_connections}), or followers can take every connection; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _sweep_fits_lease(self) -> Settings:
+        # The sweeper's rounds are also pulses of `lease_clock`. Rounds that are farther apart look like outages of PostgreSQL,
+        # and no lease would ever run out.
+        if self.sweep_seconds * 4 > self.lease_seconds + 1e-9:
+            raise ValueError(
+                f"{PREFIX}SWEEP_SECONDS ({self.sweep_seconds:g}) must be at most a quarter of "
+                f"{PREFIX}LEASE_SECONDS ({self.lease_seconds:g})"
             )
         return self
 

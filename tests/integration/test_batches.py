@@ -337,7 +337,14 @@ def whole(jobs: Jobs, tmp_path: Path) -> Iterator[Callable[..., ApiProcess]]:
 
     def api(**settings: object) -> ApiProcess:
         apis.append(
-            ApiProcess(jobs, tmp_path / f"api-{len(apis)}.log", lease_seconds=3, heartbeat_seconds=1, **settings)
+            ApiProcess(
+                jobs,
+                tmp_path / f"api-{len(apis)}.log",
+                lease_seconds=3,
+                heartbeat_seconds=1,
+                sweep_seconds=0.5,
+                **settings,
+            )
         )
         return apis[-1].wait_ready()
 

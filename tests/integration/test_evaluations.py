@@ -255,7 +255,7 @@ def test_answers_that_are_in_are_graded_whatever_became_of_the_model(served: Ser
 
 def test_a_killed_api_loses_and_repeats_nothing(served: Served, tmp_path: Path) -> None:
     """The API that accepted it dies as its jobs are made; the other one goes on when the lease runs out."""
-    other = ApiProcess(served.jobs, tmp_path / "api.log", lease_seconds=3, heartbeat_seconds=1)
+    other = ApiProcess(served.jobs, tmp_path / "api.log", lease_seconds=3, heartbeat_seconds=1, sweep_seconds=0.5)
     try:
         other.wait_ready()
         body = request(upload(served, sums(200)), SLOW, FAST)

@@ -35,7 +35,7 @@ def test_a_message_of_a_newer_program_does_not_lose_its_job(jobs: Jobs, start_wo
     jobs.execute(text("UPDATE jobs SET pushed_at = now() WHERE id = :i RETURNING id").bindparams(i=job_id))
     queue = queue_name(jobs.model, "normal")
     jobs.redis.lpush(queue, task_message(GENERATE_TASK, {"v": PAYLOAD_VERSION + 1, "job_id": job_id}, job_id, queue))
-    worker = start_worker(sweep_seconds=3600).wait_ready()
+    worker = start_worker(sweep_seconds=3600, lease_seconds=4 * 3600).wait_ready()
     assert jobs.wait_done(job_id).status == JobStatus.SUCCEEDED
     assert jobs.outcomes(job_id) == ["succeeded"]
     assert "payload_version_unknown" in worker.log.read_text()

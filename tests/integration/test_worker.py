@@ -100,7 +100,7 @@ def test_interactive_jobs_go_before_bulk(jobs: Jobs, start_worker: Start) -> Non
         session.execute(text("UPDATE jobs SET priority = 'interactive' WHERE id = ANY(:ids)"), {"ids": urgent})
     for job_id, priority in [(j, "bulk") for j in bulk] + [(j, "interactive") for j in urgent]:
         jobs.redis.lpush(*job_message(job_id, queue_name(jobs.model, priority)))
-    start_worker(max_num_seqs=1, sweep_seconds=60, repush_after_seconds=60)
+    start_worker(max_num_seqs=1, sweep_seconds=60, lease_seconds=240, repush_after_seconds=60)
     for job_id in (*bulk, *urgent):
         jobs.wait_done(job_id, seconds=60)
     started = sorted((jobs.row(j).started_at, j) for j in (*bulk, *urgent))

@@ -66,7 +66,17 @@ def test_a_heartbeat_that_does_not_fit_the_lease_is_refused() -> None:
         ConfigurationError, match="VDIFF_HEARTBEAT_SECONDS must be at most a third of VDIFF_LEASE_SECONDS"
     ):
         load_settings({"VDIFF_LEASE_SECONDS": "10", "VDIFF_HEARTBEAT_SECONDS": "5"})
-    assert load_settings({"VDIFF_LEASE_SECONDS": "0.3", "VDIFF_HEARTBEAT_SECONDS": "0.1"}).lease_seconds == 0.3
+    short = {"VDIFF_LEASE_SECONDS": "0.3", "VDIFF_HEARTBEAT_SECONDS": "0.1", "VDIFF_SWEEP_SECONDS": "0.075"}
+    assert load_settings(short).lease_seconds == 0.3
+
+
+def test_a_sweep_that_does_not_fit_the_lease_is_refused() -> None:
+    with pytest.raises(
+        ConfigurationError,
+        match=r"VDIFF_SWEEP_SECONDS \(8\) must be at most a quarter of VDIFF_LEASE_SECONDS \(30\)",
+    ):
+        load_settings({"VDIFF_SWEEP_SECONDS": "8"})
+    assert load_settings({"VDIFF_SWEEP_SECONDS": "7.5"}).sweep_seconds == 7.5
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields))
