@@ -30,7 +30,7 @@ from shared.tokenizer import TokenizerWrapper
 
 router = APIRouter(tags=["tokenizer"], dependencies=[Depends(principal_of)])  # any key will do
 
-MAX_TOKENS = 131_072  # of a text to tokenize, or the model's context if that is larger
+MAX_TOKENS = 131_072  # of one request, or the model's context if that is larger
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 TOKENIZE_FIELDS = (
     "model", "prompt", "messages", "chat_template_kwargs", PARSE_SPECIAL, "add_special_tokens", "add_generation_prompt",
@@ -150,9 +150,11 @@ async def detokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
         raise MissingParameter("tokens is required", param="tokens")
     model, tokenizer = await served(context, given.get("model"))
     tokens = given["tokens"]
-    size = model.card.vocab_size
+    size, most = model.card.vocab_size, max(MAX_TOKENS, model.card.context_length)
+    if isinstance(tokens, list) and len(tokens) > most:
+        raise InvalidParameter(f"tokens takes at most {most} token ids, not {len(tokens)}", param="tokens")
     if not isinstance(tokens, list) or not all(
         isinstance(t, int) and not isinstance(t, bool) and 0 <= t < size for t in tokens
     ):
         raise InvalidParameter(f"tokens must be a list of token ids from 0 to {size - 1}", param="tokens")
-    return {"prompt": tokenizer.decode(tokens, skip_special_tokens=False)}
+    return {"prompt": await asyncio.to_thread(tokenizer.decode, tokens, skip_special_tokens=False)}

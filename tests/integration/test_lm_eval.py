@@ -83,6 +83,7 @@ def test_the_tokenizer_the_estimate_and_a_job_agree(served: Served, text: str, o
         ("/tokenize", {"prompt": "a", "parse_special": 1}, "parse_special"),
         ("/tokenize", {"prompt": "a", "model": 5}, "model"), ("/detokenize", {}, "tokens"),
         ("/detokenize", {"tokens": [10**9]}, "tokens"), ("/detokenize", {"tokens": "1"}, "tokens"),
+        ("/detokenize", {"tokens": [5] * 131_073}, "tokens"),
     ],
 )  # fmt: skip
 def test_the_tokenizer_refuses_by_name(served: Served, path: str, body: Any, param: str) -> None:
