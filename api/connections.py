@@ -2,7 +2,7 @@
 
     a connection that sends nothing, or its headers slowly   header_timeout_seconds
     a body that comes slowly                                 body_timeout_seconds, and a second for each 4 KiB of it
-    a client that does not read its answer                   write_timeout_seconds
+    a client that reads none of its answer                   write_timeout_seconds
     between two requests                                     keep_alive_seconds (uvicorn's own)
     more than max_connections                                the one that has waited longest without a request is closed;
                                                              when each has one, the new connection gets a 503
@@ -103,7 +103,20 @@ class DeadlineProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stop_unread()
-        self._unread = self.loop.call_later(self.settings.write_timeout_seconds, self._abort, "answer_not_read")
+        self._await_reading()
+
+    def _await_reading(self) -> None:
+        self._unread = self.loop.call_later(
+            self.settings.write_timeout_seconds, self._check_reading, self.transport.get_write_buffer_size()
+        )
+
+    def _check_reading(self, before: int) -> None:
+        """Close the connection, unless the client read a part of its answer since the buffer had `before` bytes."""
+        self._unread = None
+        if self.transport.get_write_buffer_size() < before:
+            self._await_reading()
+        else:
+            self._abort("answer_not_read")
 
     def resume_writing(self) -> None:
         super().resume_writing()

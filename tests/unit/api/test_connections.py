@@ -9,10 +9,11 @@ import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from api.connections import protocol_class
 from shared.settings import Settings, load_settings
@@ -168,6 +169,31 @@ async def test_a_client_that_does_not_read_is_closed() -> None:
         await until(lambda: server.server_state.connections)
         await until(lambda: not server.server_state.connections)
         client.close()
+
+
+async def test_a_client_that_reads_slowly_is_not_closed() -> None:
+    class Slow:
+        size, aborted = 100_000, False
+
+        def get_write_buffer_size(self) -> int:
+            return self.size
+
+        def is_closing(self) -> bool:
+            return self.aborted
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    transport, made = Slow(), settings(**{**SHORT, "write_timeout_seconds": 0.05})
+    protocol: Any = object.__new__(protocol_class(made))
+    protocol.transport, protocol.loop, protocol.client = transport, asyncio.get_running_loop(), None
+    protocol.flow, protocol._unread = FlowControl(cast(Any, transport)), None
+    protocol.pause_writing()
+    for _ in range(40):
+        transport.size -= 1
+        await asyncio.sleep(0.01)
+    assert not transport.aborted
+    await until(lambda: transport.aborted)
 
 
 async def test_a_full_server_closes_who_has_no_request() -> None:
