@@ -12,7 +12,7 @@ Each thread works under an advisory lock of its own, so that one process at a ti
         purge_results       results whose `retain_for` is over go
         forget_jobs         very old ledger rows go
         free_keys           idempotency keys older than 24 h are freed
-        remove_deleted      what webhook endpoints and evaluations that were deleted leave behind goes
+        remove_deleted      removes the rows that deleted webhook endpoints and evaluations leave behind (API only)
         roll_up             lanes, usage and counts are summed up
         stop_silent_workers workers that went silent are called stopped; those of long ago become one row a model
 
@@ -70,7 +70,7 @@ class Maintenance:
     """The duties and their two threads.
 
     Args:
-        removes_deleted: whether this process may delete webhooks and evaluations; the database role of workers may not.
+        removes_deleted: run the duty `remove_deleted`. The database role of workers may not delete those rows.
         failures: counter with the label `duty`, of the process that this runs in.
     """
 
@@ -104,7 +104,7 @@ class Maintenance:
             self.purge_results,
             self.forget_jobs,
             self.free_keys,
-            self.remove_deleted,
+            *([self.remove_deleted] if removes_deleted else []),
             self.roll_up,
             self.stop_silent_workers,
         )
@@ -135,6 +135,7 @@ class Maintenance:
             repush_after_seconds=settings.repush_after_seconds,
             lease_seconds=settings.lease_seconds,
             forget_after_seconds=settings.ledger_seconds,
+            removes_deleted=removes_deleted,
             failures=failures,
         )
 

@@ -11,17 +11,24 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
+from prometheus_client import Counter
 from sqlalchemy import Executable, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ProgrammingError
 
 import shared.db.tables  # noqa: F401
 from migrations import grants, run
-from shared import serving
+from shared import counts, maintenance_counts, serving
 from shared.db.base import Base
 from shared.db.session import Database, sync_engine_unpooled
-from shared.jobs import caretaking, lanes, repository
+from shared.evaluations import repository as evaluations
+from shared.events import EventPublisher
+from shared.jobs import caretaking, lanes, lease_clock, repository, suspects
+from shared.maintenance import Maintenance
+from shared.settings import load_settings
 from shared.usage import repository as usage
+from shared.webhooks import repository as webhooks
 from tests.integration.conftest import ROOT, ApiProcess, Jobs, WorkerProcess, eventually, jobs_with_database, new_key
 from tests.integration.test_api_jobs import CHAT, chat_job
 from tests.integration.test_api_keys import auth
@@ -105,13 +112,17 @@ def test_a_role_is_refused_what_its_process_does_not_do(roles: Roles, part: str,
     engine.dispose()
 
 
-def test_every_statement_of_the_sweeper_runs_under_the_workers_role(roles: Roles) -> None:
+def test_every_statement_of_maintenance_and_isolation_runs_under_the_workers_role(roles: Roles) -> None:
     worker = Database(roles.urls["worker"])
     statements: list[Executable] = [
         repository.sweep_expired(),
         caretaking.forget_idempotency_keys(older_than_seconds=1),
         lanes.roll_up(),
         usage.roll_up(),
+        counts.roll_up(),
+        lease_clock.pulse(lease_seconds=1),
+        lease_clock.is_steady(lease_seconds=1),
+        maintenance_counts.add("leases_expired", 1),
         lanes.forget_idle_lanes(),
         serving.stop_silent_workers(silent_seconds=1),
         caretaking.sweep_deadlines(grace_seconds=1),
@@ -121,7 +132,15 @@ def test_every_statement_of_the_sweeper_runs_under_the_workers_role(roles: Roles
         caretaking.pushed_counts(),
         serving.foldable_workers(older_than_seconds=1),
         serving.delete_workers(["worker_x"]),
+        serving.keep_stats("worker_x", {}),
         lanes.candidates("m", "normal", clock=0.0, lanes=1, per_lane=1),
+        caretaking.repush_candidates("m", "normal", repush_after_seconds=1, limit=1),
+        # Suspects
+        suspects.waiting("m", revision=None, limit=1),
+        suspects.let_others_in(("job_x", 1)),
+        suspects.claimed_by("job_x", "worker_x"),
+        suspects.ended_attempt("job_x", 1),
+        suspects.counts(),
     ]
     refused = []
     for statement in statements:
@@ -132,6 +151,25 @@ def test_every_statement_of_the_sweeper_runs_under_the_workers_role(roles: Roles
             refused.append(f"{exc.orig} in {str(statement)[:200]}")
     worker.dispose()
     assert refused == []
+
+
+def test_only_a_process_that_may_delete_removes_deleted_rows(roles: Roles) -> None:
+    """The duty `remove_deleted` is in the list of an API process and not in that of a worker."""
+    settings = load_settings({}, database_url=roles.urls["worker"], redis_url=roles.jobs.redis_url)
+    database, client = roles.jobs.database, redis.Redis.from_url(roles.jobs.redis_url)
+    failures = Counter("vdiff_test_failures", "Failures of duties", ["duty"], registry=None)
+    for removes_deleted in (True, False):
+        publisher = EventPublisher(client, stream_length=10, stream_seconds=10)
+        made = Maintenance.from_settings(
+            settings, database, client, publisher, failures, removes_deleted=removes_deleted
+        )
+        assert ("remove_deleted" in {duty.name for duty in made._housekeeping}) is removes_deleted
+    client.close()
+    worker = sync_engine_unpooled(roles.urls["worker"])
+    for statement in (*webhooks.remove_deleted(), *evaluations.remove_deleted()):
+        with worker.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
+            connection.execute(statement)
+    worker.dispose()
 
 
 def test_the_timeouts_are_those_of_the_roles(roles: Roles) -> None:
