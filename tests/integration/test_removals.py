@@ -189,9 +189,9 @@ def test_a_deleted_evaluation_is_gone_at_once_and_can_be_made_again(
     with jobs.database.write() as session:
         assert session.execute(evaluations.by_content("mine", "same")).one_or_none() is None
         assert session.execute(evaluations.lock("eval_1")).one_or_none() is None
-        session.execute(text("UPDATE evaluations SET status = 'in_progress' WHERE id = 'eval_1'"))
+        session.execute(text("UPDATE evaluations SET status = 'in_progress', finished_at = NULL WHERE id = 'eval_1'"))
         assert session.execute(evaluations.claim("holder", 60)).one_or_none() is None
-        session.execute(text("UPDATE evaluations SET status = 'completed' WHERE id = 'eval_1'"))
+        session.execute(text("UPDATE evaluations SET status = 'completed', finished_at = now() WHERE id = 'eval_1'"))
     most_changed.clear()
     execute(jobs, made, id="eval_2")  # the same dataset, template and graders
     monkeypatch.setattr(evaluations.remove_deleted, "__defaults__", (40,))
