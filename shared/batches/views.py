@@ -9,6 +9,7 @@ from typing import Any
 from shared.batches.lines import output_object
 from shared.jobs.status import TERMINAL, JobStatus
 from shared.jobs.views import LISTED_MESSAGE_MAX
+from shared.links import link
 
 MOMENTS = ("created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at",
            "cancelling_at", "cancelled_at")  # fmt: skip
@@ -97,7 +98,10 @@ def listed_item(row: Mapping[Any, Any]) -> dict[str, Any]:
         "error": None
         if error is None
         else {"code": error["code"], "message": str(error["message"])[:LISTED_MESSAGE_MAX]},
-        "urls": {"self": f"/v1/batches/{row['batch_id']}/items/{row['batch_line']}", "job": f"/v1/jobs/{row['id']}"},
+        "urls": {
+            "self": link(f"/v1/batches/{row['batch_id']}/items/{row['batch_line']}"),
+            "job": link(f"/v1/jobs/{row['id']}"),
+        },
     }
 
 

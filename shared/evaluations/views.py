@@ -119,7 +119,7 @@ def listed_item(row: Any) -> dict[str, Any]:
         "completion_tokens": row.completion_tokens,
         "forwards": row.forwards,
         "latency_ms": row.latency_ms,
-        "urls": {"self": f"/v1/evaluations/{row.evaluation_id}/items/{row.item}?{query}"},
+        "urls": {"self": link(f"/v1/evaluations/{row.evaluation_id}/items/{row.item}?{query}")},
     }
 
 
