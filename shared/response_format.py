@@ -187,6 +187,8 @@ def _refusal(schema: str) -> str | None:
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar)
     if failed or messages:
         text = " ".join(messages)
+        if "look-around" in text:
+            return "a pattern of it uses look-around, which is not supported"
         return "a pattern of it cannot be read" if "regex parse error" in text else text[:500]
     return "each of its values would contain another one, without end" if is_endless(json.loads(schema)) else None
 

@@ -39,14 +39,14 @@ def read_batch(raw: bytes) -> Any:
 class Rows(DatasetReader):
     """A reader that keeps rows as they are, without a prompt that would need columns."""
 
-    def add(self, row: dict[str, Any], line: int) -> None:
-        self.items.append(row)  # type: ignore[arg-type]
+    def add(self, row: dict[str, Any], line: int) -> Any:
+        self.keys.append(str(line))
+        return row
 
 
 def read_dataset(raw: bytes) -> Any:
     reader = Rows(Prompt.__new__(Prompt), (), max_items=10, limit=None)
-    reader.feed(raw)
-    return reader.finish()
+    return [*reader.feed(raw), *reader.finish()]
 
 
 def from_file(read: Callable[[Path], Any], name: str = "prompts.jsonl") -> Callable[[bytes, Path], Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shlex
 import subprocess
 import sys
@@ -53,7 +54,7 @@ def test_prompts_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert prompts_of(plain) == ["one", '{"two\u2028"']
     lines.write_text('"one"\n{"prompt": "two"}\n[{"role": "user", "content": "three"}]\n')
     assert prompts_of(lines) == ["one", {"prompt": "two"}, [{"role": "user", "content": "three"}]]
-    monkeypatch.setattr("sys.stdin", io.StringIO("from stdin\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"from stdin\n")))
     assert prompts_of(Path("-")) == ["from stdin"]
     lines.write_text('"one"\n7\n')
     with pytest.raises(InvalidParameter, match="line 2: a text"):
@@ -240,7 +241,7 @@ def examples() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("name", "line"), examples())
 def test_examples_of_the_help_are_commands_that_exist(name: str, line: str) -> None:
-    words = shlex.split(line)
+    words = shlex.split(re.sub(r"\S*\$\((.*?)\)", r"\1 >", line))  # the command inside of $(...)
     assert "vdiff" in words
     words = words[words.index("vdiff") + 1 :]
     end = next((i for i, word in enumerate(words) if word in ("|", ">")), len(words))

@@ -79,7 +79,8 @@ def row(status: str, **more: Any) -> dict[str, Any]:
     )
     return {
         "id": "job_1", "endpoint": CHAT, "model": "m", "priority": "normal", "metadata": {}, "created_at": at, "queued_at": at,
-        "attempt": 0, "life": 1, "cancel_requested": False, "params": resolved().to_json(), **nothing,
+        "attempt": 0, "life": 1, "losses": 0, "isolation": None, "cancel_requested": False,
+        "params": resolved().to_json(), **nothing,
         "status": status, **more,
     }  # fmt: skip
 
@@ -104,6 +105,7 @@ def test_an_attempt_object() -> None:
             "life": 1,
             "worker_id": "w",
             "outcome": "lost",
+            "alone": True,
             "started_at": at,
             "ended_at": None,
             "error": {"code": "c"},
