@@ -1,4 +1,4 @@
-"""What an API process takes, at its peak, under the largest and most complex requests that it accepts or reads to refuse.
+"""Peak memory of an API process under the largest and most complex requests that it accepts or reads to refuse.
 
     PYTHONPATH=. .venv/bin/python benchmarks/api_memory.py
 
@@ -32,7 +32,7 @@ JSON = {"content-type": "application/json"}
 
 
 def bodies() -> Iterator[tuple[str, str, bytes]]:
-    """What it is, where it goes, and the body, each as large as a body may be."""
+    """Name, path and body of each request; each body is as large as the limit allows."""
     text = "x" * (BODY_BYTES - 200)
     yield "one long text", COMPLETIONS, json.dumps({"model": MODEL, "prompt": text}).encode()
     yield (

@@ -1,4 +1,4 @@
-"""What idle followers cost: transactions, Redis connections, CPU and memory of one API process.
+"""Cost of idle followers: transactions, Redis connections, CPU and memory of one API process.
 
     python benchmarks/followers.py [--followers 2000] [--seconds 30] [--output docs/benchmarks/followers.md]
 
@@ -39,7 +39,7 @@ CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_to
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What the process costs at one moment."""
+    """Cost of the process at one moment."""
 
     at: float
     transactions: int

@@ -1,4 +1,4 @@
-"""What each process may do in the database, when it has a role of its own.
+"""Database rights of each process that has a role of its own.
 
     vdiff_api       everything that requests do; no DDL
     vdiff_worker    jobs and what counts them; no keys, secrets, files or texts of batches

@@ -27,7 +27,7 @@ def version() -> str:
 
 
 async def _state(context: Context) -> dict[str, Any]:
-    """What `/health` shows. PostgreSQL and Redis are written to; the rest is read."""
+    """Return what `/health` shows. PostgreSQL and Redis are written to; the rest is read."""
     database, redis = await asyncio.gather(context.health.database(), context.health.redis())
     state: dict[str, Any] = {
         "database": "ok" if database is None else str(database),

@@ -336,11 +336,11 @@ class _Work:
 
     @property
     def _waits_for_room(self) -> bool:
-        """Whether its lines stay within the key's limits: not when they are cancelled or expired as they become jobs."""
+        """Return whether its lines stay within the key's limits: not when they are cancelled or expired as they become jobs."""
         return bool(self._row.status == BatchStatus.IN_PROGRESS and self._row.expires_at > datetime.now(UTC))
 
     async def _has_room(self) -> bool:
-        """Whether some lines at once would fit, so that the file is not read again for each."""
+        """Return whether some lines at once would fit, so that the file is not read again for each."""
         if not self._waits_for_room:
             return True
         async with self._database.read() as session:

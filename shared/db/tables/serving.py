@@ -80,7 +80,7 @@ class WorkerFailure(Base):
 
 
 class MaintenanceCount(Base):
-    """How often a duty of `shared.maintenance` did something; a row for each action."""
+    """Number of times that a duty of `shared.maintenance` did something; a row for each action."""
 
     __tablename__ = "maintenance_counts"
 
