@@ -32,7 +32,7 @@ JSON = {"content-type": "application/json"}
 
 
 def bodies() -> Iterator[tuple[str, str, bytes]]:
-    """Name, path and body of each request; each body is as large as the limit allows."""
+    """Yield name, path and body of each request; each body is as large as allowed."""
     text = "x" * (BODY_BYTES - 200)
     yield "one long text", COMPLETIONS, json.dumps({"model": MODEL, "prompt": text}).encode()
     yield (
