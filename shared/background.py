@@ -195,6 +195,7 @@ class BackgroundThreads:
         self._on_gone = on_gone
         self._threads: list[BackgroundThread] = []
         self._pulses: list[Pulse] = []
+        self._started = False
 
     def add(self, *threads: BackgroundThread) -> None:
         for thread in threads:
@@ -210,6 +211,7 @@ class BackgroundThreads:
             pulse.turn()
         for thread in self._threads:
             thread.start()
+        self._started = True
 
     def close(self) -> None:
         """Close the threads, the last added first."""
@@ -219,7 +221,9 @@ class BackgroundThreads:
             thread.close()
 
     def silent(self, stale_seconds: float) -> list[str]:
-        """Return the names of the threads that ended, or have not turned for `stale_seconds`."""
+        """Return the names of the threads that ended, or have not turned for `stale_seconds`; none before `start`."""
+        if not self._started:
+            return []
         return [
             thread.name
             for thread in (*self._threads, *self._pulses)

@@ -1,6 +1,8 @@
 """Maintenance of the jobs table: two threads in every worker and every API process.
 
-Each thread works under an advisory lock of its own, so that one process at a time does it, whichever lives.
+Each thread works under an advisory lock of its own, so that one process at a time does it. A round in which every duty
+succeeded is recorded in `maintenance_counts`, and no process begins the next one before it is due: the number of rounds
+does not grow with the number of processes. A round that failed is not recorded, so another process can do better.
 
     vdiff-sweeper, first things first:
         recover_leases      expired leases go back to the queue, or to their end, and are pushed
@@ -60,6 +62,8 @@ LOCK_IDLE_SECONDS = 20  # PostgreSQL ends a lock's session that is silent for lo
 IDEMPOTENCY_SECONDS = 24 * 3600
 REPUSH_BATCH = 1_000  # messages per queue and round
 FOLD_WORKERS_SECONDS = 7 * 86_400.0
+HOUSEKEEPING_SWEEPS = 4  # rounds of the sweeper for each round of housekeeping
+SWEEP_ROUND = "rounds_of_sweeper"
 SILENT_LEASES = 10  # a worker silent for so many leases is called stopped
 POOL_SIZE = 4  # two threads, each with its lock's session and one that works
 
@@ -96,6 +100,11 @@ class Maintenance:
         self._silent_seconds = SILENT_LEASES * lease_seconds
         self._more = self._more_to_remove = False  # whether a round left work
 
+        self._sweep_seconds = sweep_seconds
+        self._housekeeping_seconds = HOUSEKEEPING_SWEEPS * sweep_seconds
+        # Processes that remove deleted rows have rounds of their own: others cannot do this duty for them.
+        self._housekeeping_round = "rounds_of_housekeeping_api" if removes_deleted else "rounds_of_housekeeping"
+
         def duties(*runs: Callable[[], None]) -> list[Duty]:
             return [Duty(run.__name__, run, every=0.0, failures=failures) for run in runs]
 
@@ -112,7 +121,8 @@ class Maintenance:
             "vdiff-sweeper", [Duty("sweep", self._sweep, every=sweep_seconds, failures=failures)]
         )
         self.housekeeper = BackgroundThread(
-            "vdiff-housekeeping", [Duty("housekeeping", self._keep_house, every=sweep_seconds, failures=failures)]
+            "vdiff-housekeeping",
+            [Duty("housekeeping", self._keep_house, every=self._housekeeping_seconds, failures=failures)],
         )
 
     @classmethod
@@ -144,39 +154,61 @@ class Maintenance:
         return self.sweeper, self.housekeeper
 
     def sweep(self) -> bool:
-        """Do one round of recovery; return False when another process is at it."""
-        return self._locked(SWEEP_LOCK, self._recovery, self.sweeper)
+        """Do one round of recovery now; return False if another process is doing one."""
+        self._more = False
+        return self._do_round(SWEEP_LOCK, self._recovery, self.sweeper)
 
     def keep_house(self) -> bool:
-        """Do one round of housekeeping; return False when another process is at it."""
-        return self._locked(HOUSEKEEPING_LOCK, self._housekeeping, self.housekeeper)
+        """Do one round of housekeeping now; return False if another process is doing one."""
+        self._more_to_remove = False
+        return self._do_round(HOUSEKEEPING_LOCK, self._housekeeping, self.housekeeper)
 
     def _sweep(self) -> float | None:
         self._more = False
-        return 0.0 if self.sweep() and self._more else None
+        round_ = SWEEP_ROUND, self._sweep_seconds
+        done = self._do_round(SWEEP_LOCK, self._recovery, self.sweeper, round_)
+        return 0.0 if done and self._more else None
 
     def _keep_house(self) -> float | None:
         self._more_to_remove = False
-        return 0.0 if self.keep_house() and self._more_to_remove else None
+        round_ = self._housekeeping_round, self._housekeeping_seconds
+        done = self._do_round(HOUSEKEEPING_LOCK, self._housekeeping, self.housekeeper, round_)
+        return 0.0 if done and self._more_to_remove else None
 
     def _is_steady(self, session: WriteSession) -> bool:
         """Return whether workers could renew their leases all the time, for one lease until now."""
         return bool(session.execute(lease_clock.is_steady(lease_seconds=self._lease_seconds)).scalar_one())
 
-    def _locked(self, lock: int, duties: Iterable[Duty], thread: BackgroundThread) -> bool:
-        with self._database.write() as session:
-            session.execute(lease_clock.pulse(lease_seconds=self._lease_seconds))
+    def _do_round(
+        self,
+        lock: int,
+        duties: Sequence[Duty],
+        thread: BackgroundThread,
+        round_: tuple[str, float] | None = None,
+    ) -> bool:
+        """Do one round under the lock; return False if another process is doing one, or did the last one recently.
+
+        Args:
+            round_: name of the round and seconds between two of them over all processes; None does one in any case.
+        """
         with self._database.write() as guard:
             if not guard.execute(select(func.pg_try_advisory_xact_lock(lock))).scalar_one():
                 return False
+            if round_ and guard.execute(maintenance_counts.happened_within(*round_)).scalar_one():
+                return False
             # Should this process be stopped or cut off, its lock is free soon: every duty is safe to run twice at once.
             guard.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{LOCK_IDLE_SECONDS}s'"))
+            with self._database.write() as session:
+                session.execute(lease_clock.pulse(lease_seconds=self._lease_seconds))
             for duty in duties:
                 if thread.stopping.is_set():
-                    break
+                    return True
                 if duty.is_due():
                     thread.turn()
                     duty.perform()
+            has_more = self._more if thread is self.sweeper else self._more_to_remove
+            if round_ and not has_more and not any(duty.streak for duty in duties):
+                guard.execute(maintenance_counts.add(round_[0], 1))
         return True
 
     # Recovery

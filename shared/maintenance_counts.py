@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from sqlalchemy import Insert, Select, Table, func, select
+from sqlalchemy import Insert, Select, Table, exists, func, select
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.db.expressions import seconds
 from shared.db.tables import MaintenanceCount
 
 COUNTS = cast(Table, MaintenanceCount.__table__)
@@ -24,3 +25,9 @@ def add(action: str, amount: int) -> Insert:
 def totals() -> Select[Any]:
     """(action, total)."""
     return select(COUNTS.c.action, COUNTS.c.total)
+
+
+def happened_within(action: str, limit_seconds: float) -> Select[Any]:
+    """Select whether the action was counted in the last `limit_seconds`, by the database's clock."""
+    recent = COUNTS.c.updated_at > func.now() - seconds(limit_seconds)
+    return select(exists().where(COUNTS.c.action == action, recent))

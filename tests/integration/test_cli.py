@@ -36,7 +36,7 @@ def vdiff(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def run(*args: str, stdin: str | None = None) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["vdiff", *args])
         if stdin is not None:
-            monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+            monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main()

@@ -297,7 +297,7 @@ BAD: list[tuple[dict[str, Any], str, str]] = [
     ({"configurations": [{**FAST, "diffusion": {"threshold": 2}}]}, "invalid_parameter",
      "configurations[0].diffusion.threshold"),
     ({"configurations": [{**FAST, "colour": 1}]}, "unknown_parameter", "configurations[0].colour"),
-    ({"configurations": [{**FAST, "messages": []}]}, "unknown_parameter", "configurations[0].messages"),
+    ({"configurations": [{**FAST, "messages": [{"role": "user"}]}]}, "unknown_parameter", "configurations[0].messages"),
     ({"configurations": [{**FAST, "seeds": [1, 1]}]}, "invalid_parameter", "configurations[0].seeds"),
 ]  # fmt: skip
 

@@ -55,7 +55,7 @@ def test_the_cancel_channel_still_is_the_fast_path(jobs: Jobs) -> None:
         if name != "not asked":
             jobs.execute(repository.request_cancel(job_id))
     listener = CancelListener(jobs.redis, jobs.database, held, lambda _: None)
-    listener.start()
+    listener.thread.start()
     try:
         eventually(lambda: jobs.redis.pubsub_numsub(CANCEL_CHANNEL)[0][1] > 0, what="the listener subscribed")
         for one in held.all():  # the one that is to stop is told of last
@@ -65,7 +65,7 @@ def test_the_cancel_channel_still_is_the_fast_path(jobs: Jobs) -> None:
         assert not handles["not asked"].aborted.is_set()
         assert not handles["another attempt"].aborted.is_set()
     finally:
-        listener.close()
+        listener.thread.close()
 
 
 def test_junk_in_a_queue_stops_no_worker(served_jobs: Jobs) -> None:

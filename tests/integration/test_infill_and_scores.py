@@ -78,8 +78,8 @@ def test_infill_as_a_job_has_progress_and_an_estimate(served: Served) -> None:
     ("wrong", "param"),
     [
         ({"parts": None}, "parts"), ({"parts": []}, "parts"), ({"parts": ["no hole"]}, "parts"),
-        ({"parts": [{"hole": 0}]}, "parts[0].hole"), ({"parts": ["a", {"hole": 1, "x": 2}]}, "parts[1]"),
-        ({"parts": ["", {"hole": 1}]}, "parts[0]"), ({"parts": [{"hole": 513}]}, "parts"),
+        ({"parts": [{"hole": 0}]}, "parts[0].hole"), ({"parts": ["a", {"hole": 1, "x": 2}]}, "parts[1].x"),
+        ({"parts": [1, {"hole": 1}]}, "parts[0]"), ({"parts": [{"hole": 513}]}, "parts[0].hole"),
         ({"parts": ["<|mdm_mask|>", {"hole": 1}]}, "parts[0]"), ({"max_tokens": 4}, "max_tokens"), ({"n": 0}, "n"),
         ({"diffusion": {"max_forwards": 3}}, "diffusion.max_forwards"), ({"temperature": 3}, "temperature"),
         ({"diffusion": {"algorithm": "apd"}}, "diffusion.algorithm"), ({"model": None}, "model"),

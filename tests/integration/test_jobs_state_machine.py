@@ -22,7 +22,7 @@ from sqlalchemy import text
 
 from shared.ids import new_id
 from shared.jobs import caretaking, lanes, repository
-from shared.jobs.formats import ROW_FORMAT
+from shared.jobs.formats import UNDERSTOOD_FORMAT
 from shared.jobs.status import TERMINAL, TRANSITIONS, JobStatus
 from shared.usage import repository as usage
 from tests.integration.conftest import Jobs
@@ -47,6 +47,11 @@ class Model:
     cancel_requested: bool = False
     late: bool = False  # complete_by has passed
     purged: bool = False
+    losses: int = 0
+    lost_alone: int = 0
+    isolation: int | None = None  # how many suspects may run together; None: no suspect
+    alone: bool = False  # its last attempt ran alone
+    quarantined: bool = False
     outcomes: list[str] = field(default_factory=list)
     ends: Counter[str] = field(default_factory=Counter)
 
@@ -64,9 +69,10 @@ class Model:
         if self.over:
             self.ends[status] += 1
 
-    def claimed(self) -> None:
+    def claimed(self, *, alone: bool = False) -> None:
         self.to("running")
         self.attempt += 1
+        self.alone = alone
         self.outcomes.append("running")
 
     def back(self, outcome: str, *, failure: bool) -> None:
@@ -79,6 +85,21 @@ class Model:
             self.to("expired")
         else:
             self.to("failed" if failure and self.failures >= self.max_attempts else "queued")
+
+    def lost(self, group: int) -> None:
+        """Take it from a worker that is gone, with all the `group` jobs of that worker: only a loss alone counts."""
+        self.losses += 1
+        self.lost_alone += self.alone
+        quarantined = self.alone and self.lost_alone >= self.max_attempts
+        self.isolation = max(1, (self.isolation or group) // 4)
+        self.outcomes[-1] = "lost"
+        if self.cancel_requested:
+            self.to("cancelled")
+        elif self.late:
+            self.to("expired")
+        else:
+            self.to("failed" if quarantined else "queued")
+        self.quarantined = self.status == "failed"
 
     def ended(self, status: str) -> None:
         if status == "succeeded" and self.late:
@@ -100,6 +121,7 @@ class Machine(RuleBasedStateMachine):
         self.jobs = jobs
         jobs.model = f"m-{new_id('m')}"
         self.models: dict[str, Model] = {}
+        self.worker = new_id("worker")
 
     def do(self, statement: Any) -> list[Any]:
         return self.jobs.execute(statement)
@@ -125,23 +147,30 @@ class Machine(RuleBasedStateMachine):
         job_id = self.jobs.submit(push=0, max_attempts=max_attempts)
         model = self.models[job_id] = Model(max_attempts, newer == 0)
         if model.newer:
-            self._set(job_id, f"format = {ROW_FORMAT + 1}")
+            self._set(job_id, f"format = {UNDERSTOOD_FORMAT + 1}")
         return job_id
 
     def _set(self, job_id: str, what: str) -> None:
         with self.jobs.database.write() as session:
             session.execute(text(f"UPDATE jobs SET {what} WHERE id = :id"), {"id": job_id})
 
-    def claim(self, job_id: str) -> Any:
-        return repository.claim(job_id, worker_id="w", lease_seconds=60)
+    def claim(self, job_id: str, *, apart: bool = False, alone: bool = False) -> Any:
+        return repository.claim(job_id, worker_id=self.worker, lease_seconds=60, apart=apart, alone=alone)
 
-    @rule(job_id=ids, claimers=st.integers(1, 3))
-    def claim_at_once(self, job_id: str, claimers: int) -> None:
+    def group(self) -> int:
+        """Return how many jobs the worker runs."""
+        return sum(model.status == "running" for model in self.models.values())
+
+    @rule(job_id=ids, claimers=st.integers(1, 3), apart=st.booleans(), alone=st.booleans())
+    def claim_at_once(self, job_id: str, claimers: int, apart: bool, alone: bool) -> None:
+        """Claim it as any job, or as a suspect that runs apart from the others."""
         model = self.models[job_id]
-        won = [rows for rows in self.at_once(*[self.claim(job_id)] * claimers) if rows]
-        assert len(won) == model.claimable
+        alone &= apart
+        claim = self.claim(job_id, apart=apart, alone=alone)
+        won = [rows for rows in self.at_once(*[claim] * claimers) if rows]
+        assert len(won) == (model.claimable and apart == (model.isolation is not None))
         if won:
-            model.claimed()
+            model.claimed(alone=alone)
             assert won[0][0].attempt == model.attempt
 
     @rule(job_id=ids, status=ENDS, stale=st.booleans())
@@ -173,7 +202,7 @@ class Machine(RuleBasedStateMachine):
         if model.status != "running":
             return
         self._set(job_id, "lease_until = now() - interval '1 s'")
-        attempt = model.attempt
+        attempt, group = model.attempt, self.group()
         ways: dict[str, Any] = {
             "finish": finish(job_id, attempt, status),
             "failed": repository.fail_attempt(job_id, attempt, error=ERROR),
@@ -186,8 +215,10 @@ class Machine(RuleBasedStateMachine):
         assert len(won) == 1, won
         if won[0] == "finish":
             model.ended(status)
+        elif won[0] == "lost":
+            model.lost(group)
         else:
-            model.back(won[0], failure=won[0] != "drained")
+            model.back(won[0], failure=won[0] == "failed")
         assert moved[won[0]][0].status == model.status
 
     @rule(job_id=ids)
@@ -207,7 +238,8 @@ class Machine(RuleBasedStateMachine):
     @rule(job_id=ids)
     def claim_and_cancel_at_once(self, job_id: str) -> None:
         model = self.models[job_id]
-        claimed, cancelled = self.at_once(self.claim(job_id), repository.request_cancel(job_id))
+        apart = model.isolation is not None
+        claimed, cancelled = self.at_once(self.claim(job_id, apart=apart), repository.request_cancel(job_id))
         if claimed:
             assert model.claimable
             model.claimed()
@@ -217,13 +249,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(job_id=ids)
     def lease_runs_out(self, job_id: str) -> None:
-        model = self.models[job_id]
+        model, group = self.models[job_id], self.group()
         if model.status == "running":
             self._set(job_id, "lease_until = now() - interval '1 s'")
         moved = [row for row in self.do(repository.sweep_expired()) if row.id == job_id]
         assert len(moved) == (model.status == "running")
         if moved:
-            model.back("lost", failure=True)
+            model.lost(group)
+            assert (moved[0].status, moved[0].isolation) == (model.status, model.isolation)
         beat = repository.heartbeat({(job_id, model.attempt): {"step": 1}}, lease_seconds=60)
         assert len(self.do(beat)) == (model.status == "running")
 
@@ -252,7 +285,10 @@ class Machine(RuleBasedStateMachine):
         if moved:
             model.to("queued")
             model.life += 1
-            model.failures, model.cancel_requested, model.late = 0, False, False
+            model.failures = model.losses = model.lost_alone = 0
+            model.cancel_requested = model.late = False
+            model.isolation = 1 if model.quarantined else None
+            model.quarantined = False
 
     @rule(job_id=consumes(ids))
     def purge(self, job_id: str) -> None:
@@ -270,11 +306,14 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def the_rows_are_what_they_must_be(self) -> None:
-        columns = "id, status, attempt, failures, life, cancel_requested, purged_at IS NOT NULL, result IS NOT NULL"
+        columns = (
+            "id, status, attempt, failures, losses, lost_alone, isolation, life, cancel_requested, "
+            "purged_at IS NOT NULL, result IS NOT NULL"
+        )
         query = text(f"SELECT {columns} FROM jobs WHERE model = :m").bindparams(m=self.jobs.model)
         assert {tuple(row) for row in self.do(query)} == {
-            (i, m.status, m.attempt, m.failures, m.life, m.cancel_requested, m.purged,
-             m.status == "succeeded" and not m.purged)
+            (i, m.status, m.attempt, m.failures, m.losses, m.lost_alone, m.isolation, m.life, m.cancel_requested,
+             m.purged, m.status == "succeeded" and not m.purged)
             for i, m in self.models.items()
         }  # fmt: skip
         query = text("SELECT a.job_id, array_agg(a.outcome ORDER BY a.attempt) AS o FROM attempts a "

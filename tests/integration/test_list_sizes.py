@@ -24,7 +24,8 @@ def test_a_page_of_large_results_is_small(served: Served) -> None:
     ).json()
     assert job["status"] == "succeeded"
     grow = text(
-        "UPDATE jobs SET result = jsonb_set(result, '{choices,0,text}', to_jsonb(CAST(:t AS text))) WHERE id = :i"
+        "UPDATE jobs SET result = jsonb_set(CAST(result AS jsonb), '{choices,0,text}', to_jsonb(CAST(:t AS text))) "
+        "WHERE id = :i"
     )
     with served.jobs.database.write() as session:
         session.execute(grow, {"t": LARGE, "i": job["id"]})

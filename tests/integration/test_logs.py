@@ -88,6 +88,9 @@ def receiver() -> Iterator[tuple[str, list[bytes]]]:
     thread.join()
 
 
+JSON = {"content-type": "application/json"}
+
+
 def marked_job(**more: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": PROMPT}]
     return chat_job(body={"messages": messages, "stop": [f"{PROMPT}-stop"]}, metadata={"who": PROMPT}, **more)
@@ -108,13 +111,14 @@ def test_nothing_that_a_client_sends_is_logged(
     # What goes wrong is logged too, and must not quote either.
     wrong = [
         watched.client.post("/v1/jobs", json=marked_job(priority=PROMPT)),
+        watched.client.post("/v1/jobs", content=f'{{"{PROMPT}"'.encode(), headers=JSON),
         watched.client.post("/v1/jobs", content=f'{{"{PROMPT}"'.encode()),
         watched.client.get("/v1/jobs", params={PROMPT: TOKEN}),
         watched.client.get("/v1/jobs", headers={"authorization": f"Bearer {TOKEN}"}),
         watched.client.get("/v1/jobs", params={"metadata[who]": PROMPT, "cursor": TOKEN}),
         watched.client.post(CHAT, json={**body, "max_tokens": 10**9}),
     ]
-    assert [answer.status_code for answer in wrong] == [400, 400, 400, 401, 400, 400]
+    assert [answer.status_code for answer in wrong] == [400, 400, 415, 400, 401, 400, 400]
     assert watched.client.get("/v1/jobs", headers={"authorization": f"Bearer {PASSWORD}"}).status_code == 200
     replay = watched.client.post(f"/v1/jobs/{done.json()['id']}/replay", headers={"prefer": "wait=30"})
     assert replay.json()["replay"]["same_text"]

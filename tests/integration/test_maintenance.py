@@ -121,6 +121,25 @@ def test_a_duty_that_raises_stops_no_other(jobs: Jobs, monkeypatch: pytest.Monke
     assert failures.labels(duty=broken)._value.get() >= 1
 
 
+def test_many_processes_share_the_rounds(jobs: Jobs) -> None:
+    sweeps = [maintenance(jobs, sweep_seconds=3600).sweeper for _ in range(3)]
+    for sweeper in sweeps:
+        sweeper._duties[0].perform()  # the first round of each thread
+    assert jobs.execute(text("SELECT total FROM maintenance_counts WHERE action = 'rounds_of_sweeper'"))[0].total == 1
+
+
+def test_a_round_that_failed_is_left_to_other_processes(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = jobs.submit(push=0)
+    change(jobs, late, "start_by = now() - interval '1 second'")
+    failing, working = (maintenance(jobs, sweep_seconds=3600) for _ in range(2))
+    [expire] = [duty for duty in failing._recovery if duty.name == "expire_jobs"]
+    monkeypatch.setattr(expire, "_run", lambda: 1 / 0)
+    for process in (failing, working):
+        process.sweeper._duties[0].perform()
+    assert expire.streak == 1
+    assert jobs.row(late).status == "expired"
+
+
 def test_without_redis_leases_are_recovered_and_deadlines_kept(jobs: Jobs) -> None:
     away = redis.Redis(port=1, socket_connect_timeout=1)
     late, lost = jobs.submit(push=0), jobs.submit(push=0)
@@ -197,13 +216,10 @@ Maintenance.recover_leases = planted
 """
 
 
-def test_a_process_without_one_of_its_threads_exits_and_says_why(
-    jobs: Jobs, start_api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_without_one_of_its_threads_exits_and_says_why(jobs: Jobs, tmp_path: Path) -> None:
     running = jobs.submit(slow=True, n=4)
     worker_script = RUN_BROKEN.format(plant=PLANT, run=conftest.RUN_WORKER)
-    monkeypatch.setattr(conftest, "RUN_WORKER", worker_script)
-    worker = WorkerProcess(jobs, tmp_path / "broken.log", drain_seconds=30)
+    worker = WorkerProcess(jobs, tmp_path / "broken.log", program=("-c", worker_script), drain_seconds=30)
     try:
         assert worker.wait(60) == EXIT_THREAD_GONE
         said = worker.log.read_text()

@@ -124,7 +124,7 @@ def test_a_file_is_decoded_the_same_at_any_batch_size(tmp_path: Path) -> None:
         (["--verifier", "./nowhere"], "verifier"),
         (["--tensor-parallel-size", "2"], "tensor_parallel_size"),
         (["--dtype", "int3"], "VDIFF_DTYPE"),
-        (["--max-batch", "0"], "VDIFF_MAX_NUM_SEQS"),
+        (["--max-batch", "0"], "--max-num-seqs"),
         (["--input", "missing.jsonl"], "missing.jsonl"),
     ],
 )
@@ -150,7 +150,7 @@ def test_an_unknown_setting_is_named() -> None:
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
-    line = json.dumps({"prompt_token_ids": [5, 6, 7], "max_tokens": 100, "temperature": 0})
+    line = json.dumps({"prompt_token_ids": [5, 6, 7], "max_tokens": 32, "temperature": 0})
     source.write_text(f"{line}\n" * 5000)
     process = subprocess.Popen(
         [sys.executable, "-m", "vdiff", "generate", "--model", str(MODEL), "--input", str(source), "--output", str(target)],

@@ -14,7 +14,7 @@ from sqlalchemy import text
 from shared.db.session import AsyncDatabase
 from shared.ids import new_id
 from shared.jobs import repository
-from shared.jobs.formats import ROW_FORMAT
+from shared.jobs.formats import UNDERSTOOD_FORMAT
 from shared.jobs.service import JobService, Prepared
 from shared.jobs.status import JobStatus
 from shared.keys.principal import Limits
@@ -42,13 +42,13 @@ def test_a_message_of_a_newer_program_does_not_lose_its_job(jobs: Jobs, start_wo
     # A row that a newer program wrote is not even tried, and waits for a worker that understands it.
     newer, after = jobs.submit(push=0), None
     with jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET format = :f WHERE id = :i"), {"f": ROW_FORMAT + 1, "i": newer})
+        session.execute(text("UPDATE jobs SET format = :f WHERE id = :i"), {"f": UNDERSTOOD_FORMAT + 1, "i": newer})
     push_sync(jobs.redis, [(newer, jobs.model, "normal")] * 3)
     after = jobs.submit()
     jobs.wait_done(after)
     eventually(lambda: jobs.redis.llen(queue) == 0, what="its messages are read")
     assert (jobs.row(newer).status, jobs.row(newer).attempt) == ("queued", 0)
-    claim = repository.claim(newer, worker_id="newer", lease_seconds=60, understands=ROW_FORMAT + 1)
+    claim = repository.claim(newer, worker_id="newer", lease_seconds=60, understands=UNDERSTOOD_FORMAT + 1)
     assert [row.attempt for row in jobs.execute(claim)] == [1]
 
 

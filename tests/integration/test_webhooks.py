@@ -642,7 +642,7 @@ def test_deliveries_go_on_after_redis_was_away(jobs: Jobs, receiver: Receiver, t
         eventually(lambda: delivered(first), seconds=40, what="the sender works")
         redis.stop()
         while_away = pending(jobs, f"{receiver.url}/away")
-        eventually(lambda: "pump_failed" in (tmp_path / "deliver.log").read_text(), what="the sender noticed")
+        eventually(lambda: "duty_failed" in (tmp_path / "deliver.log").read_text(), what="the sender noticed")
         assert not delivered(while_away)
         redis.start()
         eventually(lambda: delivered(while_away), seconds=40, what="what came meanwhile is sent")

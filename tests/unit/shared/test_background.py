@@ -108,6 +108,8 @@ def test_a_thread_that_hangs_is_silent_and_one_with_rare_duties_is_not() -> None
     hung = BackgroundThread("t-hung", [Duty("d", hang, every=0.0)])
     rare = BackgroundThread("t-rare", [Duty("d", lambda: None, every=3600)])
     threads.add(hung, rare)
+    hung.turned_at -= 121  # a model that takes minutes to load
+    assert threads.silent(120) == []
     threads.start()
     assert entered.wait(20)
     hung.turned_at -= 121
