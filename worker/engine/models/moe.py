@@ -78,7 +78,13 @@ class MoE(nn.Module):
         out = (back.float() * weights[..., None]).sum(1).to(x.dtype)
         return out + self.shared(x) if self.config.shared_width else out
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def leave_uncompiled(self) -> None:
+        """Keep torch.compile out of the loop over experts, whose length depends on the rows.
+
+        Not a decorator: that would import torch's compiler, two seconds, in every process that never compiles.
+        """
+        self._one_by_one = torch.compiler.disable(self._one_by_one)  # type: ignore[method-assign]
+
     def _one_by_one(self, rows: Tensor, counts: Tensor) -> Tensor:
         """An expert after the other, those that nobody chose left out; on an accelerator this waits for the counts."""
         done = torch.empty_like(rows)

@@ -127,6 +127,8 @@ class Transformer(nn.Module):
 
         The number of rows is left open, so that one compilation serves every batch; layers of one kind share it.
         """
+        for experts in (module for module in self.modules() if isinstance(module, MoE)):
+            experts.leave_uncompiled()
         for layer in self.blocks:
             layer.before = torch.compile(layer.before, dynamic=True, backend=backend)  # type: ignore[method-assign]
             layer.after = torch.compile(layer.after, dynamic=True, backend=backend)  # type: ignore[method-assign]
