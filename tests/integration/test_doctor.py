@@ -49,6 +49,7 @@ def test_all_well(served: Served, tmp_path: Path) -> None:
         "redis",
         "disk",
         "api",
+        "secrets",
     }
     assert (code, found["ok"]) == (0, True), found
     _, text = doctor(**where, data_dir=str(tmp_path))
@@ -159,5 +160,5 @@ def test_it_is_the_operators_to_know(served: Served) -> None:
         admin: Any = failure_object(row, admin=True)
         other: Any = failure_object(row, admin=False)
         session.rollback()
-    assert (admin["message"], admin["count"], admin["pid"]) == ("/secret/place", 2, 2)
+    assert (admin["message"], admin["count"], admin["pid"]) == ("/secret/place\ufffd", 2, 2)
     assert (other["message"], other["hostname"], other["pid"], other["code"]) == (None, None, None, "c")

@@ -197,6 +197,7 @@ async def test_followers_are_bounded_by_key_and_by_process(jobs: Jobs, start_api
         assert (await other.__aenter__()).status_code == 200
         refused = await client.get(f"{path}/events", headers=headers[1])
         assert refused.status_code == 429 and "VDIFF_MAX_FOLLOWERS allows" in refused.json()["error"]["message"]
+        assert f"vdiff_followers {len(streams) + 1}.0" in httpx.get(f"{api.url}/metrics").text
         for stream in (*streams, other):
             await stream.__aexit__(None, None, None)
         gauge = "vdiff_followers 0.0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -96,6 +97,14 @@ def test_deadlines_retention_keys_and_leases_without_any_worker(jobs: Jobs, star
         assert f'vdiff_sweeper_actions_total{{action="{line}"}} 1.0' in shown
     assert "vdiff_lease_overdue_seconds 0.0" in shown
     assert 'vdiff_api_duty_failures_total{duty="recover_leases"} 0.0' in shown
+
+
+def test_a_lease_that_is_not_recovered_is_a_metric(jobs: Jobs, start_api: Any) -> None:
+    abandon(jobs, jobs.submit(push=0), overdue="100 seconds")
+    # The lease clock begins with the process, so that the lease runs out after ten minutes.
+    api = start_api(lease_seconds=600).wait_ready(path="/health")
+    [line] = re.findall(r"^vdiff_lease_overdue_seconds (\S+)$", httpx.get(f"{api.url}/metrics").text, re.MULTILINE)
+    assert float(line) >= 100
 
 
 @pytest.mark.parametrize("broken", ["recover_leases", "expire_jobs", "fail_unservable", "push_missing"])

@@ -20,12 +20,17 @@ from tests.integration.test_batches import long_line, over, start
 pytestmark = pytest.mark.integration
 MODEL = {"model": "vdiff-tiny"}
 Read = Callable[[], float]
-# What tests of their own see move: test_backpressure.py, test_webhooks.py; and those of the engine, as a worker takes no more
-# jobs than it has slots, and the bundled model's prompts are never stored in parts.
+# Seen to move by other tests: test_backpressure.py, test_webhooks.py, test_redis_outages.py, test_followers.py and
+# test_maintenance.py; and those of the engine, as a worker takes no more jobs than it has slots, and the bundled model's
+# prompts are never stored in parts.
 MOVED: set[str] = {
     "vdiff_requests_waiting", "vdiff_webhook_attempts_total", "vdiff_webhook_attempt_seconds",
     "vdiff_webhook_deliveries_pending", "vdiff_webhook_late_seconds", "vdiff_webhook_endpoints",
     "vdiff_webhook_endpoints_disabled_total",
+    "vdiff_api_duty_failures_total", "vdiff_worker_duty_failures_total", "vdiff_sender_duty_failures_total",
+    "vdiff_worker_consumer_restarts_total", "vdiff_sender_consumer_restarts_total",
+    "vdiff_worker_messages_dropped_total", "vdiff_sender_messages_dropped_total",
+    "vdiff_followers", "vdiff_lease_overdue_seconds",
     "vdiff_engine_preemptions_total", "vdiff_engine_prefill_forwards_total",
 }  # fmt: skip
 
@@ -219,11 +224,24 @@ def test_attempts_that_go_back_are_counted(served: Served) -> None:
     job_id = jobs.submit(push=0, max_attempts=2)
     # As if a version that knew more had accepted it: the engine's side fails, which may pass, so it goes back once.
     jobs.execute(
-        text("UPDATE jobs SET params = params || '{\"x\": 1}' WHERE id = :id RETURNING id").bindparams(id=job_id)
+        text("UPDATE jobs SET params = CAST(params AS jsonb) || '{\"x\": 1}' WHERE id = :id RETURNING id").bindparams(
+            id=job_id
+        )
     )
     row = jobs.wait_done(job_id, seconds=60)
     assert (row.status, row.failures, row.error["retryable"]) == ("failed", 2, True)
     eventually(lambda: requeued() == before + 1, what="one that went back")
+
+
+def test_suspects_are_counted(served: Served) -> None:
+    suspects = reader(served, "vdiff_suspects", model="nobody")
+    job_id = served.jobs.submit(push=0)
+    served.jobs.execute(
+        text("UPDATE jobs SET model = 'nobody', isolation = 1 WHERE id = :id RETURNING id").bindparams(id=job_id)
+    )
+    assert suspects() == 1
+    served.jobs.execute(repository.request_cancel(job_id))
+    assert suspects() == 0
 
 
 def test_deadlines_and_retention_are_counted(served: Served) -> None:
