@@ -9,10 +9,11 @@ from urllib.parse import parse_qs, parse_qsl, urlencode, urlsplit
 
 from celery import Celery
 from kombu import Queue
+from prometheus_client import Counter
 
 from shared.errors import ConfigurationError
 from shared.queue.names import queue_names
-from worker import channel
+from worker import transport
 
 _TLS_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _CERT_REQS = {"required": ssl.CERT_REQUIRED, "optional": ssl.CERT_OPTIONAL, "none": ssl.CERT_NONE}
@@ -51,9 +52,17 @@ def broker_tls(redis_url: str) -> dict[str, Any] | None:
     return {**given, "ssl_cert_reqs": _CERT_REQS[wanted]}
 
 
-def celery_app(redis_url: str, *, model: str | None, queues: Sequence[str] = ()) -> Celery:
-    """An app that consumes the queues of one model, interactive first; without a model the given ones."""
-    channel.install()
+def celery_app(
+    redis_url: str, *, model: str | None, queues: Sequence[str] = (), dropped: Counter | None = None
+) -> Celery:
+    """Return an app that consumes the queues of one model, interactive first; without a model the given ones.
+
+    Args:
+        dropped: counts messages that cannot be read. Given, this process uses `worker.transport`; a process that
+            consumes no queue of ours (Flower) keeps kombu's, which also takes the replies of remote control.
+    """
+    if dropped is not None:
+        transport.install(dropped)
     app = Celery("vdiff", broker=broker_url(redis_url), set_as_current=False)
     app.conf.update(
         broker_use_ssl=broker_tls(redis_url),

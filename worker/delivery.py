@@ -59,7 +59,6 @@ from shared.vault import vault_of
 from shared.webhooks import repository, senders, stored_secrets, targets
 from shared.webhooks.events import event_body, signed_headers
 from vdiff.version import __version__
-from worker import transport
 from worker.app import celery_app
 from worker.consumer import make_controller
 
@@ -409,11 +408,10 @@ def run(settings: Settings) -> int:
     with database.read() as session:
         stored_secrets.check(session, vault_of(settings.secret_keys))
     client = queue_client.connect(redis_url)
-    transport.install(SENDER_MESSAGES_DROPPED)
     sender_id = new_id("sender")
     identify(sender_id=sender_id)
     sender, pump = Sender(database, settings), Pump(database, client, settings, sender_id)
-    app = celery_app(redis_url, model=None, queues=[WEBHOOK_QUEUE])
+    app = celery_app(redis_url, model=None, queues=[WEBHOOK_QUEUE], dropped=SENDER_MESSAGES_DROPPED)
 
     @app.task(name=DELIVER_TASK, ignore_result=True)
     def deliver(payload: dict[str, Any]) -> None:

@@ -38,7 +38,6 @@ from shared.maintenance import POOL_SIZE, Maintenance
 from shared.queue import client as queue_client
 from shared.settings import Settings
 from vdiff import bundled
-from worker import transport
 from worker.app import celery_app
 from worker.cancels import CancelListener
 from worker.consumer import make_controller
@@ -243,8 +242,7 @@ def _consume(
     redis_url: str, model: str, runner: Runner, pulse: Pulse, lifecycle: Lifecycle, *, slots: int, worker_id: str
 ) -> None:
     """Run Celery's consumer in this thread; return after `Lifecycle` raised Celery's own stop flag."""
-    transport.install(metrics.WORKER_MESSAGES_DROPPED)
-    app = celery_app(redis_url, model=model)
+    app = celery_app(redis_url, model=model, dropped=metrics.WORKER_MESSAGES_DROPPED)
     register_tasks(app, runner.run_job, runner.put_back)
     controller = make_controller(
         app,

@@ -6,7 +6,7 @@
     no copies   messages are not kept in `unacked` until they are acknowledged: the row is the job, and a worker needs
                 no command but BRPOP to take one, which a full Redis allows
 
-`install` puts it in the place of kombu's, for the process.
+`install` replaces kombu's transport in this process; `worker.app.celery_app` calls it.
 """
 
 from __future__ import annotations
@@ -112,7 +112,11 @@ class Transport(redis.Transport):
 
 
 def install(dropped: Counter) -> None:
-    """Have every connection of Celery in this process use this transport. `dropped` counts what cannot be read."""
+    """Make every connection of Celery in this process use this transport.
+
+    Args:
+        dropped: counts messages that could not be read.
+    """
     Channel.dropped = dropped
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"

@@ -28,7 +28,6 @@ import signal, sys, threading
 from celery.worker import state
 from shared.background import Pulse
 from shared.metrics import WORKER_CONSUMER_RESTARTS, WORKER_DUTY_FAILURES, WORKER_MESSAGES_DROPPED
-from worker import transport
 from worker.app import celery_app
 from worker.consumer import make_controller
 from worker.tasks import register_tasks
@@ -47,8 +46,7 @@ def stop(number, frame):
     ended.set()
 
 signal.signal(signal.SIGTERM, stop)
-transport.install(WORKER_MESSAGES_DROPPED)
-app = celery_app(url, model="m")
+app = celery_app(url, model="m", dropped=WORKER_MESSAGES_DROPPED)
 register_tasks(app, run, lambda job_id: None)
 pulse = Pulse("consumer")
 controller = make_controller(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from kombu import Connection
@@ -68,3 +70,14 @@ def test_every_refusal_of_redis_is_an_error_of_the_connection(error: type[Except
         assert connection.transport_cls is not None and isinstance(connection.transport, transport.Transport)
         raised = error("UNBLOCKED") if error is not ClusterDownError else ClusterDownError("CLUSTERDOWN x")
         assert isinstance(raised, tuple(connection.connection_errors))
+
+
+def test_the_app_of_a_consumer_uses_this_transport_and_flower_keeps_that_of_kombu() -> None:
+    found = "from kombu import Connection; print(Connection(%r).get_transport_cls().__module__)"
+    made = "from worker.app import celery_app; from shared.metrics import WORKER_MESSAGES_DROPPED as counter; "
+    app = "celery_app('redis://127.0.0.1:1/0', model='m'%s); "
+    for url in ("redis://127.0.0.1:1/0", "rediss://127.0.0.1:1/0", "redis+socket:///nowhere"):
+        for options, module in ((", dropped=counter", "worker.transport"), ("", "kombu.transport.redis")):
+            program = made + app % options + found % url
+            done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+            assert done.stdout.strip() == module
