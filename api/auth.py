@@ -1,4 +1,4 @@
-"""Who is asking, and whether they may: bearer keys, scopes, and the limit of requests per minute.
+"""Authentication and authorisation: bearer keys, scopes, and the limit of requests per minute.
 
     VDIFF_AUTH=auto       a key is needed as soon as the server listens beyond loopback, or VDIFF_API_KEY is set
     VDIFF_AUTH=required   always        VDIFF_AUTH=open   never, whoever can reach the port
@@ -48,7 +48,7 @@ def key_required(settings: Settings) -> bool:
 
 
 def names_loopback(host: str) -> bool:
-    """Whether a Host header, with or without a port, is this machine's own name for itself."""
+    """Return whether a Host header, with or without a port, is this machine's own name for itself."""
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -208,7 +208,7 @@ async def count_request(request: Request, context: Context, principal: Principal
 
 
 def rate_line(principal: Principal) -> str:
-    """Who shares a limit of requests per minute."""
+    """Return the name under which requests share a limit of requests per minute."""
     return f"requests {principal.key_id or principal.tenant}"
 
 

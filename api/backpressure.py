@@ -34,7 +34,9 @@ class ClientLeft(Exception):
 
 
 def patience_seconds(request: Request, longest: float) -> float:
-    """How long this client waits for an answer: `longest`, or a little less than the timeout that its SDK tells of."""
+    """Return how long this client waits for an answer: `longest`, or a little less than its SDK's
+    timeout.
+    """
     told = request.headers.get("x-stainless-read-timeout", "")
     try:
         seconds = float(told)
@@ -97,7 +99,7 @@ class WaitingRoom:
         self._lines: dict[str, deque[asyncio.Event]] = {}  # the first's event is set: it is the one who asks
 
     async def admit(self, line: str, visit: Visit, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` returns once it does not raise TooManyRequests.
+        """Return the result of the first call of `attempt` that does not raise TooManyRequests.
 
         Raises:
             TooManyRequests: the last one, when the patience is over or too many wait already.

@@ -1,4 +1,4 @@
-"""What a request handler is handed: the process's parts, and the body as checked JSON."""
+"""Dependencies of request handlers: the process's parts, and the body as checked JSON."""
 
 from __future__ import annotations
 
@@ -166,6 +166,6 @@ def idempotency_key(request: Request) -> str | None:
 
 
 def is_automatic_retry(request: Request) -> bool:
-    """Whether the OpenAI SDK sent this same request before."""
+    """Return whether the OpenAI SDK sent this same request before."""
     count = request.headers.get("x-stainless-retry-count", "0")
     return count.isascii() and count.isdigit() and int(count[:6]) >= 1

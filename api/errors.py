@@ -104,7 +104,9 @@ def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
 
 
 def job_headers(request: Request) -> dict[str, str]:
-    """Of the job that the request had stored when something went wrong: it goes on, and may be asked for."""
+    """Return the headers that name the job that was stored before the error; the client can still
+    ask for it.
+    """
     job_id = request.scope.get("state", {}).get("job_id")
     return {"X-Job-Id": job_id, "Location": link(f"/v1/jobs/{job_id}")} if job_id else {}
 
@@ -143,7 +145,7 @@ def nearest(templates: Iterable[str], path: str) -> str | None:
 
 
 def not_found(app: FastAPI, request: Request) -> tuple[str, dict[str, Any]]:
-    """What to say of a path that is not here: a client of another server asks for what that one has."""
+    """Return the error for an unknown path; name the counterpart here of a path of another server."""
     path = route_path(request.scope)
     near = nearest(paths(app), path)
     hint = f"; did you mean {near}?" if near else ";"
@@ -152,7 +154,9 @@ def not_found(app: FastAPI, request: Request) -> tuple[str, dict[str, Any]]:
 
 
 def not_allowed(app: FastAPI, request: Request, named: str) -> tuple[str, dict[str, str]]:
-    """What to say of a method that the path has not, and the Allow header. `named` is that of the first route alone."""
+    """Return the error for a method that the path does not have, and the Allow header. `named` is
+    that of the first route alone.
+    """
     path = route_path(request.scope)
     found = {name.strip() for name in named.split(",") if name.strip()}
     for template, methods in paths(app).items():

@@ -1,4 +1,6 @@
-"""What wraps every request: its id, its size limit, its log line and its metrics. Plain ASGI, so that streams stay streams."""
+"""Middleware around every request: its id, size limit, log line and metrics. Plain ASGI, so that
+streams stay streams.
+"""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ Write = Callable[[bytes], Awaitable[None]]
 
 
 class Form:
-    """What was sent beside the file's content."""
+    """The fields of a multipart form beside the file's content."""
 
     def __init__(self) -> None:
         self.fields: dict[str, str] = {}

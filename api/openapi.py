@@ -1,6 +1,6 @@
-"""What the OpenAPI document says of errors. FastAPI knows the good answers; who may answer what else is decided here, by
-rules, so that no route can forget it. `tests/integration/test_openapi.py` sends whatever the document allows, and much that it
-does not.
+"""Error answers of the OpenAPI document. FastAPI knows the good answers. Rules here decide which
+errors a route can give, so that no route can forget one. `tests/integration/test_openapi.py` sends
+whatever the document allows, and much that it does not.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from shared.errors import InvalidParameter
 
 
 def whole_number(text: str) -> int | None:
-    """Of at most nine ASCII digits; None for anything else."""
+    """Parse at most nine ASCII digits; return None for anything else."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 9 else None
 
 

@@ -53,7 +53,7 @@ def current_revision(database_url: str) -> str | None:
 
 
 def is_current(database_url: str) -> bool:
-    """Whether the database is at the newest revision."""
+    """Return whether the database is at the newest revision."""
     return current_revision(database_url) == head_revision()
 
 

@@ -1,4 +1,4 @@
-"""What `vdiff doctor` asks PostgreSQL and nobody else does. Statements only; what the answers mean is in `vdiff.doctor`."""
+"""Statements that only `vdiff doctor` runs on PostgreSQL. `vdiff.doctor` interprets the answers."""
 
 from __future__ import annotations
 

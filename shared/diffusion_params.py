@@ -1,4 +1,6 @@
-"""How a request's canvas is denoised: every parameter of `diffusion`, decided for one model or refused by its name."""
+"""Parameters of a request's diffusion: each field of `diffusion`, resolved for one model or refused
+by its name.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ DIFFUSION_FIELDS = (*_COMMON[:3], "apd", *PARAMETERS, *_COMMON[3:])
 
 @dataclass(frozen=True, slots=True)
 class DiffusionParams:
-    """How the canvas is denoised. None: the algorithm's default (`shared.algorithms`), or not used by it."""
+    """Parameters of denoising. None: the algorithm's default (`shared.algorithms`), or not used by
+    it.
+    """
 
     algorithm: str | None = None
     block_length: int | None = None  # tokens
@@ -69,7 +73,7 @@ class DiffusionParams:
     visualize: bool = False
 
     def fields(self) -> dict[str, Any]:
-        """Those that are set, by name."""
+        """Return the fields that are set, by name."""
         defaults = {name: field.default for name, field in self.__dataclass_fields__.items()}
         return {k: v for k, v in asdict(self).items() if v != defaults[k]}
 

@@ -1,4 +1,6 @@
-"""Whether a JSON schema has a finite value at all: one that requires itself inside itself never ends. Pure."""
+"""Detection of JSON schemas that have no finite value because they require themselves inside
+themselves. Pure.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ ROUNDS = 64  # references that one answer of "this ends" may rest on; beyond, a 
 
 
 def is_endless(schema: Mapping[str, Any]) -> bool:
-    """Whether every value of the schema would be infinitely long: the least fixed point over its references."""
+    """Return whether every value of the schema would be infinitely long: the least fixed point over
+    its references.
+    """
     open_refs = {ref: target_of(schema, ref) for ref in _refs(schema)}
     finite: set[str] = set()
     for _ in range(ROUNDS):
@@ -46,7 +50,9 @@ def target_of(schema: Any, ref: str) -> Any:
 
 
 def _ends(node: Any, finite: Set[str]) -> bool:
-    """Whether a value of the node can be finite when those of the references in `finite` can."""
+    """Return whether a value of the node can be finite when those of the references in `finite`
+    can.
+    """
     if not isinstance(node, Mapping):
         return node is not False
     if "const" in node or "enum" in node:

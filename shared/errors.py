@@ -87,7 +87,9 @@ class BodyTooLarge(VDiffError):
 
 
 class QuotaExceeded(VDiffError):
-    """What the tenant stores would be more than it may; it has to delete something."""
+    """Error for a request that would exceed what the tenant may store; the tenant has to delete
+    something.
+    """
 
     code = "quota_exceeded"
     http_status = 403

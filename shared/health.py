@@ -1,4 +1,4 @@
-"""Whether PostgreSQL and Redis do what vdiff needs of them: each is asked for a write, not for a sign of life.
+"""Health of PostgreSQL and Redis for vdiff: each is asked for a write, not for a sign of life.
 
 `HealthProbe` is the API's, which many probes share: a try a second at most. `probe_database` and `probe_redis` are for
 commands. What a refusal means, and what to do, is in `describe_database` and `describe_redis`.

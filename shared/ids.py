@@ -30,11 +30,11 @@ def first_id(prefix: str, moment: datetime) -> str:
 
 
 def is_id(text: str, prefix: str) -> bool:
-    """Whether `text` has the form that `new_id(prefix)` gives."""
+    """Return whether `text` has the form that `new_id(prefix)` gives."""
     head, _, tail = text.partition("_")
     return head == prefix and len(tail) == 26 and all(c in _ALPHABET for c in tail)
 
 
 def may_be_an_id(text: str) -> bool:
-    """Whether it is worth asking the database for it."""
+    """Return whether it is worth asking the database for it."""
     return 1 <= len(text) <= 100 and text.isascii() and text.isprintable()

@@ -1,4 +1,4 @@
-"""Whether the loop of a process without a port still turns, told by the age of a file on its own machine.
+"""Liveness of a process without a port, shown by the age of a file on its machine.
 
 Heartbeats in PostgreSQL tell it too, but not while PostgreSQL is away: whoever restarts processes for their heartbeats then
 restarts all of them. The file lies in the folder for temporary files. In a container it is the process's own, and outlives
@@ -39,7 +39,7 @@ def turn(part: str) -> None:
 
 
 def stale_seconds(heartbeat_seconds: float) -> float:
-    """How old a turn may be; more where turns are meant to be rare."""
+    """Return the age from which a turn counts as missing; larger for loops that turn rarely."""
     return max(STALE_SECONDS, 3 * heartbeat_seconds)
 
 

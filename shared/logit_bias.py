@@ -58,5 +58,5 @@ def _token(key: str, card: ModelCard) -> int:
 
 
 def added(bias: Bias) -> list[float]:
-    """What is added to each token's logit."""
+    """Return the bias that is added to each token's logit."""
     return [BAN if number == -BOUND else number for _, number in bias]

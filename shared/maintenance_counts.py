@@ -1,4 +1,6 @@
-"""How often each duty of `shared.maintenance` did something, over all processes that ever were. Statements."""
+"""Counts of what the duties of `shared.maintenance` did, over all processes since the beginning.
+Statements.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a served model is: the facts that a worker registers and the API validates requests against.
+"""The facts about a served model that a worker registers and the API validates requests against.
 
 Pure data; travels as JSON in the `models` table. Built by `worker.engine.loader`, read by `api` and `shared.sampling_params`.
 """

@@ -20,7 +20,7 @@ SLICE_SECONDS = 2.0  # of one duty, before the others have their turn
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a slice did."""
+    """The result of one slice."""
 
     count: int
     is_cut: bool  # there may be more

@@ -84,7 +84,7 @@ def response_format_of(value: Any) -> dict[str, Any] | None:
 
 
 def schema_of(response_format: Mapping[str, Any]) -> dict[str, Any]:
-    """What the answer has to be, as a JSON schema."""
+    """Return the JSON schema that the answer has to match."""
     if response_format["type"] == "json_object":
         return {"type": "object"}
     schema: dict[str, Any] = response_format["json_schema"]["schema"]

@@ -1,4 +1,4 @@
-"""What a request asks of the sampler, and the one place that decides whether it may.
+"""Sampling parameters of a request, and the checks that accept or refuse them.
 
 `resolve_params` turns the generation fields of a request body into `SamplingParams`, for the API, for `vdiff generate`
 and for the Python API alike: request over the model's generation_config over the defaults here. Nothing is accepted and
@@ -93,7 +93,7 @@ class SamplingParams:
 
 
 def changes_nothing(given: Mapping[str, Any], name: str, off: int) -> bool:
-    """Whether a field is absent or has the value that turns it off."""
+    """Return whether a field is absent or has the value that turns it off."""
     value = given.get(name)
     return value is None or (type(value) in (int, float) and value == off)
 

@@ -1,4 +1,4 @@
-"""Whether a finished answer is what its JSON schema asks for, with exact numbers. Pure.
+"""Validation of a finished answer against its JSON schema, with exact numbers. Pure.
 
 The grammar has forced the answer into the schema token by token; this check does not share its code or its arithmetic.
 It leaves `pattern`, `patternProperties` and `format` to the grammar: a client's pattern must not run over a model's text.

@@ -179,7 +179,7 @@ def foldable_workers(*, older_than_seconds: float, limit: int = 500) -> Select[A
 
 
 def keep_stats(worker_id: str, stats: Mapping[str, Any]) -> Update:
-    """What a stopped worker counted, with what it took over; it is not heard of thereby."""
+    """Store the counts of a stopped worker, with those that it took over. This is no sign of life."""
     return update(WORKERS).where(_W.id == worker_id).values(stats=dict(stats))
 
 

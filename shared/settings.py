@@ -32,7 +32,7 @@ _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~\-]+)+")
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
+    """Return whether only this machine can reach a server that listens there."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -404,7 +404,7 @@ class Settings(BaseSettings):
         return self
 
     def environment(self) -> dict[str, str]:
-        """What was given, from wherever it came, as variables for a child that must see the same."""
+        """Return the settings as environment variables for a child process that must have the same."""
         given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
         return {f"{PREFIX}{name.upper()}": _as_text(value) for name, value in given.items() if value is not None}
 
@@ -491,7 +491,7 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
 
 
 def trace_endpoint(environ: Mapping[str, str] | None = None) -> str | None:
-    """Where OpenTelemetry's own variables send traces; None where they ask for none.
+    """Return where OpenTelemetry's own variables send traces; None where they ask for none.
 
     Raises:
         ConfigurationError: they ask for an exporter or a protocol that is not built.

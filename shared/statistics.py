@@ -61,7 +61,9 @@ def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> fl
 
 
 def monte_carlo_error(scores: Sequence[Sequence[float]]) -> float | None:
-    """Of the mean of the items' means, from the spread between repeats of an item; None when no item has two."""
+    """Return the standard error of the mean of the items' means, from the spread between repeats of
+    an item; None when no item has two.
+    """
     within = [variance(repeats) / len(repeats) for repeats in scores if len(repeats) > 1]
     return math.sqrt(fmean(within) / len(scores)) if within else None
 

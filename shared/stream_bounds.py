@@ -1,4 +1,5 @@
-"""How much room events may take in Redis: bytes of a job's stream, of a tenant's streams, and none once Redis fills up.
+"""Bounds on the room of events in Redis: bytes of a job's stream, of a tenant's streams, and none
+once Redis fills up.
 
 Events are a hint, and a Redis that is full takes no message of a queue either. So a stream loses its oldest events, a tenant
 its oldest streams, and where Redis has a limit of memory (`maxmemory`) and less than a fifth is left, no event is written at
@@ -56,7 +57,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(slots=True)
 class _Stream:
-    """What this worker has written to one stream."""
+    """The bytes that this worker has written to one stream."""
 
     tenant: str = ""
     sizes: deque[int] = field(default_factory=deque)  # of the events that are still there, oldest first

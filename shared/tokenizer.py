@@ -96,7 +96,7 @@ class TokenizerWrapper:
 
     @staticmethod
     def is_in(folder: Path) -> bool:
-        """Whether the folder has a tokenizer at all: a verifier's may be without."""
+        """Return whether the folder has a tokenizer at all: a verifier's may be without."""
         parts = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
         return parts or (folder / "tokenizer.json").is_file()
 

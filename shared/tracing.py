@@ -84,7 +84,9 @@ def is_on() -> bool:
 
 
 def remember(traceparent: str) -> None:
-    """What a client sent, for `current`; something malformed counts as nothing, as W3C wants it."""
+    """Keep the trace context of a client for `current`; a malformed one counts as absent, as W3C
+    demands.
+    """
     _given.set(traceparent if _WELL_FORMED.fullmatch(traceparent) else None)
 
 

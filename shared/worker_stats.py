@@ -1,4 +1,4 @@
-"""What workers counted, added up: the statistics of several as if they were one worker's. Pure.
+"""Sums of the statistics of several workers, in the form of one worker's. Pure.
 
 Only counters mean anything in the sum; what is of the moment (memory, jobs that run) is asked of live workers alone.
 """

@@ -163,7 +163,7 @@ def _contents(session: ReadSession, settings: Settings) -> Iterator[Check]:
 
 
 def workers(live: Iterable[Any], recent: Iterable[Any], failures: Iterable[Any], now: float) -> Iterator[Check]:
-    """Who serves what, who went silent, and who could not load a model, and why."""
+    """Check the workers: who serves what, who went silent, and who could not load a model, and why."""
     by_model: dict[str, list[Any]] = {}
     for worker in live:
         by_model.setdefault(worker.model, []).append(worker)
@@ -192,7 +192,7 @@ def workers(live: Iterable[Any], recent: Iterable[Any], failures: Iterable[Any],
 
 
 def queues(depths: Iterable[Any], ages: Iterable[Any], served: set[str]) -> Iterator[Check]:
-    """What waits, how long, and whether anybody serves it."""
+    """Check the queues: what waits, how long, and whether any worker serves it."""
     counts: dict[tuple[str, str], int] = {}
     oldest: dict[tuple[str, str], float] = {}
     for row in depths:
@@ -213,7 +213,7 @@ def queues(depths: Iterable[Any], ages: Iterable[Any], served: set[str]) -> Iter
 
 
 def secrets(counts: Iterable[Any], keys: Vault) -> Check:
-    """How webhook secrets are stored, and whether every key that encrypts one is known."""
+    """Check how webhook secrets are stored, and that every key that encrypts one is known."""
     found = {row.key_id: int(row.stored) for row in counts}
     if missing := sorted(set(found) - {CLEAR, *keys.key_ids}):
         return Check("secrets", "bad", f"the key {', '.join(missing)} encrypts stored webhook secrets and is not known here",
@@ -240,7 +240,7 @@ def isolated(waiting: Iterable[Any], quarantined: Sequence[Any]) -> Iterator[Che
 
 
 def webhooks(backlog: Any, refusing: Iterable[Any], disabled: Iterable[Any]) -> Iterator[Check]:
-    """What waits to be sent, who does not take it, and who is not asked any more."""
+    """Check the deliveries: what waits to be sent, which endpoints fail, and which are disabled."""
     overdue = float(backlog.overdue_seconds or 0.0)
     failing = f"; {backlog.failing} wait to be tried again" if backlog.failing else ""
     if overdue > WEBHOOK_SECONDS:

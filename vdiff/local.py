@@ -1,4 +1,6 @@
-"""How other commands find the services that `vdiff up` started: a file in its data folder, readable by its owner alone."""
+"""The file in the data folder by which other commands find the services of `vdiff up`; readable by
+its owner alone.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,9 @@ def with_local_services(settings: Settings) -> Settings:
 
 
 def api_url(settings: Settings) -> str:
-    """Where the API is: as set, else that of `vdiff up` in the same data folder, else by host and port."""
+    """Return the API's address: as set, else that of `vdiff up` in the same data folder, else by
+    host and port.
+    """
     if settings.base_url is not None:
         return settings.base_url
     anywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # addresses to listen on, not to connect to

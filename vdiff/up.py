@@ -125,7 +125,7 @@ class Supervisor:
         self._console.print(text, markup=False)
 
     def _check(self) -> None:
-        """What can be known to fail before anything starts."""
+        """Check what can be known to fail before anything starts."""
         s = self._settings
         if s.model is not None:
             path = Path(s.model).expanduser()

@@ -24,7 +24,7 @@ class Gate:
 
     @property
     def waiting(self) -> int:
-        """How many attempts wait in `enter`."""
+        """Return how many attempts wait in `enter`."""
         return self._waiting
 
     def enter(self, timeout_seconds: float) -> bool:

@@ -37,7 +37,9 @@ class EngineVitals(Protocol):
 
 
 class HangDetector:
-    """Whether the engine's loop is dead, or has work and stands still: no new step over `hang_seconds`."""
+    """Detection of an engine loop that is dead, or that has work and took no step for
+    `hang_seconds`.
+    """
 
     def __init__(self, engine: EngineVitals, hang_seconds: float, *, now: Callable[[], float] = time.monotonic) -> None:
         self._engine = engine

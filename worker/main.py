@@ -80,7 +80,9 @@ def run(settings: Settings) -> int:
 
 
 def engine_config(settings: Settings) -> VDiffConfig:
-    """What the settings say of the engine. The bundled model comes with the bundled verifier. Raises ConfigurationError."""
+    """Build the engine's configuration from the settings. The bundled model comes with the bundled
+    verifier. Raises ConfigurationError.
+    """
     verifier = settings.verifier
     if settings.model is None and verifier is None:
         verifier = str(bundled.folder(bundled.DEFAULT_VERIFIER))

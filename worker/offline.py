@@ -40,7 +40,7 @@ REPORT_SECONDS = 10.0  # between two lines of progress where there is no termina
 
 @dataclass(slots=True)
 class Summary:
-    """What a run did."""
+    """The totals of a run."""
 
     lines: int = 0
     errors: int = 0

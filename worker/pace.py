@@ -1,4 +1,6 @@
-"""How fast this worker has been between its last two heartbeats; the dashboard shows it, `/metrics` has the totals."""
+"""The worker's throughput between its last two heartbeats, for the dashboard; `/metrics` has the
+totals.
+"""
 
 from __future__ import annotations
 

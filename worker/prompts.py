@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 
 class Prompts:
-    """As many prompts at a time are in the engine as it has slots; the others would stand in front of everybody else's.
+    """A queue of prompts: as many as the engine has slots are in it at a time, so that they do not
+    block other requests.
 
     Every prompt is decoded with the same seed, as if it had been sent alone. Choice k of prompt i has index i * n + k, in the
     output and in what the listener is told.

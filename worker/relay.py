@@ -78,7 +78,9 @@ class Relay:
 
 
 def merge(events: list[Event]) -> list[Event]:
-    """As few events as keep the meaning: no `denoise`, one `progress` per choice with all its text."""
+    """Merge events without loss of meaning: no `denoise`, one `progress` per choice with all its
+    text.
+    """
     merged: OrderedDict[tuple[Any, ...], Event] = OrderedDict()
     for event in events:
         if event.type == "denoise":

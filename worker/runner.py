@@ -51,7 +51,7 @@ FOREIGN = (StopReason.LOST, StopReason.DRAINED)  # the attempt is not this worke
 
 
 class Counters:
-    """What this worker has done since it started; part of its statistics."""
+    """Counts of this worker since it started; part of its statistics."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -508,7 +508,7 @@ def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str,
 
 
 def _more(metrics: RequestMetrics) -> dict[str, Any]:
-    """What only some ways of decoding have to tell."""
+    """Return the fields that only some ways of decoding report."""
     made: dict[str, Any] = {}
     if metrics.acceptance_rate is not None:
         made["acceptance_rate"] = round(metrics.acceptance_rate, 4)

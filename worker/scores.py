@@ -161,7 +161,7 @@ class Scores:
 
 
 def together(metrics: list[RequestMetrics], prompt_tokens: int) -> RequestMetrics:
-    """Of several requests: from the first arrival to the last end; what counts is added up."""
+    """Combine several requests: from the first arrival to the last end; counts are added up."""
     now = time.time()
 
     def first(name: str) -> float | None:

@@ -29,7 +29,7 @@ def attempt(job: Any, *, began: float, worker_id: str) -> Iterator[None]:
 
 
 def engine(metrics: RequestMetrics) -> None:
-    """What the engine did for the attempt that we are in."""
+    """Record the engine's work for the current attempt."""
     scheduled = metrics.first_scheduled_time or metrics.finished_time
     denoising = metrics.prompt_done_time or scheduled
     tracing.past("vdiff.engine.wait", metrics.arrival_time, scheduled)

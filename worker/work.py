@@ -1,4 +1,5 @@
-"""What a claimed job asks of the engine, by its task: an answer, holes filled, texts scored; and the result made of it.
+"""The engine calls of a claimed job, by its task: generate, fill holes, score; and the result built
+from them.
 
 `submit` hands it over and gives one handle, `result_of` builds the endpoint's own response object. `worker.runner` does the
 rest, which is the same for all of them.
@@ -34,7 +35,7 @@ class Handle(Protocol):
 
 
 class Engine(Protocol):
-    """What jobs need of `worker.engine.VDiffEngine`."""
+    """The part of `worker.engine.VDiffEngine` that jobs use."""
 
     @property
     def card(self) -> ModelCard: ...
@@ -82,13 +83,13 @@ def submit(engine: Engine, job: Any, params: SamplingParams, *, priority: int, l
 
 
 def answers_of(job: Any, params: SamplingParams) -> int:
-    """How many answers the job writes: n for each prompt."""
+    """Return how many answers the job writes: n for each prompt."""
     task = task_of(job.params)
     return params.n * (len(task.tokens) if isinstance(task, PromptsTask) else 1)
 
 
 def writes_text(job: Any) -> bool:
-    """Whether the job generates tokens, rather than score some."""
+    """Return whether the job generates tokens, rather than score some."""
     return not isinstance(task_of(job.params), ScoreTask)
 
 

@@ -54,7 +54,9 @@ _SCHEMA = {
 
 
 def window_seconds(value: Any) -> float:
-    """Of `completion_window`: a number and s, m, h or d; from a minute to 30 days. Raises InvalidParameter."""
+    """Parse `completion_window`: a number and s, m, h or d; from a minute to 30 days. Raises
+    InvalidParameter.
+    """
     found = re.fullmatch(r"(\d{1,7})([smhd])", value) if isinstance(value, str) else None
     seconds = 0.0 if found is None else float(found[1]) * _UNITS[found[2]]
     if not WINDOW_SECONDS_MIN <= seconds <= WINDOW_SECONDS_MAX:

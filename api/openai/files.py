@@ -45,7 +45,7 @@ _FORM = {
 
 
 def expires_seconds(anchor: Any, seconds: Any, param: str) -> float:
-    """Of `expires_after`. Raises InvalidParameter."""
+    """Parse `expires_after`. Raises InvalidParameter."""
     if anchor != "created_at":
         raise InvalidParameter(f"{param}.anchor must be created_at", param=f"{param}.anchor")
     number = whole_number(seconds) if isinstance(seconds, str) else seconds

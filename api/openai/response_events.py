@@ -71,7 +71,7 @@ class ResponseEvents:
         return events + self._new({"type": f"response.{response['status']}", "response": response}, 8 + n)
 
     def error(self, code: str, text: str) -> Sent:
-        """What ends a stream that cannot go on."""
+        """Return the event that ends a stream that cannot go on."""
         number = max(8 + len(self._sent), self._after + 1)
         return {"type": "error", "code": code, "message": text, "param": None, "sequence_number": number}
 

@@ -111,7 +111,9 @@ async def list_input_items(
     limit: str | None = None,
     order: str = "desc",
 ) -> dict[str, Any]:
-    """What the response was asked, as items; not what came before it by `previous_response_id`."""
+    """List the input items of the response, without those that came before by
+    `previous_response_id`.
+    """
     no_nul(request)
     if order not in ("asc", "desc"):
         raise InvalidParameter("order must be asc or desc", param="order")

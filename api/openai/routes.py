@@ -43,7 +43,7 @@ Reply = Callable[[Request, Context, Prepared, Stay, Visit], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How an endpoint's jobs are run and answered, where it is not as of chat."""
+    """Options of an endpoint whose jobs are run or answered differently from chat's."""
 
     reply: Reply
     priority: Priority
@@ -77,7 +77,7 @@ async def infill(request: Request, body: JsonBody, context: ContextDep, principa
 
 @router.post(LOGLIKELIHOOD, openapi_extra=body_schema())
 async def loglikelihood(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
-    """How likely a continuation is after a context, or many such pairs."""
+    """Score how likely a continuation is after a context, or many such pairs."""
     return await serve(request, body, context, principal, LOGLIKELIHOOD)
 
 
@@ -226,7 +226,7 @@ class JobStream(StayingStream):
 
 
 def ending(chunks: ChunkStream, row: Row[Any]) -> list[dict[str, Any]]:
-    """What closes the stream of a finished job."""
+    """Return the events that close the stream of a finished job."""
     if row.status != JobStatus.SUCCEEDED:
         return [{"error": _error_of(row._mapping)[1]}]
     try:

@@ -48,7 +48,9 @@ async def _state(context: Context) -> dict[str, Any]:
 
 @router.get("/health")
 async def health(context: ContextDep) -> JSONResponse:
-    """How every part is. 200 while jobs can be accepted, whatever else is wrong; 503 otherwise."""
+    """Report the state of every part. 200 while jobs can be accepted, whatever else is wrong; 503
+    otherwise.
+    """
     state = await _state(context)
     good = state["database"] == "ok"
     status = "ok" if good and state["redis"] == "ok" and state["workers"] else "degraded" if good else "down"

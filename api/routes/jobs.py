@@ -301,7 +301,7 @@ async def get_job(
 
 
 def _is_event_id(text: str) -> bool:
-    """Of a Redis stream: two numbers of 64 bits."""
+    """Return whether it is an id of a Redis stream: two numbers of 64 bits."""
     return bool(re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text)) and all(int(n) < 2**64 for n in text.split("-"))
 
 
@@ -320,7 +320,7 @@ async def events(request: Request, job_id: str, context: ContextDep, principal: 
 
 @router.get("/{job_id}/input")
 async def job_input(job_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """What the job was asked: the body as it was sent; 410 once it is purged."""
+    """Return the job's request body as it was sent; 410 once it is purged."""
     return {"object": "job.input", "job_id": job_id, "body": await context.jobs.body(job_id, principal.tenant)}
 
 
@@ -362,7 +362,9 @@ async def cancel(job_id: str, context: ContextDep, principal: PrincipalDep) -> J
 async def estimate_job(
     request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep
 ) -> dict[str, Any]:
-    """What a job would take: tokens, model calls, seconds. Checks it as `POST /v1/jobs` does and accepts nothing."""
+    """Estimate a job's tokens, model calls and seconds. Checks it as `POST /v1/jobs` does and
+    accepts nothing.
+    """
     prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings))
     return await estimate.estimate_object(context.database, prepared.values, context.settings.worker_stale_seconds)
 

@@ -35,7 +35,7 @@ _log = structlog.get_logger(__name__)
 
 
 async def _row(context: Context, key_id: str, tenant: str | None) -> Row[Any]:
-    """Of one tenant, or of any for None. Raises NotFound."""
+    """Return the key of one tenant, or of any tenant for None. Raises NotFound."""
     if is_id(key_id, tokens.ID_PREFIX):
         async with context.database.read() as session:
             row: Row[Any] | None = (await session.execute(repository.get(key_id))).one_or_none()
@@ -57,7 +57,7 @@ async def _giver(context: Context, principal: Principal) -> Giver:
 
 @own.get("/keys/self")
 async def self_(context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """Who this caller is: its tenant, what it may do, its limits, and its key where it has one."""
+    """Return the caller's tenant, scopes and limits, and its key where it has one."""
     row = None if principal.key_id is None else await _row(context, principal.key_id, principal.tenant)
     limits = principal.limits
     return {

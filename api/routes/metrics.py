@@ -146,7 +146,7 @@ def database_metrics(
 
 
 def batch_sizes(workers: Any) -> Metric:
-    """How many sequences the steps of each model's engines had."""
+    """Return how many sequences the steps of each model's engines had."""
     family = HistogramMetricFamily(
         "vdiff_engine_sequences_per_step", "Sequences that a denoising step batched", labels=["model"]
     )
@@ -165,7 +165,7 @@ def batch_sizes(workers: Any) -> Metric:
 
 
 def webhook_metrics(waiting: Any, endpoints: Any, senders: Any) -> Iterator[Metric]:
-    """What waits to be sent, and what the senders counted; pure."""
+    """Return the metrics of waiting deliveries and of what the senders counted; pure."""
     pending = GaugeMetricFamily("vdiff_webhook_deliveries_pending", "Webhook deliveries that are still to be made")
     late = GaugeMetricFamily(
         "vdiff_webhook_late_seconds", "For how long the first pending delivery has been due, seconds"

@@ -28,7 +28,7 @@ router = APIRouter(prefix="/v1", tags=["overview"])
 
 
 async def _messages(context: Context, models: Sequence[str]) -> dict[tuple[str, str], int]:
-    """How many messages each queue has in Redis; empty while Redis is away."""
+    """Return how many messages each queue has in Redis; empty while Redis is away."""
     names = [(model, priority.value) for model in models for priority in Priority]
     try:
         pipe = context.redis.pipeline(transaction=False)
@@ -50,7 +50,7 @@ def _sum(depths: Sequence[Row[Any]], ages: Mapping[Any, float]) -> dict[str, Any
 
 
 class _Look:
-    """What was read, once for all models."""
+    """The rows that were read once for all models."""
 
     def __init__(
         self,

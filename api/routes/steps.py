@@ -1,4 +1,4 @@
-"""How a job's answer came about, once it is over."""
+"""The steps by which a finished job's answer came about."""
 
 from __future__ import annotations
 

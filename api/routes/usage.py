@@ -1,4 +1,4 @@
-"""What was used: jobs, tokens, model calls and seconds, per key, model and day."""
+"""Usage: jobs, tokens, model calls and seconds, per key, model and day."""
 
 from __future__ import annotations
 

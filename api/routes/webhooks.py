@@ -62,14 +62,16 @@ async def _endpoint(context: Context, endpoint_id: str, principal: Principal) ->
 
 @router.get("/webhook_event_types")
 async def event_types() -> dict[str, Any]:
-    """What an endpoint can subscribe to; without `events` it gets those that are marked."""
+    """List the event types. An endpoint without `events` gets those that are marked as default."""
     data = [{"type": name, "description": text, "default": name in DEFAULT_TYPES} for name, text in TYPES.items()]
     return {"object": "list", "data": data}
 
 
 @secrets_router.get("/webhook_secret")
 async def own_secret(context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """What signs the webhooks that single jobs name: the key's own secret, or the tenant's where no key is used."""
+    """Return the secret that signs webhooks named by single jobs: the key's own, or the tenant's
+    where no key is used.
+    """
     async with context.database.write() as session:
         if principal.key_id is not None:
             found = await session.execute(repository.secret_of_key(principal.key_id))
@@ -229,7 +231,7 @@ async def deliveries_of_endpoint(
     endpoint_id: str, context: ContextDep, principal: PrincipalDep, status: str | None = None,
     limit: Limit = DEFAULT_PAGE, cursor: str | None = None,
 ) -> Any:  # fmt: skip
-    """What was sent, or will be, with every attempt; newest first."""
+    """List sent and pending deliveries with every attempt, newest first."""
     await _endpoint(context, endpoint_id, principal)
     return await _deliveries(context, principal, limit, cursor, endpoint_id=endpoint_id, job_id=None, status=status)
 

@@ -1,4 +1,5 @@
-"""What a batch needs between its requests, in every API process; each batch is held by one at a time, under a lease.
+"""Processing of batches between requests, in every API process. One process at a time holds a
+batch, under a lease.
 
     validating    read the file, check every line; all good: in_progress, else failed with the lines' numbers
     in_progress   make a job of every line, a chunk a transaction; wait until none is open

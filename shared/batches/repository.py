@@ -103,7 +103,9 @@ def counts_of(batch_ids: Sequence[str]) -> Select[Any]:
 
 
 def lines_open() -> Select[Any]:
-    """How many lines of batches that are not over have not ended, those that are no jobs yet included."""
+    """Select the number of lines that have not ended in open batches, including those that are no
+    jobs yet.
+    """
     over = [s.value for s in OVER]
     unfinished = select(_B.id).where(_B.status.not_in(over))
     jobs_open = select(func.count()).where(_J.batch_id.in_(unfinished), _J.status.in_(_OPEN_JOBS)).scalar_subquery()
@@ -278,7 +280,7 @@ def release(batch_id: str, holder: str, *, for_seconds: float) -> Update:
 
 
 def open_jobs(batch_id: str) -> Select[Any]:
-    """Whether a line is queued or running."""
+    """Return whether a line is queued or running."""
     return select(select(_J.id).where(_J.batch_id == batch_id, _J.status.in_(_OPEN_JOBS)).exists())
 
 

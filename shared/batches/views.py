@@ -22,7 +22,9 @@ def _seconds(moment: datetime | None) -> int | None:
 def summary_of(
     by_status: Mapping[str, int], prompt_tokens: int, completion_tokens: int, top_errors: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What the ends of the lines add up to; `failed` are all that have no result, so that the counts add up."""
+    """Sum up the ends of the lines. `failed` counts all that have no result, so that the counts add
+    up.
+    """
     completed = by_status.get(JobStatus.SUCCEEDED.value, 0)
     return {
         "completed": completed,

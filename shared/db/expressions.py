@@ -1,4 +1,4 @@
-"""What statements of several repositories are made of."""
+"""Expressions that statements of several repositories share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What an evaluation needs between its requests, in every API process; each is held by one at a time, under a lease.
+"""Processing of evaluations between requests, in every API process. One process at a time holds
+one, under a lease.
 
     store     make jobs of the samples that are none yet, a chunk a transaction together with the count of what is stored
     grade     look at the jobs that are over, a chunk a transaction; the primary key refuses a sample twice
@@ -100,7 +101,7 @@ class EvaluationCaretaker(Caretaker):
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What became of one sample: a job, or an error that is its sample."""
+    """The outcome of one sample: a job, or the error that is stored as its sample."""
 
     job: dict[str, Any] | None
     error: dict[str, Any] | None
@@ -209,7 +210,7 @@ class _Work:
         return served
 
     async def _give_up(self, run: Row[Any], exc: VDiffError) -> bool:
-        """What is graded stays; the rest is not run. Return whether there is more to do at once."""
+        """Keep what is graded and run nothing more. Return whether there is more to do at once."""
         if await self._grade(run):
             return True
         # At once: another look would take a run whose jobs are all over for one that is complete. No grader runs for these.

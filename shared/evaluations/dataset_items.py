@@ -25,7 +25,7 @@ READS_TOGETHER = 2  # in one process
 
 
 class DatasetSource:
-    """Where the items of one request come from."""
+    """The source of the items of one request."""
 
     def __init__(self, new: NewEvaluation, files: FileService, file: Row[Any] | None, datasets: Datasets) -> None:
         self._new = new

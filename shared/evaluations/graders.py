@@ -31,7 +31,7 @@ SHOWN = 500  # characters of what was taken out of an answer
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one grader says of one answer."""
+    """The verdict of one grader about one answer."""
 
     passed: bool | None  # None: it could not tell, and `error` says why
     extracted: str | None = None  # what it compared, when that is not the whole answer
@@ -39,7 +39,9 @@ class Verdict:
     error: dict[str, str] | None = None  # {code, message}
 
     def to_json(self) -> dict[str, Any]:
-        """As it can be stored, whatever characters foreign code put into a message."""
+        """Return a JSON object that can be stored, whatever characters foreign code put into a
+        message.
+        """
         made: dict[str, Any] = {"passed": self.passed}
         if self.extracted is not None:
             made["extracted"] = self.extracted[:SHOWN]
@@ -76,7 +78,7 @@ class Grader:
     pattern: Any = None  # of `regex`, compiled
 
     def to_json(self) -> dict[str, Any]:
-        """As a client would write it."""
+        """Return the object that a client would write."""
         reference = None if self.reference is None else self.reference.source
         return {"name": self.name, "type": self.type, "reference": reference, **self.options}
 
@@ -165,7 +167,9 @@ TYPES = (*_BY_TYPE, "code")
 
 
 def outcome_of(verdicts: Sequence[Verdict]) -> str:
-    """Of an answer: passed when every grader passes it; error when one could not tell and none found it wrong."""
+    """Return the outcome of an answer: passed if every grader passes it; error if a grader failed
+    and none found it wrong.
+    """
     if any(v.passed is False for v in verdicts):
         return FAILED
     return ERROR if any(v.passed is None for v in verdicts) else PASSED

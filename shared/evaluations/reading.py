@@ -1,4 +1,4 @@
-"""What evaluations have to tell: progress and live results, reports, comparisons."""
+"""Views of evaluations: progress and live results, reports, comparisons."""
 
 from __future__ import annotations
 

@@ -205,7 +205,9 @@ def open_jobs(evaluation_id: str) -> Select[Any]:
 
 
 def numbers(run_id: str) -> Select[Any]:
-    """What statistics need of every sample, in the order of items and repeats; with the item's key and cluster."""
+    """Select the columns of every sample that statistics use, ordered by item and repeat, with the
+    item's key and cluster.
+    """
     return (
         select(
             _S.item, _S.repeat, _S.outcome, _I.key, _I.cluster, _S.completion_tokens, _S.forwards, _S.latency_ms,

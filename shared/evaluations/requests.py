@@ -32,7 +32,7 @@ MAX_SEED = checks.EXACT
 
 
 def digest(value: Any) -> str:
-    """Of any JSON value, whatever the order of its keys."""
+    """Return the hash of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -43,7 +43,7 @@ def sample_seed(seed: int, item: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """How one set of answers is made; `at` is its place in the request."""
+    """The parameters of one set of answers; `at` is its place in the request."""
 
     name: str
     model: str
@@ -52,7 +52,7 @@ class Configuration:
     at: str
 
     def content_hash(self, revision: str | None) -> str:
-        """What makes two configurations the same one; more seeds are more answers of the same."""
+        """Return the hash by which two configurations are the same; seeds are left out."""
         return digest([self.model, revision, self.fields])
 
 
@@ -65,7 +65,7 @@ class Prompt:
     source: Any
 
     def body(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What a request takes of it. Raises MissingColumn."""
+        """Build the request body of an item. Raises MissingColumn."""
         if self.endpoint == COMPLETIONS:
             return {"prompt": self.messages[0][1].text(row)}
         return {"messages": [{"role": role, "content": content.text(row)} for role, content in self.messages]}
@@ -89,7 +89,7 @@ class NewEvaluation:
         return {name: value for name, value in given.items() if value is not None}
 
     def content_hash(self, keys: Sequence[str]) -> str:
-        """What makes two evaluations the same one, whatever they are called."""
+        """Return the hash by which two evaluations are the same, whatever their names."""
         return digest([list(keys), self.prompt.endpoint, self.prompt.source, [g.to_json() for g in self.graders]])
 
 

@@ -1,4 +1,4 @@
-"""What the samples of a configuration add up to, and how two configurations compare. Pure.
+"""Statistics of a configuration's samples, and the comparison of two configurations. Pure.
 
 An answer that is an error (its job failed, a grader could not tell) counts neither as right nor as wrong; the results say how
 many there are, and are worth the less the more there are.
@@ -33,7 +33,7 @@ def rounded(value: Any) -> Any:
 
 
 def scores_of(rows: Sequence[Any]) -> tuple[dict[Hashable, list[float]], dict[Hashable, Hashable]]:
-    """Of the rows of `repository.numbers`: item's key -> its repeats' scores; and its cluster."""
+    """Group the rows of `repository.numbers`: item's key -> its repeats' scores; and its cluster."""
     scores: dict[Hashable, list[float]] = {}
     clusters: dict[Hashable, Hashable] = {}
     for row in rows:

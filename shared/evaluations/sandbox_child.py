@@ -1,4 +1,5 @@
-"""What runs inside the sandbox: `python -I -S -B sandbox_child.py LIMITS`; the task on stdin, one line of JSON on stdout.
+"""The program inside the sandbox: `python -I -S -B sandbox_child.py LIMITS`; the task on stdin, one
+line of JSON on stdout.
 
 It shuts itself in before it looks at foreign code, and refuses to run when it cannot: no system call but the few that thinking
 needs (seccomp, a list of what is allowed: so no process, program, network or signal, and nothing that makes, changes or marks a

@@ -42,7 +42,7 @@ class EvaluationNotFound(NotFound):
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a request led to: the evaluation, and per configuration what became of it."""
+    """The result of a request: the evaluation, and the outcome of each configuration."""
 
     row: Row[Any]
     created: bool
@@ -82,7 +82,7 @@ class EvaluationService:
         self._reads = asyncio.Semaphore(READS_TOGETHER)
 
     def options(self) -> dict[str, Any]:
-        """What a form offers: bundled datasets, and the graders that are allowed here."""
+        """Return the choices of a form: bundled datasets, and the graders that are allowed here."""
         graders = [kind for kind in TYPES if kind != "code" or self._settings.code_graders]
         return {"object": "evaluation.options", "datasets": described(self._datasets), "graders": graders}
 
@@ -256,7 +256,9 @@ class EvaluationService:
         principal: Principal,
         window_seconds: float,
     ) -> tuple[dict[str, Any], int]:
-        """What a run lacks: seeds that it has not, and answers that are none; and how many jobs were queued again for it."""
+        """Return the missing seeds of a run, its seeds without an answer, and the number of jobs
+        queued again for it.
+        """
         seeds = [*run.seeds, *(s for s in configuration.seeds if s not in run.seeds)]
         total = row.items * len(seeds)
         missing = total - run.total

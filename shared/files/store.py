@@ -1,4 +1,4 @@
-"""Where a file's content is: one small interface, and the store that needs nothing but PostgreSQL.
+"""Storage of file contents: one small interface, and the store that needs nothing but PostgreSQL.
 
     async with store.writer(file_id) as writer:     # whole or not at all
         await writer.write(data)
@@ -44,7 +44,9 @@ class ContentStore(Protocol):
     name: str
 
     def writer(self, file_id: str) -> AbstractAsyncContextManager[Writer]:
-        """What was written is there when the block ends, and gone when it raises."""
+        """Write a file's content. It is stored when the block ends, and removed when the block
+        raises.
+        """
 
     def read(self, file_id: str, size: int) -> AsyncIterator[bytes]:
         """Raises ContentMissing, also in the middle."""

@@ -1,4 +1,5 @@
-"""What the sweeper alone asks of the jobs table: late jobs, retention, messages that Redis lost. Statements.
+"""Statements on the jobs table that only maintenance runs: late jobs, retention, messages that
+Redis lost.
 
 Each takes a batch and leaves the rest to the next round, so that no round holds locks for long and vacuum keeps up.
 """

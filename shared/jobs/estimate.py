@@ -1,4 +1,5 @@
-"""When a job may be done: its place among the lanes, and what the model's live workers measured. None where nothing was.
+"""Estimates of when a job ends, from its place in the queue and the throughput of the live workers.
+None without measurements.
 
 Forecasts are kept honest: some are stored with their job, and `Calibration` compares them with what came; the range that
 clients see is made of that.
@@ -28,7 +29,7 @@ STORE_EVERY_SECONDS = 0.1
 
 
 def running_eta(progress: Mapping[str, Any] | None, elapsed_seconds: float) -> float | None:
-    """By the tokens committed so far, at the same pace."""
+    """Estimate the remaining seconds from the tokens committed so far, at the same pace."""
     if not progress or not progress.get("tokens_committed"):
         return None
     left: float = progress["tokens_total"] - progress["tokens_committed"]
@@ -75,7 +76,9 @@ def _who(row: Mapping[Any, Any]) -> Who:
 
 
 async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> int:
-    """Of a queued job. One deep in a long lane is placed by its age, instead of counting all that came before."""
+    """Return the position of a queued job. One deep in a long lane is placed by its age; the jobs
+    before it are not counted.
+    """
     depths = [r._mapping for r in await session.execute(lanes.depths(row["model"]))]
     ahead: int = (await session.execute(lanes.ahead_in_lane(row))).scalar_one()
     if ahead >= lanes.AHEAD_MAX:
@@ -90,7 +93,7 @@ async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> i
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """How forecasts of a model's jobs turned out: quantiles of actual over forecast."""
+    """Quantiles of actual over forecast seconds of a model's jobs."""
 
     count: int = 0
     low: float = 1.0  # a tenth of the jobs were done sooner
@@ -107,7 +110,9 @@ class Calibration:
         return cls(len(ratios), tenths[0], tenths[4], tenths[8])
 
     def range_of(self, eta: float | None) -> list[float] | None:
-        """Where eight jobs of ten with this estimate end; None before enough were measured."""
+        """Return the range in which eight of ten jobs with this estimate end; None before enough
+        were measured.
+        """
         if eta is None or self.count < OUTCOMES_MIN:
             return None
         return [round(eta * self.low, 1), round(eta * self.high, 1)]
@@ -144,7 +149,7 @@ class Forecasts:
 async def eta_seconds(
     session: AsyncReadSession, row: Mapping[Any, Any], position: int | None, stale_seconds: float
 ) -> float | None:
-    """Of a job that is not over."""
+    """Estimate the remaining seconds of a job that is not over."""
     if row["status"] == JobStatus.RUNNING:
         return running_eta(row["progress"], (datetime.now(UTC) - row["started_at"]).total_seconds())
     if position is None:
@@ -172,7 +177,7 @@ def forwards_of(params: SamplingParams) -> tuple[int, int]:
 
 
 def run_seconds(forwards: int, workers: Sequence[Mapping[Any, Any]]) -> float | None:
-    """By the engines' mean step."""
+    """Estimate the run time from the mean step time of the engines."""
     engines = [w["stats"].get("engine", {}) for w in workers]
     steps = sum(e.get("steps", 0) for e in engines)
     if not steps:
@@ -183,7 +188,7 @@ def run_seconds(forwards: int, workers: Sequence[Mapping[Any, Any]]) -> float | 
 
 
 async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], stale_seconds: float) -> dict[str, Any]:
-    """What a job that was prepared would take."""
+    """Return the estimate of a prepared job as the wire shows it."""
     params, task = SamplingParams.from_json(values["params"]), task_of(values["params"])
     fewest, most = forwards_of(params)
     prompt = len(values["prompt_token_ids"])

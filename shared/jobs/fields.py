@@ -1,4 +1,4 @@
-"""What the bodies of all endpoints share: an object, known fields, a model, labels. Pure."""
+"""Checks that the bodies of all endpoints share: an object, known fields, a model, labels. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How old and new programs work side by side: versions of what they hand each other.
+"""Versions of rows and messages, so that old and new programs work side by side.
 
 `ROW_FORMAT` is that of a job's row: its `params`, its `body`, and what a worker has to make of them. A release that writes
 rows which the one before it would misread raises it. A worker claims only rows that it understands; the others stay queued,

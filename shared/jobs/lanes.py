@@ -120,7 +120,7 @@ def oldest(of: Sequence[LaneName]) -> Select[Any]:
 
 
 def ahead_in_lane(row: Mapping[Any, Any]) -> Select[Any]:
-    """How many jobs of the same lane come before this one, counted to `AHEAD_MAX`."""
+    """Return how many jobs of the same lane come before this one, counted to `AHEAD_MAX`."""
     lane = (*(_J[name] == row[name] for name in _OF), _J.status == JobStatus.QUEUED.value)
     mine = (row["queued_at"], row["id"])
     if row["deadline"] is not None:

@@ -1,4 +1,5 @@
-"""What a key may have queued at once: the one place that checks it, in the transaction that queues.
+"""Limits on what a key may have queued at once. Only this module checks them, in the transaction
+that queues.
 
 Whoever adds to the same queue waits until that transaction is over, so that any number of requests and processes at once stay
 within the limit together. A request that does not fit is refused; lines of batches and samples of evaluations, which were
@@ -20,7 +21,7 @@ from shared.keys.principal import Limits
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """What a key has queued, with its limits."""
+    """The queued jobs and tokens of a key, with its limits."""
 
     limits: Limits
     jobs: int

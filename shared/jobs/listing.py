@@ -92,7 +92,7 @@ def candidates(wanted: JobFilter, limit: int) -> Select[Any]:
 
 
 def _rest(wanted: JobFilter) -> list[ColumnElement[bool]]:
-    """What must be looked at in each candidate's row."""
+    """Return the conditions that must be checked in each candidate's row."""
     found: list[ColumnElement[bool]] = []
     if wanted.batch_id is not None:
         found.append(_J.tenant == wanted.tenant)

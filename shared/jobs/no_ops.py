@@ -37,7 +37,9 @@ _REASONING = ("context", "effort", "generate_summary", "mode", "summary")
 
 
 def is_nothing(value: Any) -> bool:
-    """Whether the value says nothing: null, an empty text, list or object, an object of nothing."""
+    """Return whether the value says nothing: null, an empty text, list or object, an object of
+    nothing.
+    """
     if isinstance(value, dict):
         return all(is_nothing(one) for one in value.values())
     return value is None or value == "" or value == []
@@ -97,7 +99,7 @@ NAMES = frozenset((*REFUSED, *_VALUES, *_CHECKS))
 
 
 def changes_nothing(name: str, value: Any, body: Mapping[str, Any]) -> bool:
-    """Whether a field has no effect at this value, in a body that has the others too.
+    """Return whether a field has no effect at this value, in a body that has the others too.
 
     Raises:
         InvalidParameter, UnknownParameter: inside of it something has an effect.

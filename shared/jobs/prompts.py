@@ -23,7 +23,9 @@ MAX_CHOICES = 256  # of all prompts together: they are one result
 
 
 def are_several(body: Any) -> bool:
-    """Whether `prompt` is a list of two or more prompts; a list of one is a prompt, a list of integers token ids."""
+    """Return whether `prompt` is a list of two or more prompts; a list of one is a prompt, a list
+    of integers token ids.
+    """
     value = body.get("prompt") if isinstance(body, Mapping) else None
     return isinstance(value, list) and len(value) > 1 and all(isinstance(v, str | list) for v in value)
 

@@ -1,4 +1,6 @@
-"""What the API alone asks of the jobs table; the moves are in `shared.jobs.repository`. Statements, executed by callers."""
+"""Statements on the jobs table that only the API runs. `shared.jobs.repository` has the moves.
+Callers execute them.
+"""
 
 from __future__ import annotations
 
@@ -104,7 +106,7 @@ def over_of(job_ids: Sequence[str]) -> Select[Any]:
 
 
 def note_forecast(job_id: str, seconds: float) -> Update:
-    """What the client was told when it submitted, to be compared with what came."""
+    """Store the forecast that the client got when it submitted, to be compared with what came."""
     return update(JOBS).where(_J.id == job_id, _J.forecast_seconds.is_(None)).values(forecast_seconds=seconds)
 
 

@@ -178,7 +178,7 @@ def complete_by_passed() -> ColumnElement[bool]:
 
 
 def purge_after() -> ColumnElement[Any]:
-    """When a job that ends now is purged; NULL without retain_for."""
+    """Return the time at which a job that ends now is purged; NULL without `retain_for`."""
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _J.retain_seconds)
 
 
@@ -403,7 +403,9 @@ def _give_back(
     failures: ColumnElement[int] | None = None,
     error: ColumnElement[Any] | None = None,
 ) -> Update:
-    """What running -> queued writes, with its ways out: cancelled (asked for), expired (late), failed (no attempts left)."""
+    """Write running -> queued, or the end that replaces it: cancelled (asked for), expired (late),
+    failed (no attempts left).
+    """
     ends: list[tuple[ColumnElement[bool], JobStatus, ColumnElement[Any]]] = [
         (_J.cancel_requested, JobStatus.CANCELLED, json_value(CANCELLED_ERROR)),
         (complete_by_passed(), JobStatus.EXPIRED, json_value(COMPLETE_BY_ERROR)),

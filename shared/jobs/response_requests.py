@@ -219,6 +219,6 @@ def _message(item: Any, at: str) -> tuple[str, str] | None:
 
 
 def next_messages(task: ResponseTask, output: Sequence[Mapping[str, Any]]) -> Messages:
-    """What was said up to the end of a finished response."""
+    """Return the messages of the conversation up to the end of a finished response."""
     answers = [("assistant", part["text"]) for item in output for part in item["content"] if part["text"]]
     return (*task.messages, *answers)

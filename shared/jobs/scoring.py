@@ -163,7 +163,7 @@ def _pair(given: Mapping[str, Any], prefix: str) -> tuple[Text, Text]:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What came out for one pair; natural logarithms."""
+    """The score of one pair; natural logarithms."""
 
     value: float
     standard_error: float

@@ -1,4 +1,5 @@
-"""How a job is accepted, awaited and cancelled: the one way, for native jobs and for OpenAI's endpoints alike.
+"""Submission, waiting and cancellation of jobs: the same code for native jobs and for OpenAI's
+endpoints.
 
     prepared = await service.prepare(submission)     checked, tokenised, parameters and seed frozen
     waiter.register(prepared.id)                     only if somebody waits
@@ -62,7 +63,7 @@ Served = tuple[ServedModel, TokenizerWrapper]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What a client sent, before it is checked."""
+    """A client's request before it is checked."""
 
     endpoint: str
     body: Any
@@ -89,8 +90,9 @@ class Prepared:
 
     @property
     def repeatable(self) -> bool:
-        """Whether the same request gives the same answer, so that another call's would do: it names a seed, or nothing in it
-        is drawn."""
+        """Return whether the same request gives the same answer, so that another call's would do:
+        it names a seed, or nothing in it is drawn.
+        """
         body, params = self.values["body"], self.values["params"]
         diffusion = params.get("diffusion") or {}
         drawn = params.get("temperature") != 0 or diffusion.get("algorithm") == "random" or diffusion.get("alg_temp")
@@ -173,7 +175,7 @@ class JobService:
         return model, await self._models.tokenizer(model)
 
     def complete(self, submission: Submission, request: Request, served: Served) -> Prepared:
-        """What `prepare` does once the model is known; for any thread."""
+        """Finish `prepare` once the model is known. Any thread may call it."""
         model, tokenizer = served
         resolved = request.resolve(model.card, tokenizer)
         if resolved.params.seed is None:
@@ -295,7 +297,7 @@ class JobService:
         return None
 
     async def _whose_answer_was_lost(self, made: Sequence[Row[Any]], prepared: Prepared) -> str | None:
-        """Of the jobs that the same request made, that of the call which is sent again.
+        """Find the job created by the call that is being retried.
 
         It is one that its client left. Failing that, where the same request gives the same answer any will do; otherwise
         several calls may have made it that want an answer each, and it is one that runs and for which nobody waits any more.
@@ -460,7 +462,7 @@ class JobService:
                 await self._redis.delete(events_key(job_id))
 
     async def original_result(self, row: Row[Any]) -> dict[str, Any] | None:
-        """Of a replay that is done, what it is compared with."""
+        """Return the result that a finished replay is compared with."""
         if row.replay_of is None or row.result is None:
             return None
         async with self._database.read() as session:
@@ -496,7 +498,7 @@ def is_over(row: Row[Any]) -> bool:
 
 
 def _hash(submission: Submission) -> str:
-    """Of everything that makes two requests the same one."""
+    """Return the hash of everything that makes two requests the same."""
     whole = [
         submission.endpoint, submission.body, submission.priority.value, submission.custom_id, dict(submission.metadata),
         {k: str(v) for k, v in submission.deadlines.columns().items() if v is not None}, submission.webhook,

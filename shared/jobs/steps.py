@@ -1,4 +1,5 @@
-"""How an answer came about, step by step, as it is kept with the job: small, and without anything else to read it by. Pure.
+"""Compact storage of the steps by which an answer came about. It can be read without the rest of
+the job. Pure.
 
 A worker notes what each step commits (`StepLog`) and stores `packed()` with the job's end; `unpacked` is what the wire shows.
 Proposed tokens that no step committed are events only.

@@ -1,4 +1,5 @@
-"""What a job does other than write an answer to one prompt: fill holes, score, answer several, respond.
+"""Tasks of jobs beyond one answer to one prompt: fill holes, score, answer several prompts,
+respond.
 
 Frozen when the job is accepted. Stored beside the sampling parameters, as `task` in the job's `params`, and read by the worker.
 The token ids are all in `prompt_token_ids`; a task says where in them its pieces lie. A purge forgets both.

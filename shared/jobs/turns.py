@@ -1,4 +1,4 @@
-"""Whose job is next: weighted turns between keys. Pure, so that fairness is tested without a database.
+"""Weighted turns between keys. Pure, so that fairness is tested without a database.
 
 Start-time fair queueing. A lane's clock is the virtual time at which its next turn begins; a turn moves it on by
 1 / weight. The lane with the earliest clock is next. A lane that was idle begins at the queue's clock, the beginning
@@ -17,7 +17,7 @@ Who = tuple[str, str]  # tenant and key, whose lane it is
 
 @dataclass(frozen=True, slots=True)
 class LaneView:
-    """What a round needs of a lane: its first jobs, in their order."""
+    """The part of a lane that a round reads: its first jobs, in their order."""
 
     who: Who
     clock: float

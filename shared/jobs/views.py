@@ -41,7 +41,7 @@ def deadlines_object(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def replay_object(row: Mapping[Any, Any], original: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What a replay says about the job it repeats.
+    """Return the comparison of a replay with the job that it repeats.
 
     Args:
         original: that job's result; None when it was purged.
@@ -64,7 +64,7 @@ def _texts(result: Mapping[str, Any]) -> list[str]:
 
 
 def first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Where two results' texts part: choice, character, and a little of both from there."""
+    """Return where two results' texts part: choice, character, and a little of both from there."""
     old, new = _texts(before), _texts(after)
     for index in range(max(len(old), len(new))):
         one, other = (texts[index] if index < len(texts) else "" for texts in (old, new))

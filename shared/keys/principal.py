@@ -1,4 +1,6 @@
-"""Who is asking: a tenant, what it may do, and how much. Made by `api.auth`, handed to everything that reads or writes."""
+"""The caller of a request: its tenant, scopes and limits. `api.auth` makes it; everything that
+reads or writes takes it.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ class Limits:
     queued_tokens: int | None = None
 
     def beyond(self, *, jobs: int, tokens: int, queued_jobs: int, queued_tokens: int) -> str | None:
-        """What is wrong with adding so many to those that the key has queued; None when nothing is."""
+        """Return which limit so many more queued jobs and tokens would exceed; None if none."""
         for what, now, more, limit in (
             ("jobs", queued_jobs, jobs, self.queued_jobs), ("tokens", queued_tokens, tokens, self.queued_tokens),
         ):  # fmt: skip
@@ -53,7 +55,9 @@ class Principal:
 
     @property
     def sees_all(self) -> bool:
-        """Whether what is told of all tenants together is for this one: the operator, or whoever needs no key on loopback."""
+        """Return whether the caller may see figures of all tenants: the operator, or anyone on
+        loopback without keys.
+        """
         return self.operator or (self.tenant == ANONYMOUS and self.may(Scope.ADMIN))
 
     def scoped(self, idempotency_key: str | None) -> str | None:

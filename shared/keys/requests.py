@@ -1,4 +1,4 @@
-"""What a client may ask about keys, checked; who may give what; and rows as the wire shows them. Pure."""
+"""Requests about keys: checks of fields and scopes, and rows as the wire shows them. Pure."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def _scopes(value: Any) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Giver:
-    """Who makes or rotates a key. Nobody gives more than they have: their tenant, limits, weight and time.
+    """The caller that makes or rotates a key. It cannot give more than it has: tenant, limits,
+    weight and time.
 
     The operator (`VDIFF_API_KEY`) has no bounds. `scopes` need no look: who may make keys has `admin`, which is all of them.
     """

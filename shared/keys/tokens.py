@@ -1,4 +1,4 @@
-"""What an API key looks like, and how a given one is compared with a stored one. Pure.
+"""The format of API keys, and the comparison of a given key with a stored hash. Pure.
 
     vdk_01j9z3k8w5q2e7r4t6y8u0i2o4_5Qw...      prefix, the key's public id, 43 characters (256 random bits)
 
@@ -41,7 +41,7 @@ def hash_key(key: str) -> str:
 
 
 def matches(key: str, *stored: str | None) -> bool:
-    """Whether a stored hash is of this key; takes the same time wherever they differ."""
+    """Return whether a stored hash is of this key; takes the same time wherever they differ."""
     given = hash_key(key)
     found = False
     for one in stored:

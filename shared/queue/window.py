@@ -1,4 +1,5 @@
-"""How much of a queue is in Redis: a window of about as many messages as the workers have slots. The rest waits in PostgreSQL.
+"""The window of a queue in Redis: about as many messages as the workers have slots. The rest waits
+in PostgreSQL.
 
     vdiff:window:MODEL    the window's size, kept by the workers' dispatchers; expires when there are none
     vdiff:backlog:QUEUE   jobs wait in PostgreSQL for their message: do not overtake them
@@ -56,7 +57,9 @@ class PushWindow:
         self._away_until = float("-inf")
 
     async def reserve(self, model: str, priority: str) -> bool:
-        """Whether this job's message may go to Redis at once; if so, `push` or `release` must follow."""
+        """Return whether this job's message may go to Redis at once; if so, `push` or `release`
+        must follow.
+        """
         queue = queue_name(model, priority)
         if time.monotonic() < self._away_until:
             return False
@@ -82,7 +85,7 @@ class PushWindow:
             del self._reserved[queue]
 
     async def push(self, job_id: str, model: str, priority: str) -> bool:
-        """Whether Redis took the message."""
+        """Push the message; return whether Redis took it."""
         try:
             async with asyncio.timeout(REDIS_SECONDS):
                 await push(self._redis, job_id, model=model, priority=priority)

@@ -1,1 +1,3 @@
-"""What was used, per key, model and day: its SQL (`repository`); written by a trigger on `jobs` (migration 0007)."""
+"""Usage per key, model and day: its SQL (`repository`). A trigger on `jobs` (migration 0007) writes
+it.
+"""

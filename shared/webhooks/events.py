@@ -39,7 +39,7 @@ def event_types(value: Any, param: str, known: Collection[str] = tuple(TYPES)) -
 
 
 def event_body(event: Mapping[Any, Any], result: Mapping[str, Any] | None = None) -> bytes:
-    """What is sent, the same for every attempt.
+    """Return the body of an event, the same for every attempt.
 
     Args:
         event: the columns of `webhook_events`.

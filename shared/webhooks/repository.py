@@ -266,7 +266,9 @@ def redeliver_range(
 
 
 def receiver_of() -> ColumnElement[str]:
-    """Who is sent to: a registered endpoint; for a job's own URL the tenant's host, since such URLs differ from job to job."""
+    """Return the receiver's name: a registered endpoint, or the tenant's host for the URL of a
+    single job.
+    """
     return func.coalesce(_D.endpoint_id, _D.tenant + " " + func.substring(_D.url, "^[a-z]+://([^/?#]*)"))
 
 
@@ -364,7 +366,8 @@ def unlease(delivery_ids: Sequence[int]) -> Update:
 
 
 def _inlines() -> ColumnElement[bool]:
-    """Whether the body holds the job's result: the event asked for it, and the endpoint still does.
+    """Return whether the body holds the job's result: the event asked for it, and the endpoint
+    still does.
 
     A delivery that was recorded before `inline_result` was switched off must not carry the result to
     the URL that the endpoint has now.

@@ -1,4 +1,4 @@
-"""What a client may ask about webhooks, checked; and rows as the wire shows them. Pure."""
+"""Requests about webhooks: their checks, and rows as the wire shows them. Pure."""
 
 from __future__ import annotations
 

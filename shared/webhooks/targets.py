@@ -1,4 +1,4 @@
-"""Where a webhook may go: the URL's form, and the addresses that its name stands for. The guard against SSRF.
+"""Guard against SSRF: the form of webhook URLs, and the addresses that their names resolve to.
 
 `parse_target` refuses at once what no attempt could ever reach.
 A name is resolved once per attempt, every address must be public, and the connection goes to the address that was checked:
@@ -128,7 +128,9 @@ def _is_private_host(host: str) -> bool:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address, and whatever IPv4 address is inside it, is one of the public internet."""
+    """Return whether an address, and whatever IPv4 address is inside it, is one of the public
+    internet.
+    """
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]

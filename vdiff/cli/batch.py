@@ -25,7 +25,9 @@ POLL_SECONDS = 1.0
 
 
 def endpoint_of(file: Path) -> str:
-    """Of the file's first line; the server checks that all are for the same one. Raises InvalidParameter."""
+    """Return the endpoint of the file's first line; the server checks the others. Raises
+    InvalidParameter.
+    """
     try:
         with file.open("rb") as lines:
             first = json.loads(decode_text(lines.readline(), f"{file}, line 1", param="FILE"))

@@ -51,7 +51,7 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="one object, for p
 
 
 def contradictions(settings: Settings) -> list[str]:
-    """What is allowed one by one and does not work together."""
+    """Return the settings that are valid alone and do not work together."""
     found = []
     if settings.model is not None and settings.model.startswith((".", "/", "~")):
         folder = Path(settings.model).expanduser()
@@ -71,7 +71,7 @@ def contradictions(settings: Settings) -> list[str]:
 
 @app.command(epilog=examples("vdiff config check", "VDIFF_LEASE_SECONDS=10 vdiff config check --json"))
 def check(as_json: AsJson = False) -> None:
-    """Whether the environment's settings are good: 0 yes; 2 and a line for each trouble otherwise."""
+    """Check the environment's settings: exit with 0, or print a line for each fault and exit with 2."""
     settings = settings_of()
     troubles = contradictions(settings)
     given = len(settings.model_fields_set)

@@ -1,5 +1,6 @@
-"""What the commands that talk to a server share: their options, a client that fails at once when nobody is there, prompts and
-parameters from the command line."""
+"""Shared parts of commands that talk to a server: options, a client that fails at once without a
+server, prompts and parameters.
+"""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def read_yaml(path: Path) -> Any:
 
 
 def configurations_of(paths: Sequence[Path], model: str | None) -> list[dict[str, Any]]:
-    """Of each file one or a list; a name that is not given is the file's. Raises ConfigurationError."""
+    """Read the configurations of files with one or a list each; a missing name is the file's.
+    Raises ConfigurationError.
+    """
     made: list[dict[str, Any]] = []
     for path in paths:
         found = read_yaml(path)

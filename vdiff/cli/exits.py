@@ -22,7 +22,9 @@ ADDRESS = "VDIFF_BASE_URL or --base-url says where the server is"
 
 
 def advice(exc: Exception) -> str:
-    """What to do about an error that ends a command, to be put after it; nothing where the error says it."""
+    """Return the advice to print after an error that ends a command; empty where the error contains
+    it.
+    """
     from vdiff.client import errors as e
 
     if isinstance(exc, e.ServerUnreachable):
@@ -39,7 +41,7 @@ def advice(exc: Exception) -> str:
 
 
 def exit_code(exc: Exception) -> int:
-    """Of an error that ends a command."""
+    """Return the exit code of an error that ends a command."""
     if isinstance(exc, NotFound):
         return MISSING
     if isinstance(exc, Conflict):

@@ -1,4 +1,4 @@
-"""How commands print: colours and width on a terminal, plain text without control codes elsewhere."""
+"""Output of commands: colours and width on a terminal, plain text without control codes elsewhere."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def style_of(status: str) -> str:
 
 
 def console(*, err: bool = False) -> Console:
-    """Of stdout, or of stderr for what is not the answer."""
+    """Return the console of stdout, or of stderr for everything but the answer."""
     stream = sys.stderr if err else sys.stdout
     return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, emoji=False)
 

@@ -145,7 +145,7 @@ def migrate() -> None:
 
 
 class Part(StrEnum):
-    """What has heartbeats instead of a port."""
+    """A process with heartbeats instead of a port."""
 
     WORKER = "worker"
     DELIVER = "deliver"

@@ -248,7 +248,7 @@ class AsyncClient(AsyncEvaluations):
         return await self._do(calls.attempts(job))
 
     async def estimate(self, prompt: Prompt, **options: Unpack[JobOptions]) -> dict[str, Any]:
-        """What it would take; checks everything, accepts nothing."""
+        """Estimate what the job would take; checks everything, accepts nothing."""
         return await self._do(calls.estimate(await self._job_body(prompt, options)))
 
     def list_jobs(
@@ -374,8 +374,9 @@ class AsyncClient(AsyncEvaluations):
     async def loglikelihood(
         self, context: str | Sequence[int], continuation: str | Sequence[int], **options: Unpack[JobOptions]
     ) -> dict[str, Any]:
-        """How likely the continuation is: loglikelihood, standard_error, tokens, is_greedy, token_logprobs. Fields of the
-        endpoint's own, as mc_num, go into `extra_body`."""
+        """Score a continuation: loglikelihood, standard_error, tokens, is_greedy, token_logprobs.
+        Fields of the endpoint's own, as mc_num, go into `extra_body`.
+        """
         pair = {"context": context, "continuation": continuation}
         options["endpoint"] = LOGLIKELIHOOD
         job = await self.run(pair, **options)
@@ -390,7 +391,7 @@ class AsyncClient(AsyncEvaluations):
         return await self._do(calls.server_version())
 
     async def webhook_secret(self) -> str:
-        """What signs the webhooks that single jobs name."""
+        """Return the secret that signs the webhooks that single jobs name."""
         return await self._do(calls.webhook_secret())
 
     async def verify_webhook(

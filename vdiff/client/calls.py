@@ -164,7 +164,7 @@ def opened(file: Path | str | bytes | IO[bytes]) -> Iterator[tuple[IO[bytes], st
 
 
 def cut_off(path: str, exc: Exception) -> ServerUnreachable:
-    """Of content that ended before its end."""
+    """Return the error for content that ended too early."""
     return ServerUnreachable(f"{path} was cut off: {exc or type(exc).__name__}", sent=True)
 
 
@@ -245,14 +245,16 @@ def jobs(filters: Mapping[str, Any], results: bool = False) -> Call[Page[Job]]:
 
 
 def less_wait(error: BadRequest, wait: float) -> float:
-    """How long to ask for when the server found `wait` too long (VDIFF_MAX_WAIT_SECONDS). Raises the error."""
+    """Return the wait to ask for after the server found `wait` too long (VDIFF_MAX_WAIT_SECONDS).
+    Raises the error.
+    """
     if error.param != "wait" or not wait:
         raise error
     return wait / 2 if wait > 1 else 0.0
 
 
 def score(job: Job) -> dict[str, Any]:
-    """Of the one pair that a log-likelihood job was about. Raises UnexpectedAnswer."""
+    """Return the score of a log-likelihood job with one pair. Raises UnexpectedAnswer."""
     try:
         found: dict[str, Any] = (job.result or {})["data"][0]
     except (KeyError, IndexError, TypeError) as exc:
@@ -318,7 +320,9 @@ def batch_items(name: Any, status: str | None, results: bool) -> Call[Page[Batch
 def batch_progress(
     progress: bool | Callable[[int, int, int | None], None], stack: ExitStack
 ) -> Callable[[Batch], None]:
-    """What to tell each look at a batch; the bar, if there is one, ends with the stack."""
+    """Return the callback for each reading of a batch; the progress bar, if any, ends with the
+    stack.
+    """
     if progress is False:
         return lambda _: None
     tell = stack.enter_context(Bar("lines")).update if progress is True else progress

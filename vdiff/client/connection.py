@@ -1,4 +1,4 @@
-"""Where the server is and how to speak to it: what the sync and the async client have in common."""
+"""The server's address and the HTTP options that the sync and the async client share."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Connection:
 
 
 def is_address(url: str) -> bool:
-    """Whether a server can be asked for there."""
+    """Return whether a server can be asked for there."""
     try:
         parts = httpx.URL(url)
         parts.host.encode("idna")

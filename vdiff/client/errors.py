@@ -1,4 +1,4 @@
-"""What can go wrong between a program and a vdiff server.
+"""Errors between a program and a vdiff server.
 
     ClientError
     ├── ServerUnreachable          no answer, and no more patience; `sent` says whether the request may have arrived

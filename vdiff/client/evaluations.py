@@ -141,7 +141,9 @@ def compare(first: Side, second: Side, options: Mapping[str, Any]) -> Call[dict[
 
 
 def progress_of(progress: Progress, stack: contextlib.ExitStack) -> Callable[[Evaluation], None]:
-    """What to tell each look at an evaluation; the bar, if there is one, ends with the stack."""
+    """Return the callback for each reading of an evaluation; the progress bar, if any, ends with
+    the stack.
+    """
     if progress is False:
         return lambda _: None
     tell = stack.enter_context(Bar("answers")).update if progress is True else progress

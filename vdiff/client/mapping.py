@@ -1,4 +1,4 @@
-"""What `map` keeps count of: which prompt is next, what became of each, and when to stop asking. No network here."""
+"""Bookkeeping of `map`: the next prompt, the outcome of each, and when to stop. No network here."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Ledger:
         self.bar = Bar("prompts", total=self._total, shown=progress is True)
 
     def useful(self, concurrency: int) -> int:
-        """How many may work at once. Raises ClientError."""
+        """Return how many may work at once. Raises ClientError."""
         if concurrency < 1:
             raise ClientError("concurrency must be at least 1")
         return concurrency if self._total is None else min(concurrency, self._total)

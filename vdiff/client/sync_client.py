@@ -265,7 +265,7 @@ class Client(SyncEvaluations):
         return self._do(calls.attempts(job))
 
     def estimate(self, prompt: Prompt, **options: Unpack[JobOptions]) -> dict[str, Any]:
-        """What it would take; checks everything, accepts nothing."""
+        """Estimate what the job would take; checks everything, accepts nothing."""
         return self._do(calls.estimate(self._job_body(prompt, options)))
 
     def list_jobs(
@@ -394,8 +394,9 @@ class Client(SyncEvaluations):
     def loglikelihood(
         self, context: str | Sequence[int], continuation: str | Sequence[int], **options: Unpack[JobOptions]
     ) -> dict[str, Any]:
-        """How likely the continuation is: loglikelihood, standard_error, tokens, is_greedy, token_logprobs. Fields of the
-        endpoint's own, as mc_num, go into `extra_body`."""
+        """Score a continuation: loglikelihood, standard_error, tokens, is_greedy, token_logprobs.
+        Fields of the endpoint's own, as mc_num, go into `extra_body`.
+        """
         pair = {"context": context, "continuation": continuation}
         options["endpoint"] = LOGLIKELIHOOD
         job = self.run(pair, **options)
@@ -410,7 +411,7 @@ class Client(SyncEvaluations):
         return self._do(calls.server_version())
 
     def webhook_secret(self) -> str:
-        """What signs the webhooks that single jobs name."""
+        """Return the secret that signs the webhooks that single jobs name."""
         return self._do(calls.webhook_secret())
 
     def verify_webhook(

@@ -1,4 +1,6 @@
-"""What the client gives back: the wire's objects with names that an editor completes; `raw` is all that was sent."""
+"""Types that the client returns: the wire's objects with names that an editor completes; `raw` is
+the whole object.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ class Job(Wire):
 
     @property
     def texts(self) -> list[str]:
-        """Of all `n` answers. Raises ClientError: the job is one of a list, which carries no results."""
+        """Return the texts of all `n` answers. Raises ClientError: the job is one of a list, which
+        carries no results.
+        """
         if self.ok and "result" not in self.raw:
             raise ClientError(f"a list carries no results: get({self.id!r}), or list_jobs(results=True), has it")
         return _texts(self.result)
@@ -129,7 +133,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one prompt of `map`: a job that is over, or the error that prevented it."""
+    """The outcome of one prompt of `map`: a finished job, or the error that prevented it."""
 
     index: int
     prompt: Prompt

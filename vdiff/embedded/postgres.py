@@ -45,7 +45,7 @@ def _binaries() -> Path:
 
 
 def _others_reach(path: Path) -> bool:
-    """Whether a user without rights of its own can enter every folder down to `path`."""
+    """Return whether a user without rights of its own can enter every folder down to `path`."""
     return all(folder.stat().st_mode & 0o001 for folder in [path, *path.parents] if folder.is_dir())
 
 
@@ -119,7 +119,7 @@ class EmbeddedPostgres:
         raise ConfigurationError("PostgreSQL does not run as root and there is no user postgres or nobody")
 
     def _home(self, as_other_user: bool) -> Path:
-        """Where the cluster is, or shall be.
+        """Return the folder of the cluster, which need not exist yet.
 
         Raises:
             ConfigurationError: it is in a folder that its user can no longer reach; a new, empty one would look like loss.

@@ -60,7 +60,7 @@ class APDConfig:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What the diffusion model proposes for one answer; on its device."""
+    """The tokens that the diffusion model proposes for one answer; on its device."""
 
     log_p: Tensor  # [m, vocab], log-softmax; -inf for the mask
     tokens: Tensor  # [m]

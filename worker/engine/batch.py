@@ -43,7 +43,7 @@ class Pass:
 
     @property
     def masked(self) -> bool:
-        """Whether some row may not see all `visible` keys."""
+        """Return whether some row may not see all `visible` keys."""
         if self.attention == "full" or len(self.ids) <= 1:
             return False
         return self.attention == "causal" or self.first // self.block != (self.first + len(self.ids) - 1) // self.block
@@ -51,7 +51,7 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Ragged:
-    """Where each sequence of a unit begins and ends, as kernels for sequences of any lengths want it."""
+    """The offsets of each sequence of a unit, as variable-length kernels take them."""
 
     row_ends: Tensor  # int32 [sequences + 1], from 0
     key_ends: Tensor  # int32 [sequences + 1], from 0

@@ -21,7 +21,8 @@ QUANTIZATIONS = ("int8",)
 
 @dataclass(frozen=True, slots=True)
 class VDiffConfig:
-    """What to load and how to run it. Values that are not built yet are refused here, by name.
+    """Engine configuration: what to load and how to run it. Values that are not supported are
+    refused here, by name.
 
     Raises:
         ConfigurationError: naming the field.

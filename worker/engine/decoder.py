@@ -1,4 +1,4 @@
-"""What a way of decoding has to say in a step: what it asks of the model, and what it makes of the answer.
+"""The interface of a decoder: what a step asks of the model, and what it makes of the result.
 
 `DiffusionSampler` (masked models, every rule), `APDDecoder` (left to right with a verifier) and `RenoiseDecoder`
 (DiffusionGemma) are decoders. The engine plans all answers of a step, makes one forward of the plans, and hands each
@@ -22,7 +22,7 @@ from worker.engine.request import Answer
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What one step did to one answer. `error` set: the answer cannot go on."""
+    """The changes of one step to one answer. `error` set: the answer cannot go on."""
 
     answer: Answer
     positions: list[int] = field(default_factory=list)

@@ -213,7 +213,7 @@ class VDiffEngine:
         return self._enqueue(request_id, ids, params, priority=priority, seed=seed, score=task, listener=listener)
 
     def loglikelihood(self, context: Sequence[int], target: Sequence[int], **options: Any) -> LogLikelihood:
-        """How likely `target` is after `context` (token ids); waits. Options as `submit_score` has them."""
+        """Score `target` after `context` (token ids); waits. Options as `submit_score` has them."""
         likelihood = self.submit_score(new_id("req"), context, target, **options).result().likelihood
         assert likelihood is not None
         return likelihood

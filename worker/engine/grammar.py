@@ -1,4 +1,5 @@
-"""Where an answer stands in the grammar of its `response_format`: what may follow, what must, and how it could end. No torch.
+"""The state of an answer in the grammar of its `response_format`: what may follow, what must, and
+how it can end. No torch.
 
 The automaton is llguidance's; it reads from left to right. `Structure` follows the committed beginning of one answer, and goes
 back to it whenever a step is made again. A short ending, which it searches, keeps the promise of complete JSON: a choice
@@ -78,12 +79,12 @@ class Grammars:
 
 
 def _trouble(matcher: LLMatcher) -> str:
-    """What llguidance says went wrong, without the dump of its state that follows."""
+    """Return llguidance's error message without the dump of its state that follows it."""
     return str(matcher.get_error()).partition("\n")[0][:500]
 
 
 class Vocabulary:
-    """What the tokens of a tokenizer are made of."""
+    """The bytes of a tokenizer's tokens."""
 
     def __init__(self, tokenizer: LLTokenizer, size: int) -> None:
         self.tokenizer = tokenizer
@@ -142,12 +143,12 @@ class Structure:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the answer may end here."""
+        """Return whether the answer may end here."""
         return bool(self._matcher.is_accepting())
 
     @property
     def is_stopped(self) -> bool:
-        """Whether it can only end here."""
+        """Return whether it can only end here."""
         return bool(self._matcher.is_stopped()) and self.is_complete
 
     def allowed(self) -> NDArray[np.bool_]:
@@ -189,7 +190,9 @@ class Structure:
         return complete
 
     def fits(self, tokens: Sequence[int], most: int) -> bool:
-        """Whether the answer can be completed by at most `most` tokens behind `tokens`, as far as that can be told."""
+        """Return whether the answer can be completed by at most `most` tokens behind `tokens`, as
+        far as that can be told.
+        """
         before, known = len(self._held), self._known
         if most < 0 or self._matcher.validate_tokens(list(tokens)) < len(tokens):
             return False
@@ -203,7 +206,9 @@ class Structure:
         return fits
 
     def steps(self) -> list[list[int]]:
-        """How to go on towards the end: what is forced, or the character that brings it nearer, or several ways."""
+        """Return the ways towards the end: the forced tokens, or the character that comes nearer,
+        or several ways.
+        """
         if forced := self.forced():
             return [forced]
         single = self._vocabulary.single

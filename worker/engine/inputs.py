@@ -1,4 +1,6 @@
-"""What is asked of the engine, as token ids: prompts in any of their forms, texts with holes, and what may not be asked."""
+"""Inputs of the engine as token ids: prompts in all their forms, texts with holes, and the checks
+of both.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How likely an answer is, given a context.
+"""Likelihood of an answer given a context.
 
 Monte Carlo: LLaDA's estimate (Nie et al. 2025, https://arxiv.org/abs/2502.09992, appendix): mask a random number of the
 answer's tokens, weigh their cross-entropy by length / masked, average over draws. Chain rule: the answer's tokens from left
@@ -53,7 +53,7 @@ class LogLikelihood:
 
 @dataclass(slots=True)
 class ScoreTask:
-    """What is left to compute of a score, and what came out so far."""
+    """The open work of a score, and its results so far."""
 
     draws: list[Draw]
     target: list[int]
@@ -122,7 +122,7 @@ class LikelihoodScorer:
         self.facts = facts
 
     def plan(self, answer: Answer, rows: int) -> Plan:
-        """As many draws as fit into `rows`, at least one."""
+        """Plan as many draws as fit into `rows`, at least one."""
         task: ScoreTask = answer.request.score
         made: list[Pass] = []
         wanted: list[int] = []

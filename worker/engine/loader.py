@@ -169,7 +169,9 @@ def make_card(
     verifier: Verifier | None,
     caches: tuple[str, ...] | None = None,
 ) -> ModelCard:
-    """What a request may ask of this model. Raises ModelLoadError, ConfigurationError."""
+    """Build the model card, which says what requests may ask for. Raises ModelLoadError,
+    ConfigurationError.
+    """
     uniform = facts.regime not in CACHES or facts.regime == "uniform"
     mask = -1 if uniform else _mask_token(facts, family, folder, tokenizer)
     ends = _ends(facts, family, tokenizer)

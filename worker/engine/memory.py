@@ -1,4 +1,4 @@
-"""How many positions of K/V the device has room for."""
+"""The K/V capacity of the device, in positions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNBOUNDED = 1 << 62
 
 
 class Need:
-    """How much of the capacity an answer takes, counted in positions of the model's K/V.
+    """The part of the capacity that an answer takes, in positions of the model's K/V.
 
     APD's verifier has K/V of its own, which counts by its size in bytes. A model without any (one of transformers) has no
     capacity to share, and the verifier's is not counted either.

@@ -1,4 +1,4 @@
-"""What comes out of the engine: finished requests and the events of each step. No torch."""
+"""Outputs of the engine: finished requests and the events of each step. No torch."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class InfillOutput:
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """What one step committed for one answer; made only when somebody listens."""
+    """The tokens that one step committed for one answer; made only for requests with a listener."""
 
     request_id: str
     index: int  # which of the n answers

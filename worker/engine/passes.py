@@ -1,4 +1,4 @@
-"""What a step of one answer asks of the model: which rows to compute, and which K/V they read.
+"""The model calls of one answer's step: which rows to compute, and which K/V they read.
 
     full attention   none      everything, every time: the yardstick
                      prefix    a block's first forward computes everything, later ones the block and what follows it
@@ -34,7 +34,7 @@ def is_windowed(answer: Answer) -> bool:
 
 
 def is_verified(answer: Answer) -> bool:
-    """Whether APD's verifier has a share in the answer."""
+    """Return whether APD's verifier has a share in the answer."""
     return answer.params.diffusion.algorithm == "apd" and answer.params.diffusion.mixture_weight != 1
 
 
@@ -67,7 +67,7 @@ def rows_needed(answer: Answer) -> int:
 
 
 def is_divisible(answer: Answer) -> bool:
-    """Whether the answer's next step may be a part of its prompt only."""
+    """Return whether the answer's next step may be a part of its prompt only."""
     if answer.regime == UNIFORM:
         return len(answer.prompt) > answer.cached
     return answer.regime == BLOCK and answer.params.diffusion.cache != "none"

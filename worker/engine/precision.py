@@ -1,4 +1,4 @@
-"""Where more than float32 is wanted: float64, but on MPS, which has none."""
+"""The type for sums beyond float32: float64, except on MPS, which has none."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ Get = Callable[[str], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """How the weights of a checkpoint are stored.
+    """The storage format of a checkpoint's weights.
 
     `block` is the (rows, columns) that share a scale, for formats that scale in blocks.
     """

@@ -39,7 +39,7 @@ HEAD_ELEMENTS_DEFAULT = 1 << 26
 
 
 class CanvasModel(Protocol):
-    """What is asked of the model (`worker.engine.models.diffusion_gemma`)."""
+    """The interface of the model (`worker.engine.models.diffusion_gemma`)."""
 
     @property
     def device(self) -> torch.device: ...
@@ -51,7 +51,9 @@ class CanvasModel(Protocol):
 
 
 class Draws(Protocol):
-    """Where random tokens come from; tests give recorded ones. Positions count from the answer's start, on the CPU."""
+    """The source of random tokens; tests give recorded ones. Positions count from the answer's
+    start, on the CPU.
+    """
 
     def canvas(self, answer: Answer, positions: Tensor, vocab_size: int) -> Tensor:
         """Any tokens, int64 [positions], to begin a canvas with."""
@@ -101,7 +103,8 @@ def pick(probabilities: Tensor, numbers: Tensor) -> Tensor:
 
 
 def temperature_of(params: SamplingParams, step: int) -> float:
-    """Of the canvas's step, counted from 0: from t_max down, times the request's temperature.
+    """Return the temperature of the canvas's step, counted from 0: from t_max down, times the
+    request's temperature.
 
     At temperature 0 nothing is drawn; the schedule stays, because it also decides which positions are sure.
     """
@@ -119,7 +122,7 @@ def accepted(entropy: Tensor, bound: float) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step made of one canvas; tensors on the model's device."""
+    """The result of one step for one canvas; tensors on the model's device."""
 
     canvas: Tensor  # int64 [positions]: accepted tokens and random ones
     likeliest: Tensor  # int64 [positions]
@@ -204,7 +207,9 @@ class RenoiseDecoder:
         return self.draws.canvas(answer, torch.tensor(answer.window), self.card.vocab_size).to(self.model.device)
 
     def _step(self, answer: Answer, states: Tensor) -> Step:
-        """What the decoder's hidden states [positions, width] make of the canvas, in chunks through the head."""
+        """Compute a step of the canvas from the decoder's hidden states [positions, width], in
+        chunks through the head.
+        """
         positions = torch.tensor(answer.window)
         elements = HEAD_ELEMENTS.get(states.device.type, HEAD_ELEMENTS_DEFAULT)
         chunk = max(elements // self.card.vocab_size, 1)
@@ -279,7 +284,9 @@ def _sequence(answer: Answer, start: int, stop: int) -> list[int]:
 
 
 def _to_cpu(steps: Sequence[Step]) -> list[tuple[list[int], list[float], float]]:
-    """What decides about the canvases, in one transfer, so that the device is waited for once."""
+    """Copy the values that decide about the canvases in one transfer, so that the host waits once
+    for the device.
+    """
     if not steps:
         return []
     flat = torch.cat([part.float().flatten() for s in steps for part in (s.likeliest, s.probability, s.doubt)]).tolist()

@@ -59,7 +59,7 @@ def canvas_text(answer: Answer, commit: Commit, tokenizer: TokenizerWrapper) -> 
 
 
 def output_of(request: EngineRequest) -> RequestOutput:
-    """What a request gives, finished or aborted."""
+    """Return the output of a finished or aborted request."""
     outputs = [completion_of(answer) for answer in request.sequences]
     tokens, forwards = sum(len(o.token_ids) for o in outputs), sum(o.forwards for o in outputs)
     drafted, accepted = sum(a.drafted for a in request.sequences), sum(a.accepted for a in request.sequences)

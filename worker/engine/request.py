@@ -29,7 +29,8 @@ def mix64(value: int) -> int:
 
 
 def block_starts(params: SamplingParams, regime: str, prompt_tokens: int) -> list[int]:
-    """Where blocks begin, counted from the answer's start, and where the last one ends.
+    """Return the positions where blocks begin, counted from the answer's start, and where the last
+    one ends.
 
     Full attention: blocks of block_length, the last may be shorter. Block-causal: aligned to position 0 of the sequence, the
     first shares its block with the prompt's end, the last is decoded whole and cut. Uniform: whole canvases.
@@ -105,7 +106,7 @@ class Answer:
 
     @property
     def edits(self) -> bool:
-        """Whether committed tokens of the open block may still change."""
+        """Return whether committed tokens of the open block may still change."""
         return self.params.diffusion.algorithm == "joint_threshold"
 
     @property
@@ -115,7 +116,7 @@ class Answer:
 
     @property
     def all_caches(self) -> list[Any]:
-        """What of it moves between the device and host memory."""
+        """Return its caches that move between device and host memory."""
         return self.caches if self.verifier_cache is None else [*self.caches, self.verifier_cache]
 
     def masked(self) -> list[int]:

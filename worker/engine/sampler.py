@@ -154,7 +154,9 @@ class DiffusionSampler:
     # A step's parts
 
     def plan(self, answer: Answer, rows: int) -> Plan:
-        """What the answer's next forward computes; a part of its prompt when not all fits into `rows`."""
+        """Plan the answer's next forward; only a part of its prompt if not all of it fits into
+        `rows`.
+        """
         if passes.needs_seed(answer, self.facts):
             made, seeded = passes.seed_passes(answer, rows)
             return Plan(answer, made, seeded, prefill=not seeded, seed=bool(seeded))

@@ -1,4 +1,4 @@
-"""How many tokens each step of a block commits, for the rules that go by a quota. No torch.
+"""The number of tokens that each step of a block commits, for the rules with a quota. No torch.
 
 Steps that would commit nothing are left out: they cannot change anything, so no forward is spent on them.
 """

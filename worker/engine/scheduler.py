@@ -1,4 +1,5 @@
-"""Who takes part in the next step. Decides, computes nothing; no torch, so policy is tested without a model.
+"""Selection of the answers of the next step. Decides and computes nothing; no torch, so policy is
+tested without a model.
 
 order       priority (0 first), then arrival; a request's n answers are admitted one by one
 slots       at most max_num_seqs sequences run; the best of all, so that bulk work is set aside between two steps when
@@ -38,7 +39,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the next step is made of."""
+    """The answers of the next step, and those set aside or resumed for it."""
 
     run: list[tuple[Answer, int]]  # with the rows that each may compute
     swap_out: list[Answer] = field(default_factory=list)
@@ -136,7 +137,7 @@ class Scheduler:
         self._running = chosen
 
     def _make_room(self) -> list[Entry]:
-        """Those set aside whose K/V must leave the device, the least urgent first."""
+        """Return the answers whose K/V must leave the device, the least urgent first."""
         used = sum(e.memory for e in self._running)
         out = []
         for entry in sorted(e for e in self._waiting if e.resident):

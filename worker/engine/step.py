@@ -128,7 +128,7 @@ class Stepper:
             self.stats.prefill_forwards += sum(answer.prefill_forwards for answer in answers) - before
 
     def _decoder(self, answer: Answer) -> tuple[str, Decoder]:
-        """Who decodes an answer, and under what name its reads are gathered."""
+        """Return the decoder of an answer, and the name under which its reads are gathered."""
         if answer.request.score is not None:
             return "score", self.scorer
         if answer.params.diffusion.algorithm == "apd":
@@ -139,7 +139,9 @@ class Stepper:
 
     @staticmethod
     def _read(decoder: Decoder, plan: Plan, parts: list[Logits]) -> Any:
-        """What the decoder makes of a plan's logits; its error is the answer's own, but for memory."""
+        """Have the decoder read a plan's logits. Its error is the answer's own, unless memory ran
+        out.
+        """
         try:
             return decoder.read(plan, parts)
         except (torch.OutOfMemoryError, MemoryError):

@@ -35,7 +35,7 @@ from worker.engine.sampler import DiffusionSampler, note_forward
 
 @dataclass(slots=True)
 class Walk:
-    """What one step commits to one answer, from the first masked position on."""
+    """The tokens that one step commits to one answer, from the first masked position on."""
 
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)

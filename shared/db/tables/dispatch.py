@@ -1,4 +1,4 @@
-"""What the dispatcher keeps: how much each key has queued, and whose turn it is.
+"""Tables of the dispatcher: how much each key has queued, and whose turn it is.
 
 `lanes` and `lane_deltas` are written by triggers on `jobs` (migration 0004), so that no statement can forget it: every
 job that enters or leaves `queued` adds a row to `lane_deltas`, and whoever looks sums them up into `lanes`. Nobody

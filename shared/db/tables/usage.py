@@ -1,4 +1,6 @@
-"""What was used, per key, model and day. Written by a trigger on `jobs` (migration 0007), so that nothing ends uncounted."""
+"""Usage per key, model and day. A trigger on `jobs` (migration 0007) writes it, so that nothing
+ends uncounted.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ _ZERO = text("0")
 
 
 class _Amounts:
-    """Of one key with one model on one day (UTC)."""
+    """The amounts of one key with one model on one day (UTC)."""
 
     succeeded: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)  # lives of jobs that ended so
     failed: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)

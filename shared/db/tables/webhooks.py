@@ -34,7 +34,7 @@ DELIVERY_STATES = ("pending", "delivered", "failed", "discarded")
 
 
 class WebhookEndpoint(Base):
-    """Where a tenant wants its events."""
+    """A URL at which a tenant receives its events."""
 
     __tablename__ = "webhook_endpoints"
 

@@ -1,4 +1,4 @@
-"""What a report's tables show, as text, for every format and for the command line."""
+"""Tables of a report as text, for every format and for the command line."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def comparison_row(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def settings_of(configuration: Mapping[str, Any]) -> str:
-    """What a configuration asks for, on one line."""
+    """Return a configuration's settings on one line."""
     fields = json.dumps(configuration["fields"], ensure_ascii=False)
     return f"{configuration['model']} {fields} seeds {configuration['seeds']}"
 
 
 def verdicts_of(item: Mapping[str, Any]) -> str:
-    """What was said of an answer."""
+    """Return the verdicts about an answer as text."""
     if item["error"]:
         return f"{item['error']['code']}: {item['error'].get('message', '')}"
     said = []

@@ -96,7 +96,9 @@ class DiffusionGemma:
 
     @property
     def cache_bytes_per_token(self) -> int:
-        """Of all layers, though the sliding ones stop growing at their window: never less than what is used."""
+        """Return the bytes of all layers. Sliding layers stop growing at their window, so this is
+        an upper bound.
+        """
         return sum(2 * s.kv_heads * s.head_dim for s in self.shapes) * self.dtype.itemsize
 
     def new_cache(self, capacity: int) -> PrefixCache:

@@ -1,4 +1,6 @@
-"""What a family file says: how a config.json reads, and which tensor of the checkpoint goes where in our transformer."""
+"""The interface of a family: how to read a config.json, and where each tensor of the checkpoint
+goes in our transformer.
+"""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Graphs:
             torch.cat(parts, dim=1, out=self._qkv[:rows])
 
     def hidden(self, layout: Layout, cos: Tensor, sin: Tensor) -> Tensor:
-        """What `Transformer.hidden` returns, [rows, width]; it is overwritten by the next call.
+        """Return the result of `Transformer.hidden`, [rows, width]; the next call overwrites it.
 
         Rows that pad to a recorded size hold what was there before: no row sees another but in attention, where they are not.
         """

@@ -44,7 +44,7 @@ class MoE(nn.Module):
 
     @property
     def on_device(self) -> bool:
-        """Whether the host never waits to learn who was chosen."""
+        """Return whether the host never waits to learn which experts were chosen."""
         weights = self.gate_up
         return self.grouped if self.grouped is not None else weights.is_cuda and weights.dtype == torch.bfloat16
 

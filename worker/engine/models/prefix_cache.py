@@ -20,7 +20,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one layer caches of a position. `window`: of a sliding layer, how far it looks; None: over everything."""
+    """The shape of one layer's cache for a position. `window`: how far a sliding layer looks; None:
+    over everything.
+    """
 
     kv_heads: int
     head_dim: int
@@ -51,8 +53,8 @@ class PrefixCache:
         self._tails: dict[int, Tensor] = {}  # of sliding layers, while the encoder runs
 
     def extended(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """What new positions attend to: the cached ones and themselves. They count as cached only after `advance`, so that a
-        forward that fails half-way can be made again.
+        """Return the K/V that new positions attend to: the cached ones and their own. They count as
+        cached only after `advance`, so that a forward that fails half-way can be repeated.
 
         Args:
             k, v: [kv_heads, new, head_dim] of the positions after the cached ones.

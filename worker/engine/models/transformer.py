@@ -78,7 +78,7 @@ class Layer(nn.Module):
 
     @property
     def on_device(self) -> bool:
-        """Whether no part of it waits for the host."""
+        """Return whether no part of it waits for the host."""
         return not isinstance(self.mlp, MoE) or self.mlp.on_device
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:

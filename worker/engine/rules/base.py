@@ -14,7 +14,9 @@ from shared.diffusion_params import DiffusionParams
 
 @dataclass(frozen=True, slots=True)
 class RuleInput:
-    """What a rule sees of one answer's open block: n candidate positions, left to right. Tensors are on the CPU."""
+    """The input of a rule: n candidate positions of one answer's open block, left to right. Tensors
+    are on the CPU.
+    """
 
     positions: list[int]  # [n], counted from the answer's start
     confidence: Tensor  # [n] float, probability of the chosen token

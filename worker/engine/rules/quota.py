@@ -68,7 +68,7 @@ class _Dream(Rule):
 
 
 class MaskgitPlus(_Dream):
-    """By the probability of the chosen token."""
+    """Ranking by the probability of the chosen token."""
 
     name = "maskgit_plus"
 
@@ -77,7 +77,7 @@ class MaskgitPlus(_Dream):
 
 
 class TopkMargin(_Dream):
-    """By the difference of the two highest probabilities."""
+    """Ranking by the difference of the two highest probabilities."""
 
     name = "topk_margin"
     needs = frozenset({"margin"})
@@ -88,7 +88,7 @@ class TopkMargin(_Dream):
 
 
 class Entropy(_Dream):
-    """By negative entropy."""
+    """Ranking by negative entropy."""
 
     name = "entropy"
     needs = frozenset({"entropy"})

@@ -59,7 +59,9 @@ class Factor(Rule):
 
 
 class EntropyBound(Rule):
-    """By ascending entropy the most for which the sum of entropies less the largest stays within gamma."""
+    """Selection, by ascending entropy, of the most positions whose sum of entropies less the
+    largest stays within gamma.
+    """
 
     name = "entropy_bound"
     needs = frozenset({"entropy"})
