@@ -20,6 +20,7 @@ from sqlalchemy import Executable, Row
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared.background import Duty, OnGone, watch_task
+from shared.db.serial import LockTimeout
 from shared.db.session import AsyncDatabase
 from shared.fair_turns import LastServed
 from shared.files.store import StoreUnavailable
@@ -130,7 +131,7 @@ class Caretaker(ABC):
             pause = await self.see_to(row, holder)
         except Lost:
             log.info(f"{self.kind}_let_go")
-        except (SQLAlchemyError, OSError, RedisError, StoreUnavailable) as exc:
+        except (SQLAlchemyError, OSError, RedisError, StoreUnavailable, LockTimeout) as exc:
             log.warning(f"{self.kind}_interrupted", error=type(exc).__name__)
             pause = LOOK_SECONDS
         except Exception:

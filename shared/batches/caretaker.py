@@ -395,7 +395,7 @@ class _Work:
 
     async def _store_rows(self, rows: Sequence[Mapping[str, Any]], state: BatchStatus) -> int:
         """Make jobs of as many lines as the key's queue has room for, in one transaction; return how many."""
-        async with self._database.write() as session:
+        async with self._jobs.queue_writes.write((self._row.tenant, self._row.key_id)) as session:
             await self._move_in(session, state)
             if self._waits_for_room:
                 queued = await self._queued(session, lock=True)

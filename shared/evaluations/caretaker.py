@@ -265,7 +265,7 @@ class _Work:
     async def _store_chunk(self, run: Row[Any], stored: int, made: Sequence[_Made]) -> int:
         """Store samples in one transaction that only the holder can make; return how many fitted."""
         expired = run.expires_at <= datetime.now(UTC)
-        async with self._database.write() as session:
+        async with self._jobs.queue_writes.write((self._row.tenant, run.key_id)) as session:
             await self._hold(session)
             count = len(made)
             if not expired:  # those whose time is over expire as they become jobs, and wait for no room

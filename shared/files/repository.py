@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 
 from shared.batches.status import BatchStatus
+from shared.db import serial
 from shared.db.expressions import seconds
 from shared.db.tables import Batch, File, FileChunk
 
@@ -53,8 +54,8 @@ def stored_bytes(tenant: str) -> Select[Any]:
 
 
 def lock_storing(tenant: str) -> Select[Any]:
-    """Until COMMIT nobody else with this lock adds to the tenant's files."""
-    return select(func.pg_advisory_xact_lock(func.hashtextextended(f"files {tenant}", 0)))
+    """Keep other transactions with this lock from adding to the tenant's files until COMMIT."""
+    return select(*serial.lock(f"files {tenant}"))
 
 
 def begin(file_id: str, *, tenant: str, filename: str, purpose: str, store: str) -> Insert:

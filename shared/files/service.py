@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from sqlalchemy import Row
 
+from shared.db.serial import LockTimeout, SerialWrites
 from shared.db.session import AsyncDatabase
 from shared.errors import BodyTooLarge, Conflict, NotFound, QuotaExceeded
 from shared.files import repository
@@ -78,6 +79,7 @@ class FileService:
             lists: the database as lists read it, if that is another one.
         """
         self._database = database
+        self._storing = SerialWrites(database, "the files of this tenant")
         self._lists = lists or database
         self._expires_seconds = expires_seconds
         self._quota_bytes = quota_bytes
@@ -118,12 +120,20 @@ class FileService:
 
         Raises:
             QuotaExceeded: the tenant's files would take more than its quota. The upload is gone then.
+            LockTimeout: other uploads of the tenant took too long. The upload is gone then.
         """
-        async with self._database.write() as session:
-            await session.execute(repository.lock_storing(upload.tenant))
-            stored = (await session.execute(repository.stored_bytes(upload.tenant))).scalar_one()
-            if self._quota_bytes is None or stored + upload.bytes <= self._quota_bytes:
+        if self._quota_bytes is None:
+            async with self._database.write() as session:
                 return (await session.execute(publish_statement(upload))).one()
+        try:
+            async with self._storing.write(upload.tenant) as session:
+                await session.execute(repository.lock_storing(upload.tenant))
+                stored = (await session.execute(repository.stored_bytes(upload.tenant))).scalar_one()
+                if stored + upload.bytes <= self._quota_bytes:
+                    return (await session.execute(publish_statement(upload))).one()
+        except LockTimeout:
+            await self._discard(upload.id)
+            raise
         await self._discard(upload.id)
         raise self._full(stored, upload.bytes)
 

@@ -30,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import insert
 
+from shared.db import serial
 from shared.db.expressions import seconds
 from shared.db.tables import ApiKey, Lane, LaneDelta, Queue
 from shared.jobs.repository import JOBS
@@ -78,8 +79,8 @@ def _now() -> Any:
 
 
 def lock_adding(tenant: str, key_id: str) -> Select[Any]:
-    """Until COMMIT nobody else with this lock adds to the key's queue."""
-    return select(func.pg_advisory_xact_lock(func.hashtextextended(f"queue {tenant} {key_id}", 0)))
+    """Keep other transactions with this lock from adding to the key's queue until COMMIT."""
+    return select(*serial.lock(f"queue {tenant} {key_id}"))
 
 
 def queued_of(tenant: str, key_id: str) -> Select[Any]:

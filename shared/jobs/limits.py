@@ -1,9 +1,10 @@
 """Limits on what a key may have queued at once. Only this module checks them, in the transaction
 that queues.
 
-Whoever adds to the same queue waits until that transaction is over, so that any number of requests and processes at once stay
-within the limit together. A request that does not fit is refused; lines of batches and samples of evaluations, which were
-accepted before, wait until there is room.
+Transactions that add to the same queue run one after the other, so that any number of requests and processes stay within
+the limit together. `JobService.queue_writes` opens them: a process has one connection at most that waits for a key's
+queue. A request that does not fit is refused; lines of batches and samples of evaluations, which were accepted before,
+wait until there is room.
 """
 
 from __future__ import annotations
@@ -47,9 +48,10 @@ async def read_queued(session: AsyncSession, who: Who, limits: Limits, *, lock: 
     """Read what a key has queued now.
 
     Args:
-        lock: nobody else adds to the key's queue until this transaction is over. Without it the answer is a hint.
+        lock: keep others from adding to the key's queue until this transaction is over, which `JobService.queue_writes`
+            opened. Without it the answer is a hint.
     """
-    if limits.queued_jobs is None and limits.queued_tokens is None:
+    if not limits.of_queue:
         return Queued(limits, 0, 0)
     if lock:
         await session.execute(lanes.lock_adding(*who))

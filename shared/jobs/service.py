@@ -15,7 +15,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -27,7 +27,8 @@ from sqlalchemy import Row, func
 from sqlalchemy.exc import SQLAlchemyError
 
 from shared import tracing
-from shared.db.session import AsyncDatabase, is_outage
+from shared.db.serial import SerialWrites
+from shared.db.session import AsyncDatabase, AsyncWriteSession, is_outage
 from shared.errors import Conflict, Gone, IdempotencyMismatch, InvalidParameter, JobNotFound
 from shared.events import GATHER_SECONDS, events_key, left_key, publish_cancel, publish_done
 from shared.ids import is_id, new_id
@@ -42,6 +43,7 @@ from shared.jobs.response_requests import ResponseRequest, job_id_of, next_messa
 from shared.jobs.responses import CHAT, RESPONSES
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.tasks import ResponseTask, task_of
+from shared.jobs.turns import Who
 from shared.keys.principal import Limits, Principal
 from shared.queue.window import REDIS_SECONDS, PushWindow
 from shared.served_models import ServedModel, ServedModels
@@ -125,6 +127,7 @@ class JobService:
         self._vault = vault_of(settings.secret_keys)
         self._window = PushWindow(client)
         self._with_secret: set[str] = set()  # tenants without keys whose signing secret exists
+        self.queue_writes = SerialWrites(database, "the queue of this key")  # by (tenant, key)
 
     async def prepare(self, submission: Submission) -> Prepared:
         """Check everything that can be wrong.
@@ -228,6 +231,7 @@ class JobService:
             IdempotencyMismatch: the key was used with another body.
             Gone: the key's job was purged.
             TooManyRequests: too many queued jobs.
+            LockTimeout: the key's other requests took too long.
         """
         values = prepared.values
         for _ in range(3):
@@ -245,7 +249,7 @@ class JobService:
     async def _insert(self, values: dict[str, Any], limits: Limits) -> bool:
         """Store the row and push its message, or leave that to the dispatcher; False when the key is taken.
 
-        Raises TooManyRequests.
+        Raises TooManyRequests, LockTimeout.
         """
         model, priority = values["model"], values["priority"]
         push = await self._window.reserve(model, priority)
@@ -254,7 +258,7 @@ class JobService:
             # The database's moment: by the clock of a machine that is ahead, a lost message would be missed too late.
             values = {**values, "pushed_at": func.now() if push else None}
             who = (values["tenant"], values["key_id"])
-            async with self._database.write() as session:
+            async with self._adding(who, limits) as session:
                 await refuse_beyond(session, who, limits, jobs=1, tokens=values["tokens"])
                 created = (await session.execute(queries.insert_job(values))).one_or_none()
             if created is None:
@@ -268,6 +272,10 @@ class JobService:
         if not push:
             await self._window.leave(model, priority)
         return True
+
+    def _adding(self, who: Who, limits: Limits) -> AbstractAsyncContextManager[AsyncWriteSession]:
+        """Open a transaction that adds to a queue. Keys without limits need not wait for each other's requests."""
+        return self.queue_writes.write(who) if limits.of_queue else self._database.write()
 
     async def announce(self, model: str, priority: Priority) -> None:
         """Jobs were stored without a message: the dispatchers need not find them by looking."""
@@ -377,15 +385,15 @@ class JobService:
         """Another life for a job that failed, was cancelled or expired.
 
         Raises:
-            JobNotFound, Gone, TooManyRequests.
+            JobNotFound, Gone, TooManyRequests, LockTimeout.
             Conflict: it succeeded (replay it), or is not over, or the batch or evaluation that it is part of is not.
         """
         row = await self.get(job_id, principal.tenant)
         refuse_purged(row)
         columns = None if deadlines is None else deadlines.columns()
-        async with self._database.write() as session:
+        who = (principal.tenant, principal.payer)
+        async with self._adding(who, principal.limits) as session:
             await refuse_part_of_open(session, row)
-            who = (principal.tenant, principal.payer)
             await refuse_beyond(session, who, principal.limits, jobs=1, tokens=row.tokens)
             statement = repository.retry(job_id, principal.tenant, key_id=principal.payer, deadlines=columns)
             moved = (await session.execute(statement)).one_or_none()

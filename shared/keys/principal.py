@@ -28,6 +28,11 @@ class Limits:
     queued_jobs: int | None = None
     queued_tokens: int | None = None
 
+    @property
+    def of_queue(self) -> bool:
+        """Return whether the key's queue is limited."""
+        return self.queued_jobs is not None or self.queued_tokens is not None
+
     def beyond(self, *, jobs: int, tokens: int, queued_jobs: int, queued_tokens: int) -> str | None:
         """Return which limit so many more queued jobs and tokens would exceed; None if none."""
         for what, now, more, limit in (

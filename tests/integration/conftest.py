@@ -282,6 +282,7 @@ class ApiProcess:
     """One `vdiff api` in a process of its own."""
 
     def __init__(self, jobs: Jobs, log: Path, **settings: object) -> None:
+        self.jobs = jobs
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         values = {

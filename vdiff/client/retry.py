@@ -21,7 +21,7 @@ from vdiff.client.errors import ApiError, ClientError, ServerUnreachable, Unexpe
 OnWait = Callable[[float, str], None]
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
-REFUSED = frozenset({"overloaded", "file_store_unavailable"})  # codes of a 503 that did nothing
+REFUSED = frozenset({"overloaded", "file_store_unavailable", "lock_timeout"})  # codes of a 503 that did nothing
 AWAY = frozenset({408, 429, 502, 503, 504})
 BUG_TRIES = 3  # of an answer 500: it may be a deterministic one
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
