@@ -109,7 +109,7 @@ class WorkerProcess:
             "device": "cpu",
             "lease_seconds": 3,
             "heartbeat_seconds": 1,
-            "sweep_seconds": 0.5,
+            "sweep_seconds": 0.75,
             "repush_after_seconds": 2,
             "drain_seconds": 1,
             "log_format": "json",
