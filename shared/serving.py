@@ -117,6 +117,13 @@ def live_workers(*, stale_seconds: float, model: str | None = None) -> Select[An
     return statement if model is None else statement.where(_W.model == model)
 
 
+def live_slots(model: str, *, stale_seconds: float) -> Select[Any]:
+    """Return the slots of the model's live workers, summed up."""
+    return select(func.coalesce(func.sum(_W.slots), 0)).where(
+        _W.state == "ready", _W.last_beat_at >= func.now() - seconds(stale_seconds), _W.model == model
+    )
+
+
 def recent_workers(*, stale_seconds: float, limit: int = 200) -> Select[Any]:
     """All columns and `live`, of workers that did not leave long ago: those that live first, then the latest seen."""
     live = (_W.state != "stopped") & (_W.last_beat_at >= func.now() - seconds(stale_seconds))

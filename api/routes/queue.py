@@ -18,7 +18,7 @@ from api.dependencies import Context, ContextDep
 from api.paging import no_nul
 from shared import serving
 from shared.errors import ModelNotFound
-from shared.jobs import estimate, lanes, queries
+from shared.jobs import estimate, lanes, queries, suspects
 from shared.jobs.status import Priority
 from shared.keys.principal import Principal
 from shared.queue.names import queue_name
@@ -55,11 +55,13 @@ class _Look:
     def __init__(
         self,
         depths: Sequence[Row[Any]],
+        suspected: Sequence[Row[Any]],
         ages: Sequence[Row[Any]],
         running: Sequence[Row[Any]],
         live: Sequence[Row[Any]],
     ) -> None:
         self._depths = depths
+        self._turns = estimate.without_suspects(depths, suspected)
         self._ages = {(r.model, r.priority, r.tenant, r.key_id): float(r.seconds) for r in ages}
         self._running = running
         self._live = live
@@ -82,12 +84,13 @@ class _Look:
         self, model: str, priority: Priority, messages: int | None, workers: Sequence[Mapping[Any, Any]], who: Principal,
         ranges: estimate.Calibration,
     ) -> dict[str, Any]:  # fmt: skip
-        depths = [d for d in self._depths if d.model == model]
-        here = [d for d in depths if d.priority == priority]
+        here = [d for d in self._depths if (d.model, d.priority) == (model, priority)]
         own = [d for d in here if (d.tenant, d.key_id) == (who.tenant, who.payer)]
         running = [r for r in self._running if (r.model, r.priority) == (model, priority)]
         mine = {"priority": priority, "tenant": who.tenant, "key_id": who.payer}
-        position = estimate.place(mine, [d._mapping for d in depths], sum(int(d.jobs) for d in own))
+        turns = [d for d in self._turns if d["model"] == model]
+        ahead = [d for d in turns if (d["priority"], d["tenant"], d["key_id"]) == (priority, who.tenant, who.payer)]
+        position = estimate.place(mine, turns, sum(d["jobs"] for d in ahead))
         eta = estimate.queued_eta(position, workers)
         return {
             "priority": priority.value,
@@ -114,12 +117,13 @@ async def queue(
             raise ModelNotFound(f"no worker ever served the model {model[:80]!r}", param="model")
         names = known if model is None else [model]
         depths = (await session.execute(lanes.depths(model))).all()
+        suspected = (await session.execute(suspects.per_lane(model))).all()
         of = [(d.model, d.priority, d.tenant, d.key_id) for d in depths]
         ages = (await session.execute(lanes.oldest(of))).all() if of else []
         running = (await session.execute(queries.running())).all()
         live = (await session.execute(serving.live_workers(stale_seconds=context.settings.worker_stale_seconds))).all()
     messages = await _messages(context, names)
-    look = _Look(depths, ages, running, live)
+    look = _Look(depths, suspected, ages, running, live)
     return {
         "object": "list",
         "data": [look.model(n, messages, principal, await context.forecasts.calibration(n)) for n in names],

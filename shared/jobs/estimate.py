@@ -8,15 +8,17 @@ clients see is made of that.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import quantiles
 from typing import Any
 
+from sqlalchemy import Row
+
 from shared import serving
 from shared.db.session import AsyncDatabase, AsyncReadSession
-from shared.jobs import lanes, queries
+from shared.jobs import lanes, queries, suspects
 from shared.jobs.status import JobStatus, Priority
 from shared.jobs.tasks import PromptsTask, ScoreTask, task_of
 from shared.jobs.turns import Who
@@ -75,11 +77,29 @@ def _who(row: Mapping[Any, Any]) -> Who:
     return row["tenant"], row["key_id"]
 
 
-async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> int:
-    """Return the position of a queued job. One deep in a long lane is placed by its age; the jobs
-    before it are not counted.
+def without_suspects(depths: Iterable[Row[Any]], suspected: Iterable[Row[Any]]) -> list[dict[str, Any]]:
+    """Return the lanes with the jobs that take turns; suspects run apart from them.
+
+    Args:
+        depths: from `lanes.depths`.
+        suspected: from `suspects.per_lane`.
     """
-    depths = [r._mapping for r in await session.execute(lanes.depths(row["model"]))]
+    apart = {(row.model, row.priority, row.tenant, row.key_id): row.jobs for row in suspected}
+    counted = [(row, apart.get((row.model, row.priority, row.tenant, row.key_id), 0)) for row in depths]
+    return [{**row._mapping, "jobs": max(0, row.jobs - suspect_jobs)} for row, suspect_jobs in counted]
+
+
+async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> int:
+    """Return the place of a queued job, 1 being next; of a suspect, its place among suspects.
+
+    A job deep in a long lane is placed by its age; the jobs before it are not counted.
+    """
+    if row.get("isolation") is not None:
+        before: int = (await session.execute(suspects.ahead(row))).scalar_one()
+        return before + 1
+    depths = without_suspects(
+        await session.execute(lanes.depths(row["model"])), await session.execute(suspects.per_lane(row["model"]))
+    )
     ahead: int = (await session.execute(lanes.ahead_in_lane(row))).scalar_one()
     if ahead >= lanes.AHEAD_MAX:
         own = next((d["jobs"] for d in depths if d["priority"] == row["priority"] and _who(d) == _who(row)), 0)

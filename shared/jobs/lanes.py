@@ -1,7 +1,8 @@
 """All SQL of the dispatcher: what is queued per lane, the candidates of a round, and what the round writes.
 
-Each costs the same whether a thousand jobs wait or a million: sums come from `lanes` and the few `lane_deltas` that nobody has
-summed up yet, candidates from the first entries of an index (`ix_jobs_lane`), a few per lane.
+Each statement costs the same whether a thousand jobs wait or a million. Sums come from `lanes` and the few `lane_deltas` that
+are not summed up yet. Candidates are the first entries per lane of `ix_jobs_unpushed`, which has only jobs that may be pushed:
+a lane whose jobs are all pushed, or all suspects (`shared.jobs.suspects`), costs one look into that index.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from sqlalchemy import (
     BigInteger,
     Delete,
     Executable,
+    FromClause,
     Select,
     Table,
     Update,
     delete,
+    exists,
     extract,
     func,
     lateral,
+    literal,
     select,
     true,
     tuple_,
@@ -34,7 +38,7 @@ from shared.db import serial
 from shared.db.expressions import seconds
 from shared.db.tables import ApiKey, Lane, LaneDelta, Queue
 from shared.jobs.repository import JOBS
-from shared.jobs.status import JobStatus
+from shared.jobs.status import JobStatus, Priority
 from shared.jobs.turns import Who
 
 LANES = cast(Table, Lane.__table__)
@@ -45,6 +49,8 @@ LaneName = tuple[str, str, str, str]  # as in `_OF`
 _J, _L, _D, _Q = JOBS.c, LANES.c, DELTAS.c, QUEUES.c
 _OF = ("model", "priority", "tenant", "key_id")  # what names a lane
 ROLLUP_BATCH = 20_000
+ROLLUP_FROM = 500  # changes that a dispatcher without other work sums up
+_UNPUSHED = (_J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None), _J.isolation.is_(None))
 AHEAD_MAX = 1_000  # jobs of one's own lane that are counted one by one
 
 
@@ -121,8 +127,10 @@ def oldest(of: Sequence[LaneName]) -> Select[Any]:
 
 
 def ahead_in_lane(row: Mapping[Any, Any]) -> Select[Any]:
-    """Return how many jobs of the same lane come before this one, counted to `AHEAD_MAX`."""
-    lane = (*(_J[name] == row[name] for name in _OF), _J.status == JobStatus.QUEUED.value)
+    """Count the jobs of the same lane that come before this one, to `AHEAD_MAX`; suspects take no turns."""
+    lane = (
+        *(_J[name] == row[name] for name in _OF), _J.status == JobStatus.QUEUED.value, _J.isolation.is_(None),
+    )  # fmt: skip
     mine = (row["queued_at"], row["id"])
     if row["deadline"] is not None:
         before = select(_J.id).where(*lane, tuple_(_J.deadline, _J.queued_at, _J.id) < tuple_(row["deadline"], *mine))
@@ -141,25 +149,42 @@ def lock_queue(model: str, priority: str) -> Select[Any]:
     return select(_Q.clock).where(_Q.model == model, _Q.priority == priority).with_for_update(skip_locked=True)
 
 
+def unpushed(model: str) -> Select[Any]:
+    """One row: per priority, whether a job waits to be pushed; `changes`, whether `roll_up` has much to sum up."""
+    # In the order of `ix_jobs_unpushed`. The planner ignores the order within EXISTS and may then scan the table, because
+    # it expects a match early in it.
+    order = (_J.tenant, _J.key_id, _J.deadline, _J.queued_at, _J.id)
+    mine = select(_J.id).where(_J.model == model, *_UNPUSHED).order_by(*order).limit(1)
+    waits: list[Any] = [
+        mine.where(_J.priority == priority.value).scalar_subquery().is_not(None).label(priority.value)
+        for priority in Priority
+    ]
+    changes = exists(select(_D.id).offset(ROLLUP_FROM - 1).limit(1)).label("changes")
+    return select(*waits, changes)
+
+
 def candidates(model: str, priority: str, *, clock: float, lanes: int, per_lane: int) -> Select[Any]:
-    """(tenant, key_id, clock, weight, id): the first jobs without a message, of the lanes whose turns come first."""
+    """(tenant, key_id, clock, weight, id): the first jobs to be pushed, of the lanes with such jobs whose turns come first."""
+
+    def of_lane(lane: FromClause, *columns: Any) -> Select[Any]:
+        return select(*columns).where(
+            _J.model == model, _J.priority == priority, _J.tenant == lane.c.tenant, _J.key_id == lane.c.key_id,
+            *_UNPUSHED,
+        )  # fmt: skip
+
+    # LIMIT 1 keeps the planner from reading every unpushed job to join them with the lanes.
+    order = (_J.deadline, _J.queued_at, _J.id)
+    any_job = lateral(of_lane(LANES, literal(1).label("found")).order_by(*order).limit(1), name="any_job")
     first = (
         select(_L.tenant, _L.key_id, _L.clock, func.coalesce(KEYS.c.weight, 1).label("weight"))
-        .join_from(LANES, KEYS, KEYS.c.id == _L.key_id, isouter=True)
+        .join_from(LANES, any_job, true())
+        .join(KEYS, KEYS.c.id == _L.key_id, isouter=True)
         .where(_L.model == model, _L.priority == priority, _L.jobs > 0)
         .order_by(func.greatest(_L.clock, clock), _L.tenant, _L.key_id)
         .limit(lanes)
         .subquery("first")
     )
-    jobs = lateral(
-        select(_J.id, _J.deadline, _J.queued_at)
-        .where(
-            _J.model == model, _J.priority == priority, _J.tenant == first.c.tenant, _J.key_id == first.c.key_id,
-            _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None), _J.isolation.is_(None),
-        )
-        .order_by(_J.deadline, _J.queued_at, _J.id)
-        .limit(per_lane)
-    )  # fmt: skip
+    jobs = lateral(of_lane(first, _J.id, _J.deadline, _J.queued_at).order_by(*order).limit(per_lane))
     return (
         select(first.c.tenant, first.c.key_id, first.c.clock, first.c.weight, jobs.c.id)
         .join_from(first, jobs, true())

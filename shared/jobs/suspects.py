@@ -8,9 +8,10 @@ sets everything else aside for it (`worker.isolation`), claims it from here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import Select, Update, case, extract, func, literal, select, update
+from sqlalchemy import Select, Update, case, extract, func, literal, select, true, tuple_, update
 
 from shared.jobs.repository import ATTEMPTS, CLAIMED, JOBS, QUARANTINED_ERROR, Pair, claimable
 from shared.jobs.status import AttemptOutcome, JobStatus, Priority
@@ -18,6 +19,7 @@ from shared.jobs.status import AttemptOutcome, JobStatus, Priority
 _J, _A = JOBS.c, ATTEMPTS.c
 _RANK = case(*((_J.priority == priority.value, priority.rank) for priority in Priority), else_=len(Priority))
 QUARANTINED_SECONDS = 24 * 3600
+COUNTED_MAX = 1_000  # suspects that a place in the queue is counted with
 
 
 def waiting(model: str, *, revision: str | None, limit: int) -> Select[Any]:
@@ -29,6 +31,37 @@ def waiting(model: str, *, revision: str | None, limit: int) -> Select[Any]:
         .order_by(_RANK, _J.queued_at, _J.id)
         .limit(limit)
     )
+
+
+def per_lane(model: str | None = None) -> Select[Any]:
+    """(model, priority, tenant, key_id, jobs) of the suspects that wait, counted to `COUNTED_MAX` in all."""
+    some = (
+        select(_J.model, _J.priority, _J.tenant, _J.key_id)
+        .where(
+            _J.status == JobStatus.QUEUED.value,
+            _J.isolation.is_not(None),
+            true() if model is None else _J.model == model,
+        )
+        .limit(COUNTED_MAX)
+        .subquery("some")
+    )
+    return select(*some.c, func.count().label("jobs")).group_by(*some.c)
+
+
+def ahead(row: Mapping[Any, Any]) -> Select[Any]:
+    """Count the suspects that are claimed before this one, to `COUNTED_MAX`."""
+    mine = (literal(Priority(row["priority"]).rank), row["queued_at"], row["id"])
+    before = (
+        select(_J.id)
+        .where(
+            _J.status == JobStatus.QUEUED.value,
+            _J.isolation.is_not(None),
+            _J.model == row["model"],
+            tuple_(_RANK, _J.queued_at, _J.id) < tuple_(*mine),
+        )
+        .limit(COUNTED_MAX)
+    )
+    return select(func.count()).select_from(before.subquery("before"))
 
 
 def let_others_in(pair: Pair) -> Update:

@@ -89,7 +89,7 @@ def test_another_tenants_first_job_is_in_the_next_round(jobs: Jobs) -> None:
         one.dispatch()
         take(jobs, 8)
     first = add(jobs, "small", 1)[0]
-    one._looked_at = float("-inf")
+    one._look_at = float("-inf")
     one.dispatch()
     assert first in window(jobs)[:2]
 
@@ -135,7 +135,7 @@ def test_another_key_of_the_tenant_is_in_the_next_round(jobs: Jobs) -> None:
     one.dispatch()
     take(jobs, 8)
     first = add(jobs, "team", 1, key_id="key_other")[0]
-    one._looked_at = float("-inf")
+    one._look_at = float("-inf")
     one.dispatch()
     assert first in window(jobs)[:2]
     assert depths(jobs)["normal", "teamkey_bulk"][0] == 492
@@ -156,7 +156,7 @@ def test_priorities_have_windows_of_their_own(jobs: Jobs) -> None:
     one = dispatcher(jobs)
     one.dispatch()
     urgent = add(jobs, "a", 1, priority="interactive")
-    one._looked_at = float("-inf")
+    one._look_at = float("-inf")
     one.dispatch()
     assert window(jobs, "interactive") == urgent
     assert len(window(jobs, "bulk")) == 8

@@ -143,6 +143,17 @@ class Job(Base):
             postgresql_where=text("status = 'queued'"),
         ),
         Index(
+            "ix_jobs_unpushed",
+            "model",
+            "priority",
+            "tenant",
+            "key_id",
+            "deadline",
+            "queued_at",
+            "id",
+            postgresql_where=text("status = 'queued' AND pushed_at IS NULL AND isolation IS NULL"),
+        ),
+        Index(
             "ix_jobs_pushed",
             "model",
             "priority",
