@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.integration.conftest import ROOT, eventually
+from tests.integration.conftest import PATIENCE, ROOT, eventually
 from vdiff.embedded.process import free_port
 
 READY_SECONDS = 150
@@ -158,7 +158,7 @@ class Up:
 
         def accepted() -> bool:
             with suppress(httpx.TransportError):
-                answer = httpx.post(f"{self.url}/v1/jobs", json=job, timeout=10)
+                answer = httpx.post(f"{self.url}/v1/jobs", json=job, timeout=120)
                 if answer.status_code == 202:
                     made.append(answer.json())
             return bool(made)
@@ -169,7 +169,7 @@ class Up:
     def wait(self, job_id: str, *, seconds: float = 90) -> dict[str, Any]:
         def over() -> Any:
             with suppress(httpx.TransportError):
-                answer = httpx.get(f"{self.url}/v1/jobs/{job_id}", params={"wait": 1}, timeout=10)
+                answer = httpx.get(f"{self.url}/v1/jobs/{job_id}", params={"wait": 1}, timeout=120)
                 if answer.status_code == 200 and answer.json()["done"]:
                     return answer.json()
             return None
@@ -188,7 +188,7 @@ class Up:
         """The exit code; an error when it takes longer than it may."""
         self.below()
         self.process.send_signal(number)
-        return self.process.wait(STOP_SECONDS)
+        return self.process.wait(STOP_SECONDS * PATIENCE)
 
     def end(self) -> None:
         self.below()

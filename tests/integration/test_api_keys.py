@@ -362,7 +362,7 @@ def test_requests_are_limited_without_redis_too(served: Served, tmp_path: Any) -
     api = ApiProcess(served.jobs, tmp_path / "api.log", redis_url="redis://127.0.0.1:1/0")
     try:
         api.wait_ready()
-        codes = [httpx.get(f"{api.url}/v1/models", headers=key, timeout=30).status_code for _ in range(3)]
+        codes = [httpx.get(f"{api.url}/v1/models", headers=key, timeout=120).status_code for _ in range(3)]
     finally:
         api.end()
     assert codes == [200, 200, 429]

@@ -191,7 +191,7 @@ def test_a_body_of_20_mb(served: Served, chunked: bool, path: str) -> None:
             path, content=pieces if chunked else body, headers={"content-type": "application/json"}
         )
     except Exception as exc:  # the server may close while we still send; ask again over a raw connection
-        connection = http.client.HTTPConnection("127.0.0.1", served.api.port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", served.api.port, timeout=120)
         connection.putrequest("POST", path)
         connection.putheader("content-type", "application/json")
         connection.putheader("content-length", str(len(body)))

@@ -100,7 +100,7 @@ def test_a_job_that_is_stopped(served: Served, vdiff: Run) -> None:
 
         eventually(accepted, seconds=60)
         waiting.send_signal(signal.SIGINT)
-        _, err = waiting.communicate(timeout=30)
+        _, err = waiting.communicate(timeout=120)
         assert waiting.returncode == 130 and "--idempotency-key cli-detach" in err and "Traceback" not in err
         code, out, _ = vdiff("jobs", "cancel", job_id)
         assert code == 0 and job_id in out
@@ -217,7 +217,7 @@ class OnTerminal:
     def interrupt(self) -> int:
         """Ctrl-C; its exit code."""
         self.process.send_signal(signal.SIGINT)
-        code = self.process.wait(30)
+        code = self.process.wait(240)
         while select.select([self._ours], [], [], 0)[0] and self._read():
             pass
         return code
@@ -265,7 +265,7 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(served: Served, vdiff: Run, t
         served.worker.signal(signal.SIGCONT)
         stays.shows("all_succeeded")
         assert re.search(r"20/20 +[0-9.]+/s +ETA ", stays.screen), stays.screen
-        assert stays.process.wait(30) == 0
+        assert stays.process.wait(240) == 0
     finally:
         served.worker.signal(signal.SIGCONT)
         for terminal in opened:
@@ -281,7 +281,7 @@ def test_ids_on_a_terminal_have_lines_of_their_own(served: Served, tmp_path: Pat
     terminal = OnTerminal(served, "submit", "--file", str(prompts))
     try:
         terminal.shows("prompt 8: ")
-        assert terminal.process.wait(30) == 1
+        assert terminal.process.wait(240) == 1
     finally:
         terminal.close()
     lines = terminal.screen.replace("\r", "\n").split("\n")
@@ -324,7 +324,7 @@ def test_a_chat_on_a_terminal(served: Served) -> None:
         chat.shows(" tokens in ")
         assert "\r42\r\n" in chat.screen
         chat.types("/quit")
-        assert chat.process.wait(30) == 0
+        assert chat.process.wait(240) == 0
     finally:
         served.worker.signal(signal.SIGCONT)
         chat.close()

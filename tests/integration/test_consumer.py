@@ -86,7 +86,7 @@ class Consumer:
     def says(self, word: str) -> str:
         """Stop it in good order; return what it said last of `word`."""
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0
+        assert self.process.wait(240) == 0
         lines = self.log.read_text(errors="replace").splitlines()
         return next(line for line in reversed(lines) if line.startswith(word + " "))
 

@@ -125,7 +125,7 @@ def test_a_model_that_does_not_load_says_why_everywhere(
     api = ApiProcess(jobs, tmp_path / "api.log")
     try:
         first = start_worker(model=broken)
-        assert first.wait(60) == 2
+        assert first.wait(240) == 2
         said = first.tail()
         (logged,) = [
             json.loads(line) for line in said.splitlines() if line.startswith("{") and "model_not_loaded" in line

@@ -52,7 +52,7 @@ def api_and_jobs(
 
 @pytest.fixture(scope="module")
 def client(api_and_jobs: tuple[ApiProcess, Jobs]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=api_and_jobs[0].url, timeout=30) as made:
+    with httpx.Client(base_url=api_and_jobs[0].url, timeout=120) as made:
         yield made
 
 
@@ -157,7 +157,7 @@ def test_cors(client: httpx.Client) -> None:
 
 def test_no_other_origin_is_let_in_by_default(workerless: ApiProcess) -> None:
     headers = {"origin": ORIGIN, "access-control-request-method": "POST"}
-    answer = httpx.options(f"{workerless.url}/v1/jobs", headers=headers, timeout=20)
+    answer = httpx.options(f"{workerless.url}/v1/jobs", headers=headers, timeout=120)
     assert answer.status_code == 405
     assert not [name for name in answer.headers if name.startswith("access-control")]
 

@@ -117,7 +117,7 @@ def test_ctrl_c_lets_it_go_on_and_says_how_to_come_back(folder: Path, served: Se
             made = found[0]["id"]
             eventually(lambda: look(served, made)["progress"]["graded"], what="the first grades")
             process.send_signal(signal.SIGINT)
-            said = process.communicate(timeout=30)[1]
+            said = process.communicate(timeout=120)[1]
         finally:
             process.kill()
     assert process.returncode == 130 and f"vdiff eval wait {made}" in said

@@ -162,7 +162,7 @@ def test_submissions_are_taken_at_once_after_a_failover(jobs: Jobs, start_worker
         api = ApiProcess(jobs, tmp_path / "api.log")
         stack.callback(api.end)
         api.wait_ready()
-        client = stack.enter_context(httpx.Client(base_url=api.url, timeout=30))
+        client = stack.enter_context(httpx.Client(base_url=api.url, timeout=120))
         threads = stack.enter_context(ThreadPoolExecutor(12))
 
         def submit(_: int) -> int:

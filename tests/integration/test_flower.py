@@ -34,7 +34,7 @@ def test_flower_shows_tasks_and_queues_to_who_has_the_password(served: Served, t
 
     def get(path: str, **more: Any) -> httpx.Response | None:
         with suppress(httpx.HTTPError):
-            return httpx.get(url + path, timeout=10, **more)
+            return httpx.get(url + path, timeout=120, **more)
         return None
 
     try:

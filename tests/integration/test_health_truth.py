@@ -41,7 +41,7 @@ def stack(postgres_url: str, migrated_template: str, tmp_path_factory: pytest.Te
 
 
 def get(api: ApiProcess, path: str) -> tuple[int, dict[str, Any]]:
-    answer = httpx.get(api.url + path, timeout=30)
+    answer = httpx.get(api.url + path, timeout=120)
     return answer.status_code, answer.json()
 
 

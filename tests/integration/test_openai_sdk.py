@@ -199,13 +199,13 @@ def test_waiting_ends_with_504_and_the_jobs_url(served: Served, tmp_path: Any) -
         api.wait_ready()
         body = {"model": "vdiff-tiny", "messages": QUESTION, "max_tokens": 480, "ignore_eos": True,
                 "diffusion": {"block_length": 480}}  # fmt: skip
-        answer = httpx.post(f"{api.url}/v1/chat/completions", json=body, timeout=30)
+        answer = httpx.post(f"{api.url}/v1/chat/completions", json=body, timeout=120)
         assert (answer.status_code, answer.json()["error"]["code"]) == (504, "wait_timeout")
         assert answer.headers["x-should-retry"] == "false"
         job = served.client.get(answer.headers["location"]).json()
         assert job["status"] in ("queued", "running")
         served.client.post(job["urls"]["cancel"])
-        failed = httpx.post(f"{api.url}/v1/chat/completions", json={**body, "max_tokens": 0}, timeout=30)
+        failed = httpx.post(f"{api.url}/v1/chat/completions", json={**body, "max_tokens": 0}, timeout=120)
         assert failed.status_code == 400
     finally:
         api.end()
@@ -217,10 +217,10 @@ def test_a_stopping_api_cancels_nobodys_job(served: Served, tmp_path: Any) -> No
         api.wait_ready()
         body = {"model": "vdiff-tiny", "messages": QUESTION, "max_tokens": 480, "ignore_eos": True, "stream": True,
                 "diffusion": {"block_length": 480}}  # fmt: skip
-        with httpx.stream("POST", f"{api.url}/v1/chat/completions", json=body, timeout=30) as answer:
+        with httpx.stream("POST", f"{api.url}/v1/chat/completions", json=body, timeout=120) as answer:
             api.process.terminate()
             said = "".join(answer.iter_text())
-        assert api.process.wait(20) == 0
+        assert api.process.wait(240) == 0
         assert "the server is stopping" in said
         job = served.client.get(f"/v1/jobs/{answer.headers['x-job-id']}").json()
         assert not job["cancel_requested"]

@@ -36,7 +36,7 @@ def api(workerless: ApiProcess) -> ApiProcess:
 @pytest.fixture(scope="module")
 def real(api: ApiProcess) -> dict[str, str]:
     """Ids of things that exist, by the names of paths' parameters."""
-    with httpx.Client(base_url=api.url, timeout=30) as client:
+    with httpx.Client(base_url=api.url, timeout=120) as client:
         job = client.post("/v1/jobs", json=chat_job()).json()["id"]
         endpoint = client.post("/v1/webhook_endpoints", json={"url": "http://127.0.0.1:9/x"}).json()["id"]
         file = client.post("/v1/files", files={"file": ("a.jsonl", b"{}\n")}, data={"purpose": "batch"}).json()["id"]

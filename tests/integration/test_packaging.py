@@ -128,16 +128,16 @@ def test_the_api_installs_and_runs_without_torch(wheel: Path, jobs: Jobs, tmp_pa
         def lives() -> bool:
             assert process.poll() is None, (tmp_path / "api.log").read_text()
             try:
-                return httpx.get(f"{url}/health/live", timeout=5).status_code == 200
+                return httpx.get(f"{url}/health/live", timeout=120).status_code == 200
             except httpx.TransportError:
                 return False
 
         eventually(lives, seconds=60, what="the API")
-        assert httpx.get(f"{url}/health/ready", timeout=5).json()["reason"] == "no worker has registered a model yet"
-        assert httpx.get(f"{url}/version", timeout=5).json()["version"] == __version__
-        assert httpx.get(f"{url}/openapi.json", timeout=5).status_code == 200
+        assert httpx.get(f"{url}/health/ready", timeout=120).json()["reason"] == "no worker has registered a model yet"
+        assert httpx.get(f"{url}/version", timeout=120).json()["version"] == __version__
+        assert httpx.get(f"{url}/openapi.json", timeout=120).status_code == 200
         process.terminate()
-        assert process.wait(20) == 0
+        assert process.wait(240) == 0
     finally:
         if process.poll() is None:
             process.kill()

@@ -209,7 +209,7 @@ def test_it_is_a_job_and_a_line_of_a_batch(client: openai.OpenAI, served: Served
 
 def test_who_leaves_while_it_waits_cancels(served: Served) -> None:
     body = {"model": "vdiff-tiny", "input": "Leave", "stream": True, "max_output_tokens": 400, "ignore_eos": True}
-    with httpx.stream("POST", f"{served.url}/v1/responses", json=body, timeout=30) as answer:
+    with httpx.stream("POST", f"{served.url}/v1/responses", json=body, timeout=120) as answer:
         job_id = answer.headers["x-job-id"]
         next(answer.iter_lines())
     status = eventually(

@@ -60,7 +60,7 @@ def test_a_new_worker_takes_over_from_an_old_one(jobs: Jobs, start_worker: Start
     new = start_worker().wait_ready()
     old.signal(signal.SIGTERM)
     ids += [jobs.submit(max_attempts=1) for _ in range(3)]
-    assert old.wait(20) == 0
+    assert old.wait(240) == 0
     for job_id in ids:
         row = jobs.wait_done(job_id, seconds=60)
         assert (row.status, row.failures) == ("succeeded", 0)

@@ -64,8 +64,8 @@ def test_it_says_what_it_starts_and_how_to_ask(up: Up) -> None:
         assert line in said
     assert f"vdiff is ready   dashboard {up.url}/   API {up.url}/v1   docs {up.url}/docs" in said
     assert str(up.data_dir) in said
-    assert httpx.get(f"{up.url}/docs", timeout=5).status_code == 200
-    assert httpx.get(f"{up.url}/health/ready", timeout=5).json() == {"status": "ready", "models": 1, "workers": 1}
+    assert httpx.get(f"{up.url}/docs", timeout=120).status_code == 200
+    assert httpx.get(f"{up.url}/health/ready", timeout=120).json() == {"status": "ready", "models": 1, "workers": 1}
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
@@ -133,9 +133,10 @@ def test_a_database_that_does_not_let_us_in(start: Start, postgres_url: str) -> 
 
 @pytest.mark.parametrize("name", ["worker", "api", "redis", "postgres"])
 def test_a_part_that_is_killed_comes_back_and_jobs_go_on(up: Up, name: str) -> None:
-    running = httpx.post(f"{up.url}/v1/jobs", json=long_job(), timeout=10).json()
+    running = httpx.post(f"{up.url}/v1/jobs", json=long_job(), timeout=120).json()
     eventually(
-        lambda: httpx.get(f"{up.url}/v1/jobs/{running['id']}", timeout=10).json()["status"] == "running", what="running"
+        lambda: httpx.get(f"{up.url}/v1/jobs/{running['id']}", timeout=120).json()["status"] == "running",
+        what="running",
     )
     victim = up.part(name)
     up.below()
@@ -144,7 +145,7 @@ def test_a_part_that_is_killed_comes_back_and_jobs_go_on(up: Up, name: str) -> N
     assert up.done(chat_job("What is 20 + 22?"))["result"]["choices"][0]["message"]["content"] == "42"
     job = up.wait(running["id"], seconds=180)
     assert job["status"] == "succeeded"
-    attempts = httpx.get(f"{up.url}/v1/jobs/{job['id']}/attempts", timeout=10).json()["data"]
+    attempts = httpx.get(f"{up.url}/v1/jobs/{job['id']}/attempts", timeout=120).json()["data"]
     assert [a["outcome"] for a in attempts].count("succeeded") == 1
     again = up.part(name)
     assert again.pid != victim.pid
@@ -154,17 +155,17 @@ def test_a_part_that_is_killed_comes_back_and_jobs_go_on(up: Up, name: str) -> N
 def test_jobs_survive_a_restart_and_nothing_is_left(start: Start) -> None:
     first = start("--max-num-seqs", "1", drain_seconds=1).wait_ready()
     done = first.done(chat_job())
-    running = httpx.post(f"{first.url}/v1/jobs", json=long_job(), timeout=10).json()
-    more = [httpx.post(f"{first.url}/v1/jobs", json=chat_job(), timeout=10).json()["id"] for _ in range(3)]
+    running = httpx.post(f"{first.url}/v1/jobs", json=long_job(), timeout=120).json()
+    more = [httpx.post(f"{first.url}/v1/jobs", json=chat_job(), timeout=120).json()["id"] for _ in range(3)]
     eventually(
-        lambda: httpx.get(f"{first.url}/v1/jobs/{running['id']}", timeout=10).json()["status"] == "running",
+        lambda: httpx.get(f"{first.url}/v1/jobs/{running['id']}", timeout=120).json()["status"] == "running",
         what="running",
     )
     assert first.stop() == 0
     assert first.left() == []
     assert "stopped" in first.said.splitlines()[-1]
     second = start().wait_ready()
-    assert httpx.get(f"{second.url}/v1/jobs/{done['id']}", timeout=10).json()["result"] == done["result"]
+    assert httpx.get(f"{second.url}/v1/jobs/{done['id']}", timeout=120).json()["result"] == done["result"]
     for job_id in (running["id"], *more):
         assert second.wait(job_id, seconds=180)["status"] == "succeeded"
     assert second.stop() == 0
@@ -174,9 +175,9 @@ def test_jobs_survive_a_restart_and_nothing_is_left(start: Start) -> None:
 def test_a_full_drain_fits_the_time(start: Start) -> None:
     """Ctrl-C, the default 10 s of drain, jobs that would run on: still gone within 20 s."""
     one = start().wait_ready()
-    ids = [httpx.post(f"{one.url}/v1/jobs", json=long_job(n=16), timeout=10).json()["id"] for _ in range(6)]
+    ids = [httpx.post(f"{one.url}/v1/jobs", json=long_job(n=16), timeout=120).json()["id"] for _ in range(6)]
     eventually(
-        lambda: httpx.get(f"{one.url}/v1/jobs/{ids[0]}", timeout=10).json()["status"] == "running", what="running"
+        lambda: httpx.get(f"{one.url}/v1/jobs/{ids[0]}", timeout=120).json()["status"] == "running", what="running"
     )
     assert one.stop(signal.SIGINT) == 0  # raises when it takes longer
     assert one.left() == []
@@ -204,12 +205,14 @@ def test_flower_and_several_workers(start: Start) -> None:
 
     def pages() -> bool:
         try:
-            return httpx.get(f"http://127.0.0.1:{port}/", timeout=5).status_code == 200
+            return httpx.get(f"http://127.0.0.1:{port}/", timeout=120).status_code == 200
         except httpx.TransportError:
             return False
 
     eventually(pages, seconds=60, what="Flower")
-    eventually(lambda: httpx.get(f"{one.url}/health", timeout=5).json()["workers"] == 2, seconds=60, what="two workers")
+    eventually(
+        lambda: httpx.get(f"{one.url}/health", timeout=120).json()["workers"] == 2, seconds=60, what="two workers"
+    )
     job = chat_job()
     job["body"]["model"] = "mine"
     assert one.done(job)["result"]["choices"][0]["message"]["content"] == "42"
