@@ -20,6 +20,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import redis
 import structlog
 from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
@@ -207,8 +208,17 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
             )
         )
 
-    persist(database, register)  # the model is loaded: an outage of PostgreSQL must not throw it away
     lifecycle.install_signals()
+    try:
+        # The model is loaded: an outage of PostgreSQL must not throw it away. Only a shutdown ends the wait.
+        persist(database, register, give_up=lambda: lifecycle.draining)
+    except (SQLAlchemyError, OSError):
+        if not lifecycle.draining:
+            raise
+        _log.warning("worker_never_registered")
+        lifecycle.wait_drained(settings.drain_seconds + 10)
+        _close(database, client)
+        return lifecycle.exit_code
     threads.add(
         relay.thread,
         heartbeat.thread,
@@ -233,11 +243,15 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         threads.close()
         relay.close()
         _set_state(database, worker_id, "stopped", stats=_stats(engine, counters, held, pace))
-        database.dispose()
-        with contextlib.suppress(RedisError, OSError):  # a connection to a Redis that is gone
-            client.close()
+        _close(database, client)
     _log.info("worker_stopped", exit_code=lifecycle.exit_code)
     return lifecycle.exit_code
+
+
+def _close(database: Database, client: redis.Redis) -> None:
+    database.dispose()
+    with contextlib.suppress(RedisError, OSError):  # a connection to a Redis that is gone
+        client.close()
 
 
 def _consume(

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import structlog
 
+from shared.background import describe_error
 from shared.db.faults import is_outage, sqlstate
 from shared.db.session import Database, WriteSession
 
@@ -46,7 +47,7 @@ def persist(
             wait = min(2 * wait, WAIT_MAX_SECONDS)
             if failures == 1:
                 state = sqlstate(getattr(exc, "orig", None) or exc)
-                _log.warning("write_waits_for_database", error=type(exc).__name__, sqlstate=state)
+                _log.warning("write_waits_for_database", error=describe_error(exc), sqlstate=state)
             continue
         if failures:
             _log.info("write_recovered", failures=failures)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from shared.db import faults
 from shared.db.session import AsyncDatabase, Database, is_outage, sync_engine_unpooled
-from tests.integration.conftest import ApiProcess, Jobs, WorkerProcess
+from tests.integration.conftest import ApiProcess, Jobs, WorkerProcess, eventually
 
 pytestmark = pytest.mark.integration
 Start = Callable[..., WorkerProcess]
@@ -179,3 +180,22 @@ def test_submissions_are_taken_at_once_after_a_failover(jobs: Jobs, start_worker
         list(threads.map(look, range(24)))
         make_writable(jobs)
         assert list(threads.map(submit, range(48))) == [202] * 48
+
+
+def test_a_worker_that_starts_meanwhile_keeps_its_model_and_registers_later(jobs: Jobs, start_worker: Start) -> None:
+    """It says why it waits. Another one that is told to end while it waits ends in good order."""
+    make_read_only(jobs)
+    workers = [start_worker(), start_worker()]
+
+    def waits(worker: WorkerProcess) -> bool:
+        assert worker.process.poll() is None, worker.tail()
+        return "cannot execute INSERT in a read-only transaction" in worker.tail()
+
+    eventually(lambda: all(waits(worker) for worker in workers), seconds=180, what="both workers wait")
+    workers[1].signal(signal.SIGTERM)
+    assert workers[1].wait() == 0, workers[1].tail()
+    assert "worker_never_registered" in workers[1].tail()
+    make_writable(jobs)
+    workers[0].wait_ready()
+    assert jobs.wait_done(jobs.submit()).status == "succeeded"
+    assert workers[1].row() is None
