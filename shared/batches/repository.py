@@ -176,8 +176,12 @@ def request_cancel(batch_id: str) -> Update:
     )
 
 
-def reopen(batch_id: str) -> Update:
-    """completed, expired, cancelled -> in_progress with a new window, for `retry_lines` in the same transaction."""
+def reopen(batch_id: str, holder: str, *, lease_seconds: float) -> Update:
+    """completed, expired, cancelled -> in_progress with a new window, for `retry_lines` in the same transaction.
+
+    The batch is held until all its lines are retried, so that no caretaker closes it between two chunks. A caretaker that
+    was about to close it loses it. One more call renews the lease and keeps the window.
+    """
     sources = (BatchStatus.COMPLETED.value, BatchStatus.EXPIRED.value, BatchStatus.CANCELLED.value)
     ends = ("finalizing_at", "completed_at", "expired_at", "cancelling_at", "cancelled_at", "summary")
     return (
@@ -190,25 +194,33 @@ def reopen(batch_id: str) -> Update:
                 (_B.status == BatchStatus.IN_PROGRESS.value, _B.expires_at),
                 else_=func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _B.window_seconds),
             ),
-            holder=null(),  # who was about to close it must look again: it has open lines now
-            lease_until=null(),
+            holder=holder,
+            lease_until=func.now() + seconds(lease_seconds),
             **dict.fromkeys(ends, null()),
         )
         .returning(_B.expires_at)
     )
 
 
-def to_retry(batch_id: str) -> Select[Any]:
-    """(lines, tokens) that `retry_lines` would give another life."""
-    return select(func.count(), func.coalesce(func.sum(_J.tokens), 0)).where(
-        _J.batch_id == batch_id, jobs.is_retriable()
+def to_retry(batch_id: str, *, after: int = 0, limit: int | None = None) -> Select[Any]:
+    """(lines, tokens, last) that `retry_lines` would give another life: of all lines, or of the next ones after a line."""
+    some = (
+        select(_J.batch_line, _J.tokens)
+        .where(_J.batch_id == batch_id, _J.batch_line > after, jobs.is_retriable())
+        .order_by(_J.batch_line)
+        .limit(limit)
+        .subquery("some")
     )
+    lines: Any = func.count()
+    tokens = func.coalesce(func.sum(some.c.tokens), 0).cast(BigInteger)
+    return select(lines.label("lines"), tokens.label("tokens"), func.max(some.c.batch_line).label("last"))
 
 
-def retry_lines(batch_id: str, expires_at: datetime, *, key_id: str) -> Update:
-    """Another life for every line that did not succeed, paid by that key; returns their ids."""
+def retry_lines(batch_id: str, expires_at: datetime, *, key_id: str, after: int, last: int) -> Update:
+    """Give the lines of a range that did not succeed another life, paid by that key; return their ids."""
     deadlines = {"start_by": null(), "complete_by": expires_at}
-    return jobs.retry_where(_J.batch_id == batch_id, deadlines=deadlines).values(key_id=key_id)
+    lines = (_J.batch_id == batch_id, _J.batch_line > after, _J.batch_line <= last)
+    return jobs.retry_where(*lines, deadlines=deadlines).values(key_id=key_id)
 
 
 # The caretaker's

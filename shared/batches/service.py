@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
 
 from shared.batches import repository
 from shared.batches.views import batch_object
 from shared.db.session import AsyncDatabase
-from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFound
+from shared.errors import Conflict, IdempotencyMismatch, InvalidParameter, NotFound, TooManyRequests
 from shared.files import repository as files
 from shared.files.service import FileNotFound
 from shared.ids import may_be_an_id, new_id
@@ -22,6 +24,11 @@ from shared.jobs.limits import refuse_beyond
 from shared.jobs.service import RETRY_WINDOW_SECONDS, JobService
 from shared.jobs.status import Priority
 from shared.keys.principal import Principal
+
+RETRY_CHUNK = 1_000  # lines that one transaction retries
+RETRY_LEASE_SECONDS = 60.0  # that a batch is held for the next chunk
+
+_log = structlog.get_logger(__name__)
 
 
 class BatchNotFound(NotFound):
@@ -175,30 +182,73 @@ class BatchService:
         return await self.get(batch_id, tenant)
 
     async def retry_failed(self, batch_id: str, principal: Principal) -> tuple[Row[Any], int]:
-        """Another life for every line that did not succeed; how many.
+        """Give every line that did not succeed another life; return the batch and how many lines.
+
+        Lines are retried in chunks, each a transaction. A call that breaks off has retried some of them, and the same call
+        retries the others.
 
         Raises:
             BatchNotFound.
-            Conflict: no line ever became a job, or the batch is just being closed.
+            Conflict: no line ever became a job, or the batch is being closed or was cancelled meanwhile.
             TooManyRequests: the key may not queue so many.
+            LockTimeout.
         """
-        tenant = principal.tenant
-        row = await self.get(batch_id, tenant)
-        async with self._database.write() as session:
-            expires_at = (await session.execute(repository.reopen(batch_id))).scalar_one_or_none()
+        row = await self.get(batch_id, principal.tenant)
+        holder = new_id("holder")
+        retried = 0
+        after: int | None = 0
+        try:
+            while after is not None:  # each round is behind the last line of the one before
+                count, after = await self._retry_chunk(row, principal, holder, after=after, retried=retried)
+                retried += count
+                await self._jobs.announce(row.model, Priority.BULK)
+        finally:
+            await self._let_go(batch_id, holder)
+        return await self.get(batch_id, principal.tenant), retried
+
+    async def _retry_chunk(
+        self, row: Row[Any], principal: Principal, holder: str, *, after: int, retried: int
+    ) -> tuple[int, int | None]:
+        """Retry the next lines after a line, in one transaction; return how many, and the last of them if there may be more."""
+        who = (principal.tenant, principal.payer)
+        async with self._jobs.queue_writes.write(who) as session:
+            statement = repository.reopen(row.id, holder, lease_seconds=RETRY_LEASE_SECONDS)
+            expires_at = (await session.execute(statement)).scalar_one_or_none()
             if expires_at is None:
-                message = f"the batch is {row.status}; lines are retried while it is in progress or once it is over"
-                if row.total is None:
-                    message = f"the batch is {row.status}, and none of its lines has been accepted"
-                raise Conflict(message, code="batch_not_retriable")
-            lines, tokens = (await session.execute(repository.to_retry(batch_id))).one()
-            if not lines:
-                raise Conflict("no line of the batch failed", code="nothing_to_retry")
-            who = (tenant, principal.payer)
-            await refuse_beyond(session, who, principal.limits, jobs=lines, tokens=int(tokens))
-            statement = repository.retry_lines(batch_id, expires_at, key_id=principal.payer)
-            retried = len((await session.execute(statement)).all())
+                raise await self._not_retriable(row, retried)
+            if not after:
+                # All of them or none, as far as can be known now: others may fill the queue between two chunks.
+                whole = (await session.execute(repository.to_retry(row.id))).one()
+                if not whole.lines:
+                    raise Conflict("no line of the batch failed", code="nothing_to_retry")
+                await refuse_beyond(session, who, principal.limits, jobs=whole.lines, tokens=whole.tokens)
+            chunk: Row[Any] = (await session.execute(repository.to_retry(row.id, after=after, limit=RETRY_CHUNK))).one()
+            if after and chunk.lines:
+                try:
+                    await refuse_beyond(session, who, principal.limits, jobs=chunk.lines, tokens=chunk.tokens)
+                except TooManyRequests as exc:
+                    message = f"{retried} lines were queued again; of the others: {exc.message}"
+                    raise TooManyRequests(message) from exc
+            if not chunk.lines:
+                return 0, None
+            lines = repository.retry_lines(row.id, expires_at, key_id=principal.payer, after=after, last=chunk.last)
+            count = len((await session.execute(lines)).all())
+        return count, chunk.last if chunk.lines == RETRY_CHUNK else None
+
+    async def _not_retriable(self, row: Row[Any], retried: int) -> Conflict:
+        row = await self.get(row.id, row.tenant)
+        message = f"the batch is {row.status}; lines are retried while it is in progress or once it is over"
+        if row.total is None:
+            message = f"the batch is {row.status}, and none of its lines has been accepted"
+        if retried:
+            message = f"{retried} lines were queued again; now {message}"
+        return Conflict(message, code="batch_not_retriable")
+
+    async def _let_go(self, batch_id: str, holder: str) -> None:
+        """Let caretakers close the batch when its lines are over; if this fails, they do so once the lease runs out."""
+        try:
+            async with self._database.write() as session:
+                await session.execute(repository.release(batch_id, holder, for_seconds=0.0))
+        except (SQLAlchemyError, OSError) as exc:
+            _log.warning("batch_not_released", batch_id=batch_id, error=type(exc).__name__)
         self._wake.set()
-        row = await self.get(batch_id, tenant)
-        await self._jobs.announce(row.model, Priority.BULK)
-        return row, retried

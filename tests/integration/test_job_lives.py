@@ -315,7 +315,7 @@ def test_a_batch_that_is_not_over_keeps_its_lines(jobs: Jobs) -> None:
     assert [row.id for row in jobs.execute(caretaking.purge_due())] == [other]
     assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [other]
     # Who was about to close it may not any more: a line has another life.
-    assert jobs.execute(batches.reopen("batch_1"))
+    assert jobs.execute(batches.reopen("batch_1", "holder_1", lease_seconds=0))
     assert not jobs.execute(
         batches.move("batch_1", "late", BatchStatus.IN_PROGRESS, lease_seconds=60, status="finalizing")
     )
