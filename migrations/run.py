@@ -91,7 +91,8 @@ def _convert(database_url: str) -> None:
     engine = sync_engine_unpooled(database_url).execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"SET lock_timeout = {LOCK_TIMEOUT_MS}"))
-        json_columns.prepare(connection)
+        for table in (json_columns.ITEMS, json_columns.JOBS):
+            json_columns.prepare(connection, table)
 
 
 @contextmanager

@@ -11,11 +11,10 @@ down_revision = "0019"
 branch_labels = None
 depends_on = None
 
-_SMALL = (
+_SMALL = (  # one row for an evaluation or a configuration: rewriting them takes milliseconds
     ("evaluations", "template"),
     ("evaluations", "graders"),
     ("evaluation_runs", "fields"),
-    ("evaluation_items", "data"),
 )
 
 
@@ -23,14 +22,16 @@ def upgrade() -> None:
     for table, column in _SMALL:  # before the lock on jobs: these are rewritten
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE json USING {column}::json")
     connection = op.get_bind()
-    if not json_columns.is_prepared(connection):  # a new database; `migrations.run` has prepared one that holds jobs
-        json_columns.prepare(connection)
-    json_columns.swap(connection)
+    for converted in (json_columns.ITEMS, json_columns.JOBS):
+        if not json_columns.is_prepared(connection, converted):  # a new database; `migrations.run` prepares others
+            json_columns.prepare(connection, converted)
+        json_columns.swap(connection, converted)
 
 
 def downgrade() -> None:
-    for table, column in _SMALL:
+    for table, column in (*_SMALL, ("evaluation_items", "data")):
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE jsonb USING {column}::jsonb")
     op.execute(
-        "ALTER TABLE jobs " + ", ".join(f"ALTER COLUMN {c} TYPE jsonb USING {c}::jsonb" for c in json_columns.COLUMNS)
+        "ALTER TABLE jobs "
+        + ", ".join(f"ALTER COLUMN {c} TYPE jsonb USING {c}::jsonb" for c in json_columns.JOBS.columns)
     )

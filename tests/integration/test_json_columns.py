@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
 
 from migrations import json_columns, run
 from shared.db.session import Database, sync_engine_unpooled
 from shared.jobs import queries, repository
-from tests.integration.conftest import Jobs, Served
+from tests.integration.conftest import Jobs, Served, eventually
 
 pytestmark = pytest.mark.integration
 
@@ -31,7 +35,7 @@ def _insert(connection: Connection, id: str, *, status: str = "queued", result: 
 
 def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also those that old processes write meanwhile, and after a conversion that broke off half way."""
-    monkeypatch.setattr(json_columns, "_FILL", text(json_columns._FILL.text.replace("LIMIT 1000", "LIMIT 7")))
+    monkeypatch.setattr(json_columns, "CHUNK", 7)
     run.upgrade(empty_database_url, "0017")
     engine = sync_engine_unpooled(empty_database_url)
     with engine.begin() as connection:
@@ -47,16 +51,15 @@ def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monk
         connection.execute(
             text(
                 "INSERT INTO evaluation_items (evaluation_id, number, line, key, cluster, data) "
-                "VALUES ('e', 1, 1, 'k', 'c', '{\"q\": 1}')"
+                "SELECT 'e', n, n, 'k', 'c', jsonb_build_object('q', n) FROM generate_series(1, 30) n"
             )
         )
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with autocommit.connect() as connection:  # broken off before the checks
-        monkeypatch.setattr(json_columns, "_CHECKS", {"broken": "no_such_column", **json_columns._CHECKS})
+        broken = replace(json_columns.JOBS, checks={"broken": "no_such_column", **json_columns.JOBS.checks})
         with pytest.raises(Exception, match="no_such_column"):
-            json_columns.prepare(connection)
-        monkeypatch.undo()
-        assert not json_columns.is_prepared(connection)
+            json_columns.prepare(connection, broken)
+        assert not json_columns.is_prepared(connection, json_columns.JOBS)
     stop, written = threading.Event(), []
 
     def old_process() -> None:
@@ -88,19 +91,103 @@ def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monk
     database = Database(empty_database_url)
     with database.read() as session:
         rows = {row.id: row for row in session.execute(text("SELECT * FROM jobs"))}
-        data = session.execute(text("SELECT data FROM evaluation_items")).scalar_one()
+        data = session.execute(text("SELECT number, data, pg_typeof(data)::text FROM evaluation_items")).all()
         kinds = dict(session.execute(text(
             "SELECT a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a "
             "WHERE attrelid = 'jobs'::regclass AND attname IN ('body', 'params', 'result')"
         )).all())  # fmt: skip
     database.dispose()
     assert set(kinds.values()) == {"json"} and len(kinds) == 3
-    assert data == {"q": 1}
+    assert sorted(data) == [(n, {"q": n}, "json") for n in range(1, 31)]
     assert len(rows) == 30 + len(written)
     for id, row in rows.items():
         assert row.body == {"seed": 2**53 + 1, "model": "m", "é": 0.5}, id
         assert (row.result is not None) == (row.status == "succeeded"), id
     assert rows["job_004"].result == {"b": [4], "a": None}
+
+
+@contextmanager
+def converting(url: str, *, lock_timeout_ms: int) -> Iterator[Connection]:
+    """The connection of a conversion, of a database of the previous schema with 30 jobs and the new columns."""
+    run.upgrade(url, "0017")
+    engine = sync_engine_unpooled(url).execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for i in range(30):
+            _insert(connection, f"job_{i:03}")
+        columns = ", ".join(f"ADD COLUMN {name}_json json" for name in json_columns.JOBS.columns)
+        connection.execute(text(f"ALTER TABLE jobs {columns}"))
+        connection.execute(text(json_columns.JOBS.create_trigger))
+        connection.execute(text(f"SET lock_timeout = {lock_timeout_ms}"))
+        yield connection
+
+
+def _unfilled(connection: Connection) -> int:
+    return int(connection.execute(text("SELECT count(*) FROM jobs WHERE body_json IS NULL")).scalar_one())
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["fill", "prepare"])
+def test_a_conversion_waits_for_a_lock_again(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """Another transaction holds a row for longer than `lock_timeout`; the conversion then goes on behind it."""
+    monkeypatch.setattr(json_columns, "CHUNK", 7)
+    pauses: list[int] = []
+    with converting(empty_database_url, lock_timeout_ms=50) as connection:
+        with sync_engine_unpooled(empty_database_url).connect() as other:
+            other.execute(text("UPDATE jobs SET custom_id = 'x' WHERE id = 'job_010'"))
+
+            def pause(number: int) -> None:
+                pauses.append(number)
+                if len(pauses) == 3:
+                    other.commit()
+
+            monkeypatch.setattr(json_columns, "_pause", pause)
+            (json_columns.prepare if whole else json_columns.fill)(connection, json_columns.JOBS)
+        assert pauses == [0, 1, 2]
+        assert _unfilled(connection) == 0
+        custom = connection.execute(text("SELECT custom_id FROM jobs WHERE id = 'job_010'")).scalar_one()
+        assert custom == "x"
+
+
+def test_a_conversion_gives_up_at_a_lock_that_stays(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_columns, "TRIES", 3)
+    pauses: list[int] = []
+    monkeypatch.setattr(json_columns, "_pause", pauses.append)
+    with converting(empty_database_url, lock_timeout_ms=50) as connection:
+        with sync_engine_unpooled(empty_database_url).connect() as other:
+            other.execute(text("UPDATE jobs SET custom_id = 'x' WHERE id = 'job_010'"))
+            with pytest.raises(OperationalError, match="lock timeout"):
+                json_columns.fill(connection, json_columns.JOBS)
+        assert pauses == [0, 1]
+        json_columns.fill(connection, json_columns.JOBS)
+        assert _unfilled(connection) == 0
+
+
+def test_a_conversion_survives_a_deadlock(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[int] = []
+    wait = json_columns._pause
+
+    def pause(number: int) -> None:
+        pauses.append(number)
+        wait(number)  # so that the other transaction goes first
+
+    monkeypatch.setattr(json_columns, "_pause", pause)
+    with converting(empty_database_url, lock_timeout_ms=60_000) as connection:
+        pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        filler = threading.Thread(target=json_columns.fill, args=(connection, json_columns.JOBS))
+        engine = sync_engine_unpooled(empty_database_url)
+        with engine.connect() as other, engine.execution_options(isolation_level="AUTOCOMMIT").connect() as watcher:
+            other.execute(text("SET deadlock_timeout = '60s'"))  # the conversion is the one that PostgreSQL ends
+            other.execute(text("UPDATE jobs SET custom_id = 'x' WHERE id = 'job_002'"))
+            filler.start()
+            waits = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid AND wait_event_type = 'Lock'")
+            eventually(lambda: watcher.execute(waits, {"pid": pid}).scalar_one(), what="the conversion waits")
+            other.execute(text("UPDATE jobs SET custom_id = 'x' WHERE id = 'job_001'"))
+            other.commit()
+        filler.join(60)
+        assert not filler.is_alive() and pauses
+        assert _unfilled(connection) == 0
+        assert connection.execute(text("SELECT count(*) FROM jobs WHERE custom_id = 'x'")).scalar_one() == 2
 
 
 def test_columns_keep_keys_and_digits(jobs: Jobs) -> None:
