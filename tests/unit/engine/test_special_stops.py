@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,13 +103,37 @@ def test_text_without_special_tokens_is_found_as_text(engine_of: GetEngine) -> N
         engine_of("llada").submit_prompt("x", SamplingParams(stop=("a<|eot_id|>",)))
 
 
-def test_tokens_that_answers_show_are_text() -> None:
+def unflagged() -> TokenizerWrapper:
+    """A tokenizer that flags no token as special, as some checkpoints' do; its config still names end and mask."""
     files = TOKENIZER.files()
     shown = (
         files["tokenizer.json"]
         .replace('"special": true', '"special": false')
         .replace('"special":true', '"special":false')
     )
-    tokenizer = TokenizerWrapper({**files, "tokenizer.json": shown})
+    return TokenizerWrapper({**files, "tokenizer.json": shown})
+
+
+def test_tokens_that_answers_show_are_text() -> None:
+    tokenizer = unflagged()
     assert stop_ids(["<|eot_id|>"], tokenizer) == frozenset()
     check_stops(["a<|eot_id|>"], CARD, tokenizer)
+
+
+def test_a_token_that_only_the_config_names_is_a_control_token() -> None:
+    tokenizer = unflagged()
+    assert not tokenizer.control.hidden
+    assert stop_ids(["<|endoftext|>", "a"], tokenizer) == {751}
+    check_stops(["<|endoftext|>", "a<|endoftext|>"], CARD, tokenizer)  # an answer's text shows it
+    for stop, message in (("<|mdm_mask|>", "is the mask token"), ("a<|mdm_mask|>", "has the special token")):
+        with pytest.raises(InvalidParameter, match=message) as wrong:
+            check_stops([stop], CARD, tokenizer)
+        assert wrong.value.param == "stop"
+
+
+def test_the_mask_is_known_by_the_models_own_number() -> None:
+    """Neither the flag nor the tokenizer's config says that it is one."""
+    tokenizer, card = unflagged(), dataclasses.replace(CARD, mask_token_id=753)
+    with pytest.raises(InvalidParameter, match="is the mask token"):
+        check_stops(["<|user|>"], card, tokenizer)
+    check_stops(["<|user|>"], dataclasses.replace(CARD, mask_token_id=-1), tokenizer)
