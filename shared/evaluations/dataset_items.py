@@ -7,7 +7,8 @@ Neither pass holds more than a piece of the file and its items.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from sqlalchemy import Row
@@ -21,7 +22,9 @@ from shared.files.store import ContentMissing
 Datasets = Mapping[str, Callable[[], list[dict[str, Any]]]]
 
 PIECE_BYTES = 256 * 1024  # of a file; as Python objects its lines may take 22 times as much
-READS_TOGETHER = 2  # in one process
+READS_TOGETHER = 2  # pieces that a process reads at once, tenants in turns
+DATASETS_TOGETHER = 6  # datasets that a process reads at once, of one tenant all but one
+Turn = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class DatasetSource:
@@ -46,20 +49,27 @@ class DatasetSource:
             raise InvalidParameter(message, param="dataset.file_id")
         return cls(new, files, file, datasets)
 
-    async def pieces(self, reader: DatasetReader) -> AsyncIterator[list[Item]]:
-        """Yield the items, a piece at a time. Raises BadDataset, MissingColumn, ContentMissing."""
+    async def pieces(self, reader: DatasetReader, turn: Turn) -> AsyncGenerator[list[Item]]:
+        """Yield the items, a piece at a time, each while a turn is held. Close the generator if you leave it early.
+
+        Raises:
+            BadDataset, MissingColumn, ContentMissing.
+        """
         if self._file is None:
             assert self._new.bundled is not None
             rows = bundled_rows(dict(self._datasets), self._new.bundled)
-            yield [reader.add(row, line) for line, row in enumerate(rows[: self._new.limit], 1)]
+            async with turn():
+                yield [reader.add(row, line) for line, row in enumerate(rows[: self._new.limit], 1)]
             return
         try:
             async for data in self._files.read(self._file):
                 for start in range(0, len(data), PIECE_BYTES):
-                    yield await asyncio.to_thread(_items_of, reader, data[start : start + PIECE_BYTES])
+                    async with turn():
+                        yield await asyncio.to_thread(_items_of, reader, data[start : start + PIECE_BYTES])
                     if reader.full:
                         return
-            yield await asyncio.to_thread(lambda: list(reader.finish()))
+            async with turn():
+                yield await asyncio.to_thread(lambda: list(reader.finish()))
         except ContentMissing as exc:
             exc.param = "dataset.file_id"
             raise

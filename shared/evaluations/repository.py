@@ -45,19 +45,55 @@ _OPEN = [s.value for s in OPEN]
 _OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 CANCEL_CHUNK = 2_000
 REMOVE_CHUNK = 2_000  # rows that one transaction removes
+HIDDEN_SECONDS = 600.0  # in which the next items of a new evaluation are stored
 
 
 # What requests do
 
 
-def create(values: Mapping[str, Any]) -> Executable:
-    """Returns the row, or nothing when the tenant has one of the same content."""
+def create_hidden(values: Mapping[str, Any]) -> Executable:
+    """Store an evaluation that nobody sees, so that its items can be stored in many transactions before `show`.
+
+    It is stored as one that will be deleted: if its creator dies, housekeeping removes it once `HIDDEN_SECONDS` are over.
+    """
+    hidden = {
+        "status": EvaluationStatus.CANCELLED.value, "content_hash": values["id"], "finished_at": func.now(),
+        "deleted_at": func.now() + seconds(HIDDEN_SECONDS),
+    }  # fmt: skip
+    return insert(EVALUATIONS).values(**values, **hidden)
+
+
+def keep_hidden(evaluation_id: str) -> Update:
+    """Put the removal of a hidden evaluation off; returns nothing if it is too late."""
     return (
-        insert(EVALUATIONS)
-        .values(**values)
-        .on_conflict_do_nothing(index_elements=[_E.tenant, _E.content_hash])
+        update(EVALUATIONS)
+        .where(_E.id == evaluation_id, _E.deleted_at > func.now())
+        .values(deleted_at=func.now() + seconds(HIDDEN_SECONDS))
+        .returning(_E.id)
+    )
+
+
+def show(evaluation_id: str, content_hash: str) -> Update:
+    """Make a hidden evaluation visible; returns its row, or nothing if it is too late.
+
+    A second evaluation of the same content violates `uq_evaluations_content`.
+    """
+    return (
+        update(EVALUATIONS)
+        .where(_E.id == evaluation_id, _E.deleted_at > func.now())
+        .values(
+            status=EvaluationStatus.IN_PROGRESS.value,
+            content_hash=content_hash,
+            finished_at=null(),
+            deleted_at=null(),
+        )
         .returning(*_E)
     )
+
+
+def discard_hidden(evaluation_id: str) -> Update:
+    """Have housekeeping remove a hidden evaluation now."""
+    return update(EVALUATIONS).where(_E.id == evaluation_id, _E.deleted_at > func.now()).values(deleted_at=func.now())
 
 
 def by_content(tenant: str, content_hash: str) -> Select[Any]:
@@ -165,7 +201,7 @@ def remove(evaluation_id: str) -> Update:
 
 def remove_deleted(limit: int = REMOVE_CHUNK) -> list[Delete]:
     """Statements that each remove a chunk of deleted evaluations: samples, then items, then runs and the evaluations."""
-    first = select(_E.id).where(_E.deleted_at.is_not(None)).order_by(_E.deleted_at)
+    first = select(_E.id).where(_E.deleted_at <= func.now()).order_by(_E.deleted_at)
     some = first.limit(10).scalar_subquery()
     of_runs = select(_R.id).where(_R.evaluation_id.in_(some))
     samples = select(_S.run_id, _S.number).where(_S.run_id.in_(of_runs)).limit(limit)

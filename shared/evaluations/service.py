@@ -8,22 +8,27 @@ are more answers; answers that are missing (cancelled, failed jobs, a grader tha
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import functools
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from sqlalchemy import Row
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
+from shared.db.faults import sqlstate
 from shared.db.session import AsyncDatabase, AsyncWriteSession
 from shared.errors import Conflict, InvalidParameter, NotFound, VDiffError
 from shared.evaluations import repository, sandbox
-from shared.evaluations.dataset_items import READS_TOGETHER, Datasets, DatasetSource
+from shared.evaluations.dataset_items import DATASETS_TOGETHER, READS_TOGETHER, Datasets, DatasetSource, Turn
 from shared.evaluations.datasets import DatasetReader, Item, described
 from shared.evaluations.graders import TYPES, Grader
 from shared.evaluations.requests import Configuration, NewEvaluation, Prompt, parse_prompt, sample_seed
 from shared.evaluations.sandbox_pool import SandboxPool
 from shared.evaluations.status import OPEN, EvaluationStatus, RunStatus
+from shared.fair_turns import FairTurns
 from shared.files.service import FileService
 from shared.ids import may_be_an_id, new_id
 from shared.jobs.limits import read_queued, refuse_beyond
@@ -34,6 +39,10 @@ from shared.keys.principal import Principal
 from shared.settings import Settings
 
 ITEMS_CHUNK = 500
+STORE_TRIES = 3  # that find the same evaluation created or removed meanwhile
+UNIQUE_VIOLATION = "23505"
+
+_log = structlog.get_logger(__name__)
 
 
 class EvaluationNotFound(NotFound):
@@ -79,7 +88,8 @@ class EvaluationService:
         self._settings = settings
         self._wake = wake
         self._sandboxes = sandboxes
-        self._reads = asyncio.Semaphore(READS_TOGETHER)
+        self._held = FairTurns(DATASETS_TOGETHER)
+        self._pieces = FairTurns(READS_TOGETHER)
 
     def options(self) -> dict[str, Any]:
         """Return the choices of a form: bundled datasets, and the graders that are allowed here."""
@@ -87,55 +97,108 @@ class EvaluationService:
         return {"object": "evaluation.options", "datasets": described(self._datasets), "graders": graders}
 
     async def create(self, new: NewEvaluation, principal: Principal, window_seconds: float) -> Made:
-        """Check all of it, what is cheap first, then store it in one transaction.
+        """Check all of it, what is cheap first, then store it; it is visible when all of it is stored.
 
         The code of graders is compiled here and runs when answers are graded, never before the evaluation exists.
 
         Raises:
             InvalidRequest (its kinds): also of the dataset's lines and of the generation fields.
             FileNotFound, ContentMissing: the file is not there, or went while it was read.
-            ModelNotFound, TooManyRequests, SandboxesBusy.
+            ModelNotFound, TooManyRequests, SandboxesBusy, LockTimeout.
         """
         await self._check_models(new.configurations, new.prompt, principal)
         source = await DatasetSource.find(new, self._files, self._datasets, principal.tenant)
         await self._check_queue(new.configurations, principal)
         await self._check_code(new.graders, principal.tenant)
-        async with self._reads:
+        async with self._held.turn(principal.tenant):
             reader = self._reader(new)
-            async for _ in source.pieces(reader):
-                pass
+            async with aclosing(source.pieces(reader, self._turn(principal))) as pieces:
+                async for _ in pieces:
+                    pass
             assert reader.first is not None
             checked = await self._check(new.configurations, new.prompt, reader.first, principal)
             content = await asyncio.to_thread(new.content_hash, reader.keys)
             values = {
-                "id": new_id("eval"), "tenant": principal.tenant, "name": new.name, "content_hash": content,
+                "id": new_id("eval"), "tenant": principal.tenant, "name": new.name,
                 "dataset": new.dataset, "endpoint": new.prompt.endpoint, "template": new.prompt.source,
                 "graders": [g.to_json() for g in new.graders], "metadata": new.metadata, "items": len(reader.keys),
                 "window_seconds": window_seconds,
             }  # fmt: skip
-            async with self._database.write() as session:
-                row = (await session.execute(repository.create(values))).one_or_none()
-                created = row is not None
-                if row is None:
-                    row = (await session.execute(repository.by_content(principal.tenant, content))).one_or_none()
-                    if row is None:  # removed just then
-                        raise Conflict("the same evaluation is being removed; try again")
-                else:
-                    await self._store_items(session, row.id, source, self._reader(new))
-                told = await self._add(session, row, new.configurations, checked, principal, window_seconds)
+
+            async def add(session: AsyncWriteSession, row: Row[Any]) -> list[dict[str, Any]]:
+                return await self._add(session, row, new.configurations, checked, principal, window_seconds)
+
+            row, created, told = await self._store(new, source, values, content, principal, add)
         self._wake.set()
         return Made(await self.get(row.id, principal.tenant), created, told)
+
+    def _turn(self, principal: Principal) -> Turn:
+        return functools.partial(self._pieces.turn, principal.tenant)
+
+    async def _store(
+        self, new: NewEvaluation, source: DatasetSource, values: dict[str, Any], content: str, principal: Principal,
+        add: Callable[[AsyncWriteSession, Row[Any]], Awaitable[list[dict[str, Any]]]],
+    ) -> tuple[Row[Any], bool, list[dict[str, Any]]]:  # fmt: skip
+        """Find the evaluation of this content or store it, and add the configurations to it.
+
+        Items are stored in short transactions, in an evaluation that nobody sees yet. No transaction is open while the
+        dataset is read.
+
+        Returns: the evaluation, whether it is new, and what `add` returned.
+        """
+        who = (principal.tenant, principal.payer)
+        stored = shown = False
+        try:
+            for _ in range(STORE_TRIES):
+                async with self._jobs.queue_writes.write(who) as session:
+                    found = (await session.execute(repository.by_content(principal.tenant, content))).one_or_none()
+                    if found is not None:
+                        return found, False, await add(session, found)
+                if not stored:
+                    stored = True
+                    await self._store_items(values, source, self._reader(new), principal)
+                try:
+                    async with self._jobs.queue_writes.write(who) as session:
+                        row = (await session.execute(repository.show(values["id"], content))).one_or_none()
+                        if row is None:
+                            break
+                        told = await add(session, row)
+                except IntegrityError as exc:
+                    if exc.orig is None or sqlstate(exc.orig) != UNIQUE_VIOLATION:
+                        raise
+                    continue  # the same evaluation was created meanwhile
+                shown = True
+                return row, True, told
+            raise Conflict("the same evaluation is being created or removed; try again")
+        finally:
+            if stored and not shown:
+                await self._discard(values["id"])
+
+    async def _discard(self, evaluation_id: str) -> None:
+        """Have a hidden evaluation removed; if this fails, housekeeping does so later."""
+        try:
+            async with self._database.write() as session:
+                await session.execute(repository.discard_hidden(evaluation_id))
+        except (SQLAlchemyError, OSError) as exc:
+            _log.warning("evaluation_not_discarded", evaluation_id=evaluation_id, error=type(exc).__name__)
 
     def _reader(self, new: NewEvaluation) -> DatasetReader:
         return DatasetReader(new.prompt, new.graders, self._settings.max_batch_lines, new.limit)
 
     async def _store_items(
-        self, session: AsyncWriteSession, evaluation_id: str, source: DatasetSource, reader: DatasetReader
+        self, values: dict[str, Any], source: DatasetSource, reader: DatasetReader, principal: Principal
     ) -> None:
-        async for items in source.pieces(reader):
-            for start in range(0, len(items), ITEMS_CHUNK):
-                rows = [_item_row(evaluation_id, item) for item in items[start : start + ITEMS_CHUNK]]
-                await session.execute(repository.insert_items(rows))
+        """Store a hidden evaluation and its items. Raises Conflict: it was removed meanwhile."""
+        async with self._database.write() as session:
+            await session.execute(repository.create_hidden(values))
+        async with aclosing(source.pieces(reader, self._turn(principal))) as pieces:
+            async for items in pieces:
+                async with self._database.write() as session:
+                    if (await session.execute(repository.keep_hidden(values["id"]))).one_or_none() is None:
+                        raise Conflict("the evaluation took too long to store; try again")
+                    for start in range(0, len(items), ITEMS_CHUNK):
+                        rows = [_item_row(values["id"], item) for item in items[start : start + ITEMS_CHUNK]]
+                        await session.execute(repository.insert_items(rows))
 
     async def add(self, evaluation_id: str, configurations: Sequence[Configuration], principal: Principal) -> Made:
         """More configurations, or more of one. Raises EvaluationNotFound and what `create` raises of configurations."""
@@ -144,7 +207,7 @@ class EvaluationService:
             first = (await session.execute(repository.items(row.id, 1, 1))).one()
         prompt = parse_prompt(row.template, row.endpoint)
         checked = await self._check(configurations, prompt, first.data, principal)
-        async with self._database.write() as session:
+        async with self._jobs.queue_writes.write((principal.tenant, principal.payer)) as session:
             told = await self._add(session, row, configurations, checked, principal, row.window_seconds)
         self._wake.set()
         return Made(await self.get(row.id, principal.tenant), False, told)
