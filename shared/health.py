@@ -140,6 +140,11 @@ class HealthProbe:
     async def redis(self) -> Problem | None:
         return await self._of_redis.get()
 
+    async def problems(self) -> list[dict[str, str]]:
+        """Return `{part, text, advice}` of each server that takes no writes."""
+        found = zip(("database", "redis"), await asyncio.gather(self.database(), self.redis()), strict=True)
+        return [{"part": part, "text": one.text, "advice": one.advice} for part, one in found if one is not None]
+
     async def _try_database(self) -> None:
         async with self._database.write() as session:
             await session.execute(maintenance_counts.add(PROBE_ACTION, 1))

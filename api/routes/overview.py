@@ -93,7 +93,7 @@ class Glance:
                 self._read = {k: v for k, v in self._read.items() if now - v[0] < FRESH_SECONDS}
                 # Counting a very long ledger takes a while: looking at it must stay a small share of the time.
                 self._read[who] = (now + (COST_SHARE - 1) * (now - began), shown)
-        return shown
+        return {**shown, "problems": await context.health.problems()}  # the probe has a pace of its own
 
     async def _look(self, context: Context, tenant: str | None, admin: bool) -> dict[str, Any]:
         async with context.lists.read() as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -12,6 +13,7 @@ from sqlalchemy import text
 from shared.keys.tokens import key_id_of
 from tests.browser.conftest import look, visit
 from tests.integration.conftest import ApiProcess, Jobs, drop_database, jobs_with_database, new_key
+from vdiff.embedded import EmbeddedRedis
 
 pytestmark = pytest.mark.integration
 MANY = 100_000
@@ -82,6 +84,28 @@ def test_a_key_that_is_revoked_while_it_is_used(page: Page, long_ledger: tuple[A
     dialog.get_by_role("textbox", name="Key").fill(new_key(jobs))
     dialog.get_by_role("button", name="Use it").click()
     expect(page.get_by_text("No endpoint yet.", exact=False)).to_be_visible()
+
+
+def test_a_server_that_takes_no_writes_is_said_with_the_remedy(
+    page: Page, postgres_url: str, migrated_template: str, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        server = EmbeddedRedis(tmp_path / "redis")
+        stack.callback(server.stop)
+        jobs = jobs_with_database(postgres_url, server.start(), migrated_template, stack)
+        api = ApiProcess(jobs, tmp_path / "api.log")
+        stack.callback(api.end)
+        api.wait_ready(path="/health/live")
+        visit(page, "#/", api.url)
+        expect(page.get_by_text("Workers ready")).to_be_visible()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        jobs.redis.config_set("maxmemory", "1")
+        alert = page.get_by_role("alert")
+        expect(alert).to_contain_text("Redis: full")
+        expect(alert).to_contain_text("raise maxmemory")
+        look(page, "bad-redis")
+        jobs.redis.config_set("maxmemory", "0")
+        expect(alert).to_have_count(0)
 
 
 def test_without_a_database_every_page_says_so(

@@ -80,10 +80,13 @@ def test_redis_that_takes_no_writes(stack: Stack, fault: str) -> None:
         assert get(api, "/health/live") == (200, {"status": "ok"})
         (found,) = doctor(stack, "redis")
         assert word in found.text and remedy in str(found.advice)
+        (problem,) = get(api, "/v1/overview")[1]["problems"]
+        assert problem == {"part": "redis", "text": found.text.removeprefix("redis: "), "advice": found.advice}
     finally:
         end(admin)
     eventually(lambda: get(api, "/health/ready")[1]["status"] == "ready", what="well again")
     assert doctor(stack, "redis") == []
+    assert get(api, "/v1/overview")[1]["problems"] == []
 
 
 def test_postgresql_that_takes_no_writes(stack: Stack, postgres_url: str) -> None:
@@ -108,6 +111,8 @@ def test_postgresql_that_takes_no_writes(stack: Stack, postgres_url: str) -> Non
         assert get(api, "/health/live") == (200, {"status": "ok"})
         (found,) = doctor(stack, "database")
         assert "read-only" in found.text and found.advice == health.READ_ONLY.advice
+        (problem,) = get(api, "/v1/overview")[1]["problems"]
+        assert problem == {"part": "database", "text": health.READ_ONLY.text, "advice": health.READ_ONLY.advice}
     finally:
         read_only("off")
     eventually(lambda: get(api, "/health/ready")[1]["status"] == "ready", what="well again")

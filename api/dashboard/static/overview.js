@@ -33,6 +33,15 @@ export class Live {
   }
 }
 
+const PARTS = { database: "PostgreSQL", redis: "Redis" };
+
+// Servers that take no writes, and the remedy.
+export function problems(list = []) {
+  return list.map(
+    (p) => html`<p class="notice bad" role="alert"><b>${PARTS[p.part] ?? p.part}: ${p.text}.</b> To fix it: ${p.advice}.</p>`,
+  );
+}
+
 // Workers that are not there, and why: they never registered, so no table of workers has them.
 export function failures(list = []) {
   return list.map(
@@ -84,6 +93,7 @@ export class Overview {
     const oldest = Math.max(0, ...data.queues.map((q) => q.oldest_seconds));
     const alive = data.workers.filter((w) => w.state === "ready");
     return html`${connection(state)}
+      ${problems(data.problems)}
       ${alive.length || state instanceof Error ? nothing : html`<p class="notice">No worker is ready. Jobs are accepted and wait; <code>vdiff worker</code> starts one.</p>`}
       ${failures(data.failures)}
       <section aria-label="Now" class="tiles">
