@@ -1,1 +1,3 @@
-"""The HTTP front end: accepts jobs, tells about them, speaks OpenAI's shapes. No torch, no model; see `api.app`."""
+"""The HTTP front end: accepts jobs, tells about them, speaks OpenAI's shapes. No torch, no model;
+see `api.app`.
+"""

@@ -1,4 +1,6 @@
-"""The API process: wiring only. Routes are in `api.routes` and `api.openai`, what they do in `shared.jobs.service`."""
+"""The API process: wiring only. Routes are in `api.routes` and `api.openai`, what they do in
+`shared.jobs.service`.
+"""
 
 from __future__ import annotations
 
@@ -72,10 +74,20 @@ from vdiff import bundled
 _log = structlog.get_logger(__name__)
 
 EXPOSED = (
-    "X-Request-ID", "X-Job-Id", "Location", "Retry-After", "ETag", "Preference-Applied", "RateLimit", "RateLimit-Policy",
-    "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests", "x-should-retry",
+    "X-Request-ID",
+    "X-Job-Id",
+    "Location",
+    "Retry-After",
+    "ETag",
+    "Preference-Applied",
+    "RateLimit",
+    "RateLimit-Policy",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-reset-requests",
+    "x-should-retry",
     "Content-Disposition",
-)  # fmt: skip
+)
 """Headers of answers that a page of an origin in `VDIFF_CORS_ORIGINS` may read."""
 FORM_BYTES = 64 * 1024  # what a form may add to its file
 REDIS_TIMEOUT_S = 5.0
@@ -86,7 +98,8 @@ REDIS_CONNECT_TIMEOUT_S = 1.0  # an API without Redis answers slower, not never
 def redis_client(url: str) -> redis.asyncio.Redis:
     """Make a client that fails fast: what Redis does is a hint, and PostgreSQL has the rest.
 
-    A command waits for one of a few connections, so that their number does not grow with the requests.
+    A command waits for one of a few connections, so that their number does not grow with the
+    requests.
     """
     pool = redis.asyncio.BlockingConnectionPool.from_url(
         url,
@@ -131,15 +144,26 @@ def make_context(settings: Settings) -> Context:
         batches=BatchService(database, wake, service, lists),
         caretaker=BatchCaretaker(database, client, service, file_service, settings, wake),
         evaluations=EvaluationService(
-            database, service, file_service, bundled.DATASETS, settings, evaluations_wake, sandboxes, lists
+            database,
+            service,
+            file_service,
+            bundled.DATASETS,
+            settings,
+            evaluations_wake,
+            sandboxes,
+            lists,
         ),
         evaluation_reader=EvaluationReader(lists, settings),
-        evaluation_caretaker=EvaluationCaretaker(database, client, service, settings, evaluations_wake, sandboxes),
+        evaluation_caretaker=EvaluationCaretaker(
+            database, client, service, settings, evaluations_wake, sandboxes
+        ),
         forecasts=Forecasts(database),
         auth=Authenticator(database, settings),
         limiter=RequestLimiter(client, settings.require_redis_url()),
         waiting_room=WaitingRoom(settings.max_waiting_requests),
-        followers=Followers(most=settings.max_followers, most_per_key=settings.max_followers_per_key),
+        followers=Followers(
+            most=settings.max_followers, most_per_key=settings.max_followers_per_key
+        ),
         changes=Changes(stopping),
         stopping=stopping,
         health=HealthProbe(database, client, redis_seconds=REDIS_SECONDS),
@@ -184,7 +208,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await asyncio.to_thread(maintenance.close)
             await asyncio.gather(context.caretaker.stop(), context.evaluation_caretaker.stop())
             await asyncio.gather(*context.background, return_exceptions=True)
-            await asyncio.gather(context.changes.stop(), context.waiter.stop(), context.events.stop())
+            await asyncio.gather(
+                context.changes.stop(), context.waiter.stop(), context.events.stop()
+            )
             await context.redis.aclose()
             await context.database.dispose()
             await context.lists.dispose()
@@ -193,18 +219,24 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app = FastAPI(
         title="vdiff",
         root_path=settings.root_path,
-        redirect_slashes=False,  # the URL would be built from the request's Host, without the proxy's scheme
+        # the URL would be built from the request's Host, without the proxy's scheme
+        redirect_slashes=False,
         summary="The job system for diffusion language models",
         version=health.version(),
         lifespan=lifespan,
-        docs_url=None,  # FastAPI's page loads its script from another host; ours is in `api.dashboard`
+        # FastAPI's page loads its script from another host; ours is in `api.dashboard`
+        docs_url=None,
         redoc_url=None,
-        # FastAPI makes a span of each request once `shared.tracing` has a collector; nothing else is measured by it.
+        # FastAPI makes a span of each request once `shared.tracing` has a collector; nothing else
+        # is measured by it.
         telemetry={
-            "auto_configure": False, "metrics": False, "logs": False, "operation_spans": False,
+            "auto_configure": False,
+            "metrics": False,
+            "logs": False,
+            "operation_spans": False,
             "exclude": lambda scope: route_path(scope).startswith(QUIET),
         },
-    )  # fmt: skip
+    )
     errors.install(app)
     for module in (
         jobs,
@@ -222,7 +254,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         webhooks,
     ):
         app.include_router(module.router, dependencies=[Depends(known_query)])
-    for router in (keys.own, keys.router, responses.creating, webhooks.secrets_router):  # `self` before the ids
+    for router in (
+        keys.own,
+        keys.router,
+        responses.creating,
+        webhooks.secrets_router,
+    ):  # `self` before the ids
         app.include_router(router, dependencies=[Depends(known_query)])
     for module in (health, metrics):  # probes and scrapers add what they like
         app.include_router(module.router)
@@ -242,9 +279,12 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if settings.cors_origins:  # preflights are answered here: a browser sends no key with them
         app.add_middleware(
             CORSMiddleware,
-            allow_origins=settings.cors_origins, allow_methods=("GET", "HEAD", "POST", "DELETE"), allow_headers=("*",),
-            expose_headers=EXPOSED, max_age=600,
-        )  # fmt: skip
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
+            allow_headers=("*",),
+            expose_headers=EXPOSED,
+            max_age=600,
+        )
     if settings.root_path:
         app.add_middleware(PrefixMiddleware, prefix=settings.root_path)
     return app

@@ -1,14 +1,17 @@
 """Authentication and authorisation: bearer keys, scopes, and the limit of requests per minute.
 
-    VDIFF_AUTH=auto       a key is needed as soon as the server listens beyond loopback, or VDIFF_API_KEY is set
+    VDIFF_AUTH=auto       a key is needed as soon as the server listens beyond loopback, or
+                          VDIFF_API_KEY is set
     VDIFF_AUTH=required   always        VDIFF_AUTH=open   never, whoever can reach the port
 
-On loopback without keys the Host must be loopback's: else a name that somebody points to 127.0.0.1 once his page is open in
-a browser (DNS rebinding) would be this server's own site. Where no key is needed, any Authorization value is accepted; one
-that is a valid key of ours still acts for its tenant, everything else is the anonymous tenant. A key's row is trusted for a
-second, so a revocation works after as long; a new secret works at once.
+On loopback without keys the Host must be loopback's: else a name that somebody points to 127.0.0.1
+once his page is open in a browser (DNS rebinding) would be this server's own site. Where no key is
+needed, any Authorization value is accepted; one that is a valid key of ours still acts for its
+tenant, everything else is the anonymous tenant. A key's row is trusted for a second, so a
+revocation works after as long; a new secret works at once.
 
-The secret is compared before anything is written. `api.guesses` bounds what keys that are not ours cost.
+The secret is compared before anything is written. `api.guesses` bounds what keys that are not ours
+cost.
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ TRUSTED_SECONDS = 1.0
 AWAY_TRUSTED_SECONDS = 300.0  # as long as the database is away
 CACHE_MAX = 10_000
 
-_bearer = HTTPBearer(auto_error=False, description="an API key (`vdiff keys create`); not needed on loopback")
+_bearer = HTTPBearer(
+    auto_error=False, description="an API key (`vdiff keys create`); not needed on loopback"
+)
 
 
 def key_required(settings: Settings) -> bool:
@@ -57,7 +62,9 @@ def names_loopback(host: str) -> bool:
 
 
 def is_allowed(host: str, allowed: Collection[str]) -> bool:
-    """Return whether a Host header, with or without a port, is among the names; `*.lan` stands for all below."""
+    """Return whether a Host header, with or without a port, is among the names; `*.lan` stands for
+    all below.
+    """
     try:
         name = urlsplit(f"//{host}").hostname or ""
     except ValueError:
@@ -82,11 +89,15 @@ class Authenticator:
         scopes = frozenset(Scope if is_loopback(settings.host) else DEFAULT_SCOPES)
         self._operator = Principal(ANONYMOUS, frozenset(Scope), limits, operator=True)
         self._anonymous = Principal(ANONYMOUS, scopes, limits)
-        self._rows: OrderedDict[str, tuple[float, Row[Any]]] = OrderedDict()  # of keys that were accepted
+        self._rows: OrderedDict[str, tuple[float, Row[Any]]] = (
+            OrderedDict()
+        )  # of keys that were accepted
         self._guesses = Guesses()
         self._refused = RefusedKeys()
 
-    async def principal(self, key: str | None, host: str | None = None, address: str | None = None) -> Principal:
+    async def principal(
+        self, key: str | None, host: str | None = None, address: str | None = None
+    ) -> Principal:
         """Return the caller.
 
         Args:
@@ -147,7 +158,9 @@ class Authenticator:
         """A key's limits; those that it does not name are the server's."""
         return limits_of(row, self._defaults)
 
-    async def _read(self, key_id: str, key: str, before: Row[Any] | None, read_at: float) -> Row[Any] | None:
+    async def _read(
+        self, key_id: str, key: str, before: Row[Any] | None, read_at: float
+    ) -> Row[Any] | None:
         """Read the row of a key and return it if the key is good.
 
         Args:
@@ -155,14 +168,21 @@ class Authenticator:
         """
         try:
             async with self._database.read() as session:
-                found: Row[Any] | None = (await session.execute(repository.get(key_id))).one_or_none()
+                found: Row[Any] | None = (
+                    await session.execute(repository.get(key_id))
+                ).one_or_none()
                 if found is None or not _accepts(found, key):
                     if before is not None:
                         self._rows.pop(key_id, None)
                     return None
         except (SQLAlchemyError, OSError) as exc:
-            # While the database is away nobody revokes a key in it, and whoever is known may still ask how we are.
-            if before is not None and time.monotonic() - read_at < AWAY_TRUSTED_SECONDS and is_outage(exc):
+            # While the database is away nobody revokes a key in it, and whoever is known may still
+            # ask how we are.
+            if (
+                before is not None
+                and time.monotonic() - read_at < AWAY_TRUSTED_SECONDS
+                and is_outage(exc)
+            ):
                 return before
             raise
         self._rows.pop(key_id, None)
@@ -185,14 +205,18 @@ class Authenticator:
 
 
 def _accepts(row: Row[Any], key: str) -> bool:
-    return row.usable and tokens.matches(key, row.key_hash, row.previous_hash if row.previous_usable else None)
+    return row.usable and tokens.matches(
+        key, row.key_hash, row.previous_hash if row.previous_usable else None
+    )
 
 
 Credentials = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
 
 
 async def caller_of(request: Request, context: ContextDep, credentials: Credentials) -> Principal:
-    """Return the caller; its request is not counted yet. Raises NotAuthenticated, Forbidden, TooManyRequests."""
+    """Return the caller; its request is not counted yet. Raises NotAuthenticated, Forbidden,
+    TooManyRequests.
+    """
     key = None if credentials is None else credentials.credentials
     address = None if request.client is None else request.client.host
     return await context.auth.principal(key, request.headers.get("host"), address)
@@ -230,7 +254,9 @@ def requires(*scopes: Scope, counted: bool = True) -> Any:
 
     def check(principal: Principal) -> None:
         if not any(principal.may(scope) for scope in scopes):
-            raise Forbidden(f"this API key lacks the scope {' or '.join(repr(scope.value) for scope in scopes)}")
+            raise Forbidden(
+                f"this API key lacks the scope {' or '.join(repr(scope.value) for scope in scopes)}"
+            )
 
     async def check_counted(principal: PrincipalDep) -> None:
         check(principal)

@@ -1,9 +1,11 @@
-"""Backpressure of the sync endpoints: a request beyond a limit waits inside itself until it fits, instead of failing.
+"""Backpressure of the sync endpoints: a request beyond a limit waits inside itself until it fits,
+instead of failing.
 
-Who waits for the same limit is let in one after the other, in the order of arrival, and only the first of them asks. The
-wait ends with the limit's own 429 when the client's patience is over, and at once when the client leaves (its place is
-free then) or the process is told to stop. How many may wait is bounded, and how large their bodies are together, and each
-line has a share of both, so that one key leaves room for others; beyond that the 429 comes at once.
+Who waits for the same limit is let in one after the other, in the order of arrival, and only the
+first of them asks. The wait ends with the limit's own 429 when the client's patience is over, and
+at once when the client leaves (its place is free then) or the process is told to stop. How many may
+wait is bounded, and how large their bodies are together, and each line has a share of both, so that
+one key leaves room for others; beyond that the 429 comes at once.
 
 A try that began is never cut off: one that stores a job must know whether it did.
 """
@@ -24,7 +26,9 @@ from shared.metrics import REQUESTS_WAITING
 POLL_SECONDS = 0.25  # how late free room may be noticed
 MARGIN_SECONDS = 1.0  # before the client's own timeout
 LINE_SHARE = 4  # a line has a quarter of the room
-WAITING_BYTES_MAX = 128 << 20  # of the bodies of all who wait; parsed they take several times as much
+WAITING_BYTES_MAX = (
+    128 << 20
+)  # of the bodies of all who wait; parsed they take several times as much
 
 T = TypeVar("T")
 
@@ -59,7 +63,9 @@ class Visit:
         size: bytes of its body.
     """
 
-    def __init__(self, request: Request, stopping: asyncio.Event, *, longest: float, size: int = 0) -> None:
+    def __init__(
+        self, request: Request, stopping: asyncio.Event, *, longest: float, size: int = 0
+    ) -> None:
         self._request = request
         self.size = size
         self._stopping = stopping
@@ -72,13 +78,17 @@ class Visit:
         return max(0.0, self.ends_at - time.monotonic())
 
     async def sleep(self, seconds: float, waking: asyncio.Event) -> None:
-        """Until `waking` is set, so many seconds at most. Raises ClientLeft, Overloaded (the process stops)."""
+        """Until `waking` is set, so many seconds at most. Raises ClientLeft, Overloaded (the
+        process stops).
+        """
         tasks = [
             asyncio.ensure_future(coroutine)
             for coroutine in (disconnected(self._request), self._stopping.wait(), waking.wait())
         ]
         try:
-            done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(
+                tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
         finally:
             for task in tasks:
                 task.cancel()
@@ -96,7 +106,9 @@ class WaitingRoom:
         self._most, self._most_bytes = most, most_bytes
         self._waiting = self._bytes = 0
         self._line_bytes: dict[str, int] = {}
-        self._lines: dict[str, deque[asyncio.Event]] = {}  # the first's event is set: it is the one who asks
+        self._lines: dict[
+            str, deque[asyncio.Event]
+        ] = {}  # the first's event is set: it is the one who asks
 
     async def admit(self, line: str, visit: Visit, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return the result of the first call of `attempt` that does not raise TooManyRequests.
@@ -111,7 +123,9 @@ class WaitingRoom:
             except TooManyRequests as exc:
                 refused = exc
         else:
-            refused = TooManyRequests("earlier requests of this key wait for room under its limit; try again later")
+            refused = TooManyRequests(
+                "earlier requests of this key wait for room under its limit; try again later"
+            )
         if not self._has_room(line, visit.size):
             raise refused
         queue = self._lines.setdefault(line, deque())
@@ -150,4 +164,6 @@ class WaitingRoom:
             return False
         ahead = len(self._lines.get(line, ()))
         held = self._line_bytes.get(line, 0) + size
-        return not ahead or (ahead < max(1, self._most // LINE_SHARE) and held <= self._most_bytes // LINE_SHARE)
+        return not ahead or (
+            ahead < max(1, self._most // LINE_SHARE) and held <= self._most_bytes // LINE_SHARE
+        )

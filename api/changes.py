@@ -1,11 +1,13 @@
-"""Streams that tell one object whenever it changed, for pages that follow something without asking again and again.
+"""Streams that tell one object whenever it changed, for pages that follow something without asking
+again and again.
 
-An object is read once for all its followers, by one task of the process for each kind of object. However many follow, the
-task reads one object at a time, at most `READS_PER_SECOND`, and for no more than a small share of the time; what stays the
-same is read less and less often. A kind that can be read many at a time (`read_all`) takes one round for all of them.
+An object is read once for all its followers, by one task of the process for each kind of object.
+However many follow, the task reads one object at a time, at most `READS_PER_SECOND`, and for no
+more than a small share of the time; what stays the same is read less and less often. A kind that
+can be read many at a time (`read_all`) takes one round for all of them.
 
-A stream says `trouble` while PostgreSQL is away, and ends by itself, so that a client's key is looked at again. A follower
-that reads slowly gets the newest state and misses those between.
+A stream says `trouble` while PostgreSQL is away, and ends by itself, so that a client's key is
+looked at again. A follower that reads slowly gets the newest state and misses those between.
 """
 
 from __future__ import annotations
@@ -132,7 +134,9 @@ class _Kind:
             for one in chosen:
                 one.fail(None)
             return
-        except Exception as exc:  # the object went, or a bug: theirs to see, and no end of this task
+        except (
+            Exception
+        ) as exc:  # the object went, or a bug: theirs to see, and no end of this task
             for one in chosen:
                 self._fail(one, exc)
             return
@@ -165,10 +169,16 @@ class Changes:
                 one.tell()
 
     async def follow(
-        self, event: str, key: Hashable, read: Read, *, is_over: Callable[[Shown], bool] = lambda _: False,
+        self,
+        event: str,
+        key: Hashable,
+        read: Read,
+        *,
+        is_over: Callable[[Shown], bool] = lambda _: False,
         read_all: ReadAll | None = None,
-    ) -> AsyncIterator[bytes]:  # fmt: skip
-        """Yield server-sent events: `event` with what `read` gave; the last one is called `done` once `is_over` says so.
+    ) -> AsyncIterator[bytes]:
+        """Yield server-sent events: `event` with what `read` gave; the last one is called `done`
+        once `is_over` says so.
 
         Args:
             key: followers with an equal key see the same object.
@@ -195,8 +205,13 @@ class Changes:
                     yield format_sse_event(data_str=one.text, event="done")
                     return
                 if one.trouble and not told_trouble:
-                    told_trouble, last = True, ""  # the object is told again when the trouble is over
-                    yield format_sse_event(data_str='{"code":"database_unavailable"}', event="trouble")
+                    told_trouble, last = (
+                        True,
+                        "",
+                    )  # the object is told again when the trouble is over
+                    yield format_sse_event(
+                        data_str='{"code":"database_unavailable"}', event="trouble"
+                    )
                     continue
                 told_trouble = one.trouble
                 if one.text != last and not one.trouble:

@@ -1,14 +1,16 @@
 """Connections with deadlines: uvicorn's protocol closes an idle connection, and no other slow one.
 
     a connection that sends nothing, or its headers slowly   header_timeout_seconds
-    a body that comes slowly                                 body_timeout_seconds, and a second for each 4 KiB of it
+    a body that comes slowly                                 body_timeout_seconds, and a second for
+                                                             each 4 KiB of it
     a client that reads none of its answer                   write_timeout_seconds
     between two requests                                     keep_alive_seconds (uvicorn's own)
-    more than max_connections                                the one that has waited longest without a request is closed;
-                                                             when each has one, the new connection gets a 503
+    more than max_connections                                the one that has waited longest without
+                                                             a request is closed; when each has one,
+                                                             the new connection gets a 503
 
-All of it happens before a key is looked at. A stream, or a request that waits for its job, has no deadline here: its
-headers and body have come, and what it was sent was read.
+All of it happens before a key is looked at. A stream, or a request that waits for its job, has no
+deadline here: its headers and body have come, and what it was sent was read.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class DeadlineProtocol(HttpToolsProtocol):
     """One connection. `protocol_class` makes the class for a process's settings."""
 
     settings: ClassVar[Settings]
-    waiting: ClassVar[dict[DeadlineProtocol, None]]  # connections without a request, the oldest first
+    waiting: ClassVar[
+        dict[DeadlineProtocol, None]
+    ]  # connections without a request, the oldest first
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -107,11 +111,15 @@ class DeadlineProtocol(HttpToolsProtocol):
 
     def _await_reading(self) -> None:
         self._unread = self.loop.call_later(
-            self.settings.write_timeout_seconds, self._check_reading, self.transport.get_write_buffer_size()
+            self.settings.write_timeout_seconds,
+            self._check_reading,
+            self.transport.get_write_buffer_size(),
         )
 
     def _check_reading(self, before: int) -> None:
-        """Close the connection, unless the client read a part of its answer since the buffer had `before` bytes."""
+        """Close the connection, unless the client read a part of its answer since the buffer had
+        `before` bytes.
+        """
         self._unread = None
         if self.transport.get_write_buffer_size() < before:
             self._await_reading()

@@ -96,8 +96,8 @@ ContextDep = Annotated[Context, Depends(context_of)]
 async def json_body(request: Request) -> Any:
     """Return the body of a request, as `parse_json` gives it.
 
-    Bodies above `PARSED_BESIDE_BYTES` are parsed in a thread, one at a time in a process: the event loop goes on
-    meanwhile, and the memory of one such body is taken at once, not that of many.
+    Bodies above `PARSED_BESIDE_BYTES` are parsed in a thread, one at a time in a process: the event
+    loop goes on meanwhile, and the memory of one such body is taken at once, not that of many.
 
     Raises:
         UnsupportedMediaType: the body does not say that it is JSON.
@@ -114,7 +114,9 @@ async def json_body(request: Request) -> Any:
         raise InvalidBody("the body is empty", param="body")
     if content_type is None:
         # A page may send a body without a type to any site, and the browser asks nobody first.
-        raise UnsupportedMediaType("Content-Type is required: application/json", param="content-type")
+        raise UnsupportedMediaType(
+            "Content-Type is required: application/json", param="content-type"
+        )
     if len(raw) <= PARSED_BESIDE_BYTES:
         return parse_json(raw)
     state = request.app.state
@@ -125,7 +127,9 @@ async def json_body(request: Request) -> Any:
 
 
 async def optional_body(request: Request, known: tuple[str, ...]) -> dict[str, Any]:
-    """The fields of a body that may be left out, without nulls. Raises as `json_body`, InvalidParameter, UnknownParameter."""
+    """The fields of a body that may be left out, without nulls. Raises as `json_body`,
+    InvalidParameter, UnknownParameter.
+    """
     given = await json_body(request) if await request.body() else {}
     if not isinstance(given, dict):
         raise InvalidParameter("the body must be an object", param="body")
@@ -136,7 +140,9 @@ JsonBody = Annotated[Any, Depends(json_body)]
 
 
 def known_query(request: Request) -> None:
-    """Refuse what would not be read: `?wiat=30`, the first of two. Raises UnknownParameter, InvalidParameter."""
+    """Refuse what would not be read: `?wiat=30`, the first of two. Raises UnknownParameter,
+    InvalidParameter.
+    """
     for name, times in Counter(name for name, _ in request.query_params.multi_items()).items():
         if times > 1:
             shown = name.replace("\x00", "")[:80] or "query"
@@ -150,7 +156,8 @@ def known_query(request: Request) -> None:
             takes = f"takes {', '.join(known)}" if known else "takes no query"
             shown = name.replace("\x00", "")[:80] or "query"
             raise UnknownParameter(
-                f"{shown} is not a parameter here: {request.method} {route.path} {takes}", param=shown
+                f"{shown} is not a parameter here: {request.method} {route.path} {takes}",
+                param=shown,
             )
 
 

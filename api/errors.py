@@ -24,7 +24,9 @@ from shared.metrics import ERRORS
 log = structlog.get_logger(__name__)
 
 PATH_SHOWN = 200  # characters of an unknown path, in a message
-ALIKE = 0.75  # from 0 to 1: how much of a path must be a route's, for the route to be what was meant
+ALIKE = (
+    0.75  # from 0 to 1: how much of a path must be a route's, for the route to be what was meant
+)
 SHOWN_STATEMENT = 300  # characters of a refused statement, in the log
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -45,7 +47,9 @@ def problem(
     headers: Mapping[str, str] | None = None,
     more: Mapping[str, Any] | None = None,
 ) -> JSONResponse:
-    """The answer; counts it in vdiff_errors_total. `more` are members of its own, as RFC 9457 allows."""
+    """The answer; counts it in vdiff_errors_total. `more` are members of its own, as RFC 9457
+    allows.
+    """
     ERRORS.labels(code=code).inc()
     body = {
         "type": f"urn:vdiff:error:{code}",
@@ -71,14 +75,18 @@ def path_of(loc: tuple[Any, ...]) -> str | None:
 
 
 def wrong_with(kind: str, bounds: Mapping[str, Any]) -> str:
-    """Return what a value must be, in our words, from the kind of a validation error and its bounds."""
+    """Return what a value must be, in our words, from the kind of a validation error and its
+    bounds.
+    """
     if kind == "missing":
         return "is required"
     for name, text in (("ge", "at least"), ("gt", "above"), ("le", "at most"), ("lt", "below")):
         if name in bounds:
             return f"must be {text} {bounds[name]}"
     if kind in ("literal_error", "enum"):
-        return f"must be one of {bounds.get('expected', 'its values')}".replace("'", "").replace(" or ", ", ")
+        return f"must be one of {bounds.get('expected', 'its values')}".replace("'", "").replace(
+            " or ", ", "
+        )
     for part, text in _KINDS:
         if part in kind:
             return f"must be {text}"
@@ -86,9 +94,16 @@ def wrong_with(kind: str, bounds: Mapping[str, Any]) -> str:
 
 
 _KINDS = (
-    ("int", "an integer within its bounds"), ("float", "a number"), ("bool", "true or false"), ("string", "a string"),
-    ("list", "a list"), ("dict", "an object"), ("model", "an object"), ("date", "a time"), ("json", "valid JSON"),
-)  # fmt: skip
+    ("int", "an integer within its bounds"),
+    ("float", "a number"),
+    ("bool", "true or false"),
+    ("string", "a string"),
+    ("list", "a list"),
+    ("dict", "an object"),
+    ("model", "an object"),
+    ("date", "a time"),
+    ("json", "valid JSON"),
+)
 
 
 def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
@@ -99,7 +114,12 @@ def from_vdiff(request: Request, exc: VDiffError) -> JSONResponse:
     elif isinstance(exc, NotAuthenticated):
         headers["WWW-Authenticate"] = "Bearer"
     return problem(
-        exc.http_status, exc.message, code=exc.code, param=exc.param, instance=request.url.path, headers=headers
+        exc.http_status,
+        exc.message,
+        code=exc.code,
+        param=exc.param,
+        instance=request.url.path,
+        headers=headers,
     )
 
 
@@ -118,11 +138,15 @@ def available(app: FastAPI) -> list[str]:
 
 def paths(app: FastAPI) -> dict[str, list[str]]:
     """The methods of every documented path, by its template."""
-    return {path: [name.upper() for name in methods] for path, methods in app.openapi()["paths"].items()}
+    return {
+        path: [name.upper() for name in methods] for path, methods in app.openapi()["paths"].items()
+    }
 
 
 def filled(template: str, path: str) -> tuple[str, str, str]:
-    """The template with the path's own words where it has names, and both without those: what must be alike."""
+    """The template with the path's own words where it has names, and both without those: what must
+    be alike.
+    """
     wanted, given = template.split("/"), path.split("/")
     if len(wanted) != len(given):
         return template, template, path
@@ -150,7 +174,9 @@ def not_found(app: FastAPI, request: Request) -> tuple[str, dict[str, Any]]:
     near = nearest(paths(app), path)
     hint = f"; did you mean {near}?" if near else ";"
     where = "`available` in this answer lists every route, /docs explains them"
-    return f"{request.method} {path[:PATH_SHOWN]} is not served{hint} {where}", {"available": available(app)}
+    return f"{request.method} {path[:PATH_SHOWN]} is not served{hint} {where}", {
+        "available": available(app)
+    }
 
 
 def not_allowed(app: FastAPI, request: Request, named: str) -> tuple[str, dict[str, str]]:
@@ -178,31 +204,54 @@ def install(app: FastAPI) -> None:
         first = exc.errors()[0]
         param = path_of(tuple(first["loc"]))
         message = f"{param} {wrong_with(first['type'], first.get('ctx') or {})}"
-        return problem(400, message, code="invalid_parameter", param=param, instance=request.url.path)
+        return problem(
+            400, message, code="invalid_parameter", param=param, instance=request.url.path
+        )
 
     @app.exception_handler(HTTPException)
     async def on_http(request: Request, exc: HTTPException) -> JSONResponse:
         code = {404: "not_found", 405: "method_not_allowed"}.get(exc.status_code, "http_error")
-        detail, headers, more = f"{request.method} {request.url.path}: {exc.detail}", dict(exc.headers or {}), None
+        detail, headers, more = (
+            f"{request.method} {request.url.path}: {exc.detail}",
+            dict(exc.headers or {}),
+            None,
+        )
         if exc.status_code == HTTPStatus.NOT_FOUND:
             detail, more = not_found(app, request)
         elif exc.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             detail, allow = not_allowed(app, request, headers.pop("Allow", ""))
             headers |= allow
         return problem(
-            exc.status_code, detail, code=code, param=None, instance=request.url.path, headers=headers, more=more
+            exc.status_code,
+            detail,
+            code=code,
+            param=None,
+            instance=request.url.path,
+            headers=headers,
+            more=more,
         )
 
     def refused(request: Request, exc: Exception) -> JSONResponse:
-        """A statement that the database does not take, which is a bug; its parameters, a prompt maybe, are not logged."""
+        """A statement that the database does not take, which is a bug; its parameters, a prompt
+        maybe, are not logged.
+        """
         driver = getattr(exc, "orig", None)
         log.error(
-            "database_refused", error=type(exc).__name__, sqlstate=getattr(driver, "sqlstate", None),
-            statement=(getattr(exc, "statement", None) or "")[:SHOWN_STATEMENT], path=request.url.path, exc_info=exc,
-        )  # fmt: skip
+            "database_refused",
+            error=type(exc).__name__,
+            sqlstate=getattr(driver, "sqlstate", None),
+            statement=(getattr(exc, "statement", None) or "")[:SHOWN_STATEMENT],
+            path=request.url.path,
+            exc_info=exc,
+        )
         return problem(
-            500, "internal error", code="internal_error", param=None, instance=request.url.path, headers=job_headers(request)
-        )  # fmt: skip
+            500,
+            "internal error",
+            code="internal_error",
+            param=None,
+            instance=request.url.path,
+            headers=job_headers(request),
+        )
 
     @app.exception_handler(SQLAlchemyError)
     @app.exception_handler(OSError)
@@ -211,9 +260,13 @@ def install(app: FastAPI) -> None:
             return refused(request, exc)
         log.error("database_unavailable", error=type(exc).__name__, path=request.url.path)
         return problem(
-            503, "the database does not answer; try again", code="database_unavailable", param=None,
-            instance=request.url.path, headers={"Retry-After": "5", **job_headers(request)},
-        )  # fmt: skip
+            503,
+            "the database does not answer; try again",
+            code="database_unavailable",
+            param=None,
+            instance=request.url.path,
+            headers={"Retry-After": "5", **job_headers(request)},
+        )
 
     @app.exception_handler(Exception)
     async def on_bug(request: Request, exc: Exception) -> JSONResponse:
@@ -221,6 +274,13 @@ def install(app: FastAPI) -> None:
         # Starlette answers this one outside of all middleware, RequestIDMiddleware too.
         request_id = request.scope.get("state", {}).get("request_id")
         return problem(
-            500, "internal error", code="internal_error", param=None, instance=request.url.path,
-            headers={**job_headers(request), **({"X-Request-ID": request_id} if request_id else {})},
-        )  # fmt: skip
+            500,
+            "internal error",
+            code="internal_error",
+            param=None,
+            instance=request.url.path,
+            headers={
+                **job_headers(request),
+                **({"X-Request-ID": request_id} if request_id else {}),
+            },
+        )

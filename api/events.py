@@ -1,7 +1,9 @@
-"""Following a job: its stream in Redis, with PostgreSQL as the judge of the end and the way on when Redis is away.
+"""Following a job: its stream in Redis, with PostgreSQL as the judge of the end and the way on when
+Redis is away.
 
-A follower sleeps until its watch (`shared.watch`) wakes it, then reads what is new at its own pace. Nothing is queued for
-it: a client that reads slowly finds the events in Redis, or misses those that the bounded stream lost.
+A follower sleeps until its watch (`shared.watch`) wakes it, then reads what is new at its own pace.
+Nothing is queued for it: a client that reads slowly finds the events in Redis, or misses those that
+the bounded stream lost.
 """
 
 from __future__ import annotations
@@ -25,18 +27,23 @@ from shared.jobs.views import job_object
 from shared.watch import Watch
 
 LAST_SECONDS = 0.3  # how long the events just before the end may trail the row
-AWAY_SECONDS = 2.0  # between looks at a Redis or a PostgreSQL that does not answer, unless something wakes the follower
+# between looks at a Redis or a PostgreSQL that does not answer, unless something wakes the follower
+AWAY_SECONDS = 2.0
 
 
 async def follow(
     context: Context, job_id: str, tenant: str, after: str | None = None
 ) -> AsyncIterator[Item | Row[Any] | None]:
-    """Yield the job's events after an id, None now and then when there are none, and at last the finished row.
+    """Yield the job's events after an id, None now and then when there are none, and at last the
+    finished row.
 
     Ends without the row when this process is told to stop: the client comes back with the last id.
     """
     position = after or FIRST
-    look, heard_end = True, False  # whether to read the row; whether the stream says that the job is over
+    look, heard_end = (
+        True,
+        False,
+    )  # whether to read the row; whether the stream says that the job is over
     with context.waiter.watching(job_id) as watch:
         while not context.stopping.is_set():
             look = watch.clear() or look
@@ -74,7 +81,9 @@ async def follow(
                 yield None
 
 
-async def _trailing(context: Context, job_id: str, position: str, watch: Watch) -> AsyncIterator[Item]:
+async def _trailing(
+    context: Context, job_id: str, position: str, watch: Watch
+) -> AsyncIterator[Item]:
     """Yield what was still on its way to Redis when the job ended."""
     until = time.monotonic() + LAST_SECONDS
     while not context.stopping.is_set():
@@ -95,10 +104,14 @@ async def _trailing(context: Context, job_id: str, position: str, watch: Watch) 
 
 
 async def job_events(context: Context, row: Row[Any], after: str | None) -> AsyncIterator[bytes]:
-    """Yield the native stream. A client that resumes after `done` gets `done` again, and nothing else."""
+    """Yield the native stream. A client that resumes after `done` gets `done` again, and nothing
+    else.
+    """
 
     def sent(event_id: str, kind: str, data: Any) -> bytes:
-        return format_sse_event(data_str=json.dumps(data, separators=(",", ":")), event=kind, id=event_id)
+        return format_sse_event(
+            data_str=json.dumps(data, separators=(",", ":")), event=kind, id=event_id
+        )
 
     last, until = after or FIRST, time.monotonic() + STREAM_SECONDS
     if after is None:

@@ -1,7 +1,8 @@
-"""Bounds of the clients that wait or follow at once: streams, long polls and sync calls of one API process.
+"""Bounds of the clients that wait or follow at once: streams, long polls and sync calls of one API
+process.
 
-An idle follower costs memory and a connection, no query and no message. Each key has a share, so that one key leaves room
-for others; a client beyond either bound gets a 429 that names it.
+An idle follower costs memory and a connection, no query and no message. Each key has a share, so
+that one key leaves room for others; a client beyond either bound gets a 429 that names it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Bound what API keys that are not known may cost: lookups per address, and a memory of refused keys.
+"""Bound what API keys that are not known may cost: lookups per address, and a memory of refused
+keys.
 
 A key that this process has accepted before is never counted here, so a flood of bad keys from one
 address does not lock out the clients that share it. It can delay, for seconds, a key that this

@@ -1,7 +1,9 @@
-"""Requests per minute, counted in Redis over all API processes; in this process alone while Redis is away.
+"""Requests per minute, counted in Redis over all API processes; in this process alone while Redis
+is away.
 
-A sliding window of one minute. The headers of both customs go out: `RateLimit`/`RateLimit-Policy` (the IETF's draft) and
-OpenAI's `x-ratelimit-*-requests`. A caller without a limit costs nothing and gets none of them.
+A sliding window of one minute. The headers of both customs go out: `RateLimit`/`RateLimit-Policy`
+(the IETF's draft) and OpenAI's `x-ratelimit-*-requests`. A caller without a limit costs nothing and
+gets none of them.
 """
 
 from __future__ import annotations
@@ -31,9 +33,11 @@ _log = structlog.get_logger(__name__)
 class RequestLimiter:
     def __init__(self, client: redis.asyncio.Redis, url: str) -> None:
         storage = RedisStorage(
-            f"async+{url}".replace("async+unix", "async+redis+unix"), implementation="redispy", key_prefix=KEY_PREFIX,
+            f"async+{url}".replace("async+unix", "async+redis+unix"),
+            implementation="redispy",
+            key_prefix=KEY_PREFIX,
             connection_pool=client.connection_pool,  # type: ignore[arg-type]
-        )  # fmt: skip
+        )
         self._shared = SlidingWindowCounterRateLimiter(storage)
         self._own = SlidingWindowCounterRateLimiter(MemoryStorage())
         self._away_until = float("-inf")
@@ -44,14 +48,17 @@ class RequestLimiter:
         if per_minute is None:
             return {}
         item = RateLimitItemPerMinute(per_minute)
-        allowed, remaining, reset_seconds = await self._count(item, principal.key_id or principal.tenant)
+        allowed, remaining, reset_seconds = await self._count(
+            item, principal.key_id or principal.tenant
+        )
         headers = rate_headers(per_minute, remaining, reset_seconds)
         if not allowed:
             wait = min(max(reset_seconds, 1.0), RETRY_AFTER_MAX_SECONDS)
             raise TooManyRequests(
                 f"more than {per_minute} requests in a minute; try again in {math.ceil(wait)} s",
-                retry_after_seconds=wait, headers=headers,
-            )  # fmt: skip
+                retry_after_seconds=wait,
+                headers=headers,
+            )
         return headers
 
     async def _count(self, item: RateLimitItemPerMinute, who: str) -> tuple[bool, int, float]:
@@ -65,7 +72,9 @@ class RequestLimiter:
         return await _hit(self._own, item, who)
 
 
-async def _hit(limiter: RateLimiter, item: RateLimitItemPerMinute, who: str) -> tuple[bool, int, float]:
+async def _hit(
+    limiter: RateLimiter, item: RateLimitItemPerMinute, who: str
+) -> tuple[bool, int, float]:
     allowed = await limiter.hit(item, who)
     stats = await limiter.get_window_stats(item, who)
     return allowed, max(0, int(stats.remaining)), max(0.0, stats.reset_time - time.time())

@@ -29,9 +29,13 @@ class TooLarge(Exception):
 
 
 class BodyLimitMiddleware:
-    """413 for bodies beyond the limit, with and without Content-Length. `larger` are limits of paths that stream theirs."""
+    """413 for bodies beyond the limit, with and without Content-Length. `larger` are limits of
+    paths that stream theirs.
+    """
 
-    def __init__(self, app: ASGIApp, max_bytes: int, larger: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, larger: Mapping[str, int] | None = None
+    ) -> None:
         self.app, self.max_bytes = app, max_bytes
         self.larger = dict(larger or {})
 
@@ -75,9 +79,9 @@ class BodyLimitMiddleware:
 class CrossSiteMiddleware:
     """Answer 403 to a request that a page of another site makes a browser send without a key.
 
-    On loopback no key is needed, so any page could otherwise submit jobs and register webhooks here. Browsers
-    name the site in `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/), older ones in `Origin`; a page can
-    forge neither, and other clients send neither.
+    On loopback no key is needed, so any page could otherwise submit jobs and register webhooks
+    here. Browsers name the site in `Sec-Fetch-Site` (https://www.w3.org/TR/fetch-metadata/), older
+    ones in `Origin`; a page can forge neither, and other clients send neither.
 
     Args:
         allowed: origins whose pages may (`VDIFF_CORS_ORIGINS`).
@@ -91,7 +95,9 @@ class CrossSiteMiddleware:
             headers = Headers(scope=scope)
             if (param := self._named_by(headers)) is not None and "authorization" not in headers:
                 message = "a page of another site may not send this without a key"
-                refusal = problem(403, message, code="cross_site", param=param, instance=scope["path"])
+                refusal = problem(
+                    403, message, code="cross_site", param=param, instance=scope["path"]
+                )
                 await refusal(scope, receive, send)
                 return
         await self.app(scope, receive, send)
@@ -102,7 +108,11 @@ class CrossSiteMiddleware:
         if origin is not None and ("*" in self.allowed or origin in self.allowed):
             return None
         if "sec-fetch-site" in headers:
-            return "sec-fetch-site" if headers["sec-fetch-site"] in ("cross-site", "same-site") else None
+            return (
+                "sec-fetch-site"
+                if headers["sec-fetch-site"] in ("cross-site", "same-site")
+                else None
+            )
         return None if origin is None or is_same_host(origin, headers.get("host", "")) else "origin"
 
 
@@ -111,13 +121,18 @@ def is_same_host(origin: str, host: str) -> bool:
     try:
         page, asked = urlsplit(origin), urlsplit(f"//{host}")
         usual = {"http": 80, "https": 443}[page.scheme]
-        return bool(page.hostname) and (page.hostname, page.port or usual) == (asked.hostname, asked.port or usual)
+        return bool(page.hostname) and (page.hostname, page.port or usual) == (
+            asked.hostname,
+            asked.port or usual,
+        )
     except (KeyError, ValueError):  # `null`, another scheme, no port
         return False
 
 
 class RateHeadersMiddleware:
-    """Puts the limits that `api.auth` counted on whatever answer there is, streams and errors included."""
+    """Puts the limits that `api.auth` counted on whatever answer there is, streams and errors
+    included.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -134,9 +149,11 @@ class RateHeadersMiddleware:
 
 
 class RequestIDMiddleware:
-    """X-Request-ID: the client's if it is short and plain, else a new one; in the answer and in every log line.
+    """X-Request-ID: the client's if it is short and plain, else a new one; in the answer and in
+    every log line.
 
-    And the client's `traceparent`, for the jobs that this request makes."""
+    And the client's `traceparent`, for the jobs that this request makes.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -146,7 +163,11 @@ class RequestIDMiddleware:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("x-request-id", "")
-        request_id = given if 0 < len(given) <= 128 and given.isascii() and given.isprintable() else new_id("req")
+        request_id = (
+            given
+            if 0 < len(given) <= 128 and given.isascii() and given.isprintable()
+            else new_id("req")
+        )
         scope.setdefault("state", {})["request_id"] = request_id
         tracing.remember(Headers(scope=scope).get(tracing.HEADER, ""))
 
@@ -186,4 +207,10 @@ class LoggingMiddleware:
             LATENCY.labels(route=route).observe(seconds)
             # Probes come every few seconds and say nothing.
             write = log.debug if path.startswith(QUIET) and status in (200, 503) else log.info
-            write("request", method=scope["method"], path=path, status=status, ms=round(1000 * seconds, 1))
+            write(
+                "request",
+                method=scope["method"],
+                path=path,
+                status=status,
+                ms=round(1000 * seconds, 1),
+            )

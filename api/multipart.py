@@ -1,4 +1,6 @@
-"""A multipart form that is read in a stream: small fields are kept, the one file goes through, chunk by chunk."""
+"""A multipart form that is read in a stream: small fields are kept, the one file goes through,
+chunk by chunk.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class _Parts:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if b"filename" in options:
             if name != self._file_field or self._form.filename is not None:
-                raise InvalidParameter(f"send one file, in the field {self._file_field!r}", param=name[:80] or "file")
+                raise InvalidParameter(
+                    f"send one file, in the field {self._file_field!r}", param=name[:80] or "file"
+                )
             self._form.filename = options[b"filename"].decode("utf-8", "replace")
             self._field = None
             return
@@ -84,7 +88,9 @@ class _Parts:
             try:
                 self._form.fields[self._field] = self._text.decode("utf-8")
             except UnicodeDecodeError as exc:
-                raise InvalidParameter(f"{self._field[:80]} is not UTF-8", param=self._field[:80]) from exc
+                raise InvalidParameter(
+                    f"{self._field[:80]} is not UTF-8", param=self._field[:80]
+                ) from exc
 
     def on_end(self) -> None:
         self.ended = True
@@ -101,7 +107,9 @@ async def read_form(request: Request, *, file_field: str, write: Write) -> Form:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise UnsupportedMediaType("the body must be multipart/form-data with a boundary", param="content-type")
+        raise UnsupportedMediaType(
+            "the body must be multipart/form-data with a boundary", param="content-type"
+        )
     form = Form()
     parts = _Parts(form, file_field)
     callbacks: MultipartCallbacks = {
@@ -123,9 +131,13 @@ async def read_form(request: Request, *, file_field: str, write: Write) -> Form:
             parts.file_data.clear()
         parser.finalize()
     except FormParserError as exc:
-        raise InvalidBody(f"the form is malformed: {exc}", param="body", code="invalid_form") from exc
+        raise InvalidBody(
+            f"the form is malformed: {exc}", param="body", code="invalid_form"
+        ) from exc
     if not parts.ended:
-        raise InvalidBody("the form is cut off before its end", param="body", code="incomplete_upload")
+        raise InvalidBody(
+            "the form is cut off before its end", param="body", code="incomplete_upload"
+        )
     return form
 
 
@@ -134,11 +146,15 @@ async def _stream(request: Request) -> AsyncIterator[bytes]:
         async for data in request.stream():
             yield data
     except ClientDisconnect as exc:
-        raise InvalidBody("the client left in mid-upload", param="body", code="incomplete_upload") from exc
+        raise InvalidBody(
+            "the client left in mid-upload", param="body", code="incomplete_upload"
+        ) from exc
 
 
 def only(form: Form, known: tuple[str, ...]) -> None:
     """Raises UnknownParameter."""
     for name in form.fields:
         if name not in known:
-            raise UnknownParameter(f"{name[:80]} is not a field here; known: {', '.join(known)}", param=name[:80])
+            raise UnknownParameter(
+                f"{name[:80]} is not a field here; known: {', '.join(known)}", param=name[:80]
+            )

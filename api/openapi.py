@@ -27,8 +27,20 @@ MEANINGS = {
     503: "PostgreSQL or the file store does not answer, or the process stops; try again",
     504: "not done in time; the job goes on at `Location`",
 }
-SYNC = (CHAT, COMPLETIONS, INFILL, LOGLIKELIHOOD, "/v1/responses")  # requests that wait for their job
-_KEYED = (*SYNC, "/v1/jobs", "/v1/jobs/{job_id}/replay", "/v1/batches", "/v1/evaluations")  # POST reads Idempotency-Key
+SYNC = (
+    CHAT,
+    COMPLETIONS,
+    INFILL,
+    LOGLIKELIHOOD,
+    "/v1/responses",
+)  # requests that wait for their job
+_KEYED = (
+    *SYNC,
+    "/v1/jobs",
+    "/v1/jobs/{job_id}/replay",
+    "/v1/batches",
+    "/v1/evaluations",
+)  # POST reads Idempotency-Key
 STREAM = "text/event-stream"
 _TEXTS = {"/metrics": "text/plain", "/v1/files/{file_id}/content": "application/octet-stream"}
 _ALSO = {  # good answers beyond the one that the route declares
@@ -57,17 +69,31 @@ PROBLEM = {
 }
 
 
-_TOKENIZER = ("/tokenizer_info", "/tokenize", "/detokenize")  # lm-eval's paths, and keyed like those under /v1
+_TOKENIZER = (
+    "/tokenizer_info",
+    "/tokenize",
+    "/detokenize",
+)  # lm-eval's paths, and keyed like those under /v1
 
 
 def errors_of(method: str, path: str, *, has_body: bool) -> set[int]:
     """The statuses of errors that an operation may answer with. Pure."""
     if not path.startswith("/v1/") and path not in _TOKENIZER:
-        return {401, 403, 429, 503} if path == "/metrics" else {503} if path.startswith("/health") else set()
+        return (
+            {401, 403, 429, 503}
+            if path == "/metrics"
+            else {503}
+            if path.startswith("/health")
+            else set()
+        )
     found = {400, 401, 403, 429, 503}
-    if "{" in path or has_body or method == "get":  # also a model, a file or an endpoint that a body or a query names
+    if (
+        "{" in path or has_body or method == "get"
+    ):  # also a model, a file or an endpoint that a body or a query names
         found.add(404)
-    if method in ("post", "delete") or "}/" in path:  # also to be read only once it is over: a result, steps, a report
+    if (
+        method in ("post", "delete") or "}/" in path
+    ):  # also to be read only once it is over: a result, steps, a report
         found.add(409)
     if has_body:
         found |= {413, 415}

@@ -15,7 +15,9 @@ def route_path(scope: Scope) -> str:
 
 
 class PrefixMiddleware:
-    """Serves the API below `VDIFF_ROOT_PATH`, whether the proxy in front passes the prefix on or strips it."""
+    """Serves the API below `VDIFF_ROOT_PATH`, whether the proxy in front passes the prefix on or
+    strips it.
+    """
 
     def __init__(self, app: ASGIApp, prefix: str) -> None:
         self.app, self.prefix = app, prefix
@@ -23,8 +25,12 @@ class PrefixMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             path = scope["path"]
-            if path == self.prefix:  # the page's own links are relative, so its path ends with a slash
-                await Response(status_code=308, headers={"Location": f"{self.prefix}/"})(scope, receive, send)
+            if (
+                path == self.prefix
+            ):  # the page's own links are relative, so its path ends with a slash
+                await Response(status_code=308, headers={"Location": f"{self.prefix}/"})(
+                    scope, receive, send
+                )
                 return
             if not path.startswith(f"{self.prefix}/"):
                 path = self.prefix + path
@@ -50,7 +56,10 @@ class HeadMiddleware:
                 await send(message)
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-        get = {**scope, "method": "GET"}  # a copy: the server reads its own to know that no body follows
+        get = {
+            **scope,
+            "method": "GET",
+        }  # a copy: the server reads its own to know that no body follows
         answering = asyncio.ensure_future(self.app(get, receive, only_the_head))
         waiting = asyncio.ensure_future(begun.wait())
         try:

@@ -1,4 +1,6 @@
-"""The API as a process: uvicorn with our application, our logs, and an end that does not cancel anybody's job."""
+"""The API as a process: uvicorn with our application, our logs, and an end that does not cancel
+anybody's job.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)  # accepted ones inherit it: a dead peer shows
+    listener.setsockopt(
+        socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1
+    )  # accepted ones inherit it: a dead peer shows
     try:
         listener.bind((host, port))
         listener.listen(BACKLOG)
@@ -42,7 +46,9 @@ def listening_socket(host: str, port: int) -> socket.socket:
 
 
 class _Server(uvicorn.Server):
-    """Says that it stops before it cuts the requests that still wait, so that these do not look like clients who left."""
+    """Says that it stops before it cuts the requests that still wait, so that these do not look
+    like clients who left.
+    """
 
     failure: str | None = None
 
@@ -59,7 +65,9 @@ class _Server(uvicorn.Server):
 
 
 def require_secret_keys(settings: Settings) -> None:
-    """Raise ConfigurationError if a stored secret has a key that is not among those of the settings."""
+    """Raise ConfigurationError if a stored secret has a key that is not among those of the
+    settings.
+    """
     database = Database(settings.require_database_url(), pool_size=1)
     try:
         with database.read() as session:
@@ -72,7 +80,8 @@ def run(settings: Settings) -> int:
     """Serve until SIGTERM; the exit code.
 
     Raises:
-        ConfigurationError: the port is taken, PostgreSQL is away or not migrated, a key of stored secrets is missing.
+        ConfigurationError: the port is taken, PostgreSQL is away or not migrated, a key of stored
+            secrets is missing.
     """
     setup_logging(settings.log_level, settings.log_format)
     tracing.start("api")
@@ -80,7 +89,12 @@ def run(settings: Settings) -> int:
     require_secret_keys(settings)
     app = create_app(settings)
     listener = listening_socket(settings.host, settings.port)
-    options: dict[str, Any] = {"log_config": None, "access_log": False, "server_header": False, "ws": "none"}
+    options: dict[str, Any] = {
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        "ws": "none",
+    }
     options |= {"http": protocol_class(settings), "timeout_keep_alive": settings.keep_alive_seconds}
     server = _Server(uvicorn.Config(app, timeout_graceful_shutdown=GRACE_SECONDS, **options))
     app.state.on_gone = server.fail

@@ -1,8 +1,10 @@
-"""Peak memory of an API process under the largest and most complex requests that it accepts or reads to refuse.
+"""Peak memory of an API process under the largest and most complex requests that it accepts or
+reads to refuse.
 
     PYTHONPATH=. .venv/bin/python benchmarks/api_memory.py
 
-The peak is the kernel's own (`VmHWM` of /proc, Linux), which no moment between two looks escapes. The worker stands still:
+The peak is the kernel's own (`VmHWM` of /proc, Linux), which no moment between two looks escapes.
+The worker stands still:
 what it does is not the API's memory.
 """
 
@@ -46,9 +48,17 @@ def bodies() -> Iterator[tuple[str, str, bytes]]:
         json.dumps({"model": MODEL, "prompt": [5] * 499_000}, separators=(",", ":")).encode(),
     )
     numbers = b",".join(b"%d" % (10_000_000 + i) for i in range(BODY_BYTES // 9 - 20))
-    yield "token ids beyond the vocabulary", COMPLETIONS, b'{"model":"%s","prompt":[%s]}' % (MODEL.encode(), numbers)
+    yield (
+        "token ids beyond the vocabulary",
+        COMPLETIONS,
+        b'{"model":"%s","prompt":[%s]}' % (MODEL.encode(), numbers),
+    )
     prompts = [[5] * 3_800 for _ in range(128)]
-    yield "128 prompts", COMPLETIONS, json.dumps({"model": MODEL, "prompt": prompts}, separators=(",", ":")).encode()
+    yield (
+        "128 prompts",
+        COMPLETIONS,
+        json.dumps({"model": MODEL, "prompt": prompts}, separators=(",", ":")).encode(),
+    )
     part = {"type": "text", "text": "ab"}
     messages = [{"role": "user", "content": [part] * 48} for _ in range(1_000)]
     yield (
@@ -56,11 +66,18 @@ def bodies() -> Iterator[tuple[str, str, bytes]]:
         CHAT,
         json.dumps({"model": MODEL, "messages": messages}, separators=(",", ":")).encode(),
     )
-    yield "members", JOBS, b'{"endpoint":"x","body":{%s}}' % b",".join(b'"%x":1' % i for i in range(190_000))
+    yield (
+        "members",
+        JOBS,
+        b'{"endpoint":"x","body":{%s}}' % b",".join(b'"%x":1' % i for i in range(190_000)),
+    )
     yield "lists", JOBS, b'{"endpoint":"x","body":[%s]}' % b",".join([b"[]"] * 49_990)
     yield "lists beyond the bound", JOBS, b"[" + b"[]," * (BODY_BYTES // 3 - 10) + b"1]"
     yield "levels beyond the bound", JOBS, b"[" * BODY_BYTES
-    job = {"endpoint": CHAT, "body": {"model": MODEL, "messages": [{"role": "user", "content": "1 + 1"}]}}
+    job = {
+        "endpoint": CHAT,
+        "body": {"model": MODEL, "messages": [{"role": "user", "content": "1 + 1"}]},
+    }
     yield "a small job", JOBS, json.dumps(job).encode()
 
 
@@ -77,7 +94,9 @@ def reset_peak(process: psutil.Process) -> None:
 async def sent(url: str, path: str, body: bytes, times: int) -> str:
     """The statuses of so many equal requests at once."""
     async with httpx.AsyncClient(base_url=url, timeout=300) as client:
-        answers = await asyncio.gather(*(client.post(path, content=body, headers=JSON) for _ in range(times)))
+        answers = await asyncio.gather(
+            *(client.post(path, content=body, headers=JSON) for _ in range(times))
+        )
     return ", ".join(sorted({str(answer.status_code) for answer in answers}))
 
 

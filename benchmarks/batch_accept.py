@@ -1,7 +1,9 @@
-"""A large batch: how long until it is uploaded, checked and made of jobs, and what memory the API takes for it.
+"""A large batch: how long until it is uploaded, checked and made of jobs, and what memory the API
+takes for it.
 
-The API checks and stores while the worker already runs the first lines, as it always is. Memory is the API process's resident
-set: what stays bounded is the difference between the peak and the start, for any number of lines.
+The API checks and stores while the worker already runs the first lines, as it always is. Memory is
+the API process's resident set: what stays bounded is the difference between the peak and the start,
+for any number of lines.
 """
 
 from __future__ import annotations
@@ -54,11 +56,18 @@ class Memory:
 
 
 def write_lines(path: Path, count: int, words: int, line_bytes: int = 0) -> None:
-    """So many requests of about so many words; with labels that no model reads, each has about `line_bytes`, 8,000 at most."""
+    """So many requests of about so many words; with labels that no model reads, each has about
+    `line_bytes`, 8,000 at most.
+    """
     with path.open("w", encoding="utf-8") as file:
         for i in range(count):
             text = "What is 17 + 25? " + "apple river " * (words // 2)
-            body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "max_tokens": 1, "seed": i}
+            body = {
+                "model": MODEL,
+                "messages": [{"role": "user", "content": text}],
+                "max_tokens": 1,
+                "seed": i,
+            }
             missing = line_bytes - len(text) - LINE_BYTES_MORE
             if missing > 0:
                 body["metadata"] = {
@@ -89,9 +98,14 @@ def _wait(client: httpx.Client, batch_id: str, done: Any) -> dict[str, Any]:
 
 
 def run(*, lines: int, words: int, worker: str, line_bytes: int = 0) -> dict[str, Any]:
-    """Args: worker: `running`, as it is in practice; `stopped`, so that the API and PostgreSQL have the cores."""
+    """Args: worker: `running`, as it is in practice; `stopped`, so that the API and PostgreSQL have
+    the cores.
+    """
     row: dict[str, Any] = {"lines": lines, "worker": worker}
-    with public_folder() as folder, served(bundled.folder(bundled.DEFAULT_MODEL), name=MODEL, slots=SLOTS) as url:
+    with (
+        public_folder() as folder,
+        served(bundled.folder(bundled.DEFAULT_MODEL), name=MODEL, slots=SLOTS) as url,
+    ):
         parts = {p.cmdline()[-1]: p for p in psutil.Process().children()}
         api = parts["api"]
         if worker == "stopped":
@@ -101,7 +115,9 @@ def run(*, lines: int, words: int, worker: str, line_bytes: int = 0) -> dict[str
         row["file_mb"] = source.stat().st_size / MIB
         with httpx.Client(base_url=url, timeout=600) as client, Memory(api) as memory:
             with _timed(row, "upload_s"), source.open("rb") as file:
-                sent = client.post("/v1/files", files={"file": ("lines.jsonl", file)}, data={"purpose": "batch"})
+                sent = client.post(
+                    "/v1/files", files={"file": ("lines.jsonl", file)}, data={"purpose": "batch"}
+                )
                 file_id = sent.raise_for_status().json()["id"]
             body = {"input_file_id": file_id, "endpoint": ENDPOINT, "completion_window": "24h"}
             batch_id = client.post("/v1/batches", json=body).raise_for_status().json()["id"]
@@ -110,7 +126,10 @@ def run(*, lines: int, words: int, worker: str, line_bytes: int = 0) -> dict[str
             say(f"{lines} lines are checked")
             with _timed(row, "stored_s"):
                 _wait(client, batch_id, lambda b: b["vdiff"]["stored"] == lines)
-            with _timed(row, "download_s"), client.stream("GET", f"/v1/files/{file_id}/content") as answer:
+            with (
+                _timed(row, "download_s"),
+                client.stream("GET", f"/v1/files/{file_id}/content") as answer,
+            ):
                 size = sum(len(part) for part in answer.iter_bytes())
             if size != source.stat().st_size:
                 raise RuntimeError(f"{size} bytes came back of {source.stat().st_size}")

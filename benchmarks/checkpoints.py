@@ -1,4 +1,6 @@
-"""Random-weight checkpoints in LLaDA's layout, made on the fly: speed does not depend on what the weights say."""
+"""Random-weight checkpoints in LLaDA's layout, made on the fly: speed does not depend on what the
+weights say.
+"""
 
 from __future__ import annotations
 
@@ -39,10 +41,15 @@ def make(folder: Path, shape: Shape, seed: int = 0) -> Path:
         shutil.copy(tiny / name, folder / name)
     config = json.loads((tiny / "config.json").read_text(encoding="utf-8"))
     config |= {
-        "d_model": shape.width, "n_layers": shape.layers, "n_heads": shape.heads, "n_kv_heads": shape.heads,
-        "mlp_hidden_size": shape.mlp, "embedding_size": shape.vocab, "vocab_size": shape.vocab,
+        "d_model": shape.width,
+        "n_layers": shape.layers,
+        "n_heads": shape.heads,
+        "n_kv_heads": shape.heads,
+        "mlp_hidden_size": shape.mlp,
+        "embedding_size": shape.vocab,
+        "vocab_size": shape.vocab,
         "max_sequence_length": shape.context,
-    }  # fmt: skip
+    }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (folder / "generation_config.json").write_text('{"temperature": 0.0}', encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
@@ -61,7 +68,9 @@ def make(folder: Path, shape: Shape, seed: int = 0) -> Path:
     return folder
 
 
-def step_ms(model: Path, *, slots: int, prompt_tokens: int, max_tokens: int, threads: int | None = None) -> float:
+def step_ms(
+    model: Path, *, slots: int, prompt_tokens: int, max_tokens: int, threads: int | None = None
+) -> float:
     """Mean time of a full batch's step, milliseconds."""
     from shared.sampling_params import SamplingParams
 
@@ -70,7 +79,9 @@ def step_ms(model: Path, *, slots: int, prompt_tokens: int, max_tokens: int, thr
         params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
         for _ in range(2):  # the first warms up
             before, began = engine.stats.steps, time.perf_counter()
-            handles = [engine.submit(f"r{i}", [i + 1] * prompt_tokens, params) for i in range(slots)]
+            handles = [
+                engine.submit(f"r{i}", [i + 1] * prompt_tokens, params) for i in range(slots)
+            ]
             for handle in handles:
                 handle.result()
             elapsed, steps = time.perf_counter() - began, engine.stats.steps - before
@@ -84,7 +95,9 @@ def make_slow(
     layers = 4
     for attempt in range(6):
         model = make(folder / f"slow-{attempt}", Shape(width=384, heads=6, mlp=1024, layers=layers))
-        measured = step_ms(model, slots=slots, prompt_tokens=prompt_tokens, max_tokens=min(max_tokens, 8))
+        measured = step_ms(
+            model, slots=slots, prompt_tokens=prompt_tokens, max_tokens=min(max_tokens, 8)
+        )
         if measured >= at_least_ms:
             return model, measured
         shutil.rmtree(model)

@@ -1,8 +1,10 @@
-"""What submitting, dispatching and claiming cost with few and with very many jobs waiting, and by which plans.
+"""What submitting, dispatching and claiming cost with few and with very many jobs waiting, and by
+which plans.
 
     python benchmarks/dispatch.py [--depths 1000,1000000] [--output docs/benchmarks/dispatch.md]
 
-On an embedded PostgreSQL of its own (synchronous_commit on), with the statements that API and workers use.
+On an embedded PostgreSQL of its own (synchronous_commit on), with the statements that API and
+workers use.
 """
 
 from __future__ import annotations
@@ -47,9 +49,18 @@ def milliseconds(action: Callable[[int], object]) -> tuple[float, float]:
 
 def measure(database: Database) -> dict[str, tuple[float, float]]:
     def values(job_id: str) -> dict[str, object]:
-        return {"id": job_id, "tenant": "tenant-7", "endpoint": "/v1/completions", "model": MODEL, "priority": "bulk",
-                "key_id": "", "body": {"prompt": "x"},
-                "params": {"max_tokens": 64}, "prompt_token_ids": [1] * 8, "tokens": 72}  # fmt: skip
+        return {
+            "id": job_id,
+            "tenant": "tenant-7",
+            "endpoint": "/v1/completions",
+            "model": MODEL,
+            "priority": "bulk",
+            "key_id": "",
+            "body": {"prompt": "x"},
+            "params": {"max_tokens": 64},
+            "prompt_token_ids": [1] * 8,
+            "tokens": 72,
+        }
 
     def submit(i: int) -> None:
         with database.write() as session:
@@ -62,7 +73,10 @@ def measure(database: Database) -> dict[str, tuple[float, float]]:
             found = session.execute(
                 lanes.candidates(MODEL, "bulk", clock=0.0, lanes=2 * WINDOW, per_lane=WINDOW // 2)
             ).all()
-            taken.extend(row.id for row in session.execute(lanes.take([row.id for row in found[: WINDOW // 2]])))
+            taken.extend(
+                row.id
+                for row in session.execute(lanes.take([row.id for row in found[: WINDOW // 2]]))
+            )
 
     def claim(i: int) -> None:
         with database.write() as session:
@@ -85,15 +99,23 @@ def measure(database: Database) -> dict[str, tuple[float, float]]:
 
 def plans(database: Database) -> dict[str, str]:
     statements = {
-        "the candidates of a round": lanes.candidates(MODEL, "bulk", clock=0.0, lanes=2 * WINDOW, per_lane=WINDOW // 2),
+        "the candidates of a round": lanes.candidates(
+            MODEL, "bulk", clock=0.0, lanes=2 * WINDOW, per_lane=WINDOW // 2
+        ),
         "what a tenant has queued": lanes.queued_of("tenant-7", ""),
     }
     shown = {}
     with database.read() as session:
-        job_id = session.execute(text("SELECT id FROM jobs WHERE status = 'queued' LIMIT 1")).scalar_one()
-        statements["a claim (rolled back)"] = repository.claim(job_id, worker_id="w", lease_seconds=1)
+        job_id = session.execute(
+            text("SELECT id FROM jobs WHERE status = 'queued' LIMIT 1")
+        ).scalar_one()
+        statements["a claim (rolled back)"] = repository.claim(
+            job_id, worker_id="w", lease_seconds=1
+        )
     for name, statement in statements.items():
-        sql = str(statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True}))
+        sql = str(
+            statement.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+        )
         with database.engine.connect() as connection:
             lines = connection.exec_driver_sql(
                 "EXPLAIN (ANALYZE, COSTS OFF, BUFFERS OFF) " + sql.replace("%", "%%")
@@ -116,8 +138,13 @@ def run(counts: list[int]) -> str:
                 for start in range(1, count + 1, 50_000):
                     with database.write() as session:
                         stop = min(start + 49_999, count)
-                        session.execute(text(FILL), {"tenants": TENANTS, "count": count, "start": start, "stop": stop})
-                with database.engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+                        session.execute(
+                            text(FILL),
+                            {"tenants": TENANTS, "count": count, "start": start, "stop": stop},
+                        )
+                with database.engine.execution_options(
+                    isolation_level="AUTOCOMMIT"
+                ).connect() as connection:
                     connection.exec_driver_sql("VACUUM ANALYZE")
                 results[count] = measure(database)
                 shown = plans(database)
@@ -149,7 +176,9 @@ def report(results: dict[int, dict[str, tuple[float, float]]], shown: dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--depths", default="1000,1000000", help="queue lengths")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()

@@ -1,8 +1,9 @@
 """The engine against a plain loop, same weights and same steps.
 
-The loop is written as published programs are (LLaDA's generate.py): each step a forward over prompt and whole answer, the
-head over every position, a softmax in float64 over the whole vocabulary, the surest masked position committed. It has no
-batching of its own: several requests go one after another, or, where their prompts are of one length, in one tensor.
+The loop is written as published programs are (LLaDA's generate.py): each step a forward over prompt
+and whole answer, the head over every position, a softmax in float64 over the whole vocabulary, the
+surest masked position committed. It has no batching of its own: several requests go one after
+another, or, where their prompts are of one length, in one tensor.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def full_logits(model: Transformer, ids: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def plain_loop(model: Transformer, prompts: list[list[int]], mask: int, max_tokens: int) -> list[list[int]]:
+def plain_loop(
+    model: Transformer, prompts: list[list[int]], mask: int, max_tokens: int
+) -> list[list[int]]:
     """One block, one token a step. Prompts of one length."""
     start = len(prompts[0])
     ids = torch.tensor([prompt + [mask] * max_tokens for prompt in prompts])  # [batch, length]
@@ -81,7 +84,9 @@ def run(
             )
 
             def batched(prompts: list[list[int]]) -> list[list[int]]:
-                handles = [engine.submit(f"r{i}", prompt, params) for i, prompt in enumerate(prompts)]
+                handles = [
+                    engine.submit(f"r{i}", prompt, params) for i, prompt in enumerate(prompts)
+                ]
                 return [handle.result().outputs[0].token_ids for handle in handles]
 
             say(f"engine: {torch.get_num_threads()} torch threads")
@@ -90,14 +95,20 @@ def run(
                 prompts = [[(7 * i + j) % 256 for j in range(prompt_tokens)] for i in range(count)]
                 ours, answers = _timed(lambda prompts=prompts: batched(prompts))
                 one_by_one, expected = _timed(
-                    lambda prompts=prompts: [plain_loop(engine.model, [p], mask, max_tokens)[0] for p in prompts]
+                    lambda prompts=prompts: [
+                        plain_loop(engine.model, [p], mask, max_tokens)[0] for p in prompts
+                    ]
                 )
                 together = one_by_one
                 if count > 1:
-                    together, _ = _timed(lambda prompts=prompts: plain_loop(engine.model, prompts, mask, max_tokens))
+                    together, _ = _timed(
+                        lambda prompts=prompts: plain_loop(engine.model, prompts, mask, max_tokens)
+                    )
                 tokens = count * max_tokens
                 same = sum(
-                    a == b for mine, its in zip(answers, expected, strict=True) for a, b in zip(mine, its, strict=True)
+                    a == b
+                    for mine, its in zip(answers, expected, strict=True)
+                    for a, b in zip(mine, its, strict=True)
                 )
                 rows.append(
                     {

@@ -1,10 +1,12 @@
 """Cost of idle followers: transactions, Redis connections, CPU and memory of one API process.
 
-    python benchmarks/followers.py [--followers 2000] [--seconds 30] [--output docs/benchmarks/followers.md]
+    python benchmarks/followers.py [--followers 2000] [--seconds 30] [--output
+    docs/benchmarks/followers.md]
 
-A whole vdiff of its own, whose worker is stopped once its model is registered, so that every job stays queued. The followers
-are event streams of jobs, OpenAI streams, sync calls, long polls and streams of the overview. Transactions are those of
-pg_stat_database, connections those of CLIENT LIST, before and with the followers.
+A whole vdiff of its own, whose worker is stopped once its model is registered, so that every job
+stays queued. The followers are event streams of jobs, OpenAI streams, sync calls, long polls and
+streams of the overview. Transactions are those of pg_stat_database, connections those of CLIENT
+LIST, before and with the followers.
 """
 
 from __future__ import annotations
@@ -31,7 +33,13 @@ from shared.db.session import Database
 from vdiff import bundled
 
 MODEL = "m"
-SHARES = {"job events": 40, "OpenAI streams": 20, "sync calls": 20, "long polls": 15, "overview streams": 5}  # percent
+SHARES = {
+    "job events": 40,
+    "OpenAI streams": 20,
+    "sync calls": 20,
+    "long polls": 15,
+    "overview streams": 5,
+}  # percent
 AT_ONCE = 32  # requests that are being opened
 BOUND_TRANSACTIONS, BOUND_CONNECTIONS = 20.0, 10
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8}
@@ -64,17 +72,26 @@ def api_process() -> int:
 def look(database: Database, client: redis.Redis, pid: int) -> Sample:
     with database.read() as session:
         session.execute(text("SELECT pg_stat_force_next_flush()"))
-        total = text("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
+        total = text(
+            "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+        )
         transactions = int(session.execute(total).scalar_one())
     ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     status = Path(f"/proc/{pid}/status").read_text()
-    memory = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+    memory = (
+        int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+        * 1024
+    )
     cpu = (int(ticks[11]) + int(ticks[12])) / os.sysconf("SC_CLK_TCK")
     return Sample(time.monotonic(), transactions, len(client.client_list()), cpu, memory)  # type: ignore[arg-type]
 
 
-async def open_one(url: str, kind: str, job_id: str, gate: asyncio.Semaphore) -> asyncio.StreamWriter:
-    """Send a follower's request. A stream is there with its first bytes, another one once it is sent."""
+async def open_one(
+    url: str, kind: str, job_id: str, gate: asyncio.Semaphore
+) -> asyncio.StreamWriter:
+    """Send a follower's request. A stream is there with its first bytes, another one once it is
+    sent.
+    """
     where = urlsplit(url)
     body = b""
     if kind in ("OpenAI streams", "sync calls"):
@@ -86,9 +103,7 @@ async def open_one(url: str, kind: str, job_id: str, gate: asyncio.Semaphore) ->
         head = f"GET /v1/jobs/{job_id}" + ("/events" if kind == "job events" else "?wait=280")
     async with gate:
         reader, writer = await asyncio.open_connection(where.hostname, where.port)
-        lines = (
-            f"{head} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-        )
+        lines = f"{head} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         writer.write(f"{lines}\r\n\r\n".encode() + body)
         await writer.drain()
         if kind.endswith(("streams", "events")):
@@ -98,7 +113,9 @@ async def open_one(url: str, kind: str, job_id: str, gate: asyncio.Semaphore) ->
     return writer
 
 
-async def measure(parts: Any, client: redis.Redis, followers: int, seconds: float) -> dict[str, Any]:
+async def measure(
+    parts: Any, client: redis.Redis, followers: int, seconds: float
+) -> dict[str, Any]:
     database, pid = Database(parts.database_url), api_process()
     with database.read() as session:
         for worker in session.execute(text("SELECT pid FROM workers")).scalars():
@@ -108,7 +125,9 @@ async def measure(parts: Any, client: redis.Redis, followers: int, seconds: floa
         needed = counts["job events"] + counts["long polls"]
         ids = []
         for _ in range(needed):
-            answer = await http.post("/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": CHAT})
+            answer = await http.post(
+                "/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": CHAT}
+            )
             ids.append(answer.raise_for_status().json()["id"])
     await asyncio.sleep(5)
     idle = [look(database, client, pid)]
@@ -117,11 +136,17 @@ async def measure(parts: Any, client: redis.Redis, followers: int, seconds: floa
     gate, opened = asyncio.Semaphore(AT_ONCE), []
     for kind, count in counts.items():
         wanted = [ids.pop() if kind in ("job events", "long polls") else "" for _ in range(count)]
-        opened += await asyncio.gather(*(open_one(parts.url, kind, job_id, gate) for job_id in wanted))
+        opened += await asyncio.gather(
+            *(open_one(parts.url, kind, job_id, gate) for job_id in wanted)
+        )
     async with httpx.AsyncClient(base_url=parts.url, timeout=60) as http:
         while True:  # until the last sync call and long poll is in
             page = (await http.get("/metrics")).text
-            there = next(float(line.split()[1]) for line in page.splitlines() if line.startswith("vdiff_followers "))
+            there = next(
+                float(line.split()[1])
+                for line in page.splitlines()
+                if line.startswith("vdiff_followers ")
+            )
             if there >= sum(counts.values()):
                 break
             await asyncio.sleep(0.5)
@@ -146,7 +171,9 @@ def rates(before: Sample, after: Sample) -> dict[str, float]:
 
 
 def report(found: dict[str, Any], followers: int, seconds: float) -> str:
-    rows = "\n".join(f"| {name} | {value} | {found['with'][name]} |" for name, value in found["without"].items())
+    rows = "\n".join(
+        f"| {name} | {value} | {found['with'][name]} |" for name, value in found["without"].items()
+    )
     kinds = ", ".join(f"{count} {kind}" for kind, count in found["counts"].items())
     return (
         f"# Idle followers\n\n`python benchmarks/followers.py --followers {followers} --seconds {seconds:g}` on "
@@ -159,15 +186,21 @@ def report(found: dict[str, Any], followers: int, seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--followers", type=int, default=2_000, help="how many [2000]")
     parser.add_argument("--seconds", type=float, default=30.0, help="of each measurement [30]")
     parser.add_argument("--output", type=Path, help="write the page here [stdout]")
     args = parser.parse_args()
     files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65_536)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    resource.setrlimit(
+        resource.RLIMIT_NOFILE, (files, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    )
     settings = {"VDIFF_MAX_WAIT_SECONDS": "290", "VDIFF_WORKER_STALE_SECONDS": "3600"}
-    with whole(Path(bundled.folder(bundled.DEFAULT_MODEL)), name=MODEL, slots=1, settings=settings) as parts:
+    with whole(
+        Path(bundled.folder(bundled.DEFAULT_MODEL)), name=MODEL, slots=1, settings=settings
+    ) as parts:
         client = redis.Redis.from_url(parts.redis_url)
         found = asyncio.run(measure(parts, client, args.followers, args.seconds))
         client.close()

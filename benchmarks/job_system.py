@@ -1,6 +1,8 @@
-"""What the job system itself can do: accepting, the way from claim to end, webhooks, and urgent jobs before a long queue.
+"""What the job system itself can do: accepting, the way from claim to end, webhooks, and urgent
+jobs before a long queue.
 
-PostgreSQL runs as it does for users, with synchronous_commit on. A model that nobody serves takes what is only to be accepted.
+PostgreSQL runs as it does for users, with synchronous_commit on. A model that nobody serves takes
+what is only to be accepted.
 """
 
 from __future__ import annotations
@@ -52,14 +54,20 @@ def _until(check: Callable[[], bool], what: str, every: float = 0.02) -> None:
 def _register_waiting(database: Database) -> None:
     with database.write() as session:
         row = session.execute(serving.get_model(SERVED)).one()
-        session.execute(serving.register_model(ModelCard.from_json({**row.card, "name": WAITS}), row.tokenizer_files))
+        session.execute(
+            serving.register_model(
+                ModelCard.from_json({**row.card, "name": WAITS}), row.tokenizer_files
+            )
+        )
     time.sleep(1.5)  # what the API trusts a list of models for
 
 
 def _copies(database: Database, job_id: str, *, model: str, tenant: str, count: int) -> None:
     with database.write() as session:
         session.execute(text("SET LOCAL statement_timeout = 0"))
-        session.execute(text(COPIES), {"id": job_id, "model": model, "tenant": tenant, "count": count})
+        session.execute(
+            text(COPIES), {"id": job_id, "model": model, "tenant": tenant, "count": count}
+        )
 
 
 def _commits(database: Database) -> str:
@@ -100,16 +108,31 @@ async def _post_all(url: str, jobs: int, clients: int) -> float:
 
 def _batch(parts: Whole, database: Database, jobs: int) -> float:
     lines = [
-        json.dumps({"custom_id": str(i), "method": "POST", "url": "/v1/chat/completions", "body": _job(WAITS)["body"]})
+        json.dumps(
+            {
+                "custom_id": str(i),
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": _job(WAITS)["body"],
+            }
+        )
         for i in range(jobs)
     ]
     with httpx.Client(base_url=parts.url, timeout=300) as client:
         upload = {"file": ("lines.jsonl", "\n".join(lines).encode())}
-        file = client.post("/v1/files", files=upload, data={"purpose": "batch"}).raise_for_status().json()
+        file = (
+            client.post("/v1/files", files=upload, data={"purpose": "batch"})
+            .raise_for_status()
+            .json()
+        )
         began = time.perf_counter()
         made = client.post(
             "/v1/batches",
-            json={"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"},
+            json={
+                "input_file_id": file["id"],
+                "endpoint": "/v1/chat/completions",
+                "completion_window": "24h",
+            },
         ).raise_for_status()
 
     def stored() -> bool:
@@ -134,13 +157,15 @@ def overhead(*, samples: int) -> list[dict[str, Any]]:
     ):
         database = Database(parts.database_url)
         for _ in progress(range(samples + 5), samples + 5, "overhead"):
-            client.post("/v1/jobs", json=_job(SERVED), headers={"prefer": "wait=30"}).raise_for_status()
-        query = (
-            "SELECT extract(epoch FROM finished_at - started_at) * 1000 AS held, timing FROM jobs ORDER BY id OFFSET 5"
-        )
+            client.post(
+                "/v1/jobs", json=_job(SERVED), headers={"prefer": "wait=30"}
+            ).raise_for_status()
+        query = "SELECT extract(epoch FROM finished_at - started_at) * 1000 AS held, timing FROM jobs ORDER BY id OFFSET 5"
         with database.read() as session:
             for row in session.execute(text(query)):
-                engine = row.timing["admitted_ms"] + row.timing["prompt_ms"] + row.timing["denoise_ms"]
+                engine = (
+                    row.timing["admitted_ms"] + row.timing["prompt_ms"] + row.timing["denoise_ms"]
+                )
                 rows.append((float(row.held), engine))
         database.dispose()
     over = [held - engine for held, engine in rows]
@@ -180,7 +205,11 @@ def webhooks(*, deliveries: int) -> list[dict[str, Any]]:
     try:
         with (
             whole(
-                bundled.folder(bundled.DEFAULT_MODEL), name=SERVED, slots=4, settings=settings, more=("deliver",)
+                bundled.folder(bundled.DEFAULT_MODEL),
+                name=SERVED,
+                slots=4,
+                settings=settings,
+                more=("deliver",),
             ) as parts,
             httpx.Client(base_url=parts.url, timeout=60) as client,
         ):
@@ -195,7 +224,9 @@ def webhooks(*, deliveries: int) -> list[dict[str, Any]]:
             began = time.perf_counter()
             with database.write() as session:
                 session.execute(
-                    repository.cancel_where(repository.JOBS.c.model == WAITS, repository.JOBS.c.id != template)
+                    repository.cancel_where(
+                        repository.JOBS.c.model == WAITS, repository.JOBS.c.id != template
+                    )
                 )
             _until(lambda: got >= jobs * ENDPOINTS, "all delivered")
             seconds = time.perf_counter() - began
@@ -203,7 +234,13 @@ def webhooks(*, deliveries: int) -> list[dict[str, Any]]:
     finally:
         receiver.shutdown()
         receiver.server_close()
-    return [{"deliveries": jobs * ENDPOINTS, "receivers": ENDPOINTS, "deliveries_per_s": jobs * ENDPOINTS / seconds}]
+    return [
+        {
+            "deliveries": jobs * ENDPOINTS,
+            "receivers": ENDPOINTS,
+            "deliveries_per_s": jobs * ENDPOINTS / seconds,
+        }
+    ]
 
 
 def interactive(*, samples: int, waiting: int) -> list[dict[str, Any]]:
@@ -215,7 +252,9 @@ def interactive(*, samples: int, waiting: int) -> list[dict[str, Any]]:
         httpx.Client(base_url=parts.url, timeout=120) as client,
     ):
         database = Database(parts.database_url)
-        template = client.post("/v1/jobs", json=_job(SERVED), headers={"prefer": "wait=30"}).raise_for_status()
+        template = client.post(
+            "/v1/jobs", json=_job(SERVED), headers={"prefer": "wait=30"}
+        ).raise_for_status()
         for count in (0, waiting):
             if count:
                 _copies(database, template.json()["id"], model=SERVED, tenant="bulk", count=count)

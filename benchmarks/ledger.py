@@ -1,9 +1,10 @@
-"""Fill a ledger with millions of jobs and print plans and times of the lists, the counts and the retention.
+"""Fill a ledger with millions of jobs and print plans and times of the lists, the counts and the
+retention.
 
     python benchmarks/ledger.py --database-url postgresql://... --rows 10000000
 
-The database must be migrated, and is filled with rows of one large tenant and a hundred small ones. `docs/benchmarks/ledger.md`
-has what it printed.
+The database must be migrated, and is filled with rows of one large tenant and a hundred small ones.
+`docs/benchmarks/ledger.md` has what it printed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from shared.webhooks import repository as webhooks
 TENANT = "large"
 CHUNK = 250_000
 TRIES = 5
-# Three months of jobs: one in a thousand failed, twenty models of which the last is rare, labels that are common or unique.
+# Three months of jobs: one in a thousand failed, twenty models of which the last is rare, labels
+# that are common or unique.
 FILL = """
 INSERT INTO jobs (id, tenant, endpoint, model, status, metadata, body, params, prompt_token_ids, created_at, queued_at,
                   finished_at, result, error, usage, retain_seconds, purge_after)
@@ -50,13 +52,16 @@ FROM (
 ) AS made
 """
 DIGITS = " || ".join(
-    f"substr('0123456789abcdefghjkmnpqrstvwxyz', 1 + ((ms >> {5 * i}) & 31)::int, 1)" for i in range(9, -1, -1)
+    f"substr('0123456789abcdefghjkmnpqrstvwxyz', 1 + ((ms >> {5 * i}) & 31)::int, 1)"
+    for i in range(9, -1, -1)
 )
 BODY = json.dumps({"messages": [{"role": "user", "content": "x" * 250}]})
 COUNT = """
 INSERT INTO count_deltas (kind, tenant, status, amount) SELECT 'job', tenant, status, count(*) FROM jobs GROUP BY 2, 3
 """
-INDEXES = "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'jobs' AND indexname <> 'pk_jobs'"
+INDEXES = (
+    "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'jobs' AND indexname <> 'pk_jobs'"
+)
 
 
 def fill(database: Database, rows: int) -> None:
@@ -70,8 +75,15 @@ def fill(database: Database, rows: int) -> None:
         with database.write() as session:
             session.execute(text("SET LOCAL statement_timeout = 0"))
             session.execute(text("SET LOCAL synchronous_commit = off"))
-            session.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers; COUNT does their work
-            values = {"first": first, "last": min(first + CHUNK - 1, rows), "rows": rows, "body": BODY}
+            session.execute(
+                text("SET LOCAL session_replication_role = replica")
+            )  # no triggers; COUNT does their work
+            values = {
+                "first": first,
+                "last": min(first + CHUNK - 1, rows),
+                "rows": rows,
+                "body": BODY,
+            }
             prompt = "{" + ",".join(map(str, range(50))) + "}"
             session.execute(text(FILL.replace("{digits}", DIGITS)), {**values, "prompt": prompt})
         print(f"{first + CHUNK - 1:>10} rows after {time.monotonic() - began:.0f} s", flush=True)
@@ -80,7 +92,9 @@ def fill(database: Database, rows: int) -> None:
         connection.execute(text("SET maintenance_work_mem = '1GB'"))
         for definition in built:
             connection.execute(text(definition))
-            print(f"{definition.split(' ON ')[0]} after {time.monotonic() - began:.0f} s", flush=True)
+            print(
+                f"{definition.split(' ON ')[0]} after {time.monotonic() - began:.0f} s", flush=True
+            )
         connection.execute(text("VACUUM (ANALYZE) jobs"))
         connection.execute(text(COUNT))
         connection.execute(counts.roll_up())
@@ -108,17 +122,26 @@ def lists(url: str) -> None:
     now = datetime.now(UTC)
     database = ListsDatabase(url)
     cases: dict[str, dict[str, Any]] = {
-        "no filter": {}, "status (rare)": {"status": "failed"}, "status (common)": {"status": "succeeded"},
-        "model (rare)": {"model": "model-rare"}, "model (common)": {"model": "model-1"},
-        "model that does not exist": {"model": "none"}, "status and model": {"status": "failed", "model": "model-3"},
+        "no filter": {},
+        "status (rare)": {"status": "failed"},
+        "status (common)": {"status": "succeeded"},
+        "model (rare)": {"model": "model-rare"},
+        "model (common)": {"model": "model-1"},
+        "model that does not exist": {"model": "none"},
+        "status and model": {"status": "failed", "model": "model-3"},
         "created_after an hour ago": {"created_after": now - timedelta(hours=1)},
         "created_after in the future": {"created_after": now + timedelta(days=1)},
-        "metadata (unique)": {"metadata": {"order": "4444444"}}, "metadata (common)": {"metadata": {"env": "prod"}},
+        "metadata (unique)": {"metadata": {"order": "4444444"}},
+        "metadata (common)": {"metadata": {"env": "prod"}},
         "metadata that does not exist": {"metadata": {"env": "none"}},
         "status and metadata": {"status": "failed", "metadata": {"env": "dev"}},
-        "model, status, metadata, time": {"model": "model-3", "status": "failed", "metadata": {"env": "prod"},
-                                          "created_after": now - timedelta(days=30)},
-    }  # fmt: skip
+        "model, status, metadata, time": {
+            "model": "model-3",
+            "status": "failed",
+            "metadata": {"env": "prod"},
+            "created_after": now - timedelta(days=30),
+        },
+    }
     with asyncio.Runner() as runner:
 
         def page(wanted: JobFilter) -> str:
@@ -140,11 +163,15 @@ def plans(database: Database) -> None:
     ):
         explain(database, name, listing.of_window(wanted, 21))
     explain(
-        database, "metadata, unique", listing.of_rare_metadata(JobFilter(TENANT, metadata={"order": "4444444"}), 21)
+        database,
+        "metadata, unique",
+        listing.of_rare_metadata(JobFilter(TENANT, metadata={"order": "4444444"}), 21),
     )
     explain(database, "jobs by state, for /metrics", counts.jobs_by_status())
     explain(database, "jobs by state, of one tenant", counts.jobs_by_status(TENANT))
-    statement = webhooks.list_deliveries(TENANT, endpoint_id=None, job_id=None, status="failed", before=None, limit=20)
+    statement = webhooks.list_deliveries(
+        TENANT, endpoint_id=None, job_id=None, status="failed", before=None, limit=20
+    )
     explain(database, "webhook deliveries that failed", statement)
 
 
@@ -161,14 +188,23 @@ def retention(database: Database, seconds: float) -> None:
             done += found
             if not found:
                 break
-        print(f"{name}: {done / (time.monotonic() - began):.0f} rows per second ({done} rows)", flush=True)
+        print(
+            f"{name}: {done / (time.monotonic() - began):.0f} rows per second ({done} rows)",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--database-url", required=True)
-    parser.add_argument("--rows", type=int, default=10_000_000, help="jobs to add; 0 measures what is there")
-    parser.add_argument("--retention-seconds", type=float, default=20.0, help="how long each removal runs")
+    parser.add_argument(
+        "--rows", type=int, default=10_000_000, help="jobs to add; 0 measures what is there"
+    )
+    parser.add_argument(
+        "--retention-seconds", type=float, default=20.0, help="how long each removal runs"
+    )
     given = parser.parse_args()
     database = Database(given.database_url)
     if given.rows:

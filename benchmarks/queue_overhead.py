@@ -1,7 +1,9 @@
-"""What the queue costs: one job at a time through HTTP, queue, worker and database, and the same request in process.
+"""What the queue costs: one job at a time through HTTP, queue, worker and database, and the same
+request in process.
 
-The two take turns, so that whatever else the machine does hits both. A random model of a fixed amount of work is not
-needed: the request is greedy, its text and its number of steps are the same each time.
+The two take turns, so that whatever else the machine does hits both. A random model of a fixed
+amount of work is not needed: the request is greedy, its text and its number of steps are the same
+each time.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ def run(*, samples: int, slots: int = 8) -> dict[str, Any]:
         timings: list[dict[str, float]] = []
         for number in progress(range(WARM_UP + samples), WARM_UP + samples, "queue overhead"):
             began = time.perf_counter()
-            answer = client.post("/v1/chat/completions", json={"model": "vdiff-tiny", "messages": MESSAGES, **FIELDS})
+            answer = client.post(
+                "/v1/chat/completions", json={"model": "vdiff-tiny", "messages": MESSAGES, **FIELDS}
+            )
             between = time.perf_counter()
             output = engine.submit(f"r{number}", ids, params).result()
             ended = time.perf_counter()

@@ -1,4 +1,6 @@
-"""What every benchmark prints and writes: progress with an ETA, a small table, JSON with the machine's facts."""
+"""What every benchmark prints and writes: progress with an ETA, a small table, JSON with the
+machine's facts.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
             told = now
             left = (total - done) * (now - began) / done
             end = "\r" if terminal else "\n"
-            print(f"{what}: {done}/{total}, ETA {left:.0f} s   ", end=end, file=sys.stderr, flush=True)
+            print(
+                f"{what}: {done}/{total}, ETA {left:.0f} s   ", end=end, file=sys.stderr, flush=True
+            )
         yield item
     if terminal:
         print(" " * 70, end="\r", file=sys.stderr, flush=True)
@@ -49,11 +53,25 @@ def machine() -> dict[str, Any]:
     model = platform.processor()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    packages = ("torch", "celery", "redis", "fastapi", "sqlalchemy", "psycopg", "asyncpg", "uvicorn")
+        model = next(
+            (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+            model,
+        )
+    packages = (
+        "torch",
+        "celery",
+        "redis",
+        "fastapi",
+        "sqlalchemy",
+        "psycopg",
+        "asyncpg",
+        "uvicorn",
+    )
     return {
         "cpu": model,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "load_average_before": os.getloadavg(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
@@ -84,11 +102,16 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     names = list(rows[0])
     cells = [names, *([_shown(row[name]) for name in names] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
-    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
-def publish(name: str, rows: Sequence[Mapping[str, Any]], runs: Any, facts: Mapping[str, Any], output: Path) -> None:
+def publish(
+    name: str, rows: Sequence[Mapping[str, Any]], runs: Any, facts: Mapping[str, Any], output: Path
+) -> None:
     """Print the table, write the JSON: what was run, where, the medians and every run."""
     print(f"\n{name}\n{table(rows)}", flush=True)
     output.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,6 @@
-"""A whole vdiff for a benchmark: PostgreSQL, Redis, one worker and the API on free ports, gone when the block ends."""
+"""A whole vdiff for a benchmark: PostgreSQL, Redis, one worker and the API on free ports, gone when
+the block ends.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +43,15 @@ def public_folder() -> Iterator[Path]:
 def _start(command: str, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "vdiff", command], env=env, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=output, start_new_session=True, preexec_fn=die_with_parent(),
-        )  # fmt: skip
+            [sys.executable, "-m", "vdiff", command],
+            env=env,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            preexec_fn=die_with_parent(),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +65,21 @@ class Whole:
 
 @contextmanager
 def served(model: Path, *, name: str, slots: int) -> Iterator[str]:
-    """The URL of an API whose only worker serves the model as `name` with so many slots. Raises as `whole` does."""
+    """The URL of an API whose only worker serves the model as `name` with so many slots. Raises as
+    `whole` does.
+    """
     with whole(model, name=name, slots=slots) as parts:
         yield parts.url
 
 
 @contextmanager
 def whole(
-    model: Path, *, name: str, slots: int, settings: Mapping[str, str] | None = None, more: Sequence[str] = ()
+    model: Path,
+    *,
+    name: str,
+    slots: int,
+    settings: Mapping[str, str] | None = None,
+    more: Sequence[str] = (),
 ) -> Iterator[Whole]:
     """`served`, with its database.
 
@@ -73,7 +88,8 @@ def whole(
         more: commands to be run beside worker and API: `deliver` for one.
 
     Raises:
-        RuntimeError: a part ended or was not ready in time; the last lines of its log are in the message.
+        RuntimeError: a part ended or was not ready in time; the last lines of its log are in the
+            message.
     """
     with ExitStack() as stack:
         folder = stack.enter_context(public_folder())
@@ -96,7 +112,9 @@ def whole(
             "VDIFF_DRAIN_SECONDS": "0",
             **(settings or {}),
         }
-        parts = {part: _start(part, env, folder / f"{part}.log") for part in ("worker", "api", *more)}
+        parts = {
+            part: _start(part, env, folder / f"{part}.log") for part in ("worker", "api", *more)
+        }
         for process in parts.values():
             stack.callback(stop_process, process, signal.SIGTERM, STOP_SECONDS)
         url = f"http://127.0.0.1:{port}"

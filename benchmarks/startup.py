@@ -1,6 +1,7 @@
 """`make up` of a fresh clone to the first answer: cold (no .venv, no data) and warm (both there).
 
-Only what is committed is cloned. pip's own cache is left as it is: what it already has is not downloaded again.
+Only what is committed is cloned. pip's own cache is left as it is: what it already has is not
+downloaded again.
 """
 
 from __future__ import annotations
@@ -31,20 +32,31 @@ def first_answer(clone: Path, what: str, limit_seconds: float) -> dict[str, Any]
     """Seconds from `make up` to ready and to the first answer, and from SIGINT to the end."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
-    env = {k: v for k, v in clean_environment().items() if k not in ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL")}
+    env = {
+        k: v
+        for k, v in clean_environment().items()
+        if k not in ("PYTHONPATH", "MAKEFLAGS", "MAKELEVEL")
+    }
     log = clone.parent / f"{what}.log"
     began = told = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
-            ["make", "up", f"ARGS=--port {port}"], cwd=clone, env=env, stdin=subprocess.DEVNULL, stdout=output,
-            stderr=output, start_new_session=True,
-        )  # fmt: skip
+            ["make", "up", f"ARGS=--port {port}"],
+            cwd=clone,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
     try:
         ready = None
         while ready is None:
             now = time.monotonic()
             if process.poll() is not None or now - began > limit_seconds:
-                raise RuntimeError(f"make up is not ready:\n{log.read_text(errors='replace')[-2000:]}")
+                raise RuntimeError(
+                    f"make up is not ready:\n{log.read_text(errors='replace')[-2000:]}"
+                )
             if now - told > TELL_SECONDS:
                 told = now
                 say(f"startup, {what}: {now - began:.0f} s so far, at most {limit_seconds:.0f} s")

@@ -1,7 +1,9 @@
-"""32 HTTP clients at once against `vdiff generate` with the same slots: what the way through the queue costs under load.
+"""32 HTTP clients at once against `vdiff generate` with the same slots: what the way through the
+queue costs under load.
 
-Both decode the same requests with the same model. For vdiff-tiny, whose step takes a few milliseconds, HTTP, queue and
-database compete with the model for the cores; a model with a step of 50 ms or more is what the aim of 0.95 is about.
+Both decode the same requests with the same model. For vdiff-tiny, whose step takes a few
+milliseconds, HTTP, queue and database compete with the model for the cores; a model with a step of
+50 ms or more is what the aim of 0.95 is about.
 """
 
 from __future__ import annotations
@@ -35,14 +37,27 @@ def questions(count: int, **fields: Any) -> list[dict[str, Any]]:
     text = (bundled.folder(bundled.DEFAULT_MODEL) / "eval.jsonl").read_text(encoding="utf-8")
     lines = [json.loads(line) for line in text.splitlines()]
     picked = [lines[(i * 81) % len(lines)] for i in range(count)]
-    return [{"messages": line["messages"], "max_tokens": line["max_tokens"], **fields} for line in picked]
+    return [
+        {"messages": line["messages"], "max_tokens": line["max_tokens"], **fields}
+        for line in picked
+    ]
 
 
-def offline(model: Path, requests: list[dict[str, Any]], slots: int, folder: Path) -> tuple[float, int]:
+def offline(
+    model: Path, requests: list[dict[str, Any]], slots: int, folder: Path
+) -> tuple[float, int]:
     """Seconds and tokens of what `vdiff generate` does, loading not counted."""
     source = folder / "in.jsonl"
     source.write_text("".join(json.dumps(request) + "\n" for request in requests), encoding="utf-8")
-    command = [sys.executable, "-c", GENERATE, str(model), str(slots), str(source), str(folder / "out.jsonl")]
+    command = [
+        sys.executable,
+        "-c",
+        GENERATE,
+        str(model),
+        str(slots),
+        str(source),
+        str(folder / "out.jsonl"),
+    ]
     done = subprocess.run(
         command,
         cwd=ROOT,
@@ -59,7 +74,9 @@ def offline(model: Path, requests: list[dict[str, Any]], slots: int, folder: Pat
     return summary["seconds"], summary["tokens"]
 
 
-async def online(url: str, name: str, requests: list[dict[str, Any]], clients: int) -> tuple[float, int]:
+async def online(
+    url: str, name: str, requests: list[dict[str, Any]], clients: int
+) -> tuple[float, int]:
     """Seconds and tokens of the same requests, so many at once."""
     waiting = iter(progress(requests, len(requests), f"{name} over HTTP"))
     tokens = 0
@@ -74,7 +91,9 @@ async def online(url: str, name: str, requests: list[dict[str, Any]], clients: i
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
     async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
         warm_up = requests[0]
-        (await client.post("/v1/chat/completions", json={"model": name, **warm_up})).raise_for_status()
+        (
+            await client.post("/v1/chat/completions", json={"model": name, **warm_up})
+        ).raise_for_status()
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
@@ -91,7 +110,9 @@ def compare(
     with served(model, name=name, slots=slots) as url:
         online_seconds, online_tokens = asyncio.run(online(url, name, requests, clients))
     if online_tokens != offline_tokens:
-        say(f"{name}: {online_tokens} tokens over HTTP, {offline_tokens} offline; other batches round differently")
+        say(
+            f"{name}: {online_tokens} tokens over HTTP, {offline_tokens} offline; other batches round differently"
+        )
     return {
         "model": name,
         "step_ms": step,
@@ -111,7 +132,9 @@ def run(*, clients: int, requests: int, slots: int, slow_ms: float) -> list[dict
     rows = [compare("vdiff-tiny", tiny, questions(requests), clients, slots, step)]
     with public_folder() as folder:
         say(f"looking for a model with a step of {slow_ms:g} ms")
-        slow, step = checkpoints.make_slow(folder, at_least_ms=slow_ms, slots=slots, prompt_tokens=24, max_tokens=32)
+        slow, step = checkpoints.make_slow(
+            folder, at_least_ms=slow_ms, slots=slots, prompt_tokens=24, max_tokens=32
+        )
         fixed = questions(max(clients, requests // 2), ignore_eos=True)
         rows.append(compare("slow", slow, fixed, clients, slots, step))
     return rows

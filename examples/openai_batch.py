@@ -7,7 +7,9 @@ import time
 
 from openai import OpenAI
 
-client = OpenAI(base_url=os.environ.get("VDIFF_BASE_URL", "http://localhost:8000") + "/v1", api_key="none")
+client = OpenAI(
+    base_url=os.environ.get("VDIFF_BASE_URL", "http://localhost:8000") + "/v1", api_key="none"
+)
 questions = {
     "sum": "What is 17 + 25?",
     "order": "Sort the numbers: 5 2 9 1",
@@ -30,7 +32,9 @@ lines = [
 ]
 content = io.BytesIO("\n".join(json.dumps(line) for line in lines).encode())
 file = client.files.create(file=("requests.jsonl", content), purpose="batch")
-batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+batch = client.batches.create(
+    input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+)
 while batch.status not in ("completed", "failed", "expired", "cancelled"):
     time.sleep(0.2)
     batch = client.batches.retrieve(batch.id)

@@ -1,4 +1,6 @@
-"""The job API with `requests`: submit many, follow one step by step, collect all. Needs a server (`make up`)."""
+"""The job API with `requests`: submit many, follow one step by step, collect all. Needs a server
+(`make up`).
+"""
 
 import json
 import os
@@ -16,7 +18,9 @@ def submit(question: str) -> dict:
         "max_tokens": 32,
         "temperature": 0,
     }
-    answer = session.post(f"{BASE}/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": body}, timeout=30)
+    answer = session.post(
+        f"{BASE}/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": body}, timeout=30
+    )
     if not answer.ok:
         raise SystemExit(answer.json()["detail"])  # says which field is wrong
     return answer.json()
@@ -32,7 +36,10 @@ with session.get(BASE + jobs[0]["urls"]["events"], stream=True, timeout=60) as e
             kind = line.removeprefix("event: ")
         elif line.startswith("data: ") and kind == "denoise":
             step = json.loads(line.removeprefix("data: "))
-            shown = [f"{place}:{text!r}" for place, text in zip(step["positions"], step["texts"], strict=True)]
+            shown = [
+                f"{place}:{text!r}"
+                for place, text in zip(step["positions"], step["texts"], strict=True)
+            ]
             print("step", step["step"], " ".join(shown))
 
 for job in jobs:

@@ -27,5 +27,6 @@ async def receive(request: Request) -> None:
     if event["id"] in seen:  # an event arrives at least once
         return
     seen.add(event["id"])
-    # What takes long belongs into a queue of your own: an answer that is late counts as none, and the event comes again.
+    # What takes long belongs into a queue of your own: an answer that is late counts as none, and
+    # the event comes again.
     print(event["type"], event["data"]["id"], event["data"]["status"], flush=True)

@@ -1,1 +1,3 @@
-"""Alembic migrations, inside the package so that an installed wheel can migrate. Run them with `vdiff migrate`."""
+"""Alembic migrations, inside the package so that an installed wheel can migrate. Run them with
+`vdiff migrate`.
+"""

@@ -1,4 +1,6 @@
-"""Alembic's environment: runs on the connection that `migrations.run` hands over, with its lock and timeouts set."""
+"""Alembic's environment: runs on the connection that `migrations.run` hands over, with its lock and
+timeouts set.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ WRITE = "SELECT, INSERT, UPDATE, DELETE"
 NONE = ""
 
 _OUTBOX = "SELECT, INSERT, UPDATE, DELETE"
-# What the triggers on `jobs` and `batches` look at, which run with the rights of whoever moves the job.
+# What the triggers on `jobs` and `batches` look at, which run with the rights of whoever moves the
+# job.
 _MATCHES_ENDPOINTS = "SELECT (id, tenant, enabled, events, metadata_filter, inline_result)"
 
 API: Mapping[str, str] = {
@@ -116,7 +117,11 @@ DELIVER: Mapping[str, str] = {
     "worker_failures": NONE,
     "workers": NONE,
 }
-ROLES: Mapping[str, Mapping[str, str]] = {"vdiff_api": API, "vdiff_worker": WORKER, "vdiff_deliver": DELIVER}
+ROLES: Mapping[str, Mapping[str, str]] = {
+    "vdiff_api": API,
+    "vdiff_worker": WORKER,
+    "vdiff_deliver": DELIVER,
+}
 
 
 def statements(role: str, granted: Mapping[str, str]) -> Iterator[str]:
@@ -130,9 +135,19 @@ def statements(role: str, granted: Mapping[str, str]) -> Iterator[str]:
 
 def grant(connection: Connection) -> None:
     """Grant to the roles that exist what their processes need, in the migrator's transaction."""
-    found = set(connection.execute(text("SELECT rolname FROM pg_roles WHERE rolname LIKE 'vdiff\\_%'")).scalars())
-    tables = set(connection.execute(text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")).scalars())
+    found = set(
+        connection.execute(
+            text("SELECT rolname FROM pg_roles WHERE rolname LIKE 'vdiff\\_%'")
+        ).scalars()
+    )
+    tables = set(
+        connection.execute(
+            text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+        ).scalars()
+    )
     for role, granted in ROLES.items():
         if role in found:
-            for statement in statements(role, {name: what for name, what in granted.items() if name in tables}):
+            for statement in statements(
+                role, {name: what for name, what in granted.items() if name in tables}
+            ):
                 connection.execute(text(statement))

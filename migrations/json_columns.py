@@ -1,9 +1,10 @@
 """Turn jsonb columns of large tables into json while the system runs.
 
-ALTER COLUMN ... TYPE would rewrite a table under a lock that stops every statement. `prepare` adds json columns beside
-the old ones, keeps them filled by a trigger, and fills the rows that exist in short transactions. What is left for the
-migration's own transaction is `swap`: it drops and renames columns, which reads no rows. A run that was interrupted goes
-on where it stopped. A statement that meets a lock or a deadlock is tried again.
+ALTER COLUMN ... TYPE would rewrite a table under a lock that stops every statement. `prepare` adds
+json columns beside the old ones, keeps them filled by a trigger, and fills the rows that exist in
+short transactions. What is left for the migration's own transaction is `swap`: it drops and renames
+columns, which reads no rows. A run that was interrupted goes on where it stopped. A statement that
+meets a lock or a deadlock is tried again.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class Converted:
 
     @property
     def fill(self) -> str:
-        """Fill the chunk of rows behind the key `:after_0, ...`; return the last key, or no row if none is left."""
+        """Fill the chunk of rows behind the key `:after_0, ...`; return the last key, or no row if
+        none is left.
+        """
         names = [name.strip() for name in self.key.split(",")]
         same = " AND ".join(f"{self.table}.{name} = chunk.{name}" for name in names)
         values = ", ".join(f"{name}_json = {name}::json" for name in self.columns)
@@ -89,19 +92,32 @@ class Converted:
 
 
 JOBS = Converted(
-    "jobs", "id", ("body", "params", "result"), ("body", "params"),
-    {"result_when_succeeded_json": "(status = 'succeeded' AND purged_at IS NULL) = (result_json IS NOT NULL)"},
-)  # fmt: skip
+    "jobs",
+    "id",
+    ("body", "params", "result"),
+    ("body", "params"),
+    {
+        "result_when_succeeded_json": "(status = 'succeeded' AND purged_at IS NULL) = (result_json IS NOT NULL)"
+    },
+)
 ITEMS = Converted("evaluation_items", "evaluation_id, number", ("data",), ("data",))
-FIRST_KEYS: Mapping[str, tuple[Any, ...]] = {"jobs": ("",), "evaluation_items": ("", 0)}  # before every key
+FIRST_KEYS: Mapping[str, tuple[Any, ...]] = {
+    "jobs": ("",),
+    "evaluation_items": ("", 0),
+}  # before every key
 
 
-def _execute(connection: Connection, statement: str, values: Mapping[str, Any] | None = None) -> CursorResult[Any]:
-    """Execute a statement that is a transaction of its own; try again what met a lock or a deadlock.
+def _execute(
+    connection: Connection, statement: str, values: Mapping[str, Any] | None = None
+) -> CursorResult[Any]:
+    """Execute a statement that is a transaction of its own; try again what met a lock or a
+    deadlock.
 
     In a transaction of the caller, which such an error ends, the first try is the only one.
     """
-    tries = TRIES if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT" else 1
+    tries = (
+        TRIES if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT" else 1
+    )
     for number in range(tries):
         try:
             return connection.execute(text(statement), values or {})
@@ -118,7 +134,9 @@ def _pause(number: int) -> None:
 
 
 def prepare(connection: Connection, table: Converted) -> None:
-    """Add the json columns and fill them; each statement is a transaction where the connection commits by itself."""
+    """Add the json columns and fill them; each statement is a transaction where the connection
+    commits by itself.
+    """
     added = ", ".join(f"ADD COLUMN IF NOT EXISTS {name}_json json" for name in table.columns)
     _execute(connection, f"ALTER TABLE {table.table} {added}")
     _execute(connection, table.create_trigger)
@@ -126,15 +144,22 @@ def prepare(connection: Connection, table: Converted) -> None:
     known = set(_execute(connection, _CONSTRAINTS, {"table": table.table}).scalars())
     for name, condition in table.constraints.items():
         if name not in known:
-            _execute(connection, f"ALTER TABLE {table.table} ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID")
+            _execute(
+                connection,
+                f"ALTER TABLE {table.table} ADD CONSTRAINT {name} CHECK ({condition}) NOT VALID",
+            )
         _execute(connection, f"ALTER TABLE {table.table} VALIDATE CONSTRAINT {name}")
 
 
 def fill(connection: Connection, table: Converted) -> None:
-    """Fill the rows that exist, a chunk a statement. The trigger fills the rows that come meanwhile."""
+    """Fill the rows that exist, a chunk a statement. The trigger fills the rows that come
+    meanwhile.
+    """
     after: tuple[Any, ...] | None = FIRST_KEYS[table.table]
     while after is not None:  # each chunk is behind the last key of the one before
-        last = _execute(connection, table.fill, {f"after_{i}": key for i, key in enumerate(after)}).one_or_none()
+        last = _execute(
+            connection, table.fill, {f"after_{i}": key for i, key in enumerate(after)}
+        ).one_or_none()
         after = None if last is None else tuple(last)
 
 
@@ -149,7 +174,9 @@ def is_prepared(connection: Connection, table: Converted) -> bool:
 
 
 def swap(connection: Connection, table: Converted) -> None:
-    """Put the json columns in the place of the old ones. No row is read: validated checks stand for NOT NULL."""
+    """Put the json columns in the place of the old ones. No row is read: validated checks stand for
+    NOT NULL.
+    """
 
     def alter(change: str) -> None:
         connection.execute(text(f"ALTER TABLE {table.table} {change}"))
@@ -161,7 +188,12 @@ def swap(connection: Connection, table: Converted) -> None:
     alter(", ".join(f"DROP COLUMN {name}" for name in table.columns))
     for name in table.columns:
         alter(f"RENAME COLUMN {name}_json TO {name}")
-        if name in table.required and (connection.dialect.server_version_info or ()) >= NAMED_NOT_NULL:
-            alter(f"RENAME CONSTRAINT {table.table}_{name}_json_not_null TO {table.table}_{name}_not_null")
+        if (
+            name in table.required
+            and (connection.dialect.server_version_info or ()) >= NAMED_NOT_NULL
+        ):
+            alter(
+                f"RENAME CONSTRAINT {table.table}_{name}_json_not_null TO {table.table}_{name}_not_null"
+            )
     for name in table.checks:
         alter(f"RENAME CONSTRAINT {name} TO ck_{table.table}_{name.removesuffix('_json')}")

@@ -1,7 +1,7 @@
 """Changes of large tables that do not block writers, for use in migrations.
 
-A migration that uses these holds nothing else: each runs outside of a transaction, and a migration that was interrupted runs
-again from its beginning.
+A migration that uses these holds nothing else: each runs outside of a transaction, and a migration
+that was interrupted runs again from its beginning.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from sqlalchemy import Connection, text
 
 @contextmanager
 def _outside_transactions() -> Iterator[Connection]:
-    """Run statements one by one, without timeouts: building an index of a large table takes minutes and blocks nobody."""
+    """Run statements one by one, without timeouts: building an index of a large table takes minutes
+    and blocks nobody.
+    """
     with op.get_context().autocommit_block():
         connection = op.get_bind()
         before = {
@@ -36,7 +38,8 @@ def create_index(name: str, table: str, columns: Sequence[str], **options: Any) 
     """Create an index beside the table's writers; what an interrupted try left is replaced."""
     with _outside_transactions() as connection:
         valid = connection.execute(
-            text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"), {"name": name}
+            text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)"),
+            {"name": name},
         ).scalar_one_or_none()
         if valid:
             return

@@ -1,8 +1,9 @@
 """Run migrations from code: `upgrade(url)`; nothing here needs an alembic.ini or a checkout.
 
-Several processes may start at once, so a migrator first takes an advisory lock and the others wait for it. A statement
-that cannot get its table lock gives up after `lock_timeout` instead of queueing everybody else behind it. Each migration is a
-transaction of its own, so that one may build an index without blocking writers (`migrations.online`).
+Several processes may start at once, so a migrator first takes an advisory lock and the others wait
+for it. A statement that cannot get its table lock gives up after `lock_timeout` instead of queueing
+everybody else behind it. Each migration is a transaction of its own, so that one may build an index
+without blocking writers (`migrations.online`).
 """
 
 from __future__ import annotations
@@ -120,16 +121,20 @@ def _migrator(database_url: str) -> Iterator[Connection]:
 def _take_lock(guard: Connection) -> None:
     """Ask for the session's lock until it is free; the connection's end frees it.
 
-    Each try is a transaction of its own. One that waited, or stayed open, would keep a snapshot, and CREATE INDEX CONCURRENTLY
-    waits for every older snapshot.
+    Each try is a transaction of its own. One that waited, or stayed open, would keep a snapshot,
+    and CREATE INDEX CONCURRENTLY waits for every older snapshot.
 
     Raises:
         ConfigurationError: another migrator holds it for too long.
     """
     deadline = time.monotonic() + LOCK_WAIT_SECONDS
-    while not guard.execute(text("SELECT pg_try_advisory_lock(:key)"), {"key": MIGRATION_LOCK}).scalar_one():
+    while not guard.execute(
+        text("SELECT pg_try_advisory_lock(:key)"), {"key": MIGRATION_LOCK}
+    ).scalar_one():
         if time.monotonic() > deadline:
-            raise ConfigurationError(f"another migration has run for {LOCK_WAIT_SECONDS:g} seconds; try again later")
+            raise ConfigurationError(
+                f"another migration has run for {LOCK_WAIT_SECONDS:g} seconds; try again later"
+            )
         time.sleep(LOCK_POLL_SECONDS)
 
 
@@ -139,6 +144,10 @@ def require_current(database_url: str) -> None:
         current = is_current(database_url)
     except OperationalError as exc:
         reason = str(exc.orig).strip().splitlines()[0]
-        raise ConfigurationError(f"cannot reach PostgreSQL: {reason}", param="database_url") from exc
+        raise ConfigurationError(
+            f"cannot reach PostgreSQL: {reason}", param="database_url"
+        ) from exc
     if not current:
-        raise ConfigurationError("the database is not migrated to this version; run `vdiff migrate`")
+        raise ConfigurationError(
+            "the database is not migrated to this version; run `vdiff migrate`"
+        )

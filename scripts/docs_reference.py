@@ -1,4 +1,6 @@
-"""Reference pages of the site that follow from the program: routes from its OpenAPI document, metrics from its registries."""
+"""Reference pages of the site that follow from the program: routes from its OpenAPI document,
+metrics from its registries.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _BOUNDS = {
 def openapi() -> dict[str, Any]:
     """The document that a server has at /openapi.json."""
     # It connects when it starts, and never does.
-    return create_app(load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0")).openapi()
+    return create_app(
+        load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0")
+    ).openapi()
 
 
 def _cell(text: object) -> str:
@@ -41,7 +45,10 @@ def _kind(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if options := schema.get("anyOf") or schema.get("oneOf"):
-        return " or ".join(dict.fromkeys(_kind(o) for o in options if o.get("type") != "null")) or "any"
+        return (
+            " or ".join(dict.fromkeys(_kind(o) for o in options if o.get("type") != "null"))
+            or "any"
+        )
     kind = str(schema.get("type", "any"))
     if kind == "array":
         return f"list of {_kind(schema.get('items', {}))}"
@@ -68,7 +75,9 @@ def _body(content: dict[str, Any]) -> list[str]:
         schema = given.get("schema", {})
         lines += [f"Body: `{media}`.", ""]
         required = set(schema.get("required", ()))
-        rows = [(name, inner, name in required) for name, inner in schema.get("properties", {}).items()]
+        rows = [
+            (name, inner, name in required) for name, inner in schema.get("properties", {}).items()
+        ]
         lines += _table("field", rows)
     return lines
 
@@ -90,14 +99,22 @@ def http_page() -> str:
             parameters = given.get("parameters", ())
             for place in ("path", "query", "header"):
                 rows = [
-                    (p["name"], {**p["schema"], "description": p.get("description", "")}, p.get("required", False))
+                    (
+                        p["name"],
+                        {**p["schema"], "description": p.get("description", "")},
+                        p.get("required", False),
+                    )
                     for p in parameters
                     if p["in"] == place
                 ]
                 lines += _table(f"{place} parameter", rows)
             lines += _body(given.get("requestBody", {}).get("content", {}))
-            answers = [code for code in given["responses"] if code != "422"]  # ours is 400, with the field's name
-            lines.append(f"Answers {' or '.join(answers)}; errors as [problem+json](../api.md#errors).")
+            answers = [
+                code for code in given["responses"] if code != "422"
+            ]  # ours is 400, with the field's name
+            lines.append(
+                f"Answers {' or '.join(answers)}; errors as [problem+json](../api.md#errors)."
+            )
     return "\n".join(lines) + "\n"
 
 
@@ -106,7 +123,8 @@ def families() -> Iterator[Metric]:
     yield from (family for family in REGISTRY.collect() if family.name.startswith("vdiff"))
     yield from WORKER.collect()
     empty: list[Any] = [
-        {} if "dict" in str(p.annotation) else () for p in inspect.signature(database_metrics).parameters.values()
+        {} if "dict" in str(p.annotation) else ()
+        for p in inspect.signature(database_metrics).parameters.values()
     ]
     yield from database_metrics(*empty)
 
@@ -123,5 +141,8 @@ def metrics_page() -> str:
         "| metric | kind | meaning |",
         "|---|---|---|",
     ]
-    lines += [f"| `{name}` | {family.type} | {_cell(family.documentation)} |" for name, family in sorted(shown.items())]
+    lines += [
+        f"| `{name}` | {family.type} | {_cell(family.documentation)} |"
+        for name, family in sorted(shown.items())
+    ]
     return "\n".join(lines) + "\n"

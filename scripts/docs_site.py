@@ -1,9 +1,12 @@
-"""Build the documentation as a site, strictly: `make docs-site`, or python scripts/docs_site.py [FOLDER]
+"""Build the documentation as a site, strictly: `make docs-site`, or python scripts/docs_site.py
+[FOLDER]
 
-    stage   docs/ as it is, README as the front page, references made from the program, and what pages link to beside docs/
-            (source files, as text), into FOLDER/pages; FOLDER is build/docs unless given
+    stage   docs/ as it is, README as the front page, references made from the program, and what
+            pages link to beside docs/ (source files, as text), into FOLDER/pages; FOLDER is
+            build/docs unless given
     build   zensical, with its checks of pages and anchors
-    check   every link, picture and script of the HTML leads to a file that is there; nothing is loaded from another host
+    check   every link, picture and script of the HTML leads to a file that is there; nothing is
+            loaded from another host
 
 The pages in the repository stay readable without this: their links are those of files.
 """
@@ -24,8 +27,12 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # a checkout wins over an installed vdiff
-FRONT = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md",
-         "examples/README.md": "examples.md"}  # fmt: skip
+FRONT = {
+    "README.md": "index.md",
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "examples/README.md": "examples.md",
+}
 REST = "*"  # in the navigation: what it does not name
 _CODE_BLOCK = re.compile(r"(```.*?```)", re.DOTALL)
 _LINK = re.compile(r"(\[[^\]]*\]\()([^)\s]+)(\))")
@@ -48,7 +55,11 @@ class Stage:
         shutil.copytree(self._root / "docs", self._pages)
         for page in self._pages.rglob("*.md"):
             name = page.relative_to(self._pages)
-            self._write(name.as_posix(), (self._root / "docs" / name).read_text("utf-8"), Path("docs") / name)
+            self._write(
+                name.as_posix(),
+                (self._root / "docs" / name).read_text("utf-8"),
+                Path("docs") / name,
+            )
         for source, target in FRONT.items():
             self._write(target, (self._root / source).read_text("utf-8"), Path(source))
 
@@ -71,7 +82,9 @@ class Stage:
         if found in FRONT:
             target = FRONT[found]
         elif found.startswith("docs/") and not (self._root / found).is_dir():
-            target = found.removeprefix("docs/")  # a page that is not there is zensical's to name, with its line
+            target = found.removeprefix(
+                "docs/"
+            )  # a page that is not there is zensical's to name, with its line
         else:
             target = self._source_file(found)
         relative = os.path.relpath(target, os.path.dirname(page) or ".")
@@ -139,7 +152,11 @@ def faults(site: Path) -> Iterator[str]:
                 target = target / "index.html"
             if not target.is_file():
                 yield f"{where}: no such file: {link}"
-            elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+            elif (
+                parts.fragment
+                and target in pages
+                and unquote(parts.fragment) not in pages[target].anchors
+            ):
                 yield f"{where}: no such anchor: {link}"
         if 'class="mermaid"' in file.read_text(encoding="utf-8"):
             yield f"{file.relative_to(site)}: a mermaid diagram would be drawn by a script from another host"
@@ -156,7 +173,9 @@ def navigation(node: object) -> Iterator[str]:
 
 def _listed(pages: Path, name: str) -> str:
     """The pages of a folder, as TOML: its README first."""
-    found = sorted((pages / name).glob("*.md"), key=lambda page: (page.name != "README.md", page.name))
+    found = sorted(
+        (pages / name).glob("*.md"), key=lambda page: (page.name != "README.md", page.name)
+    )
     return ", ".join(json.dumps(page.relative_to(pages).as_posix()) for page in found)
 
 
@@ -164,7 +183,8 @@ def build(folder: Path, *, root: Path = ROOT) -> Path:
     """Make the site of `root` in `folder`; where it is.
 
     Raises:
-        SiteError: a link leads nowhere, a page is not in the navigation or the other way round, zensical has a complaint.
+        SiteError: a link leads nowhere, a page is not in the navigation or the other way round,
+            zensical has a complaint.
     """
     shutil.rmtree(folder, ignore_errors=True)
     pages = folder / "pages"
@@ -174,7 +194,9 @@ def build(folder: Path, *, root: Path = ROOT) -> Path:
 
     (pages / "reference").mkdir()
     (pages / "reference/http.md").write_text(docs_reference.http_page(), encoding="utf-8")
-    (pages / "reference/openapi.json").write_text(json.dumps(docs_reference.openapi(), indent=1), encoding="utf-8")
+    (pages / "reference/openapi.json").write_text(
+        json.dumps(docs_reference.openapi(), indent=1), encoding="utf-8"
+    )
     (pages / "reference/metrics.md").write_text(docs_reference.metrics_page(), encoding="utf-8")
     text = (root / "zensical.toml").read_text("utf-8")
     config = _FOLDER_IN_NAV.sub(lambda match: _listed(pages, match.group(1)), text)
@@ -206,7 +228,9 @@ def main() -> int:
     except SiteError as exc:
         print(exc, file=sys.stderr)
         return 1
-    print(f"{site / 'index.html'}: {sum(1 for _ in site.rglob('*.html'))} pages, every link leads somewhere")
+    print(
+        f"{site / 'index.html'}: {sum(1 for _ in site.rglob('*.html'))} pages, every link leads somewhere"
+    )
     return 0
 
 

@@ -1,11 +1,13 @@
-"""Write what the images install, with hashes: deploy/docker/requirements.api.txt and requirements.worker.txt.
+"""Write what the images install, with hashes: deploy/docker/requirements.api.txt and
+requirements.worker.txt.
 
 python scripts/lock_images.py     needs `uv` (`pip install uv`) and the package index
 
-The versions are those of requirements.txt. `pip install --require-hashes` in the Dockerfiles refuses a
-file that is not among these. Two things have no hash. `torch` comes from an index of its own, where each
-build (CPU, CUDA) is another file: it is pinned by version, and its CUDA libraries come with it. `make setup`
-takes torch from wherever the machine has it, so requirements-dev.txt has versions alone.
+The versions are those of requirements.txt. `pip install --require-hashes` in the Dockerfiles
+refuses a file that is not among these. Two things have no hash. `torch` comes from an index of its
+own, where each build (CPU, CUDA) is another file: it is pinned by version, and its CUDA libraries
+come with it. `make setup` takes torch from wherever the machine has it, so requirements-dev.txt has
+versions alone.
 """
 
 from __future__ import annotations
@@ -34,11 +36,26 @@ def lock(image: str) -> str:
     """Resolve what an image installs. Raises CalledProcessError."""
     extras = [argument for name in EXTRAS[image] for argument in ("--extra", name)]
     command = [
-        "uv", "pip", "compile", "--quiet", "--generate-hashes", "--no-header", "--no-annotate", "--python-platform",
-        "linux", "--python-version", PYTHON, *extras, "--constraint", "requirements.txt", "pyproject.toml",
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--generate-hashes",
+        "--no-header",
+        "--no-annotate",
+        "--python-platform",
+        "linux",
+        "--python-version",
+        PYTHON,
+        *extras,
+        "--constraint",
+        "requirements.txt",
+        "pyproject.toml",
         "deploy/docker/build.in",
-    ]  # fmt: skip
-    return without_torch(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
+    ]
+    return without_torch(
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    )
 
 
 def main() -> int:

@@ -1,7 +1,9 @@
 """Write the reference pages that follow from the code: docs/settings.md and docs/cli.md.
 
-python scripts/make_docs.py            write them
-python scripts/make_docs.py --check    say which are out of date, exit 1 (tests/unit/test_docs.py does the same)
+    python scripts/make_docs.py            write them
+    python scripts/make_docs.py --check    name those that are out of date, and exit with 1
+
+`tests/unit/test_docs.py` does the second too.
 """
 
 from __future__ import annotations
@@ -13,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # a checkout wins over an installed vdiff
+# A checkout wins over an installed vdiff.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import typer
 
@@ -42,7 +45,9 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " or ".join(f"`{value}`" for value in get_args(annotation))
     if get_origin(annotation) is tuple:
-        return "texts, comma-separated" if str in get_args(annotation) else "numbers, comma-separated"
+        return (
+            "texts, comma-separated" if str in get_args(annotation) else "numbers, comma-separated"
+        )
     parts = [a for a in get_args(annotation) if a is not type(None)] or [annotation]
     if len(parts) == 1 and get_origin(parts[0]) is Literal:
         return _type(parts[0])
@@ -63,7 +68,9 @@ def _bound(value: float) -> str:
 
 
 def _default(value: Any) -> str:
-    """Return a default as it is written in the environment; nothing for no default and for an empty list."""
+    """Return a default as it is written in the environment; nothing for no default and for an empty
+    list.
+    """
     if value is None or value == ():
         return ""
     if isinstance(value, tuple):
@@ -100,11 +107,19 @@ def settings_page() -> str:
     for name, field in Settings.model_fields.items():
         if sections[name] != section:
             section = sections[name]
-            lines += ["", f"## {section}", "", "| variable | value | default | meaning |", "|---|---|---|---|"]
+            lines += [
+                "",
+                f"## {section}",
+                "",
+                "| variable | value | default | meaning |",
+                "|---|---|---|---|",
+            ]
         default = field.get_default()
         shown = _default(default)
         kind = _type(field.annotation) + _bounds(field.metadata)
-        lines.append(f"| `{PREFIX}{name.upper()}` | {kind} | {shown} | {_cell(field.description or '')} |")
+        lines.append(
+            f"| `{PREFIX}{name.upper()}` | {kind} | {shown} | {_cell(field.description or '')} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -134,7 +149,9 @@ def cli_page() -> str:
         "|---|---|",
         *(f"| {code} | {meaning} |" for code, meaning in MEANINGS.items()),
     ]
-    for name, command, context in _commands(root, root.context_class(root, info_name="vdiff"), "vdiff"):
+    for name, command, context in _commands(
+        root, root.context_class(root, info_name="vdiff"), "vdiff"
+    ):
         usage = " ".join([name, *command.collect_usage_pieces(context)])
         lines += [
             "",
@@ -146,10 +163,15 @@ def cli_page() -> str:
             usage,
             "```",
         ]
-        records = [record for p in command.params if (record := p.get_help_record(context)) is not None]
+        records = [
+            record for p in command.params if (record := p.get_help_record(context)) is not None
+        ]
         if records:
             lines += ["", "| option | meaning |", "|---|---|"]
-            lines += [f"| `{_cell(option)}` | {_cell(re.sub(r'  +', ' ', text))} |" for option, text in records]
+            lines += [
+                f"| `{_cell(option)}` | {_cell(re.sub(r'  +', ' ', text))} |"
+                for option, text in records
+            ]
         if command.epilog:
             _, _, shown = command.epilog.partition("Examples:\n")
             lines += ["", "```sh", *(line.strip() for line in shown.splitlines()), "```"]
@@ -160,8 +182,12 @@ PAGES = {"docs/settings.md": settings_page, "docs/cli.md": cli_page}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a page is out of date")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a page is out of date"
+    )
     check = parser.parse_args().check
     stale = 0
     for name, make in PAGES.items():

@@ -3,8 +3,9 @@
 python scripts/pin_images.py            ask the registries, with `docker buildx imagetools inspect`
 python scripts/pin_images.py --env      print the lock as variables for compose and `docker build`
 
-A line is `VARIABLE image:tag digest`. The digest is `unknown` until this script ran where the registries
-can be reached: a digest is never written by hand. With the variables, an image is exactly the one of the lock:
+A line is `VARIABLE image:tag digest`. The digest is `unknown` until this script ran where the
+registries can be reached: a digest is never written by hand. With the variables, an image is
+exactly the one of the lock:
 
     python scripts/pin_images.py --env > .images.env
     docker compose --env-file .env --env-file .images.env up --build --wait
@@ -37,13 +38,26 @@ def read_lock(text: str) -> list[tuple[str, str, str]]:
 
 def variables(lock: list[tuple[str, str, str]]) -> list[str]:
     """Return the images as variables; one without a digest is named by its tag."""
-    return [f"{name}={image}" + ("" if digest == UNKNOWN else f"@{digest}") for name, image, digest in lock]
+    return [
+        f"{name}={image}" + ("" if digest == UNKNOWN else f"@{digest}")
+        for name, image, digest in lock
+    ]
 
 
 def ask(image: str) -> str:
     """Return the digest of an image's index. Raises CalledProcessError, OSError."""
-    command = ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", image]
-    digest = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    command = [
+        "docker",
+        "buildx",
+        "imagetools",
+        "inspect",
+        "--format",
+        "{{.Manifest.Digest}}",
+        image,
+    ]
+    digest = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.strip()
     if not DIGEST.fullmatch(digest):
         raise OSError(f"{image}: the registry gave no digest")
     return digest

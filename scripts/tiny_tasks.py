@@ -1,7 +1,8 @@
 """The questions that vdiff-tiny learns, the split that holds some of them out, and its tokenizer.
 
-Six kinds with checkable answers. A question is held out for evaluation when a hash of its text says so (one in ten),
-so training never sees an evaluation question; for additions that is one in ten of the pairs (A, B).
+Six kinds with checkable answers. A question is held out for evaluation when a hash of its text says
+so (one in ten), so training never sees an evaluation question; for additions that is one in ten of
+the pairs (A, B).
 
     python scripts/tiny_tasks.py --per-kind 400 --seed 1 --threshold 0.9 > questions.jsonl
 """
@@ -26,19 +27,95 @@ CHAT_TEMPLATE = (
 )
 
 WORDS = [
-    "apple", "river", "stone", "cloud", "tiger", "lemon", "chair", "piano", "bread", "ocean", "horse", "green",
-    "table", "light", "music", "paper", "train", "house", "garden", "window", "silver", "forest", "summer",
-    "winter", "coffee", "bridge", "candle", "castle", "dragon", "engine", "flower", "guitar", "island", "jacket",
-    "kitten", "ladder", "market", "needle", "orange", "pencil", "rabbit", "school", "ticket", "valley", "wagon",
-    "yellow", "zebra", "mountain", "basket", "camera", "desert", "feather", "hammer", "jungle", "lantern", "mirror",
-]  # fmt: skip
+    "apple",
+    "river",
+    "stone",
+    "cloud",
+    "tiger",
+    "lemon",
+    "chair",
+    "piano",
+    "bread",
+    "ocean",
+    "horse",
+    "green",
+    "table",
+    "light",
+    "music",
+    "paper",
+    "train",
+    "house",
+    "garden",
+    "window",
+    "silver",
+    "forest",
+    "summer",
+    "winter",
+    "coffee",
+    "bridge",
+    "candle",
+    "castle",
+    "dragon",
+    "engine",
+    "flower",
+    "guitar",
+    "island",
+    "jacket",
+    "kitten",
+    "ladder",
+    "market",
+    "needle",
+    "orange",
+    "pencil",
+    "rabbit",
+    "school",
+    "ticket",
+    "valley",
+    "wagon",
+    "yellow",
+    "zebra",
+    "mountain",
+    "basket",
+    "camera",
+    "desert",
+    "feather",
+    "hammer",
+    "jungle",
+    "lantern",
+    "mirror",
+]
 NAMES = [
-    "Tom", "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Grace", "Henry", "Iris", "Jack", "Kate", "Leo",
-    "Maria", "Noah", "Olga",
-]  # fmt: skip
+    "Tom",
+    "Anna",
+    "Ben",
+    "Clara",
+    "David",
+    "Emma",
+    "Felix",
+    "Grace",
+    "Henry",
+    "Iris",
+    "Jack",
+    "Kate",
+    "Leo",
+    "Maria",
+    "Noah",
+    "Olga",
+]
 THINGS = ["apples", "books", "coins", "pens", "cards", "shells", "stamps", "eggs"]
 DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-CITIES = ["Paris", "London", "Berlin", "Madrid", "Rome", "Oslo", "Vienna", "Prague", "Lisbon", "Dublin"]
+CITIES = [
+    "Paris",
+    "London",
+    "Berlin",
+    "Madrid",
+    "Rome",
+    "Oslo",
+    "Vienna",
+    "Prague",
+    "Lisbon",
+    "Dublin",
+]
 TEMPLATES = (
     "Dear NAME, see you on DAY in CITY.",
     "NAME flies to CITY on DAY.",
@@ -128,7 +205,9 @@ def evaluation_set(per_kind: int = 80, seed: int = 2026) -> list[dict[str, objec
 
 
 def build_tokenizer(seed: int = 0) -> Tokenizer:
-    """Byte-level BPE over the questions' words: each word one token, each digit one token, any UTF-8 text encodable."""
+    """Byte-level BPE over the questions' words: each word one token, each digit one token, any
+    UTF-8 text encodable.
+    """
     rng = random.Random(seed)
     corpus = [" ".join(sample(kind, rng, evaluation=False)) for _ in range(3000) for kind in KINDS]
     tokenizer = Tokenizer(models.BPE())
@@ -189,13 +268,23 @@ def render(question: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write held-out questions, a line each, for `vdiff generate --input`.")
-    parser.add_argument("--per-kind", type=int, default=80, help="questions of each kind [80: the shipped set]")
-    parser.add_argument("--seed", type=int, default=2026, help="of the draw [2026: the shipped set]")
-    parser.add_argument("--threshold", type=float, help="decode with algorithm threshold [one token per step]")
+    parser = argparse.ArgumentParser(
+        description="Write held-out questions, a line each, for `vdiff generate --input`."
+    )
+    parser.add_argument(
+        "--per-kind", type=int, default=80, help="questions of each kind [80: the shipped set]"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=2026, help="of the draw [2026: the shipped set]"
+    )
+    parser.add_argument(
+        "--threshold", type=float, help="decode with algorithm threshold [one token per step]"
+    )
     args = parser.parse_args()
     if not 1 <= args.per_kind <= 400:
-        parser.error("--per-kind must be from 1 to 400: there are not many more held-out questions of some kinds")
+        parser.error(
+            "--per-kind must be from 1 to 400: there are not many more held-out questions of some kinds"
+        )
     for line in evaluation_set(args.per_kind, args.seed):
         if args.threshold is not None:
             line["diffusion"] = {"algorithm": "threshold", "threshold": args.threshold}

@@ -1,13 +1,16 @@
-"""Train the bundled models from a seed: `vdiff-tiny` (masked diffusion) and `vdiff-tiny-ar` (autoregressive).
+"""Train the bundled models from a seed: `vdiff-tiny` (masked diffusion) and `vdiff-tiny-ar`
+(autoregressive).
 
     python scripts/train_tiny.py --kind diffusion --out vdiff/bundled/vdiff-tiny
     python scripts/train_tiny.py --kind ar --out vdiff/bundled/vdiff-tiny-ar
 
-The diffusion model is LLaDA's (Nie et al. 2025, https://arxiv.org/abs/2502.09992): a bidirectional transformer that
-predicts masked answer tokens given the prompt. Two departures, both measured to matter at this size: the loss is plain
-cross-entropy over masked answer tokens (no 1/t weight) with the padding after the first end token weighted 0.15, and a
-part of the examples mimics block decoding (left of the block clean, right of it masked). Every batch has one total
-length, filled by the answer's end padding, so that no attention mask is needed and answers see canvases of any length.
+The diffusion model is LLaDA's (Nie et al. 2025, https://arxiv.org/abs/2502.09992): a bidirectional
+transformer that predicts masked answer tokens given the prompt. Two departures, both measured to
+matter at this size: the loss is plain cross-entropy over masked answer tokens (no 1/t weight) with
+the padding after the first end token weighted 0.15, and a part of the examples mimics block
+decoding (left of the block clean, right of it masked). Every batch has one total length, filled by
+the answer's end padding, so that no attention mask is needed and answers see canvases of any
+length.
 """
 
 from __future__ import annotations
@@ -28,23 +31,48 @@ sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from tiny_tasks import EOS, KINDS, MASK, build_tokenizer, evaluation_set, render, sample, save_tokenizer
+from tiny_tasks import (
+    EOS,
+    KINDS,
+    MASK,
+    build_tokenizer,
+    evaluation_set,
+    render,
+    sample,
+    save_tokenizer,
+)
 from torch import Tensor, nn
 
 CONTEXT = 512
 THETA = 10_000.0
 PAD_WEIGHT = 0.15
 
-# share of a batch's examples, and for each total length (tokens, prompt and answer) its share of the steps
-MIX = {"addition": 0.22, "sorting": 0.15, "reversal": 0.16, "json_list": 0.17, "template": 0.13, "story": 0.17}
+# share of a batch's examples, and for each total length (tokens, prompt and answer) its share of
+# the steps
+MIX = {
+    "addition": 0.22,
+    "sorting": 0.15,
+    "reversal": 0.16,
+    "json_list": 0.17,
+    "template": 0.13,
+    "story": 0.17,
+}
 LENGTHS = {24: 0.40, 48: 0.50, 80: 0.10}
 TOKENS_PER_STEP = 4608
 FITS_24 = {"addition": 0.62, "sorting": 0.16, "reversal": 0.22}
-# The diffusion model's last steps, at a lower rate: more of what was weakest after the first (84% of the stories, mostly
-# those whose result has two digits: they are rare, and do not fit into 48 tokens).
+# The diffusion model's last steps, at a lower rate: more of what was weakest after the first (84%
+# of the stories, mostly those whose result has two digits: they are rare, and do not fit into 48
+# tokens).
 REFINE_STEPS = 1600
 REFINE_RATE = 6e-4
-REFINE_MIX = {"addition": 0.10, "sorting": 0.22, "reversal": 0.06, "json_list": 0.06, "template": 0.06, "story": 0.50}
+REFINE_MIX = {
+    "addition": 0.10,
+    "sorting": 0.22,
+    "reversal": 0.06,
+    "json_list": 0.06,
+    "template": 0.06,
+    "story": 0.50,
+}
 REFINE_LENGTHS = {24: 0.15, 56: 0.75, 80: 0.10}
 
 
@@ -79,9 +107,12 @@ class Block(nn.Module):
         b, length, width = x.shape
         h = self.attn_norm(x)
         q, k, v = (
-            p(h).view(b, length, self.heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj)
+            p(h).view(b, length, self.heads, -1).transpose(1, 2)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
         )
-        attended = F.scaled_dot_product_attention(rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=causal)
+        attended = F.scaled_dot_product_attention(
+            rotate(q, cos, sin), rotate(k, cos, sin), v, is_causal=causal
+        )
         x = x + self.attn_out(attended.transpose(1, 2).reshape(b, length, width))
         h = self.ff_norm(x)
         out: Tensor = x + self.ff_out(F.silu(self.ff_proj(h)) * self.up_proj(h))
@@ -132,9 +163,16 @@ class Data:
         self._pool: dict[str, list[tuple[list[int], list[int]]]] = {}
         rng = random.Random(seed)
         for kind in KINDS:
-            pairs = [sample(kind, rng, evaluation=False) for _ in range(60_000 if kind != "addition" else 40_000)]
-            prompts = self.tokenizer.encode_batch_fast([render(q) for q, _ in pairs], add_special_tokens=False)
-            answers = self.tokenizer.encode_batch_fast([a for _, a in pairs], add_special_tokens=False)
+            pairs = [
+                sample(kind, rng, evaluation=False)
+                for _ in range(60_000 if kind != "addition" else 40_000)
+            ]
+            prompts = self.tokenizer.encode_batch_fast(
+                [render(q) for q, _ in pairs], add_special_tokens=False
+            )
+            answers = self.tokenizer.encode_batch_fast(
+                [a for _, a in pairs], add_special_tokens=False
+            )
             self._pool[kind] = [(p.ids, a.ids) for p, a in zip(prompts, answers, strict=True)]
             if kind == "story":  # those whose result has two digits
                 ids = zip(pairs, self._pool[kind], strict=True)
@@ -162,7 +200,9 @@ class Data:
 
 
 def choose_masked(ids: Tensor, starts: Tensor, generator: torch.Generator) -> Tensor:
-    """Which positions to mask [batch, length]: at random, all, or as block decoding leaves them; at least one a row."""
+    """Which positions to mask [batch, length]: at random, all, or as block decoding leaves them; at
+    least one a row.
+    """
     batch, length = ids.shape
     position = torch.arange(length)[None, :]
     answer = position >= starts[:, None]
@@ -173,12 +213,19 @@ def choose_masked(ids: Tensor, starts: Tensor, generator: torch.Generator) -> Te
     block = torch.randint(0, 4, (batch, 1), generator=generator) * 8
     begin = starts[:, None] + block
     blockwise = ((position >= begin) & (position < begin + 8) & masked) | (position >= begin + 8)
-    masked = torch.where(mode < 0.2, torch.ones_like(masked), torch.where(mode < 0.55, blockwise, masked)) & answer
+    masked = (
+        torch.where(
+            mode < 0.2, torch.ones_like(masked), torch.where(mode < 0.55, blockwise, masked)
+        )
+        & answer
+    )
     first = (position == starts[:, None]) & ~masked.any(dim=1, keepdim=True)
     return masked | first
 
 
-def losses(model: Transformer, ids: Tensor, starts: Tensor, data: Data, generator: torch.Generator) -> Tensor:
+def losses(
+    model: Transformer, ids: Tensor, starts: Tensor, data: Data, generator: torch.Generator
+) -> Tensor:
     """Mean weighted cross-entropy of the wanted tokens."""
     is_end = ids == data.eos
     padding = is_end & (is_end.int().cumsum(dim=1) > 1)
@@ -198,7 +245,12 @@ def losses(model: Transformer, ids: Tensor, starts: Tensor, data: Data, generato
 
 @torch.no_grad()
 def decode(
-    model: Transformer, data: Data, prompts: list[list[int]], canvas: int, block: int, threshold: float | None
+    model: Transformer,
+    data: Data,
+    prompts: list[list[int]],
+    canvas: int,
+    block: int,
+    threshold: float | None,
 ) -> list[str]:
     """A small greedy decoder for progress reports; the engine's own numbers go into the card."""
     texts = []
@@ -236,60 +288,134 @@ def decode_ar(model: Transformer, data: Data, prompts: list[list[int]], canvas: 
     return texts
 
 
-def exact_match(model: Transformer, data: Data, per_kind: int, threshold: float | None) -> dict[str, float]:
+def exact_match(
+    model: Transformer, data: Data, per_kind: int, threshold: float | None
+) -> dict[str, float]:
     scores = {}
     for kind in KINDS:
         lines: list[Any] = [e for e in evaluation_set() if e["metadata"]["kind"] == kind][:per_kind]  # type: ignore[index]
         prompts = [
-            data.tokenizer.encode(render(e["messages"][0]["content"]), add_special_tokens=False).ids for e in lines
+            data.tokenizer.encode(render(e["messages"][0]["content"]), add_special_tokens=False).ids
+            for e in lines
         ]
-        texts = decode_ar(model, data, prompts, 32) if model.causal else decode(model, data, prompts, 32, 8, threshold)
-        scores[kind] = sum(t == e["metadata"]["answer"] for t, e in zip(texts, lines, strict=True)) / len(lines)
+        texts = (
+            decode_ar(model, data, prompts, 32)
+            if model.causal
+            else decode(model, data, prompts, 32, 8, threshold)
+        )
+        scores[kind] = sum(
+            t == e["metadata"]["answer"] for t, e in zip(texts, lines, strict=True)
+        ) / len(lines)
     return scores
 
 
 def export(weights: dict[str, Tensor], model: Transformer, data: Data, out: Path) -> None:
-    """Write the checkpoint: LLaDA's layout for the diffusion model, Llama's for the autoregressive one."""
+    """Write the checkpoint: LLaDA's layout for the diffusion model, Llama's for the autoregressive
+    one.
+    """
     s = model.shape
     save_tokenizer(data.tokenizer, out, CONTEXT)
     tensors: dict[str, Tensor] = {}
-    ours = ["attn_norm", "q_proj", "k_proj", "v_proj", "attn_out", "ff_norm", "ff_proj", "up_proj", "ff_out"]
+    ours = [
+        "attn_norm",
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "attn_out",
+        "ff_norm",
+        "ff_proj",
+        "up_proj",
+        "ff_out",
+    ]
     llama = [
-        "input_layernorm", "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
-        "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
-    ]  # fmt: skip
+        "input_layernorm",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        "post_attention_layernorm",
+        "mlp.gate_proj",
+        "mlp.up_proj",
+        "mlp.down_proj",
+    ]
     prefix = "model.layers" if model.causal else "model.transformer.blocks"
     for layer in range(s.layers):
         for mine, theirs in zip(ours, llama if model.causal else ours, strict=True):
             tensors[f"{prefix}.{layer}.{theirs}.weight"] = weights[f"blocks.{layer}.{mine}.weight"]
-    names = ("model.embed_tokens", "model.norm", "lm_head") if model.causal else (
-        "model.transformer.wte", "model.transformer.ln_f", "model.transformer.ff_out")  # fmt: skip
+    names = (
+        ("model.embed_tokens", "model.norm", "lm_head")
+        if model.causal
+        else ("model.transformer.wte", "model.transformer.ln_f", "model.transformer.ff_out")
+    )
     for name, mine in zip(names, ("wte", "ln_f", "head"), strict=True):
         tensors[f"{name}.weight"] = weights[f"{mine}.weight"]
-    save_file({k: v.float().contiguous() for k, v in tensors.items()}, str(out / "model.safetensors"), {"format": "pt"})
+    save_file(
+        {k: v.float().contiguous() for k, v in tensors.items()},
+        str(out / "model.safetensors"),
+        {"format": "pt"},
+    )
     common = {"vocab_size": s.vocab, "eos_token_id": data.eos, "pad_token_id": data.eos}
     if model.causal:
         config: dict[str, Any] = {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": s.width,
-            "intermediate_size": s.mlp, "num_hidden_layers": s.layers, "num_attention_heads": s.heads,
-            "num_key_value_heads": s.heads, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
-            "rope_theta": THETA, "hidden_act": "silu", "tie_word_embeddings": False, "attention_bias": False,
-            "mlp_bias": False, "bos_token_id": None, "dtype": "float32", **common,
-        }  # fmt: skip
-        generation: dict[str, Any] = {"do_sample": False, "eos_token_id": data.eos, "pad_token_id": data.eos}
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "hidden_size": s.width,
+            "intermediate_size": s.mlp,
+            "num_hidden_layers": s.layers,
+            "num_attention_heads": s.heads,
+            "num_key_value_heads": s.heads,
+            "max_position_embeddings": CONTEXT,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": THETA,
+            "hidden_act": "silu",
+            "tie_word_embeddings": False,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "bos_token_id": None,
+            "dtype": "float32",
+            **common,
+        }
+        generation: dict[str, Any] = {
+            "do_sample": False,
+            "eos_token_id": data.eos,
+            "pad_token_id": data.eos,
+        }
     else:
         config = {
-            "architectures": ["LLaDAModelLM"], "model_type": "llada", "activation_type": "silu", "block_type": "llama",
-            "d_model": s.width, "n_layers": s.layers, "n_heads": s.heads, "n_kv_heads": s.heads,
-            "mlp_hidden_size": s.mlp, "embedding_size": s.vocab, "max_sequence_length": CONTEXT,
-            "layer_norm_type": "rms", "rms_norm_eps": 1e-5, "rope": True, "rope_theta": THETA,
-            "rope_full_precision": True, "include_bias": False, "include_qkv_bias": False, "weight_tying": False,
-            "mask_token_id": data.mask, "alibi": False, "input_emb_norm": False, "scale_logits": False, **common,
-        }  # fmt: skip
+            "architectures": ["LLaDAModelLM"],
+            "model_type": "llada",
+            "activation_type": "silu",
+            "block_type": "llama",
+            "d_model": s.width,
+            "n_layers": s.layers,
+            "n_heads": s.heads,
+            "n_kv_heads": s.heads,
+            "mlp_hidden_size": s.mlp,
+            "embedding_size": s.vocab,
+            "max_sequence_length": CONTEXT,
+            "layer_norm_type": "rms",
+            "rms_norm_eps": 1e-5,
+            "rope": True,
+            "rope_theta": THETA,
+            "rope_full_precision": True,
+            "include_bias": False,
+            "include_qkv_bias": False,
+            "weight_tying": False,
+            "mask_token_id": data.mask,
+            "alibi": False,
+            "input_emb_norm": False,
+            "scale_logits": False,
+            **common,
+        }
         generation = {
-            "temperature": 0.0, "max_new_tokens": 64, "algorithm": "low_confidence", "block_length": 8,
-            "eos_token_id": data.eos, "pad_token_id": data.eos, "mask_token_id": data.mask,
-        }  # fmt: skip
+            "temperature": 0.0,
+            "max_new_tokens": 64,
+            "algorithm": "low_confidence",
+            "block_length": 8,
+            "eos_token_id": data.eos,
+            "pad_token_id": data.eos,
+            "mask_token_id": data.mask,
+        }
         lines = "".join(json.dumps(line) + "\n" for line in evaluation_set())
         (out / "eval.jsonl").write_text(lines)
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -297,16 +423,22 @@ def export(weights: dict[str, Tensor], model: Transformer, data: Data, out: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kind", choices=("diffusion", "ar"), default="diffusion")
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--steps", type=int, help="before the last, refining ones; default: 4400 (diffusion), 1500 (ar)"
+        "--steps",
+        type=int,
+        help="before the last, refining ones; default: 4400 (diffusion), 1500 (ar)",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--report-every", type=int, default=500, help="steps between evaluations")
-    parser.add_argument("--resume", type=Path, help="file of training state to continue from and to save to")
+    parser.add_argument(
+        "--resume", type=Path, help="file of training state to continue from and to save to"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -367,7 +499,8 @@ def main() -> None:
             speed = (step + 1 - start) / (time.monotonic() - began)
             eta = (steps - step - 1) / speed
             print(
-                f"step {step + 1}/{steps}  loss {running:.4f}  {speed:.2f} steps/s  ETA {eta / 60:.1f} min", flush=True
+                f"step {step + 1}/{steps}  loss {running:.4f}  {speed:.2f} steps/s  ETA {eta / 60:.1f} min",
+                flush=True,
             )
         if (step + 1) % args.report_every == 0 or last:
             trained = {k: v.clone() for k, v in model.state_dict().items()}
@@ -375,14 +508,26 @@ def main() -> None:
             model.eval()
             for threshold in (None,) if causal or not last else (None, 0.9):
                 scores = exact_match(model, data, 80 if last else 20, threshold)
-                print("exact match", threshold or "", {k: round(v, 3) for k, v in scores.items()}, flush=True)
+                print(
+                    "exact match",
+                    threshold or "",
+                    {k: round(v, 3) for k, v in scores.items()},
+                    flush=True,
+                )
             export(average, model, data, args.out)
             model.load_state_dict(trained)
             model.train()
             if args.resume:
                 torch.save(
-                    {"model": trained, "optimizer": optimizer.state_dict(), "generator": generator.get_state(),
-                     "average": average, "step": step + 1}, args.resume)  # fmt: skip
+                    {
+                        "model": trained,
+                        "optimizer": optimizer.state_dict(),
+                        "generator": generator.get_state(),
+                        "average": average,
+                        "step": step + 1,
+                    },
+                    args.resume,
+                )
         if stop:
             print("stopped; continue with --resume", flush=True)
             return

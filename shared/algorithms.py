@@ -1,7 +1,8 @@
-"""The decoding algorithms by name: their own parameters with defaults and bounds, and the model regimes they run on.
+"""The decoding algorithms by name: their own parameters with defaults and bounds, and the model
+regimes they run on.
 
-Vocabulary that the API validates with and the engine decodes by; what each algorithm does is in `worker.engine.rules`,
-`worker.engine.apd` and `worker.engine.renoise`. No torch.
+Vocabulary that the API validates with and the engine decodes by; what each algorithm does is in
+`worker.engine.rules`, `worker.engine.apd` and `worker.engine.renoise`. No torch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ CACHES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """Bounds of one parameter. `integer` ones are whole numbers; `open_low` excludes the lower bound."""
+    """Bounds of one parameter. `integer` ones are whole numbers; `open_low` excludes the lower
+    bound.
+    """
 
     low: float
     high: float
@@ -62,8 +65,9 @@ PARAMETERS: dict[str, Parameter] = {
 class Algorithm:
     """One algorithm.
 
-    `parameters` maps its own parameters to their defaults; None means "not used unless given" or, for steps, one token
-    per step. `window`: it decodes left to right and may read a window of K/V (`kv_window`) instead of blocks.
+    `parameters` maps its own parameters to their defaults; None means "not used unless given" or,
+    for steps, one token per step. `window`: it decodes left to right and may read a window of K/V
+    (`kv_window`) instead of blocks.
     """
 
     regimes: tuple[str, ...]
@@ -71,7 +75,9 @@ class Algorithm:
     verifier: bool = False
     window: bool = False
     cfg: bool = True  # classifier-free guidance
-    by_confidence: bool = True  # whether the model's confidence decides which positions are committed
+    by_confidence: bool = (
+        True  # whether the model's confidence decides which positions are committed
+    )
 
 
 _MASKED = (FULL, BLOCK)
@@ -99,7 +105,8 @@ ALGORITHMS: dict[str, Algorithm] = {
     "low_confidence_dynamic": Algorithm((BLOCK,), {"threshold": 0.9, "denoising_steps": None}),
     "low_confidence_static": Algorithm((BLOCK,), {"denoising_steps": None}),
     "joint_threshold": Algorithm(
-        (BLOCK,), {"threshold": 0.95, "edit_threshold": 0.9, "max_post_edit_steps": 16, "tokens_per_step": 1}
+        (BLOCK,),
+        {"threshold": 0.95, "edit_threshold": 0.9, "max_post_edit_steps": 16, "tokens_per_step": 1},
     ),
     "apd": Algorithm(
         (FULL,),
@@ -138,14 +145,20 @@ def own_parameters(name: str, regime: str) -> dict[str, Any]:
 
 
 def algorithms_of(regime: str, *, verifier: bool) -> tuple[str, ...]:
-    """Names of the algorithms that a model of `regime` can run, with or without a verifier beside it."""
+    """Names of the algorithms that a model of `regime` can run, with or without a verifier beside
+    it.
+    """
     return tuple(
-        name for name, a in ALGORITHMS.items() if regime in a.regimes and (verifier or not a.verifier)
-    )  # fmt: skip
+        name
+        for name, a in ALGORITHMS.items()
+        if regime in a.regimes and (verifier or not a.verifier)
+    )
 
 
 def users_of(parameter: str, regime: str) -> tuple[str, ...]:
     """Algorithms of a regime that read a parameter."""
     return tuple(
-        name for name, a in ALGORITHMS.items() if regime in a.regimes and parameter in own_parameters(name, regime)
+        name
+        for name, a in ALGORITHMS.items()
+        if regime in a.regimes and parameter in own_parameters(name, regime)
     )

@@ -1,11 +1,16 @@
-"""Background loops that no exception ends: duties, the threads that run them, and the group of a process.
+"""Background loops that no exception ends: duties, the threads that run them, and the group of a
+process.
 
-    Duty               one thing to do again and again; its failures are logged once per streak, counted and backed off
-    BackgroundThread   runs its duties in turn; one that fails does not keep the others from their turn
-    BackgroundThreads  all threads of a process: starts and closes them, knows which are silent, hears of one that ended
+    Duty               one thing to do again and again; its failures are logged once per streak,
+                       counted and backed off
+    BackgroundThread   runs its duties in turn; one that fails does not keep the others from their
+                       turn
+    BackgroundThreads  all threads of a process: starts and closes them, knows which are silent,
+                       hears of one that ended
 
-asyncio tasks use `Duty.failed` and `Duty.succeeded` in their own loop, and `watch_task` to hear of their end. A thread or
-a task that ends although nobody closed it calls `on_gone`; the process then exits with `EXIT_THREAD_GONE`.
+asyncio tasks use `Duty.failed` and `Duty.succeeded` in their own loop, and `watch_task` to hear of
+their end. A thread or a task that ends although nobody closed it calls `on_gone`; the process then
+exits with `EXIT_THREAD_GONE`.
 """
 
 from __future__ import annotations
@@ -20,9 +25,13 @@ from prometheus_client import Counter
 from redis.exceptions import RedisError
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-EXIT_THREAD_GONE = 71  # EX_OSERR: a thread or task of the process ended; a supervisor starts a new process
+EXIT_THREAD_GONE = (
+    71  # EX_OSERR: a thread or task of the process ended; a supervisor starts a new process
+)
 BACKOFF_MAX_SECONDS = 5.0  # an outage that is over must be noticed soon
-STEP_SECONDS = 30.0  # the longest sleep of a thread, so that one whose duties are rare does not look silent
+STEP_SECONDS = (
+    30.0  # the longest sleep of a thread, so that one whose duties are rare does not look silent
+)
 BACKOFF_FIRST_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 
@@ -31,11 +40,15 @@ OnGone = Callable[[str], None]
 
 
 def describe_error(exc: BaseException) -> str:
-    """Return what may be logged of an exception: SQLAlchemy's text would quote the statement and its parameters."""
+    """Return what may be logged of an exception: SQLAlchemy's text would quote the statement and
+    its parameters.
+    """
     if isinstance(exc, DBAPIError):
         lines = str(exc.orig).strip().splitlines()
         return lines[0] if lines else type(exc.orig).__name__
-    return type(exc).__name__ if isinstance(exc, SQLAlchemyError) else f"{type(exc).__name__}: {exc}"
+    return (
+        type(exc).__name__ if isinstance(exc, SQLAlchemyError) else f"{type(exc).__name__}: {exc}"
+    )
 
 
 class Duty:
@@ -97,7 +110,10 @@ class Duty:
                 _log.exception("duty_failed_unexpectedly", duty=self.name)
         if self._retry is not None:
             return self._retry
-        return max(self.every, min(BACKOFF_FIRST_SECONDS * 2.0 ** min(self.streak - 1, 10), self._backoff_max))
+        return max(
+            self.every,
+            min(BACKOFF_FIRST_SECONDS * 2.0 ** min(self.streak - 1, 10), self._backoff_max),
+        )
 
     def succeeded(self) -> None:
         """Note a round without a failure."""
@@ -135,7 +151,9 @@ class BackgroundThread(Pulse):
         close_seconds: how long `close` waits for the round in progress.
     """
 
-    def __init__(self, name: str, duties: Sequence[Duty], *, close_seconds: float = CLOSE_SECONDS) -> None:
+    def __init__(
+        self, name: str, duties: Sequence[Duty], *, close_seconds: float = CLOSE_SECONDS
+    ) -> None:
         super().__init__(name)
         self.on_gone: OnGone = lambda reason: None
         self._duties = tuple(duties)
@@ -166,7 +184,8 @@ class BackgroundThread(Pulse):
         try:
             self._loop()
         except BaseException as exc:
-            # Duties handle every Exception: this is SystemExit, KeyboardInterrupt or a fault of the loop itself.
+            # Duties handle every Exception: this is SystemExit, KeyboardInterrupt or a fault of the
+            # loop itself.
             reason = f"{type(exc).__name__}: {exc}"
         finally:
             if not self.stopping.is_set():
@@ -221,18 +240,23 @@ class BackgroundThreads:
             thread.close()
 
     def silent(self, stale_seconds: float) -> list[str]:
-        """Return the names of the threads that ended, or have not turned for `stale_seconds`; none before `start`."""
+        """Return the names of the threads that ended, or have not turned for `stale_seconds`; none
+        before `start`.
+        """
         if not self._started:
             return []
         return [
             thread.name
             for thread in (*self._threads, *self._pulses)
-            if not thread.stopping.is_set() and (not thread.is_alive() or thread.silent_seconds() > stale_seconds)
+            if not thread.stopping.is_set()
+            and (not thread.is_alive() or thread.silent_seconds() > stale_seconds)
         ]
 
 
 def watch_task(task: asyncio.Task[None], on_gone: OnGone) -> None:
-    """Call `on_gone` when a task that should run for the life of the process ends without being cancelled."""
+    """Call `on_gone` when a task that should run for the life of the process ends without being
+    cancelled.
+    """
 
     def ended(done: asyncio.Task[None]) -> None:
         if done.cancelled():

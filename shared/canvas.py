@@ -1,4 +1,5 @@
-"""The text of an answer while it comes out of the noise, told as differences (`diffusion.visualize`).
+"""The text of an answer while it comes out of the noise, told as differences
+(`diffusion.visualize`).
 
 A `progress` event has one of these, or neither:
 
@@ -6,11 +7,13 @@ A `progress` event has one of these, or neither:
     canvas_change  {from, to, text}: characters from..to of the canvas before become `text`
     frame          the number of either; a change makes frame n of frame n - 1
 
-A whole canvas in every event would be bytes by the square of an answer's length. Here a frame costs what changed, a frame
-that costs much waits until enough steps have paid for it, and whole canvases come first and then in proportion to the changes
-since the last. So the bytes of all frames together are at most `STEP_BYTES` a step, however long the answer is.
+A whole canvas in every event would be bytes by the square of an answer's length. Here a frame costs
+what changed, a frame that costs much waits until enough steps have paid for it, and whole canvases
+come first and then in proportion to the changes since the last. So the bytes of all frames together
+are at most `STEP_BYTES` a step, however long the answer is.
 
-A reader that missed a frame (Redis lost some, or it came late) has no canvas until the next whole one.
+A reader that missed a frame (Redis lost some, or it came late) has no canvas until the next whole
+one.
 """
 
 from __future__ import annotations
@@ -33,7 +36,9 @@ class CanvasWriter:
         self._changes_cost = 0  # since the last whole canvas
 
     def fields(self, canvas: str) -> dict[str, Any]:
-        """Return the fields of the next event that tell the canvas; none when the frame has to wait, or nothing changed."""
+        """Return the fields of the next event that tell the canvas; none when the frame has to
+        wait, or nothing changed.
+        """
         self._paid += STEP_BYTES
         if self._told is None:
             return self._whole(canvas)
@@ -74,14 +79,20 @@ class CanvasReader:
         attempt = data.get("attempt", self._attempt)
         frame, canvas, change = (data.get(name) for name in ("frame", "canvas", "canvas_change"))
         if isinstance(attempt, int) and attempt > self._attempt:
-            self._attempt, self._frame, self.canvas = attempt, 0, None  # what an earlier attempt showed is void
+            self._attempt, self._frame, self.canvas = (
+                attempt,
+                0,
+                None,
+            )  # what an earlier attempt showed is void
         if attempt != self._attempt:
             return False
         if isinstance(canvas, str):
             if isinstance(frame, int) and frame <= self._frame:
                 return False  # sent again
             self.canvas = canvas
-            self._frame = frame if isinstance(frame, int) else 0  # without a number: a worker of an earlier release
+            self._frame = (
+                frame if isinstance(frame, int) else 0
+            )  # without a number: a worker of an earlier release
             return True
         if self.canvas is None or not isinstance(change, Mapping) or frame != self._frame + 1:
             return False
@@ -95,7 +106,9 @@ class CanvasReader:
 
 
 def difference(before: str, after: str) -> dict[str, Any]:
-    """Return the change that makes `after` of `before`: what is between their common beginning and their common end."""
+    """Return the change that makes `after` of `before`: what is between their common beginning and
+    their common end.
+    """
     begin = _common(before, after)
     rest_before, rest_after = before[begin:], after[begin:]
     tail = _common(rest_before[::-1], rest_after[::-1])
@@ -104,7 +117,9 @@ def difference(before: str, after: str) -> dict[str, Any]:
 
 
 def _common(one: str, other: str) -> int:
-    """Return how many characters two texts have in common at their beginning; by halving, as comparing slices is fast."""
+    """Return how many characters two texts have in common at their beginning; by halving, as
+    comparing slices is fast.
+    """
     low, high = 0, min(len(one), len(other))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,4 +1,6 @@
-"""One value of a request's body at a time: the right type and within its bounds, or an error with the field's full name."""
+"""One value of a request's body at a time: the right type and within its bounds, or an error with
+the field's full name.
+"""
 
 from __future__ import annotations
 
@@ -56,13 +58,17 @@ def flag(value: Any, param: str) -> bool:
 
 def choice(value: Any, param: str, choices: tuple[str, ...]) -> str:
     if not isinstance(value, str) or value not in choices:
-        raise InvalidParameter(f"{param} must be one of {', '.join(choices)}, not {str(value)[:80]!r}", param=param)
+        raise InvalidParameter(
+            f"{param} must be one of {', '.join(choices)}, not {str(value)[:80]!r}", param=param
+        )
     return value
 
 
 def token_ids(value: Any, param: str, vocab_size: int, *, longest: int = 256) -> tuple[int, ...]:
     if not isinstance(value, list | tuple) or len(value) > longest:
-        raise InvalidParameter(f"{param} must be a list of at most {longest} token ids", param=param)
+        raise InvalidParameter(
+            f"{param} must be a list of at most {longest} token ids", param=param
+        )
     return tuple(integer(v, f"{param}[{i}]", 0, vocab_size - 1) for i, v in enumerate(value))
 
 

@@ -13,34 +13,50 @@ _A, _D, _E = ATTEMPTS.c, DELIVERIES.c, ENDPOINTS.c
 
 
 def server() -> Select[Any]:
-    """(version, seconds, bytes, connections, max_connections): `seconds` is the server's clock, Unix time."""
+    """(version, seconds, bytes, connections, max_connections): `seconds` is the server's clock,
+    Unix time.
+    """
     return select(
         func.current_setting("server_version").label("version"),
         extract("epoch", func.clock_timestamp()).label("seconds"),
         func.pg_database_size(func.current_database()).label("bytes"),
-        select(func.count()).select_from(text("pg_stat_activity")).scalar_subquery().label("connections"),
+        select(func.count())
+        .select_from(text("pg_stat_activity"))
+        .scalar_subquery()
+        .label("connections"),
         func.current_setting("max_connections").label("max_connections"),
     )
 
 
 def webhook_backlog() -> Select[int, int, int]:
-    """(due, overdue_seconds, failing): deliveries whose time has come, since when, and how many wait to be tried again."""
-    due = (_D.next_attempt_at <= func.now()) & (_D.lease_until.is_(None) | (_D.lease_until <= func.now()))
+    """(due, overdue_seconds, failing): deliveries whose time has come, since when, and how many
+    wait to be tried again.
+    """
+    due = (_D.next_attempt_at <= func.now()) & (
+        _D.lease_until.is_(None) | (_D.lease_until <= func.now())
+    )
     return select(
         func.count().filter(due).label("due"),
-        extract("epoch", func.now() - func.min(_D.next_attempt_at).filter(due)).label("overdue_seconds"),
+        extract("epoch", func.now() - func.min(_D.next_attempt_at).filter(due)).label(
+            "overdue_seconds"
+        ),
         func.count().filter(_D.attempts > 0).label("failing"),
     ).where(_D.status == "pending")
 
 
 def refusing_receivers() -> Select[Any]:
-    """(endpoint_id, url, waiting, status_code, error): who did not take what waits to be tried again, and a reason of the last
-    attempts; those with the most first. `endpoint_id` is null for a URL that jobs named themselves."""
+    """(endpoint_id, url, waiting, status_code, error): who did not take what waits to be tried
+    again, and a reason of the last attempts; those with the most first. `endpoint_id` is null for a
+    URL that jobs named themselves.
+    """
     waiting = func.count(_D.id.distinct())
     return (
         select(
-            _D.endpoint_id, func.coalesce(_E.url, _D.url).label("url"), waiting.label("waiting"),
-            func.max(_A.status_code).label("status_code"), func.max(_A.error).label("error"),
+            _D.endpoint_id,
+            func.coalesce(_E.url, _D.url).label("url"),
+            waiting.label("waiting"),
+            func.max(_A.status_code).label("status_code"),
+            func.max(_A.error).label("error"),
         )
         .select_from(DELIVERIES)
         .outerjoin(ENDPOINTS, _E.id == _D.endpoint_id)
@@ -49,7 +65,7 @@ def refusing_receivers() -> Select[Any]:
         .group_by(_D.endpoint_id, func.coalesce(_E.url, _D.url))
         .order_by(waiting.desc())
         .limit(SHOWN_RECEIVERS)
-    )  # fmt: skip
+    )
 
 
 def disabled_endpoints() -> Select[Any]:

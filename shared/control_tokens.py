@@ -1,13 +1,14 @@
 """A tokenizer's control tokens, and text in which they stay text.
 
-Control tokens are the special tokens of a tokenizer: turn markers, end tokens, the mask. A tokenizer reads their text as
-the token wherever it stands. That is right for a chat template and wrong for what a client writes in a message: with it, a
-user's message could open a system turn.
+Control tokens are the special tokens of a tokenizer: turn markers, end tokens, the mask. A
+tokenizer reads their text as the token wherever it stands. That is right for a chat template and
+wrong for what a client writes in a message: with it, a user's message could open a system turn.
 
-`ControlTokens` renders a template with the control tokens of its input hidden behind marks, so that every control token in
-the rendering is the template's own. A second tokenizer, which shares the model of the first, then reads the text: it knows
-the template's control tokens by aliases that no input can contain, and takes everything else for plain text. Splits, merges
-and added tokens are those of the first tokenizer. `docs/adr` says why.
+`ControlTokens` renders a template with the control tokens of its input hidden behind marks, so that
+every control token in the rendering is the template's own. A second tokenizer, which shares the
+model of the first, then reads the text: it knows the template's control tokens by aliases that no
+input can contain, and takes everything else for plain text. Splits, merges and added tokens are
+those of the first tokenizer. `docs/adr` says why.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from tokenizers import AddedToken, Tokenizer
 
 from shared.errors import InvalidParameter
 
-# Characters that stand for nothing: noncharacters first, then private use. One that the input lacks becomes the mark.
+# Characters that stand for nothing: noncharacters first, then private use. One that the input lacks
+# becomes the mark.
 _ROLES = (
     "system",
     "developer",
@@ -35,7 +37,9 @@ _MARKS = tuple(map(chr, chain(range(0xFDD0, 0xFDF0), range(0xE000, 0xF900))))
 
 
 def trie_pattern(words: Iterable[str]) -> str:
-    """Return a regular expression for any of the words, the longest first. Its time does not grow with their number."""
+    """Return a regular expression for any of the words, the longest first. Its time does not grow
+    with their number.
+    """
     root: dict[str, Any] = {}
     for word in words:
         node = root
@@ -63,17 +67,25 @@ class ControlTokens:
     """The control tokens of one tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer, named: Iterable[str]) -> None:
-        """Args: named: texts that are control tokens whatever their entry says (`mask_token` and its like)."""
+        """Args: named: texts that are control tokens whatever their entry says (`mask_token` and
+        its like).
+        """
         self._tokenizer = tokenizer
         self._added: dict[int, AddedToken] = tokenizer.get_added_tokens_decoder()
         always = set(named)
-        self.hidden = {one.content: i for i, one in self._added.items() if one.special}  # not shown in an answer's text
-        self.ids = {one.content: i for i, one in self._added.items() if one.special or one.content in always}
+        self.hidden = {
+            one.content: i for i, one in self._added.items() if one.special
+        }  # not shown in an answer's text
+        self.ids = {
+            one.content: i for i, one in self._added.items() if one.special or one.content in always
+        }
         self._texts = list(self.ids)
         self._numbers = {text: number for number, text in enumerate(self._texts)}
         # Texts by which the second tokenizer knows the control tokens. No client can guess them.
         secret = secrets.token_hex(8)
-        self._aliases = {text: f"\U000f0000{secret}{number}\U000f0001" for text, number in self._numbers.items()}
+        self._aliases = {
+            text: f"\U000f0000{secret}{number}\U000f0001" for text, number in self._numbers.items()
+        }
 
     def __bool__(self) -> bool:
         return bool(self.ids)
@@ -93,17 +105,20 @@ class ControlTokens:
     def encode_rendering(
         self, values: Mapping[str, Any], render: Callable[[Mapping[str, Any]], str]
     ) -> list[int] | None:
-        """Return the token ids of a rendered template in which control tokens of its input are plain text.
+        """Return the token ids of a rendered template in which control tokens of its input are
+        plain text.
 
         Args:
             values: the template's input. Every string in it is text, except the name of a role.
             render: makes the text of such values.
 
         Returns:
-            None when no string of the input can be part of a control token: any tokenizer reads it the same.
+            None when no string of the input can be part of a control token: any tokenizer reads it
+            the same.
 
         Raises:
-            InvalidParameter: as `encode`, or the input has all characters that could serve as marks.
+            InvalidParameter: as `encode`, or the input has all characters that could serve as
+                marks.
         """
         if not self.ids:
             return None
@@ -111,8 +126,12 @@ class ControlTokens:
         hidden = self._hide(values, mark)
         if hidden == values:
             return None
-        pieces = re.split(f"{mark}(\\d*){mark}", render(hidden))  # the template's text and marks' numbers in turn
-        pieces[::2] = [self._pattern.sub(lambda found: self._aliases[found[0]], piece) for piece in pieces[::2]]
+        pieces = re.split(
+            f"{mark}(\\d*){mark}", render(hidden)
+        )  # the template's text and marks' numbers in turn
+        pieces[::2] = [
+            self._pattern.sub(lambda found: self._aliases[found[0]], piece) for piece in pieces[::2]
+        ]
         pieces[1::2] = [self._texts[int(number)] if number else "" for number in pieces[1::2]]
         return self.encode("".join(pieces))
 
@@ -131,13 +150,18 @@ class ControlTokens:
         if isinstance(value, str):
             return self._hide_text(value, mark)
         if isinstance(value, Mapping):
-            return {k: v if k == "role" and v in _ROLES else self._hide(v, mark) for k, v in value.items()}
+            return {
+                k: v if k == "role" and v in _ROLES else self._hide(v, mark)
+                for k, v in value.items()
+            }
         if isinstance(value, list | tuple):
             return [self._hide(v, mark) for v in value]
         return value
 
     def _hide_text(self, text: str, mark: str) -> str:
-        """Return the text with marks for its control tokens, and between it and what could complete one at its ends."""
+        """Return the text with marks for its control tokens, and between it and what could complete
+        one at its ends.
+        """
         made = self._pattern.sub(lambda found: f"{mark}{self._numbers[found[0]]}{mark}", text)
         body = made.strip()
         if not body:
@@ -208,7 +232,9 @@ class ControlTokens:
         for i in ids:
             if i not in originals and i in control:
                 text = self._tokenizer.id_to_token(i)
-                raise InvalidParameter(f"this model cannot read {text!r} as plain text; leave it out", param="messages")
+                raise InvalidParameter(
+                    f"this model cannot read {text!r} as plain text; leave it out", param="messages"
+                )
         return [originals.get(i, i) for i in ids]
 
 

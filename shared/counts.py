@@ -1,10 +1,22 @@
-"""All SQL of the counts by state: they cost the same whether a thousand jobs have ended or ten million."""
+"""All SQL of the counts by state: they cost the same whether a thousand jobs have ended or ten
+million.
+"""
 
 from __future__ import annotations
 
 from typing import Any, Literal, cast
 
-from sqlalchemy import BigInteger, Executable, Select, Table, delete, func, literal, select, union_all
+from sqlalchemy import (
+    BigInteger,
+    Executable,
+    Select,
+    Table,
+    delete,
+    func,
+    literal,
+    select,
+    union_all,
+)
 from sqlalchemy import cast as cast_to
 from sqlalchemy.dialects.postgresql import insert
 
@@ -20,10 +32,17 @@ Kind = Literal["job", "batch", "evaluation", "file"]
 
 def roll_up() -> Executable:
     """Move what changed into `counts`; two at once share the work."""
-    some = select(DELTAS.c.id).order_by(DELTAS.c.id).limit(ROLLUP_BATCH).with_for_update(skip_locked=True)
+    some = (
+        select(DELTAS.c.id)
+        .order_by(DELTAS.c.id)
+        .limit(ROLLUP_BATCH)
+        .with_for_update(skip_locked=True)
+    )
     gone = delete(DELTAS).where(DELTAS.c.id.in_(some)).returning(*DELTAS.c).cte("gone")
     of = [gone.c[name] for name in _OF]
-    sums = select(*of, func.sum(gone.c.amount), func.sum(gone.c.bytes)).group_by(*of).order_by(*of)  # no deadlock
+    sums = (
+        select(*of, func.sum(gone.c.amount), func.sum(gone.c.bytes)).group_by(*of).order_by(*of)
+    )  # no deadlock
     adding = insert(COUNTS).from_select([*_OF, "amount", "bytes"], sums)
     return adding.on_conflict_do_update(
         index_elements=[COUNTS.c[name] for name in _OF],
@@ -32,7 +51,9 @@ def roll_up() -> Executable:
 
 
 def by_status(kind: Kind, tenant: str | None = None) -> Select[Any]:
-    """(status, count, bytes) of everything of a kind; None is all tenants. For jobs see `jobs_by_status`."""
+    """(status, count, bytes) of everything of a kind; None is all tenants. For jobs see
+    `jobs_by_status`.
+    """
     whole = union_all(
         *(
             select(t.c.status, t.c.amount, t.c.bytes).where(
@@ -58,7 +79,9 @@ def jobs_by_status(tenant: str | None = None) -> Select[Any]:
 
     ended = by_status("job", tenant).subquery("ended")
     lanes = [cast(Table, t.__table__).c for t in (Lane, LaneDelta)]
-    queued = union_all(*(select(t.jobs).where(*own(t.tenant)) for t in lanes)).subquery("queued_jobs")
+    queued = union_all(*(select(t.jobs).where(*own(t.tenant)) for t in lanes)).subquery(
+        "queued_jobs"
+    )
     waiting = cast_to(func.coalesce(func.sum(queued.c.jobs), 0), BigInteger)
     return (
         union_all(

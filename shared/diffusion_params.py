@@ -27,9 +27,18 @@ DEFAULT_BLOCK_LENGTH = 32
 
 _APD = ("mixture_weight", "kv_window", "max_lookahead")  # also accepted inside `diffusion.apd`
 _COMMON = (
-    "algorithm", "block_length", "sub_block_length", "cache", "cfg_scale", "suppress_end", "suppress_token_ids",
-    "visualize", "max_forwards", "draft_token_ids", "draft_noise",
-)  # fmt: skip
+    "algorithm",
+    "block_length",
+    "sub_block_length",
+    "cache",
+    "cfg_scale",
+    "suppress_end",
+    "suppress_token_ids",
+    "visualize",
+    "max_forwards",
+    "draft_token_ids",
+    "draft_noise",
+)
 DIFFUSION_FIELDS = (*_COMMON[:3], "apd", *PARAMETERS, *_COMMON[3:])
 
 
@@ -41,7 +50,9 @@ class DiffusionParams:
 
     algorithm: str | None = None
     block_length: int | None = None  # tokens
-    sub_block_length: int | None = None  # tokens; a block is filled in such parts, from left to right
+    sub_block_length: int | None = (
+        None  # tokens; a block is filled in such parts, from left to right
+    )
     steps: int | None = None  # of the whole answer
     denoising_steps: int | None = None  # of one block
     tokens_per_step: int | None = None
@@ -67,7 +78,9 @@ class DiffusionParams:
     cfg_scale: float = 0.0
     suppress_end: str | None = None  # "logits" or "confidence"
     suppress_token_ids: tuple[int, ...] | None = None
-    max_forwards: int | None = None  # the answer ends after so many, with what is committed without a gap
+    max_forwards: int | None = (
+        None  # the answer ends after so many, with what is committed without a gap
+    )
     draft_token_ids: tuple[int, ...] | None = None  # warm start: an earlier answer
     draft_noise: float = 0.5  # the share of the draft that is masked again
     visualize: bool = False
@@ -80,21 +93,31 @@ class DiffusionParams:
 
 def shown_diffusion(params: Mapping[str, Any]) -> dict[str, Any]:
     """The diffusion parameters of `SamplingParams.to_json()` that had a meaning."""
-    shown = {k: v for k, v in params.get("diffusion", {}).items() if v is not None and v is not False}
+    shown = {
+        k: v for k, v in params.get("diffusion", {}).items() if v is not None and v is not False
+    }
     if shown.get("draft_token_ids") is None:
         shown.pop("draft_noise", None)
-    return {k: v for k, v in shown.items() if not (k == "cfg_scale" and v == 0) and k != "draft_token_ids"}
+    return {
+        k: v
+        for k, v in shown.items()
+        if not (k == "cfg_scale" and v == 0) and k != "draft_token_ids"
+    }
 
 
 def _flattened(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`diffusion.apd{...}` and its names written flat are the same; its errors are named `diffusion.apd.x`."""
+    """`diffusion.apd{...}` and its names written flat are the same; its errors are named
+    `diffusion.apd.x`.
+    """
     flat = {k: v for k, v in given.items() if k != "apd"}
     nested = given.get("apd", {})
     if not isinstance(nested, Mapping):
         raise InvalidParameter("diffusion.apd must be an object", param="diffusion.apd")
     for name, value in checks.known(nested, _APD, "diffusion.apd.").items():
         if flat.get(name, value) != value:
-            raise InvalidParameter(f"diffusion.apd.{name} and diffusion.{name} differ", param=f"diffusion.apd.{name}")
+            raise InvalidParameter(
+                f"diffusion.apd.{name} and diffusion.{name} differ", param=f"diffusion.apd.{name}"
+            )
         flat[name] = value
     return flat
 
@@ -113,9 +136,7 @@ def _algorithm(given: Mapping[str, Any], card: ModelCard, defaults: Mapping[str,
     served = tuple(card.capabilities["algorithms"])
     known = ALGORITHMS.get(name) if isinstance(name, str) else None
     if known is not None and known.verifier and regime in known.regimes and name not in served:
-        message = (
-            f"diffusion.algorithm {name} needs a verifier; the worker of {card.name} was started without --verifier"
-        )
+        message = f"diffusion.algorithm {name} needs a verifier; the worker of {card.name} was started without --verifier"
         raise InvalidParameter(message, param="diffusion.algorithm")
     if known is not None and name not in served:
         message = f"diffusion.algorithm {name} does not fit {card.name} ({regime}); it has {', '.join(served)}"
@@ -135,7 +156,8 @@ def _block_length(
     if card.regime == UNIFORM:
         if "block_length" in given and given["block_length"] != card.block_length:
             raise InvalidParameter(
-                f"{param} is the canvas of {card.name}, {card.block_length}; leave it out", param=param
+                f"{param} is the canvas of {card.name}, {card.block_length}; leave it out",
+                param=param,
             )
         return card.block_length
     wanted = None
@@ -144,7 +166,8 @@ def _block_length(
     if windowed:
         if wanted is not None and wanted != max_tokens:
             raise InvalidParameter(
-                f"{param} has no effect here: decoding goes left to right without blocks", param=param
+                f"{param} has no effect here: decoding goes left to right without blocks",
+                param=param,
             )
         return max_tokens
     if card.regime == FULL:
@@ -152,15 +175,20 @@ def _block_length(
             length = defaults.get("block_length", card.block_length)
             return max_tokens if length is None else min(int(length), max_tokens)
         if not lenient and (wanted > max_tokens or max_tokens % wanted):
-            raise InvalidParameter(f"{param} {wanted} does not divide max_tokens {max_tokens}", param=param)
+            raise InvalidParameter(
+                f"{param} {wanted} does not divide max_tokens {max_tokens}", param=param
+            )
         return min(wanted, max_tokens)
     longest = card.capabilities.get("max_block_length")
     if wanted is not None and longest is not None and wanted > longest:
         raise InvalidParameter(
-            f"{param} {wanted} is beyond what {card.name} was trained for, 1 to {longest}", param=param
+            f"{param} {wanted} is beyond what {card.name} was trained for, 1 to {longest}",
+            param=param,
         )
     if wanted is not None and wanted > card.context_length:
-        raise InvalidParameter(f"{param} {wanted} is beyond the context of {card.context_length}", param=param)
+        raise InvalidParameter(
+            f"{param} {wanted} is beyond the context of {card.context_length}", param=param
+        )
     return wanted or int(defaults.get("block_length") or card.block_length or DEFAULT_BLOCK_LENGTH)
 
 
@@ -171,22 +199,32 @@ def _sub_block_length(
     param, usual = "diffusion.sub_block_length", card.capabilities.get("sub_block_length")
     if usual is None or block_length is None:
         if "sub_block_length" in given:
-            raise InvalidParameter(f"{param} has no effect on {card.name}: its blocks have no parts", param=param)
+            raise InvalidParameter(
+                f"{param} has no effect on {card.name}: its blocks have no parts", param=param
+            )
         return None
     if "sub_block_length" not in given:
         length = min(int(defaults.get("sub_block_length", usual)), block_length)
         return length if block_length % length == 0 else block_length
     length = checks.integer(given["sub_block_length"], param, 1, block_length)
     if block_length % length:
-        raise InvalidParameter(f"{param} {length} does not divide diffusion.block_length {block_length}", param=param)
+        raise InvalidParameter(
+            f"{param} {length} does not divide diffusion.block_length {block_length}", param=param
+        )
     return length
 
 
 def _steps(
-    values: dict[str, Any], given: Mapping[str, Any], card: ModelCard, max_tokens: int, defaults: Mapping[str, Any],
+    values: dict[str, Any],
+    given: Mapping[str, Any],
+    card: ModelCard,
+    max_tokens: int,
+    defaults: Mapping[str, Any],
     lenient: bool,
-) -> None:  # fmt: skip
-    """`steps` counts the whole answer: a multiple of the blocks when explicit, adapted when it is a default."""
+) -> None:
+    """`steps` counts the whole answer: a multiple of the blocks when explicit, adapted when it is a
+    default.
+    """
     if "steps" not in own_parameters(values["algorithm"], card.regime):
         return
     blocks = -(-max_tokens // values["block_length"])
@@ -208,22 +246,35 @@ def _cache(given: Mapping[str, Any], card: ModelCard, algorithm: str, windowed: 
         return "window" if windowed and "window" in caches else caches[0]
     cache = given["cache"]
     if isinstance(cache, str) and cache not in caches and any(cache in c for c in CACHES.values()):
-        raise InvalidParameter(f"{param} {cache} does not fit {card.name}; it has {', '.join(caches)}", param=param)
+        raise InvalidParameter(
+            f"{param} {cache} does not fit {card.name}; it has {', '.join(caches)}", param=param
+        )
     cache = checks.choice(cache, param, caches)
     if cache == "window" and not windowed:
         message = f"{param} window needs diffusion.kv_window, with {' or '.join(users_of('kv_window', card.regime))}"
         raise InvalidParameter(message, param=param)
     if windowed and cache != "window":
-        raise InvalidParameter(f"{param} {cache} contradicts diffusion.kv_window; leave one out", param=param)
+        raise InvalidParameter(
+            f"{param} {cache} contradicts diffusion.kv_window; leave one out", param=param
+        )
     if ALGORITHMS[algorithm].verifier and cache not in ("none", "window"):
-        raise InvalidParameter(f"{param} {cache} does not fit {algorithm}; it has none and window", param=param)
+        raise InvalidParameter(
+            f"{param} {cache} does not fit {algorithm}; it has none and window", param=param
+        )
     return cache
 
 
 def decide(
-    given: Mapping[str, Any], card: ModelCard, max_tokens: int, *, defaults: Mapping[str, Any], lenient: bool = False
+    given: Mapping[str, Any],
+    card: ModelCard,
+    max_tokens: int,
+    *,
+    defaults: Mapping[str, Any],
+    lenient: bool = False,
 ) -> DiffusionParams:
-    """Every diffusion parameter decided. `lenient`: already decided once, so adapted lengths are not errors."""
+    """Every diffusion parameter decided. `lenient`: already decided once, so adapted lengths are
+    not errors.
+    """
     given = _flattened(given)
     algorithm = _algorithm(given, card, defaults)
     regime, own = card.regime, own_parameters(algorithm, card.regime)
@@ -231,7 +282,9 @@ def decide(
         if name in given and name not in own:
             param = f"diffusion.{name}"
             users = ", ".join(users_of(name, regime)) or f"no algorithm of {card.name}"
-            raise InvalidParameter(f"{param} has no effect with {algorithm}; it belongs to {users}", param=param)
+            raise InvalidParameter(
+                f"{param} has no effect with {algorithm}; it belongs to {users}", param=param
+            )
     values: dict[str, Any] = {"algorithm": algorithm}
     windowed = given.get("kv_window") is not None
     leftward = ALGORITHMS[algorithm].verifier or windowed or given.get("max_lookahead") is not None
@@ -248,7 +301,9 @@ def decide(
         message = "give diffusion.tokens_per_step or diffusion.denoising_steps, not both"
         raise InvalidParameter(message, param="diffusion.tokens_per_step")
     if values.get("t_min", 0) > values.get("t_max", math.inf):
-        raise InvalidParameter("diffusion.t_min must be at most diffusion.t_max", param="diffusion.t_min")
+        raise InvalidParameter(
+            "diffusion.t_min must be at most diffusion.t_max", param="diffusion.t_min"
+        )
     if values.get("low_threshold", 0) > values.get("threshold", 1):
         message = "diffusion.low_threshold must be at most diffusion.threshold"
         raise InvalidParameter(message, param="diffusion.low_threshold")
@@ -260,8 +315,12 @@ def decide(
         given.get("cfg_scale", defaults.get("cfg_scale", 0.0)), "diffusion.cfg_scale", 0.0, 100.0
     )
     if values["cfg_scale"] > 0 and not ALGORITHMS[algorithm].cfg:
-        raise InvalidParameter(f"diffusion.cfg_scale has no effect with {algorithm}", param="diffusion.cfg_scale")
-    values.update(_suppression(given, card, algorithm), **_extras(given, card, max_tokens, algorithm))
+        raise InvalidParameter(
+            f"diffusion.cfg_scale has no effect with {algorithm}", param="diffusion.cfg_scale"
+        )
+    values.update(
+        _suppression(given, card, algorithm), **_extras(given, card, max_tokens, algorithm)
+    )
     return DiffusionParams(**values)
 
 
@@ -275,7 +334,9 @@ def _suppression(given: Mapping[str, Any], card: ModelCard, algorithm: str) -> d
             given["suppress_end"], "diffusion.suppress_end", ("logits", "confidence")
         )
         if values["suppress_end"] == "confidence" and not ALGORITHMS[algorithm].by_confidence:
-            message = f"diffusion.suppress_end confidence has no effect with {algorithm}; logits has"
+            message = (
+                f"diffusion.suppress_end confidence has no effect with {algorithm}; logits has"
+            )
             raise InvalidParameter(message, param="diffusion.suppress_end")
     if given.get("suppress_token_ids") == [] and "suppress_end" not in values:
         return values
@@ -283,25 +344,33 @@ def _suppression(given: Mapping[str, Any], card: ModelCard, algorithm: str) -> d
         if "suppress_end" not in values:
             message = "diffusion.suppress_token_ids has no effect without diffusion.suppress_end"
             raise InvalidParameter(message, param="diffusion.suppress_token_ids")
-        ids = checks.token_ids(given["suppress_token_ids"], "diffusion.suppress_token_ids", card.vocab_size)
+        ids = checks.token_ids(
+            given["suppress_token_ids"], "diffusion.suppress_token_ids", card.vocab_size
+        )
         values["suppress_token_ids"] = ids
     elif "suppress_end" in values:
         values["suppress_token_ids"] = tuple(card.suppress_token_ids[values["suppress_end"]])
     return values
 
 
-def _extras(given: Mapping[str, Any], card: ModelCard, max_tokens: int, algorithm: str) -> dict[str, Any]:
+def _extras(
+    given: Mapping[str, Any], card: ModelCard, max_tokens: int, algorithm: str
+) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if "visualize" in given:
         values["visualize"] = checks.flag(given["visualize"], "diffusion.visualize")
     if "max_forwards" in given:
-        values["max_forwards"] = checks.integer(given["max_forwards"], "diffusion.max_forwards", 1, 1_000_000)
+        values["max_forwards"] = checks.integer(
+            given["max_forwards"], "diffusion.max_forwards", 1, 1_000_000
+        )
     if "draft_token_ids" in given and given["draft_token_ids"] != []:
         param = "diffusion.draft_token_ids"
         if card.regime == UNIFORM:
             raise InvalidParameter(f"{param} has no effect on {card.name}", param=param)
         if ALGORITHMS[algorithm].verifier:
-            raise InvalidParameter(f"{param} does not fit {algorithm}, which drafts by itself", param=param)
+            raise InvalidParameter(
+                f"{param} does not fit {algorithm}, which drafts by itself", param=param
+            )
         ids = checks.token_ids(given["draft_token_ids"], param, card.vocab_size, longest=max_tokens)
         if card.mask_token_id in ids:
             raise InvalidParameter(f"{param} must not hold the mask token", param=param)
@@ -310,7 +379,9 @@ def _extras(given: Mapping[str, Any], card: ModelCard, max_tokens: int, algorith
         if "draft_token_ids" not in values:
             message = "diffusion.draft_noise has no effect without diffusion.draft_token_ids"
             raise InvalidParameter(message, param="diffusion.draft_noise")
-        values["draft_noise"] = checks.number(given["draft_noise"], "diffusion.draft_noise", 0.0, 1.0)
+        values["draft_noise"] = checks.number(
+            given["draft_noise"], "diffusion.draft_noise", 0.0, 1.0
+        )
     return values
 
 
@@ -319,5 +390,7 @@ def own_defaults(given: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
     defaults = dict(card.defaults.get("diffusion", {}))
     usual = defaults.get("algorithm", DEFAULT_ALGORITHM[card.regime])
     if given.get("algorithm", usual) != usual:
-        defaults = {k: v for k, v in defaults.items() if k in ("block_length", "steps", "cfg_scale")}
+        defaults = {
+            k: v for k, v in defaults.items() if k in ("block_length", "steps", "cfg_scale")
+        }
     return defaults

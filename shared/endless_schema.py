@@ -8,7 +8,9 @@ from collections.abc import Iterator, Mapping, Set
 from typing import Any
 from urllib.parse import unquote
 
-ROUNDS = 64  # references that one answer of "this ends" may rest on; beyond, a schema gets the benefit of the doubt
+# references that one answer of "this ends" may rest on; beyond, a schema gets the benefit of the
+# doubt
+ROUNDS = 64
 
 
 def is_endless(schema: Mapping[str, Any]) -> bool:
@@ -65,7 +67,9 @@ def _ends(node: Any, finite: Set[str]) -> bool:
         if name in node and not any(_ends(inner, finite) for inner in _list(node, name)):
             return False
     kinds = node.get("type", "any")
-    return any(_kind_ends(kind, node, finite) for kind in (kinds if isinstance(kinds, list) else [kinds]))
+    return any(
+        _kind_ends(kind, node, finite) for kind in (kinds if isinstance(kinds, list) else [kinds])
+    )
 
 
 def _kind_ends(kind: Any, node: Mapping[str, Any], finite: Set[str]) -> bool:
@@ -76,7 +80,10 @@ def _kind_ends(kind: Any, node: Mapping[str, Any], finite: Set[str]) -> bool:
 
 def _object_ends(node: Mapping[str, Any], finite: Set[str]) -> bool:
     given = node.get("properties")
-    ends = {name: _ends(inner, finite) for name, inner in (given.items() if isinstance(given, Mapping) else ())}
+    ends = {
+        name: _ends(inner, finite)
+        for name, inner in (given.items() if isinstance(given, Mapping) else ())
+    }
     others = "patternProperties" in node or _ends(node.get("additionalProperties", True), finite)
     required = (ends.get(name, others) for name in _list(node, "required"))
     return all(required) and (others or sum(ends.values()) >= _count(node, "minProperties"))
@@ -85,7 +92,9 @@ def _object_ends(node: Mapping[str, Any], finite: Set[str]) -> bool:
 def _array_ends(node: Mapping[str, Any], finite: Set[str]) -> bool:
     least, first = _count(node, "minItems"), _list(node, "prefixItems")
     rest = node.get("additionalItems" if isinstance(node.get("items"), list) else "items", True)
-    return all(_ends(inner, finite) for inner in first[:least]) and (least <= len(first) or _ends(rest, finite))
+    return all(_ends(inner, finite) for inner in first[:least]) and (
+        least <= len(first) or _ends(rest, finite)
+    )
 
 
 def _list(node: Mapping[str, Any], name: str) -> list[Any]:

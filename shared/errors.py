@@ -30,8 +30,9 @@
     ├── ModelLoadError            500 model_load_failed         names the tensor or file
     └── ConfigurationError        exit code 2                   a setting stops the process, with name and reason
 
-`code` is machine-readable and stable, `param` is the full name of the field (`diffusion.threshold`).
-`retryable` says whether the same request may succeed later; workers use it to decide on another attempt.
+`code` is machine-readable and stable, `param` is the full name of the field
+(`diffusion.threshold`). `retryable` says whether the same request may succeed later; workers use it
+to decide on another attempt.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
-"""Progress events over Redis: a bounded, expiring stream per job, and pub/sub channels that say where to look.
+"""Progress events over Redis: a bounded, expiring stream per job, and pub/sub channels that say
+where to look.
 
     vdiff:events:{job_id}   stream; fields t (type) and d (JSON)
         started   {attempt, worker_id}
-        progress  {attempt, index, step, tokens_committed, tokens_total, offset, text, canvas...}   text is append-only
+        progress  {attempt, index, step, tokens_committed, tokens_total, offset, text, canvas...}
+                  text is append-only
         denoise   {attempt, index, step, positions, tokens, texts, confidence}
         done      {status}                     only after the row is committed
     vdiff:moved             channel; ids of jobs that have new events, separated by spaces
     vdiff:done              channel; a job id, right after its `done`
     vdiff:cancel            channel; a job id whose row asks its worker to stop it
 
-All of it is a hint: Redis may lose any of these, and anybody may write there. The end of a job always comes from
-PostgreSQL. The worker writes through `worker.relay`; the API waits through `shared.watch` and reads through `EventReader`.
+All of it is a hint: Redis may lose any of these, and anybody may write there. The end of a job
+always comes from PostgreSQL. The worker writes through `worker.relay`; the API waits through
+`shared.watch` and reads through `EventReader`.
 """
 
 from __future__ import annotations
@@ -84,7 +87,9 @@ class EventPublisher:
         self._client = client
         self._length = stream_length
         self._seconds = stream_seconds
-        self._bounds = StreamBounds(stream_bytes=stream_bytes, tenant_bytes=tenant_bytes, seconds=stream_seconds)
+        self._bounds = StreamBounds(
+            stream_bytes=stream_bytes, tenant_bytes=tenant_bytes, seconds=stream_seconds
+        )
 
     def publish(self, events: Iterable[Event]) -> None:
         """Append the events to their streams; `done` is announced on its channel too.
@@ -102,9 +107,16 @@ class EventPublisher:
         if self._bounds.has_room(self._client):
             for event in events:
                 self._bounds.note_tenant(event.job_id, event.tenant)
-                told = json.dumps(event.data, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "replace")
+                told = json.dumps(event.data, separators=(",", ":"), ensure_ascii=False).encode(
+                    "utf-8", "replace"
+                )
                 most = self._bounds.length(event.job_id, len(told), self._length)
-                pipe.xadd(events_key(event.job_id), {"t": event.type, "d": told}, maxlen=most, approximate=True)
+                pipe.xadd(
+                    events_key(event.job_id),
+                    {"t": event.type, "d": told},
+                    maxlen=most,
+                    approximate=True,
+                )
             for job_id in moved:
                 pipe.expire(events_key(job_id), self._seconds)
             accounts = self._bounds.settle(pipe, set(moved), over)
@@ -124,7 +136,9 @@ class EventPublisher:
             self._client.unlink(*map(events_key, job_ids))
 
 
-async def publish_done(client: redis.asyncio.Redis, job_id: str, status: str, *, stream_seconds: int) -> None:
+async def publish_done(
+    client: redis.asyncio.Redis, job_id: str, status: str, *, stream_seconds: int
+) -> None:
     """`done` of a job that ended without a worker (cancelled while queued); call it after COMMIT."""
     pipe = client.pipeline(transaction=False)
     pipe.xadd(events_key(job_id), {"t": "done", "d": json.dumps({"status": status})})
@@ -139,7 +153,9 @@ async def publish_cancel(client: redis.asyncio.Redis, job_id: str) -> None:
 
 
 class EventReader:
-    """The API's side of the streams: reads of all clients of a process go to Redis together, over one connection."""
+    """The API's side of the streams: reads of all clients of a process go to Redis together, over
+    one connection.
+    """
 
     def __init__(self, client: redis.asyncio.Redis) -> None:
         self._client = client
@@ -147,7 +163,8 @@ class EventReader:
         self._task: asyncio.Task[None] | None = None
 
     async def read(self, job_id: str, last_id: str = FIRST) -> list[Item]:
-        """Return the next events after `last_id`, at most `PAGE`; an empty list when there are none now.
+        """Return the next events after `last_id`, at most `PAGE`; an empty list when there are none
+        now.
 
         Raises:
             redis.RedisError: Redis is away.
@@ -155,7 +172,9 @@ class EventReader:
         future = self._wanted.get((job_id, last_id))
         if future is None:
             future = self._wanted[job_id, last_id] = asyncio.get_running_loop().create_future()
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())  # its readers may be gone
+            future.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # its readers may be gone
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._read_wanted(), name="vdiff-event-reader")
         return await asyncio.shield(future)
@@ -222,7 +241,9 @@ def _decode(entry_id: str | bytes, fields: dict[Any, Any]) -> Item:
     try:
         values = {as_text(k): as_text(v) for k, v in fields.items()}
         kind, data = values["t"], json.loads(values["d"])
-        if kind in _SHAPES and all(isinstance(data.get(name), wanted) for name, wanted in _SHAPES[kind].items()):
+        if kind in _SHAPES and all(
+            isinstance(data.get(name), wanted) for name, wanted in _SHAPES[kind].items()
+        ):
             return as_text(entry_id), kind, data
     except (KeyError, ValueError, AttributeError, RecursionError):
         pass

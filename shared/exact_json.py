@@ -7,7 +7,9 @@ from typing import Any
 
 
 def json_equal(left: Any, right: Any) -> bool:
-    """Return whether two JSON values are equal: 1 is 1.0, is not true, and the order of keys does not count."""
+    """Return whether two JSON values are equal: 1 is 1.0, is not true, and the order of keys does
+    not count.
+    """
     if isinstance(left, bool) or isinstance(right, bool):
         return isinstance(left, bool) and isinstance(right, bool) and left == right
     if isinstance(left, dict) and isinstance(right, dict):

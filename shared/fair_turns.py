@@ -1,4 +1,6 @@
-"""Turns at something that few may do at once; tenants take them one after the other, however many things one has to do."""
+"""Turns at something that few may do at once; tenants take them one after the other, however many
+things one has to do.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Health of PostgreSQL and Redis for vdiff: each is asked for a write, not for a sign of life.
 
-`HealthProbe` is the API's, which many probes share: a try a second at most. `probe_database` and `probe_redis` are for
-commands. What a refusal means, and what to do, is in `describe_database` and `describe_redis`.
+`HealthProbe` is the API's, which many probes share: a try a second at most. `probe_database` and
+`probe_redis` are for commands. What a refusal means, and what to do, is in `describe_database` and
+`describe_redis`.
 """
 
 from __future__ import annotations
@@ -55,15 +56,20 @@ READ_ONLY = Problem(
 _BY_SQLSTATE = {
     "25006": READ_ONLY,
     "53100": Problem("its disk is full", "make room on PostgreSQL's disk"),
-    "53300": Problem("it has no connection left", "raise max_connections, or run fewer API processes and workers"),
+    "53300": Problem(
+        "it has no connection left", "raise max_connections, or run fewer API processes and workers"
+    ),
     "57P03": Problem("it starts or stops", "wait; see its log if that lasts"),
-    "57014": Problem("a write did not end in time", "look for long locks, a slow disk or a synchronous standby that is away"),
+    "57014": Problem(
+        "a write did not end in time",
+        "look for long locks, a slow disk or a synchronous standby that is away",
+    ),
     "42P01": Problem("not migrated", "run `vdiff migrate`"),
     "42703": Problem("not migrated", "run `vdiff migrate`"),
     "42501": Problem("its role may not write", "grant the role of VDIFF_DATABASE_URL its rights"),
     "28P01": Problem("it refuses the password", "correct VDIFF_DATABASE_URL"),
     "3D000": Problem("the database does not exist", "create it, or correct VDIFF_DATABASE_URL"),
-}  # fmt: skip
+}
 _AWAY = Problem("unreachable", "start PostgreSQL, or correct VDIFF_DATABASE_URL")
 _ACCEPTED = "jobs are accepted, and start within seconds of its return"
 
@@ -74,35 +80,53 @@ def describe_database(exc: BaseException) -> Problem:
     if state in _BY_SQLSTATE:
         return _BY_SQLSTATE[str(state)]
     if isinstance(exc, TimeoutError | PoolTimeout):
-        return Problem("no answer in time", "see its load and its log, and the number of its connections")
-    return _AWAY if state is None else Problem(f"it refuses a write (SQLSTATE {state})", "see PostgreSQL's log")
+        return Problem(
+            "no answer in time", "see its load and its log, and the number of its connections"
+        )
+    return (
+        _AWAY
+        if state is None
+        else Problem(f"it refuses a write (SQLSTATE {state})", "see PostgreSQL's log")
+    )
 
 
 def describe_redis(exc: BaseException) -> Problem:
     """Return what an error of the probe's write means."""
     said = str(exc)
     if isinstance(exc, OutOfMemoryError) or said.startswith("OOM"):
-        return Problem(f"full: it takes no writes; {_ACCEPTED}", "raise maxmemory, or remove what is not vdiff's")
+        return Problem(
+            f"full: it takes no writes; {_ACCEPTED}",
+            "raise maxmemory, or remove what is not vdiff's",
+        )
     if isinstance(exc, ReadOnlyError):
         return Problem(
-            f"a replica: it takes no writes; {_ACCEPTED}", "point VDIFF_REDIS_URL at the master, or promote this one"
+            f"a replica: it takes no writes; {_ACCEPTED}",
+            "point VDIFF_REDIS_URL at the master, or promote this one",
         )
     if isinstance(exc, BusyLoadingError):
         return Problem(f"it loads its data; {_ACCEPTED}", "wait; see its log if that lasts")
     if isinstance(exc, AuthenticationError):
         return Problem(f"it refuses the password; {_ACCEPTED}", "correct VDIFF_REDIS_URL")
     if isinstance(exc, NoPermissionError):
-        return Problem(f"its user may not write; {_ACCEPTED}", "give the user of VDIFF_REDIS_URL its rights")
+        return Problem(
+            f"its user may not write; {_ACCEPTED}", "give the user of VDIFF_REDIS_URL its rights"
+        )
     if isinstance(exc, MasterDownError | ClusterDownError):
         return Problem(f"its master or cluster is down; {_ACCEPTED}", "see the log of Redis")
     if "MISCONF" in said or "snapshot" in said:
         return Problem(
-            f"it cannot save to its disk and takes no writes; {_ACCEPTED}", "make room on Redis' disk; see its log"
+            f"it cannot save to its disk and takes no writes; {_ACCEPTED}",
+            "make room on Redis' disk; see its log",
         )
     if "NOREPLICAS" in said or "good replicas" in said:
-        return Problem(f"too few replicas, so it takes no writes; {_ACCEPTED}", "see min-replicas-to-write")
+        return Problem(
+            f"too few replicas, so it takes no writes; {_ACCEPTED}", "see min-replicas-to-write"
+        )
     if isinstance(exc, ResponseError):
-        return Problem(f"it refuses a write ({said.split(' ', 1)[0][:40]}); {_ACCEPTED}", "see the log of Redis")
+        return Problem(
+            f"it refuses a write ({said.split(' ', 1)[0][:40]}); {_ACCEPTED}",
+            "see the log of Redis",
+        )
     return Problem(f"unreachable; {_ACCEPTED}", "start Redis, or correct VDIFF_REDIS_URL")
 
 
@@ -128,7 +152,9 @@ def probe_redis(client: redis.Redis) -> Problem | None:
 class HealthProbe:
     """The same for an API process: at most one try a second of each, however many ask."""
 
-    def __init__(self, database: AsyncDatabase, client: redis.asyncio.Redis, *, redis_seconds: float) -> None:
+    def __init__(
+        self, database: AsyncDatabase, client: redis.asyncio.Redis, *, redis_seconds: float
+    ) -> None:
         self._database = database
         self._redis = client
         self._of_database = _Shared(self._try_database, TIMEOUT_SECONDS, describe_database)
@@ -142,8 +168,14 @@ class HealthProbe:
 
     async def problems(self) -> list[dict[str, str]]:
         """Return `{part, text, advice}` of each server that takes no writes."""
-        found = zip(("database", "redis"), await asyncio.gather(self.database(), self.redis()), strict=True)
-        return [{"part": part, "text": one.text, "advice": one.advice} for part, one in found if one is not None]
+        found = zip(
+            ("database", "redis"), await asyncio.gather(self.database(), self.redis()), strict=True
+        )
+        return [
+            {"part": part, "text": one.text, "advice": one.advice}
+            for part, one in found
+            if one is not None
+        ]
 
     async def _try_database(self) -> None:
         async with self._database.write() as session:
@@ -157,7 +189,10 @@ class _Shared:
     """One try at a time, whose result is good for a second."""
 
     def __init__(
-        self, attempt: Callable[[], Awaitable[None]], seconds: float, describe: Callable[[BaseException], Problem]
+        self,
+        attempt: Callable[[], Awaitable[None]],
+        seconds: float,
+        describe: Callable[[BaseException], Problem],
     ) -> None:
         self._attempt = attempt
         self._seconds = seconds

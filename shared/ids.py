@@ -24,7 +24,9 @@ def new_id(prefix: str, *, now_ms: int | None = None) -> str:
 
 
 def first_id(prefix: str, moment: datetime) -> str:
-    """Return the smallest id that `new_id(prefix)` could have given at that moment: a bound for ids by time."""
+    """Return the smallest id that `new_id(prefix)` could have given at that moment: a bound for ids
+    by time.
+    """
     millis = min(max(0, int(moment.timestamp() * 1000)), (1 << 48) - 1)
     return f"{prefix}_{_base32(millis, 10)}{_ALPHABET[0] * 16}"
 

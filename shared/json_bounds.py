@@ -1,8 +1,9 @@
 """Bounds of JSON text, checked on the bytes before any object is made of them.
 
-A text of 2 MB can become hundreds of megabytes of Python objects: `[[],[],...]` takes 64 bytes for each three that it has.
-`json.loads` also holds the interpreter for as long as it takes. So depth, containers and values are counted first. The
-count gives the interpreter back between two tokens, and ends at the first bound that is passed.
+A text of 2 MB can become hundreds of megabytes of Python objects: `[[],[],...]` takes 64 bytes for
+each three that it has. `json.loads` also holds the interpreter for as long as it takes. So depth,
+containers and values are counted first. The count gives the interpreter back between two tokens,
+and ends at the first bound that is passed.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ MAX_CONTAINERS = 50_000  # objects and lists
 MAX_VALUES = 500_000  # of all lists and objects together
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-# A bracket, or all that stands between two of them. A quote alone begins a string that does not end: no JSON.
+# A bracket, or all that stands between two of them. A quote alone begins a string that does not
+# end: no JSON.
 _TOKEN = re.compile(rb'[\[\]{}]|(?:[^"\[\]{}]++|' + _STRING + rb')++|"', re.DOTALL)
 _PIECE = re.compile(rb'[^"]++|' + _STRING, re.DOTALL)
 
 
 def check_bounds(raw: bytes) -> int:
-    """Return how many pieces of the text were looked at. Text that is no JSON may pass: `json.loads` refuses it.
+    """Return how many pieces of the text were looked at. Text that is no JSON may pass:
+    `json.loads` refuses it.
 
     Raises:
         InvalidBody: more containers, values or levels than a body may have.

@@ -1,7 +1,9 @@
-"""A caretaker of rows that need more than a request: claims one at a time under a lease, works, lets go.
+"""A caretaker of rows that need more than a request: claims one at a time under a lease, works,
+lets go.
 
-What is due and what to do is the subclass's (`shared.batches.caretaker`, `shared.evaluations.caretaker`). Every write carries
-the holder, so that one that lost its lease changes nothing; who dies is followed when the lease runs out (ADR 0011).
+What is due and what to do is the subclass's (`shared.batches.caretaker`,
+`shared.evaluations.caretaker`). Every write carries the holder, so that one that lost its lease
+changes nothing; who dies is followed when the lease runs out (ADR 0011).
 """
 
 from __future__ import annotations
@@ -43,14 +45,20 @@ class Caretaker(ABC):
     kind: str  # in logs and names of tasks
     together = TOGETHER
 
-    def __init__(self, database: AsyncDatabase, *, lease_seconds: float, wake: asyncio.Event) -> None:
+    def __init__(
+        self, database: AsyncDatabase, *, lease_seconds: float, wake: asyncio.Event
+    ) -> None:
         self._database = database
         self._lease = lease_seconds
         self._wake = wake
         self._task: asyncio.Task[None] | None = None
         # Between two looks, each is tried whatever becomes of the other.
-        self._taking = Duty(f"take_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES)
-        self._tidying = Duty(f"tidy_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES)
+        self._taking = Duty(
+            f"take_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES
+        )
+        self._tidying = Duty(
+            f"tidy_{self.kind}", lambda: None, every=0.0, failures=API_DUTY_FAILURES
+        )
         self._working: dict[asyncio.Task[None], str] = {}  # with the tenant
         self._served = LastServed()
 
@@ -59,7 +67,8 @@ class Caretaker(ABC):
         """A row that is due and that nobody holds, held by `holder` now.
 
         Args:
-            served: tenants that were served lately, longest ago first: those that are not in it have their turn first.
+            served: tenants that were served lately, longest ago first: those that are not in it
+                have their turn first.
             full: tenants that have no further row now.
         """
 
@@ -108,7 +117,9 @@ class Caretaker(ABC):
     async def _take(self) -> bool:
         holder = new_id("holder")
         of_tenants = Counter(self._working.values())
-        full = [tenant for tenant, count in of_tenants.items() if count >= max(1, self.together - 1)]
+        full = [
+            tenant for tenant, count in of_tenants.items() if count >= max(1, self.together - 1)
+        ]
         statement = self.claim(holder, served=self._served.oldest_first(), full=full)
         async with self._database.write() as session:
             row = (await session.execute(statement)).one_or_none()
@@ -135,11 +146,15 @@ class Caretaker(ABC):
             log.warning(f"{self.kind}_interrupted", error=type(exc).__name__)
             pause = LOOK_SECONDS
         except Exception:
-            log.exception(f"{self.kind}_failed_unexpectedly")  # it is tried again, and the log says why
+            log.exception(
+                f"{self.kind}_failed_unexpectedly"
+            )  # it is tried again, and the log says why
             pause = self._lease
         finally:
             try:
                 async with self._database.write() as session:
                     await session.execute(self.release(row.id, holder, for_seconds=pause))
             except (SQLAlchemyError, OSError) as exc:
-                log.warning(f"{self.kind}_not_released", error=type(exc).__name__)  # the lease runs out
+                log.warning(
+                    f"{self.kind}_not_released", error=type(exc).__name__
+                )  # the lease runs out

@@ -1,6 +1,8 @@
-"""URLs of the API that vdiff builds: paths, below the prefix that a proxy serves it under (`VDIFF_ROOT_PATH`).
+"""URLs of the API that vdiff builds: paths, below the prefix that a proxy serves it under
+(`VDIFF_ROOT_PATH`).
 
-No host is in them: the Host of a request is the client's to say, and behind a proxy it is not the one to come back to.
+No host is in them: the Host of a request is the client's to say, and behind a proxy it is not the
+one to come back to.
 """
 
 from __future__ import annotations

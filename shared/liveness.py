@@ -1,8 +1,9 @@
 """Liveness of a process without a port, shown by the age of a file on its machine.
 
-Heartbeats in PostgreSQL tell it too, but not while PostgreSQL is away: whoever restarts processes for their heartbeats then
-restarts all of them. The file lies in the folder for temporary files. In a container it is the process's own, and outlives
-it: a pod's volumes stay when a container of it starts again. Several workers of one machine share it.
+Heartbeats in PostgreSQL tell it too, but not while PostgreSQL is away: whoever restarts processes
+for their heartbeats then restarts all of them. The file lies in the folder for temporary files. In
+a container it is the process's own, and outlives it: a pod's volumes stay when a container of it
+starts again. Several workers of one machine share it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def turn(part: str) -> None:
     """Another round of the loop; nothing where no file can be written."""
     with suppress(OSError):
         # Not through a link that somebody else may have laid there.
-        fd = os.open(alive_file(part), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fd = os.open(
+            alive_file(part), os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644
+        )
         try:
             os.utime(fd)
         finally:

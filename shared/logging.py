@@ -1,8 +1,9 @@
-"""structlog, once per process: readable lines for people, JSON for machines, the same events for both.
+"""structlog, once per process: readable lines for people, JSON for machines, the same events for
+both.
 
-Prompts and generated text are never logged: log ids, counts and durations. The text of an exception may quote what a client
-sent, so a traceback has its frames and the exception's name, and its text only at DEBUG. Lines of other libraries (celery,
-uvicorn, alembic) go through the same renderer.
+Prompts and generated text are never logged: log ids, counts and durations. The text of an exception
+may quote what a client sent, so a traceback has its frames and the exception's name, and its text
+only at DEBUG. Lines of other libraries (celery, uvicorn, alembic) go through the same renderer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def identify(**names: str) -> None:
     _process.update(names)
 
 
-def _identified(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _identified(
+    logger: Any, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
     return {**_process, **event}
 
 
@@ -36,18 +39,31 @@ def frames(exc: BaseException | None) -> str:
     return "\n\n".join(parts)
 
 
-def _discreet(logger: Any, method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _discreet(
+    logger: Any, method: str, event: structlog.typing.EventDict
+) -> structlog.typing.EventDict:
     given = event.pop("exc_info", None)
     if given:
-        exc = given[1] if isinstance(given, tuple) else given if isinstance(given, BaseException) else sys.exc_info()[1]
+        exc = (
+            given[1]
+            if isinstance(given, tuple)
+            else given
+            if isinstance(given, BaseException)
+            else sys.exc_info()[1]
+        )
         event["exception"] = frames(exc)
     return event
 
 
 def setup_logging(
-    level: str = "INFO", log_format: Literal["console", "json"] = "console", *, stream: TextIO | None = None
+    level: str = "INFO",
+    log_format: Literal["console", "json"] = "console",
+    *,
+    stream: TextIO | None = None,
 ) -> None:
-    """Send everything to `stream` (default stderr) in one format; calling it again replaces the former setup."""
+    """Send everything to `stream` (default stderr) in one format; calling it again replaces the
+    former setup.
+    """
     output = sys.stderr if stream is None else stream
     shared: list[structlog.typing.Processor] = [
         _identified,
@@ -64,9 +80,13 @@ def setup_logging(
             structlog.processors.JSONRenderer(),
         ]
     else:
-        # Not rich's traceback, structlog's default: it prints local variables, and with them prompts and keys.
+        # Not rich's traceback, structlog's default: it prints local variables, and with them
+        # prompts and keys.
         plain = structlog.dev.plain_traceback
-        rendering = [*discreet, structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=plain)]
+        rendering = [
+            *discreet,
+            structlog.dev.ConsoleRenderer(colors=output.isatty(), exception_formatter=plain),
+        ]
 
     structlog.configure(
         processors=[

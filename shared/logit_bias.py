@@ -1,7 +1,7 @@
 """OpenAI's `logit_bias`: what is added to the logits of single tokens, checked. No torch.
 
-In a request it is an object of token ids, written as strings because JSON knows no other keys, to numbers from -100 to 100.
-Inside it is a tuple of pairs, so that `SamplingParams` stays immutable.
+In a request it is an object of token ids, written as strings because JSON knows no other keys, to
+numbers from -100 to 100. Inside it is a tuple of pairs, so that `SamplingParams` stays immutable.
 """
 
 from __future__ import annotations
@@ -37,12 +37,20 @@ def logit_bias_of(value: Any, card: ModelCard) -> Bias:
             continue
         token = _token(str(key), card)
         param = f"logit_bias.{token}"
-        if isinstance(number, bool) or not isinstance(number, int | float) or not -BOUND <= number <= BOUND:
-            raise InvalidParameter(f"{param} must be a number from {-BOUND:g} to {BOUND:g}", param=param)
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int | float)
+            or not -BOUND <= number <= BOUND
+        ):
+            raise InvalidParameter(
+                f"{param} must be a number from {-BOUND:g} to {BOUND:g}", param=param
+            )
         if token in made:
             raise InvalidParameter(f"{param} is there twice", param=param)
         made[token] = float(number)
-    if sum(number == -BOUND for number in made.values()) >= card.vocab_size - (card.mask_token_id >= 0):
+    if sum(number == -BOUND for number in made.values()) >= card.vocab_size - (
+        card.mask_token_id >= 0
+    ):
         raise InvalidParameter("logit_bias bans every token", param="logit_bias")
     return tuple(sorted((token, number) for token, number in made.items() if number != 0))
 

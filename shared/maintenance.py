@@ -1,30 +1,38 @@
 """Maintenance of the jobs table: two threads in every worker and every API process.
 
-Each thread works under an advisory lock of its own, so that one process at a time does it. A round in which every duty
-succeeded is recorded in `maintenance_counts`, and no process begins the next one before it is due: the number of rounds
-does not grow with the number of processes. A round that failed is not recorded, so another process can do better.
+Each thread works under an advisory lock of its own, so that one process at a time does it. A round
+in which every duty succeeded is recorded in `maintenance_counts`, and no process begins the next
+one before it is due: the number of rounds does not grow with the number of processes. A round that
+failed is not recorded, so another process can do better.
 
     vdiff-sweeper, first things first:
         recover_leases      expired leases go back to the queue, or to their end, and are pushed
-        expire_jobs         queued jobs that are too late expire; running ones too, should their worker not see to it
-        fail_unservable     replays bound to a revision of their model that no worker serves any more fail
-        push_missing        jobs whose message Redis no longer has are pushed again, bounded: only as many as the queue
-                            is short of the rows that were pushed (jobs never pushed are the dispatcher's)
+        expire_jobs         queued jobs that are too late expire; running ones too, should their
+                            worker not see to it
+        fail_unservable     replays bound to a revision of their model that no worker serves any
+                            more fail
+        push_missing        jobs whose message Redis no longer has are pushed again, bounded: only
+                            as many as the queue is short of the rows that were pushed (jobs never
+                            pushed are the dispatcher's)
     vdiff-housekeeping, what may be late:
         purge_results       results whose `retain_for` is over go
         forget_jobs         very old ledger rows go
         free_keys           idempotency keys older than 24 h are freed
-        remove_deleted      removes the rows that deleted webhook endpoints and evaluations leave behind (API only)
+        remove_deleted      removes the rows that deleted webhook endpoints and evaluations leave
+                            behind (API only)
         roll_up             lanes, usage and counts are summed up
-        stop_silent_workers workers that went silent are called stopped; those of long ago become one row a model
+        stop_silent_workers workers that went silent are called stopped; those of long ago become
+                            one row a model
 
-A duty that may have much to do works in chunks, each a short transaction, for a slice of two seconds (`shared.removals`); what
-is left waits for the next round, after the others had their turn. A round with work left is followed by another at once.
+A duty that may have much to do works in chunks, each a short transaction, for a slice of two
+seconds (`shared.removals`); what is left waits for the next round, after the others had their turn.
+A round with work left is followed by another at once.
 
-A job is taken from its worker only while that worker could have renewed its lease (`shared.jobs.lease_clock`).
+A job is taken from its worker only while that worker could have renewed its lease
+(`shared.jobs.lease_clock`).
 
-Every duty is isolated (`shared.background`): one that fails keeps no other from its turn. What they did is counted in
-PostgreSQL (`maintenance_counts`), in the transaction that did it.
+Every duty is isolated (`shared.background`): one that fails keeps no other from its turn. What they
+did is counted in PostgreSQL (`maintenance_counts`), in the transaction that did it.
 """
 
 from __future__ import annotations
@@ -58,7 +66,8 @@ from shared.worker_stats import folded
 
 SWEEP_LOCK = 0x7653_7770  # any number that nothing else in the database uses ("vSwp")
 HOUSEKEEPING_LOCK = SWEEP_LOCK + 1
-LOCK_IDLE_SECONDS = 20  # PostgreSQL ends a lock's session that is silent for longer: its process is stopped or cut off
+# PostgreSQL ends a lock's session that is silent for longer: its process is stopped or cut off
+LOCK_IDLE_SECONDS = 20
 IDEMPOTENCY_SECONDS = 24 * 3600
 REPUSH_BATCH = 1_000  # messages per queue and round
 FOLD_WORKERS_SECONDS = 7 * 86_400.0
@@ -74,7 +83,8 @@ class Maintenance:
     """The duties and their two threads.
 
     Args:
-        removes_deleted: run the duty `remove_deleted`. The database role of workers may not delete those rows.
+        removes_deleted: run the duty `remove_deleted`. The database role of workers may not delete
+            those rows.
         failures: counter with the label `duty`, of the process that this runs in.
     """
 
@@ -102,13 +112,18 @@ class Maintenance:
 
         self._sweep_seconds = sweep_seconds
         self._housekeeping_seconds = HOUSEKEEPING_SWEEPS * sweep_seconds
-        # Processes that remove deleted rows have rounds of their own: others cannot do this duty for them.
-        self._housekeeping_round = "rounds_of_housekeeping_api" if removes_deleted else "rounds_of_housekeeping"
+        # Processes that remove deleted rows have rounds of their own: others cannot do this duty
+        # for them.
+        self._housekeeping_round = (
+            "rounds_of_housekeeping_api" if removes_deleted else "rounds_of_housekeeping"
+        )
 
         def duties(*runs: Callable[[], None]) -> list[Duty]:
             return [Duty(run.__name__, run, every=0.0, failures=failures) for run in runs]
 
-        self._recovery = duties(self.recover_leases, self.expire_jobs, self.fail_unservable, self.push_missing)
+        self._recovery = duties(
+            self.recover_leases, self.expire_jobs, self.fail_unservable, self.push_missing
+        )
         self._housekeeping = duties(
             self.purge_results,
             self.forget_jobs,
@@ -122,7 +137,14 @@ class Maintenance:
         )
         self.housekeeper = BackgroundThread(
             "vdiff-housekeeping",
-            [Duty("housekeeping", self._keep_house, every=self._housekeeping_seconds, failures=failures)],
+            [
+                Duty(
+                    "housekeeping",
+                    self._keep_house,
+                    every=self._housekeeping_seconds,
+                    failures=failures,
+                )
+            ],
         )
 
     @classmethod
@@ -177,7 +199,9 @@ class Maintenance:
 
     def _is_steady(self, session: WriteSession) -> bool:
         """Return whether workers could renew their leases all the time, for one lease until now."""
-        return bool(session.execute(lease_clock.is_steady(lease_seconds=self._lease_seconds)).scalar_one())
+        return bool(
+            session.execute(lease_clock.is_steady(lease_seconds=self._lease_seconds)).scalar_one()
+        )
 
     def _do_round(
         self,
@@ -186,18 +210,23 @@ class Maintenance:
         thread: BackgroundThread,
         round_: tuple[str, float] | None = None,
     ) -> bool:
-        """Do one round under the lock; return False if another process is doing one, or did the last one recently.
+        """Do one round under the lock; return False if another process is doing one, or did the
+        last one recently.
 
         Args:
-            round_: name of the round and seconds between two of them over all processes; None does one in any case.
+            round_: name of the round and seconds between two of them over all processes; None does
+                one in any case.
         """
         with self._database.write() as guard:
             if not guard.execute(select(func.pg_try_advisory_xact_lock(lock))).scalar_one():
                 return False
             if round_ and guard.execute(maintenance_counts.happened_within(*round_)).scalar_one():
                 return False
-            # Should this process be stopped or cut off, its lock is free soon: every duty is safe to run twice at once.
-            guard.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{LOCK_IDLE_SECONDS}s'"))
+            # Should this process be stopped or cut off, its lock is free soon: every duty is safe
+            # to run twice at once.
+            guard.execute(
+                text(f"SET LOCAL idle_in_transaction_session_timeout = '{LOCK_IDLE_SECONDS}s'")
+            )
             with self._database.write() as session:
                 session.execute(lease_clock.pulse(lease_seconds=self._lease_seconds))
             for duty in duties:
@@ -252,7 +281,9 @@ class Maintenance:
             with self._database.write() as session:
                 if not self._is_steady(session):
                     return 0  # workers that could not be heard of are not gone
-                moved = session.execute(caretaking.fail_unservable(silent_seconds=self._silent_seconds)).all()
+                moved = session.execute(
+                    caretaking.fail_unservable(silent_seconds=self._silent_seconds)
+                ).all()
                 self._count(session, revisions_gone=len(moved))
             for row in moved:
                 _log.warning("revision_not_served", job_id=row.id, model=row.model)
@@ -281,7 +312,9 @@ class Maintenance:
                 ).all()
             if candidates:
                 push_again(self._database, self._redis, candidates)
-                _log.info("messages_pushed_again", model=model, priority=priority, count=len(candidates))
+                _log.info(
+                    "messages_pushed_again", model=model, priority=priority, count=len(candidates)
+                )
                 with self._database.write() as write:
                     self._count(write, messages_pushed_again=len(candidates))
 
@@ -307,14 +340,20 @@ class Maintenance:
 
         def chunk() -> int:
             with self._database.write() as session:
-                forgotten = session.execute(caretaking.delete_old(older_than_seconds=seconds)).scalars().all()
+                forgotten = (
+                    session.execute(caretaking.delete_old(older_than_seconds=seconds))
+                    .scalars()
+                    .all()
+                )
             self._forget_streams(forgotten)
             return len(forgotten)
 
         self._remove("jobs_forgotten", chunk, caretaking.REMOVE_CHUNK)
 
     def _forget_streams(self, job_ids: Sequence[str]) -> None:
-        """Delete the jobs' event streams; without Redis they end by themselves, and retention goes on."""
+        """Delete the jobs' event streams; without Redis they end by themselves, and retention goes
+        on.
+        """
         with suppress(RedisError, OSError):
             self._publisher.forget(job_ids)
 
@@ -323,7 +362,9 @@ class Maintenance:
 
         def chunk() -> int:
             with self._database.write() as session:
-                statement = caretaking.forget_idempotency_keys(older_than_seconds=IDEMPOTENCY_SECONDS)
+                statement = caretaking.forget_idempotency_keys(
+                    older_than_seconds=IDEMPOTENCY_SECONDS
+                )
                 return len(session.execute(statement).all())
 
         self._remove("keys_freed", chunk, caretaking.REMOVE_CHUNK)
@@ -331,7 +372,9 @@ class Maintenance:
     def remove_deleted(self) -> None:
         """Remove rows of webhook endpoints and evaluations that were deleted."""
         for statements in (webhooks.remove_deleted(), evaluations.remove_deleted()):
-            self._remove("deleted_removed", functools.partial(run_chunk, self._database, statements), 1)
+            self._remove(
+                "deleted_removed", functools.partial(run_chunk, self._database, statements), 1
+            )
 
     def _remove(self, event: str, chunk: Callable[[], int], size: int) -> None:
         done = in_chunks(chunk, size, self.housekeeper.stopping)
@@ -348,15 +391,21 @@ class Maintenance:
             session.execute(lanes.forget_idle_lanes())
 
     def stop_silent_workers(self) -> None:
-        """Call silent workers stopped; fold those of long ago into one row a model, so that counters never fall."""
+        """Call silent workers stopped; fold those of long ago into one row a model, so that
+        counters never fall.
+        """
         with self._database.write() as session:
             if self._is_steady(session):
                 session.execute(serving.stop_silent_workers(silent_seconds=self._silent_seconds))
-            old = session.execute(serving.foldable_workers(older_than_seconds=FOLD_WORKERS_SECONDS)).all()
+            old = session.execute(
+                serving.foldable_workers(older_than_seconds=FOLD_WORKERS_SECONDS)
+            ).all()
             for _, rows in groupby(old, key=lambda row: row.model):
                 first, *rest = rows
                 if rest:
-                    session.execute(serving.keep_stats(first.id, folded(row.stats for row in (first, *rest))))
+                    session.execute(
+                        serving.keep_stats(first.id, folded(row.stats for row in (first, *rest)))
+                    )
                     session.execute(serving.delete_workers([row.id for row in rest]))
 
     def _count(self, session: WriteSession, **amounts: int) -> None:
@@ -365,7 +414,11 @@ class Maintenance:
                 session.execute(maintenance_counts.add(action, amount))
 
     def _announce(self, moved: Iterable[Any]) -> None:
-        """Publish `done` of those rows that ended. Raises redis.RedisError: waiting clients read their rows anyway."""
+        """Publish `done` of those rows that ended. Raises redis.RedisError: waiting clients read
+        their rows anyway.
+        """
         self._publisher.publish(
-            Event(row.id, "done", {"status": row.status}) for row in moved if JobStatus(row.status) in TERMINAL
+            Event(row.id, "done", {"status": row.status})
+            for row in moved
+            if JobStatus(row.status) in TERMINAL
         )

@@ -1,6 +1,7 @@
 """The facts about a served model that a worker registers and the API validates requests against.
 
-Pure data; travels as JSON in the `models` table. Built by `worker.engine.loader`, read by `api` and `shared.sampling_params`.
+Pure data; travels as JSON in the `models` table. Built by `worker.engine.loader`, read by `api` and
+`shared.sampling_params`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 class ModelCard:
     """Facts of one served model.
 
-    `capabilities` lists what a request may ask for: `{"algorithms": [...], "caches": [...], "logprobs": bool,
-    "endpoints": [...]}`. `defaults` is the model's generation_config reduced to the keys that vdiff knows
-    (`temperature`, `top_p`, `top_k`, `max_tokens`, and under `diffusion` the diffusion keys).
+    `capabilities` lists what a request may ask for: `{"algorithms": [...], "caches": [...],
+    "logprobs": bool, "endpoints": [...]}`. `defaults` is the model's generation_config reduced to
+    the keys that vdiff knows (`temperature`, `top_p`, `top_k`, `max_tokens`, and under `diffusion`
+    the diffusion keys).
     """
 
     name: str

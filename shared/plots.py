@@ -1,7 +1,8 @@
-"""Two plots as SVG, for reports and benchmarks: points with intervals, and curves. Text is escaped; nothing is loaded. Pure.
+"""Two plots as SVG, for reports and benchmarks: points with intervals, and curves. Text is escaped;
+nothing is loaded. Pure.
 
-Colours of text and lines are the page's (`currentColor`), so that a plot inside a page follows its light or dark; alone in a
-file it brings its own.
+Colours of text and lines are the page's (`currentColor`), so that a plot inside a page follows its
+light or dark; alone in a file it brings its own.
 """
 
 from __future__ import annotations
@@ -12,8 +13,17 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 COLOURS = (
-    "#4269d0", "#e0a30a", "#ff725c", "#3fa796", "#3ca951", "#f06aa3", "#a463f2", "#5fa0e8", "#9c6b4e", "#8a9099",
-)  # fmt: skip
+    "#4269d0",
+    "#e0a30a",
+    "#ff725c",
+    "#3fa796",
+    "#3ca951",
+    "#f06aa3",
+    "#a463f2",
+    "#5fa0e8",
+    "#9c6b4e",
+    "#8a9099",
+)
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 900, 64, 250, 24, 52
 LEGEND_ROW, LEGEND_NAME = 20, 34  # pixels, characters
 _ALONE = (
@@ -66,18 +76,27 @@ class _Frame:
             self.parts.append(_ALONE)
 
     def axes(
-        self, x: Callable[[float], float], y: Callable[[float], float], x_ticks: Mapping[float, str],
-        y_ticks: Mapping[float, str], x_label: str, y_label: str,
-    ) -> None:  # fmt: skip
+        self,
+        x: Callable[[float], float],
+        y: Callable[[float], float],
+        x_ticks: Mapping[float, str],
+        y_ticks: Mapping[float, str],
+        x_label: str,
+        y_label: str,
+    ) -> None:
         bottom, middle = TOP + self.h, TOP + self.h / 2
         for value, text in y_ticks.items():
             at = y(value)
             self.line(LEFT, at, LEFT + self.w, at, "currentColor", "0.15")
-            self.parts.append(f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+            self.parts.append(
+                f'<text x="{LEFT - 8}" y="{at + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+            )
         for value, text in x_ticks.items():
             at = x(value)
             self.line(at, TOP, at, bottom, "currentColor", "0.08")
-            self.parts.append(f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{escape(text)}</text>')
+            self.parts.append(
+                f'<text x="{at:.1f}" y="{bottom + 18}" text-anchor="middle">{escape(text)}</text>'
+            )
         self.line(LEFT, bottom, LEFT + self.w, bottom, "currentColor", "0.5")
         self.parts.append(
             f'<text x="{LEFT + self.w / 2}" y="{self.height - 12}" text-anchor="middle">{escape(x_label)}</text>'
@@ -86,7 +105,9 @@ class _Frame:
             f'<text x="16" y="{middle}" text-anchor="middle" transform="rotate(-90 16 {middle})">{escape(y_label)}</text>'
         )
 
-    def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, opacity: str = "1") -> None:
+    def line(
+        self, x1: float, y1: float, x2: float, y2: float, colour: str, opacity: str = "1"
+    ) -> None:
         self.parts.append(
             f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-opacity="{opacity}"/>'
         )
@@ -139,7 +160,11 @@ def scatter(points: Sequence[Point], *, x_label: str, y_label: str, alone: bool 
 
 
 def curves(
-    lines: Mapping[str, Sequence[tuple[float, float]]], *, x_label: str, y_label: str, alone: bool = False
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    x_label: str,
+    y_label: str,
+    alone: bool = False,
 ) -> str:
     """Shares from 0 to 1 (y) over positive values (x, on a logarithmic scale)."""
     frame = _Frame(len(lines), f"{y_label} over {x_label}", alone=alone)

@@ -1,9 +1,10 @@
-"""Prompts as token ids: the one place where a prompt's text, messages or ids become what the engine reads. Pure.
+"""Prompts as token ids: the one place where a prompt's text, messages or ids become what the engine
+reads. Pure.
 
-The mask token stands for what is not decoded yet. A prompt that held one would have the model see a hole where the client
-wrote text, so every prompt with it is refused: by its id, and by its text in a raw prompt. In messages, special tokens that
-are written out stay text unless the request says `parse_special: true`; raw prompts are read with them unless it says
-`parse_special: false`.
+The mask token stands for what is not decoded yet. A prompt that held one would have the model see a
+hole where the client wrote text, so every prompt with it is refused: by its id, and by its text in
+a raw prompt. In messages, special tokens that are written out stay text unless the request says
+`parse_special: true`; raw prompts are read with them unless it says `parse_special: false`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ PIECE_SLACK_TOKENS = 64  # that a piece may have more because it was cut at no w
 
 
 def parse_special_of(given: Mapping[str, Any]) -> bool | None:
-    """Return the request's `parse_special`; None when it leaves that to the endpoint. Raises InvalidParameter."""
+    """Return the request's `parse_special`; None when it leaves that to the endpoint. Raises
+    InvalidParameter.
+    """
     value = given.get(PARSE_SPECIAL)
     if value is not None and not isinstance(value, bool):
         raise InvalidParameter(f"{PARSE_SPECIAL} must be true or false", param=PARSE_SPECIAL)
@@ -41,14 +44,19 @@ def prompt_ids(
 
     Args:
         param: the field that it came from.
-        parse_special: whether special tokens that are written out are read as tokens; None: they are.
+        parse_special: whether special tokens that are written out are read as tokens; None: they
+            are.
 
     Raises:
         InvalidParameter: an id is no token of the model, or the prompt has the mask token.
     """
     if isinstance(prompt, str):
         refuse_too_long([prompt], param, card, tokenizer)
-        return check_ids(_named(tokenizer.encode, prompt, param, parse_special=parse_special is not False), param, card)
+        return check_ids(
+            _named(tokenizer.encode, prompt, param, parse_special=parse_special is not False),
+            param,
+            card,
+        )
     return check_ids(list(prompt), param, card)
 
 
@@ -67,7 +75,8 @@ def message_ids(
         param, parse_special: as of `prompt_ids`; None: special tokens in messages are text.
 
     Raises:
-        InvalidParameter, UnknownParameter: the template refuses them, or the rendering has the mask token.
+        InvalidParameter, UnknownParameter: the template refuses them, or the rendering has the mask
+            token.
     """
     refuse_long_messages(messages, param, card, tokenizer, variables=variables)
     ids = tokenizer.encode_chat(messages, variables, parse_special=bool(parse_special))
@@ -75,7 +84,9 @@ def message_ids(
 
 
 def count_characters(messages: Sequence[Mapping[str, Any]]) -> int:
-    """Return the length of all strings in the messages; a text under several names of one message counts once."""
+    """Return the length of all strings in the messages; a text under several names of one message
+    counts once.
+    """
     return sum(sum(map(len, set(strings_in(message)))) for message in messages)
 
 
@@ -88,7 +99,8 @@ def refuse_long_messages(
     variables: Mapping[str, Any] | None = None,
     most: int | None = None,
 ) -> None:
-    """Call `refuse_too_long` for the rendering of long messages: the template decides which fields it includes.
+    """Call `refuse_too_long` for the rendering of long messages: the template decides which fields
+    it includes.
 
     Raises:
         PromptTooLong: as `refuse_too_long`.
@@ -101,11 +113,18 @@ def refuse_long_messages(
 
 
 def refuse_too_long(
-    texts: Sequence[str], param: str, card: ModelCard, tokenizer: TokenizerWrapper, *, most: int | None = None
+    texts: Sequence[str],
+    param: str,
+    card: ModelCard,
+    tokenizer: TokenizerWrapper,
+    *,
+    most: int | None = None,
 ) -> None:
-    """Count the tokens of long texts in pieces, so that text far beyond the context is never encoded as a whole.
+    """Count the tokens of long texts in pieces, so that text far beyond the context is never
+    encoded as a whole.
 
-    A tokenizer takes about 200 bytes for each token while it encodes a text: 2 MB of dense text took 440 MB.
+    A tokenizer takes about 200 bytes for each token while it encodes a text: 2 MB of dense text
+    took 440 MB.
 
     Args:
         most: tokens that they may have; None: the model's context.
@@ -122,13 +141,17 @@ def refuse_too_long(
             piece = len(tokenizer.encode(text[at : at + PIECE_CHARACTERS]))
             count += max(piece - PIECE_SLACK_TOKENS, 0)
             if count > most:
-                raise PromptTooLong(f"{param} has more than {most} tokens, the most for {card.name}", param=param)
+                raise PromptTooLong(
+                    f"{param} has more than {most} tokens, the most for {card.name}", param=param
+                )
 
 
 def check_ids(ids: list[int], param: str, card: ModelCard) -> list[int]:
     """Return the ids. Raises InvalidParameter: one is no token of the model, or the mask."""
     if ids and (min(ids) < 0 or max(ids) >= card.vocab_size):
-        raise InvalidParameter(f"{param}: token ids must be from 0 to {card.vocab_size - 1}", param=param)
+        raise InvalidParameter(
+            f"{param}: token ids must be from 0 to {card.vocab_size - 1}", param=param
+        )
     if card.mask_token_id >= 0 and card.mask_token_id in ids:
         message = f"{param} has the mask token, {card.mask_token_id}, at token {ids.index(card.mask_token_id)}"
         raise InvalidParameter(f"{message}; it stands for what is not decoded yet", param=param)

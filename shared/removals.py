@@ -1,6 +1,8 @@
-"""Work that may be large, done in chunks: each is a short transaction, and what is left waits for the next slice.
+"""Work that may be large, done in chunks: each is a short transaction, and what is left waits for
+the next slice.
 
-A request that deletes much marks it (`deleted_at`), so that nobody sees it any more; housekeeping removes the rows.
+A request that deletes much marks it (`deleted_at`), so that nobody sees it any more; housekeeping
+removes the rows.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Done:
 
 
 def in_chunks(do_chunk: Callable[[], int], size: int, stopping: threading.Event) -> Done:
-    """Call `do_chunk`, which returns how many rows it did, until nothing is left or the slice is over.
+    """Call `do_chunk`, which returns how many rows it did, until nothing is left or the slice is
+    over.
 
     Args:
         size: rows of a full chunk; fewer mean that nothing is left.

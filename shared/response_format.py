@@ -1,8 +1,10 @@
-"""OpenAI's `response_format`: which formats there are, which schemas can be enforced, what fits beside them. No torch.
+"""OpenAI's `response_format`: which formats there are, which schemas can be enforced, what fits
+beside them. No torch.
 
-`json_object` and `json_schema` are enforced token by token while an answer is decoded (`worker.engine.structured`), so a schema
-that the grammar library cannot follow exactly is refused here, by the place and the name of the keyword. llguidance is
-imported when it is first needed: it comes with the extras `api` and `worker`, and neither needs it otherwise.
+`json_object` and `json_schema` are enforced token by token while an answer is decoded
+(`worker.engine.structured`), so a schema that the grammar library cannot follow exactly is refused
+here, by the place and the name of the keyword. llguidance is imported when it is first needed: it
+comes with the extras `api` and `worker`, and neither needs it otherwise.
 """
 
 from __future__ import annotations
@@ -32,19 +34,62 @@ MAX_SCHEMA_BYTES = 65_536
 MAX_DEPTH = 64
 MAX_NAME = 64
 MAX_BOUNDS = 100  # that are tried one by one to name the one that was refused
-# One way of writing: the separators are forced, so they cost no choice, and no model can fill its answer with blanks.
-STYLE: JsonCompileOptions = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+# One way of writing: the separators are forced, so they cost no choice, and no model can fill its
+# answer with blanks.
+STYLE: JsonCompileOptions = {
+    "whitespace_flexible": False,
+    "item_separator": ", ",
+    "key_separator": ": ",
+}
 
-_KEYWORDS = frozenset({
-    "type", "enum", "const", "anyOf", "allOf", "oneOf", "$ref", "properties", "patternProperties", "additionalProperties",
-    "required", "minProperties", "maxProperties", "items", "prefixItems", "additionalItems", "minItems", "maxItems",
-    "minLength", "maxLength", "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
-    "$defs", "definitions",
-})  # fmt: skip
-_ANNOTATIONS = frozenset({
-    "title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment", "$schema", "$id",
-    "$anchor",
-})  # fmt: skip
+_KEYWORDS = frozenset(
+    {
+        "type",
+        "enum",
+        "const",
+        "anyOf",
+        "allOf",
+        "oneOf",
+        "$ref",
+        "properties",
+        "patternProperties",
+        "additionalProperties",
+        "required",
+        "minProperties",
+        "maxProperties",
+        "items",
+        "prefixItems",
+        "additionalItems",
+        "minItems",
+        "maxItems",
+        "minLength",
+        "maxLength",
+        "pattern",
+        "format",
+        "minimum",
+        "maximum",
+        "exclusiveMinimum",
+        "exclusiveMaximum",
+        "multipleOf",
+        "$defs",
+        "definitions",
+    }
+)
+_ANNOTATIONS = frozenset(
+    {
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "$comment",
+        "$schema",
+        "$id",
+        "$anchor",
+    }
+)
 _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _ENDS = "the format decides where the answer ends"
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
@@ -56,13 +101,16 @@ def response_format_of(value: Any) -> dict[str, Any] | None:
     """The format, checked; None for plain text.
 
     Raises:
-        InvalidParameter, UnknownParameter, MissingParameter: with the place inside `response_format`.
+        InvalidParameter, UnknownParameter, MissingParameter: with the place inside
+            `response_format`.
     """
     if not isinstance(value, Mapping):
         raise InvalidParameter(f"{PARAM} must be an object with a type", param=PARAM)
     kind = value.get("type")
     if kind not in ("text", "json_object", "json_schema"):
-        raise InvalidParameter(f"{PARAM}.type must be one of text, json_object, json_schema", param=f"{PARAM}.type")
+        raise InvalidParameter(
+            f"{PARAM}.type must be one of text, json_object, json_schema", param=f"{PARAM}.type"
+        )
     _only(value, ("type", "json_schema") if kind == "json_schema" else ("type",), PARAM)
     if kind == "text":
         return None
@@ -95,7 +143,9 @@ def _only(value: Mapping[str, Any], known: tuple[str, ...], at: str) -> None:
     for name in value:
         if name not in known:
             param = f"{at}.{str(name)[:80]}"
-            raise UnknownParameter(f"{param} is not supported; known here: {', '.join(known)}", param=param)
+            raise UnknownParameter(
+                f"{param} is not supported; known here: {', '.join(known)}", param=param
+            )
 
 
 def _named_schema(given: Any) -> None:
@@ -105,7 +155,9 @@ def _named_schema(given: Any) -> None:
     _only(given, ("name", "description", "schema", "strict"), at)
     name = given.get("name")
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
-        raise InvalidParameter(f"{at}.name must be a string of 1 to {MAX_NAME} characters", param=f"{at}.name")
+        raise InvalidParameter(
+            f"{at}.name must be a string of 1 to {MAX_NAME} characters", param=f"{at}.name"
+        )
     if not isinstance(given.get("description") or "", str):
         raise InvalidParameter(f"{at}.description must be a string", param=f"{at}.description")
     if not isinstance(given.get("strict") or False, bool):
@@ -114,16 +166,28 @@ def _named_schema(given: Any) -> None:
     if not isinstance(schema, Mapping):
         raise InvalidParameter(f"{at}.schema must be an object", param=f"{at}.schema")
     for where, keyword in _unknown_keywords(schema, f"{at}.schema", 0):
-        message = f"{where}: {keyword[:80]!r} cannot be enforced; known: {', '.join(sorted(_KEYWORDS))}"
+        message = (
+            f"{where}: {keyword[:80]!r} cannot be enforced; known: {', '.join(sorted(_KEYWORDS))}"
+        )
         raise InvalidParameter(message, param=f"{where}.{keyword[:80]}")
     _check_numbers(schema, f"{at}.schema")
     if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
-        raise InvalidParameter(f"{at}.schema is longer than {MAX_SCHEMA_BYTES} bytes", param=f"{at}.schema")
+        raise InvalidParameter(
+            f"{at}.schema is longer than {MAX_SCHEMA_BYTES} bytes", param=f"{at}.schema"
+        )
 
 
 def _check_numbers(value: Any, at: str) -> None:
-    """Raise InvalidParameter for an integer that the grammar library would round, or a count that it cannot hold."""
-    children = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    """Raise InvalidParameter for an integer that the grammar library would round, or a count that
+    it cannot hold.
+    """
+    children = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for name, item in children:
         where = f"{at}[{name}]" if isinstance(name, int) else f"{at}.{name[:80]}"
         if isinstance(item, int) and not isinstance(item, bool):
@@ -135,7 +199,9 @@ def _check_numbers(value: Any, at: str) -> None:
 def _unknown_keywords(schema: Any, at: str, depth: int) -> Iterator[tuple[str, str]]:
     """Keywords that would be passed over, each with the place of its schema."""
     if depth > MAX_DEPTH:
-        raise InvalidParameter(f"{at[:80]}... is nested deeper than {MAX_DEPTH}", param=f"{PARAM}.json_schema.schema")
+        raise InvalidParameter(
+            f"{at[:80]}... is nested deeper than {MAX_DEPTH}", param=f"{PARAM}.json_schema.schema"
+        )
     if not isinstance(schema, Mapping):
         return
     for keyword, value in schema.items():
@@ -152,11 +218,15 @@ def _unknown_keywords(schema: Any, at: str, depth: int) -> Iterator[tuple[str, s
 
 
 def grammar_of(schema: Mapping[str, Any]) -> str:
-    """The schema as llguidance's grammar. Raises ConfigurationError where llguidance is not installed."""
+    """The schema as llguidance's grammar. Raises ConfigurationError where llguidance is not
+    installed.
+    """
     try:
         from llguidance import LLMatcher
     except ImportError as exc:
-        raise ConfigurationError("response_format needs llguidance: pip install 'vdiff[worker]'", param=PARAM) from exc
+        raise ConfigurationError(
+            "response_format needs llguidance: pip install 'vdiff[worker]'", param=PARAM
+        ) from exc
     # -0.0 is 0, but the grammar library finds no way to write it.
     text = json.dumps(_without_negative_zero(schema))
     return LLMatcher.grammar_from_json_schema(text, overrides=STYLE)
@@ -190,11 +260,16 @@ def _refusal(schema: str) -> str | None:
         if "look-around" in text:
             return "a pattern of it uses look-around, which is not supported"
         return "a pattern of it cannot be read" if "regex parse error" in text else text[:500]
-    return "each of its values would contain another one, without end" if is_endless(json.loads(schema)) else None
+    return (
+        "each of its values would contain another one, without end"
+        if is_endless(json.loads(schema))
+        else None
+    )
 
 
 def with_order(diffusion: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
-    """The request's diffusion fields with an algorithm that can follow a grammar, where they name none.
+    """The request's diffusion fields with an algorithm that can follow a grammar, where they name
+    none.
 
     Raises:
         InvalidParameter: they name another, or the model has none.
@@ -206,7 +281,9 @@ def with_order(diffusion: Mapping[str, Any], card: ModelCard) -> dict[str, Any]:
     algorithm = diffusion.get("algorithm")
     if algorithm is None:
         usual = card.defaults.get("diffusion", {}).get("algorithm")
-        algorithm = "threshold" if "threshold" in diffusion else usual if usual in served else served[0]
+        algorithm = (
+            "threshold" if "threshold" in diffusion else usual if usual in served else served[0]
+        )
     if algorithm not in served and algorithm in card.capabilities["algorithms"]:
         message = (
             f"diffusion.algorithm {algorithm} does not commit one token after the other, which is what a grammar can follow; "
@@ -225,4 +302,6 @@ def check_beside(params: Any) -> None:
     for name in ("suppress_end", "max_forwards", "draft_token_ids"):
         if getattr(diffusion, name) is not None:
             reason = "a draft has tokens in the middle" if name == "draft_token_ids" else _ENDS
-            raise InvalidParameter(f"diffusion.{name} contradicts {PARAM}: {reason}", param=f"diffusion.{name}")
+            raise InvalidParameter(
+                f"diffusion.{name} contradicts {PARAM}: {reason}", param=f"diffusion.{name}"
+            )

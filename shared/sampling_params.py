@@ -1,8 +1,9 @@
 """Sampling parameters of a request, and the checks that accept or refuse them.
 
-`resolve_params` turns the generation fields of a request body into `SamplingParams`, for the API, for `vdiff generate`
-and for the Python API alike: request over the model's generation_config over the defaults here. Nothing is accepted and
-ignored: a field that the chosen algorithm does not use is an error that says so. No torch.
+`resolve_params` turns the generation fields of a request body into `SamplingParams`, for the API,
+for `vdiff generate` and for the Python API alike: request over the model's generation_config over
+the defaults here. Nothing is accepted and ignored: a field that the chosen algorithm does not use
+is an error that says so. No torch.
 """
 
 from __future__ import annotations
@@ -27,9 +28,21 @@ MAX_STOP_LENGTH = 256
 MAX_LOGPROBS = 20
 
 GENERATION_FIELDS = (
-    "n", "max_tokens", "temperature", "top_p", "top_k", "stop", "seed", "ignore_eos", "stop_token_ids", "logprobs",
-    "top_logprobs", "logit_bias", "response_format", "diffusion",
-)  # fmt: skip
+    "n",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stop",
+    "seed",
+    "ignore_eos",
+    "stop_token_ids",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "response_format",
+    "diffusion",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,9 @@ class SamplingParams:
     seed: int | None = None
     ignore_eos: bool = False
     stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = None  # how many alternatives beside the chosen token; None: no log-probabilities
+    logprobs: int | None = (
+        None  # how many alternatives beside the chosen token; None: no log-probabilities
+    )
     logit_bias: Bias = ()  # (token id, -100 to 100) each
     response_format: dict[str, Any] | None = None  # OpenAI's object; None: plain text
     diffusion: DiffusionParams = field(default_factory=DiffusionParams)
@@ -64,13 +79,17 @@ class SamplingParams:
         for name in ("stop", "stop_token_ids"):
             if name in values:
                 values[name] = tuple(values[name])
-        values["logit_bias"] = tuple((token, number) for token, number in values.get("logit_bias", ()))
+        values["logit_bias"] = tuple(
+            (token, number) for token, number in values.get("logit_bias", ())
+        )
         return cls(**values, diffusion=DiffusionParams(**diffusion))
 
     def completed(self, card: ModelCard) -> SamplingParams:
-        """The same with every diffusion parameter decided for this model, as `resolve_params` leaves them.
+        """The same with every diffusion parameter decided for this model, as `resolve_params`
+        leaves them.
 
-        For parameters made in Python: the model's generation_config does not count here, only what is written.
+        For parameters made in Python: the model's generation_config does not count here, only what
+        is written.
 
         Raises:
             InvalidParameter: with the field's full name.
@@ -78,7 +97,10 @@ class SamplingParams:
         if self.max_tokens < 1:
             raise InvalidParameter("max_tokens must be at least 1", param="max_tokens")
         _no_mask(self.stop_token_ids, card)
-        given, wanted = self.diffusion.fields(), self.response_format and response_format_of(self.response_format)
+        given, wanted = (
+            self.diffusion.fields(),
+            self.response_format and response_format_of(self.response_format),
+        )
         if wanted is not None:
             given = with_order(given, card)
         diffusion = decide(given, card, self.max_tokens, defaults={}, lenient=True)
@@ -105,9 +127,13 @@ def _stops(value: Any) -> tuple[str, ...]:
     if not isinstance(values, list | tuple) or any(not isinstance(v, str) for v in values):
         raise InvalidParameter("stop must be a string or a list of strings", param="stop")
     if len(values) > MAX_STOPS:
-        raise InvalidParameter(f"stop takes at most {MAX_STOPS} strings, not {len(values)}", param="stop")
+        raise InvalidParameter(
+            f"stop takes at most {MAX_STOPS} strings, not {len(values)}", param="stop"
+        )
     if any(not 1 <= len(v) <= MAX_STOP_LENGTH for v in values):
-        raise InvalidParameter(f"each stop string must have 1 to {MAX_STOP_LENGTH} characters", param="stop")
+        raise InvalidParameter(
+            f"each stop string must have 1 to {MAX_STOP_LENGTH} characters", param="stop"
+        )
     return tuple(values)
 
 
@@ -122,9 +148,7 @@ def _max_tokens(given: dict[str, Any], card: ModelCard, prompt_tokens: int, chat
     if "max_tokens" in given:
         wanted = checks.integer(given["max_tokens"], "max_tokens", 1, checks.MOST)
         if wanted > room:
-            message = (
-                f"max_tokens {wanted} and {prompt_tokens} prompt tokens exceed the context of {card.context_length}"
-            )
+            message = f"max_tokens {wanted} and {prompt_tokens} prompt tokens exceed the context of {card.context_length}"
             raise InvalidParameter(message, param="max_tokens")
         return wanted
     fallback = DEFAULT_CHAT_TOKENS if chat else DEFAULT_COMPLETION_TOKENS
@@ -132,16 +156,26 @@ def _max_tokens(given: dict[str, Any], card: ModelCard, prompt_tokens: int, chat
 
 
 def _logprobs(given: Mapping[str, Any], chat: bool) -> int | None:
-    """OpenAI's two spellings: chat has `logprobs: true` and `top_logprobs: k`, completions have `logprobs: k`."""
+    """OpenAI's two spellings: chat has `logprobs: true` and `top_logprobs: k`, completions have
+    `logprobs: k`.
+    """
     if not chat:
         if not changes_nothing(given, "top_logprobs", 0):
-            raise InvalidParameter("top_logprobs belongs to chat; here logprobs is a number", param="top_logprobs")
+            raise InvalidParameter(
+                "top_logprobs belongs to chat; here logprobs is a number", param="top_logprobs"
+            )
         value = given.get("logprobs", False)
         return None if value is False else checks.integer(value, "logprobs", 0, MAX_LOGPROBS)
     wanted = checks.flag(given.get("logprobs", False), "logprobs")
     if not wanted and not changes_nothing(given, "top_logprobs", 0):
-        raise InvalidParameter("top_logprobs has no effect without logprobs: true", param="top_logprobs")
-    return checks.integer(given.get("top_logprobs", 0), "top_logprobs", 0, MAX_LOGPROBS) if wanted else None
+        raise InvalidParameter(
+            "top_logprobs has no effect without logprobs: true", param="top_logprobs"
+        )
+    return (
+        checks.integer(given.get("top_logprobs", 0), "top_logprobs", 0, MAX_LOGPROBS)
+        if wanted
+        else None
+    )
 
 
 def _no_mask(stop_token_ids: tuple[int, ...], card: ModelCard) -> None:
@@ -159,7 +193,8 @@ def resolve_params(
         fields: the generation fields of the body (`GENERATION_FIELDS`); null means absent.
         card: the model that will run it.
         prompt_tokens: length of the prompt, tokens.
-        chat: whether the prompt came as messages (decides the default of max_tokens and the name in errors).
+        chat: whether the prompt came as messages (decides the default of max_tokens and the name in
+            errors).
 
     Raises:
         UnknownParameter, InvalidParameter, PromptTooLong: with the field's full name in `param`.
@@ -172,7 +207,8 @@ def resolve_params(
     values["temperature"] = checks.number(
         given.get("temperature", defaults.get("temperature", 1.0)), "temperature", 0.0, 2.0
     )
-    # The model's own top_p and top_k are part of its sampling recipe; who asks for temperature 0 does not sample.
+    # The model's own top_p and top_k are part of its sampling recipe; who asks for temperature 0
+    # does not sample.
     recipe = defaults if values["temperature"] > 0 else {}
     values["top_p"] = checks.number(given.get("top_p", recipe.get("top_p", 1.0)), "top_p", 0.0, 1.0)
     values["top_k"] = (
@@ -185,7 +221,9 @@ def resolve_params(
     if "ignore_eos" in given:
         values["ignore_eos"] = checks.flag(given["ignore_eos"], "ignore_eos")
     if "stop_token_ids" in given:
-        values["stop_token_ids"] = checks.token_ids(given["stop_token_ids"], "stop_token_ids", card.vocab_size)
+        values["stop_token_ids"] = checks.token_ids(
+            given["stop_token_ids"], "stop_token_ids", card.vocab_size
+        )
         _no_mask(values["stop_token_ids"], card)
     if "logit_bias" in given:
         values["logit_bias"] = logit_bias_of(given["logit_bias"], card)
@@ -196,12 +234,17 @@ def resolve_params(
     values["response_format"] = response_format_of(given.get("response_format", {"type": "text"}))
     if values["response_format"] is not None:
         known = with_order(known, card)
-    values["diffusion"] = decide(known, card, values["max_tokens"], defaults=own_defaults(known, card))
+    values["diffusion"] = decide(
+        known, card, values["max_tokens"], defaults=own_defaults(known, card)
+    )
     if card.regime == UNIFORM:
-        # Its draws follow t_min..t_max over whole canvases; temperature scales that, and nothing filters it.
+        # Its draws follow t_min..t_max over whole canvases; temperature scales that, and nothing
+        # filters it.
         for name, off in (("top_p", 1.0), ("top_k", -1), ("logprobs", None)):
             if values[name] != off:
-                raise InvalidParameter(f"{name} has no effect on {card.name}; leave it out", param=name)
+                raise InvalidParameter(
+                    f"{name} has no effect on {card.name}; leave it out", param=name
+                )
     made = SamplingParams(**values)
     if made.response_format is not None:
         check_beside(made)

@@ -1,7 +1,8 @@
 """Validation of a finished answer against its JSON schema, with exact numbers. Pure.
 
-The grammar has forced the answer into the schema token by token; this check does not share its code or its arithmetic.
-It leaves `pattern`, `patternProperties` and `format` to the grammar: a client's pattern must not run over a model's text.
+The grammar has forced the answer into the schema token by token; this check does not share its code
+or its arithmetic. It leaves `pattern`, `patternProperties` and `format` to the grammar: a client's
+pattern must not run over a model's text.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ class _Check:
             raise _TooMuch
         if not isinstance(schema, Mapping):
             return f"{at} is not allowed" if schema is False else None
-        if "$ref" in schema and (wrong := self.run(target_of(self._root, schema["$ref"]), value, at, depth + 1)):
+        if "$ref" in schema and (
+            wrong := self.run(target_of(self._root, schema["$ref"]), value, at, depth + 1)
+        ):
             return wrong
         return (
             self._own(schema, value, at)
@@ -66,7 +69,9 @@ class _Check:
         for inner in schema.get("allOf", ()):
             if wrong := self.run(inner, value, at, depth + 1):
                 return wrong
-        if "anyOf" in schema and all(self.run(inner, value, at, depth + 1) for inner in schema["anyOf"]):
+        if "anyOf" in schema and all(
+            self.run(inner, value, at, depth + 1) for inner in schema["anyOf"]
+        ):
             return f"{at} fits none of anyOf"
         if "oneOf" in schema:
             fits = sum(self.run(inner, value, at, depth + 1) is None for inner in schema["oneOf"])
@@ -78,7 +83,9 @@ class _Check:
     def _own(schema: Mapping[str, Any], value: Any, at: str) -> str | None:
         """Check what a schema says of the value itself."""
         kinds = schema.get("type")
-        if kinds is not None and not any(_is(value, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)):
+        if kinds is not None and not any(
+            _is(value, kind) for kind in ([kinds] if isinstance(kinds, str) else kinds)
+        ):
             return f"{at} is not of type {kinds}"
         if "const" in schema and not json_equal(value, schema["const"]):
             return f"{at} is not const"
@@ -109,7 +116,9 @@ class _Check:
             first = items if isinstance(items, list) else schema.get("prefixItems", [])
             rest = schema.get("additionalItems", True) if isinstance(items, list) else items
             for i, item in enumerate(value):
-                if wrong := self.run(first[i] if i < len(first) else rest, item, f"{at}[{i}]", depth + 1):
+                if wrong := self.run(
+                    first[i] if i < len(first) else rest, item, f"{at}[{i}]", depth + 1
+                ):
                     return wrong
         return None
 
@@ -117,8 +126,16 @@ class _Check:
 def _is(value: Any, kind: str) -> bool:
     if kind in ("number", "integer"):
         is_number = isinstance(value, int | Decimal) and not isinstance(value, bool)
-        return is_number and (kind == "number" or isinstance(value, int) or value == value.to_integral_value())
-    types: dict[str, Any] = {"null": type(None), "boolean": bool, "string": str, "array": list, "object": dict}
+        return is_number and (
+            kind == "number" or isinstance(value, int) or value == value.to_integral_value()
+        )
+    types: dict[str, Any] = {
+        "null": type(None),
+        "boolean": bool,
+        "string": str,
+        "array": list,
+        "object": dict,
+    }
     return isinstance(value, types.get(kind, object))
 
 

@@ -1,6 +1,8 @@
-"""Numbers in a JSON schema that a grammar cannot follow exactly, by the path of their keyword. Pure.
+"""Numbers in a JSON schema that a grammar cannot follow exactly, by the path of their keyword.
+Pure.
 
-llguidance computes with doubles: it takes 2**53 + 1 for 2**53 and would write that, so such a schema is refused.
+llguidance computes with doubles: it takes 2**53 + 1 for 2**53 and would write that, so such a
+schema is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ def schemas_in(schema: Any, at: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield path, node
         for keyword, value in node.items():
             if keyword in _MAPS and isinstance(value, Mapping):
-                waiting += [(f"{path}.{keyword}.{name[:80]}", inner) for name, inner in value.items()]
+                waiting += [
+                    (f"{path}.{keyword}.{name[:80]}", inner) for name, inner in value.items()
+                ]
             elif keyword in _LISTS and isinstance(value, list):
                 waiting += [(f"{path}.{keyword}[{i}]", inner) for i, inner in enumerate(value)]
             elif keyword in _SINGLE:

@@ -1,4 +1,6 @@
-"""The models that were ever served, as the API needs them: card and tokenizer, cached; statements in `shared.serving`."""
+"""The models that were ever served, as the API needs them: card and tokenizer, cached; statements
+in `shared.serving`.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class ServedModels:
         self._models: dict[str, ServedModel] = {}
         self._read_at = float("-inf")
         self._reading = asyncio.Lock()
-        self._tokenizers: dict[str, tuple[str, TokenizerWrapper]] = {}  # by model: (hash, tokenizer)
+        self._tokenizers: dict[
+            str, tuple[str, TokenizerWrapper]
+        ] = {}  # by model: (hash, tokenizer)
 
     async def all(self) -> list[ServedModel]:
         """In the order of first registration."""
@@ -41,7 +45,9 @@ class ServedModels:
                 async with self._database.read() as session:
                     rows = (await session.execute(serving.list_models())).all()
                 self._models = {
-                    r.name: ServedModel(r.name, ModelCard.from_json(r.card), r.tokenizer_hash, r.created_at)
+                    r.name: ServedModel(
+                        r.name, ModelCard.from_json(r.card), r.tokenizer_hash, r.created_at
+                    )
                     for r in rows
                 }
                 self._read_at = time.monotonic()
@@ -52,7 +58,9 @@ class ServedModels:
         await self.all()
         if name not in self._models:
             known = ", ".join(list(self._models)[:5]) or "none yet; is a worker running?"
-            raise ModelNotFound(f"model {name[:200]!r} was never served here; served: {known}", param="model")
+            raise ModelNotFound(
+                f"model {name[:200]!r} was never served here; served: {known}", param="model"
+            )
         return self._models[name]
 
     async def tokenizer(self, model: ServedModel) -> TokenizerWrapper:

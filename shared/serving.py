@@ -1,7 +1,9 @@
-"""Models and the workers that serve them: statements for both sides, as in `shared.jobs.repository`.
+"""Models and the workers that serve them: statements for both sides, as in
+`shared.jobs.repository`.
 
-A worker registers its model (card and tokenizer files) and itself, then beats; the API lists models and asks who lives.
-A job for a model that nobody ever registered is 404; for one whose workers are only away it queues.
+A worker registers its model (card and tokenizer files) and itself, then beats; the API lists models
+and asks who lives. A job for a model that nobody ever registered is 404; for one whose workers are
+only away it queues.
 """
 
 from __future__ import annotations
@@ -63,9 +65,19 @@ def register_model(card: ModelCard, tokenizer_files: Mapping[str, str]) -> Inser
 
 
 def register_worker(
-    worker_id: str, *, model: str, revision: str | None, hostname: str, pid: int, device: str, slots: int, version: str
+    worker_id: str,
+    *,
+    model: str,
+    revision: str | None,
+    hostname: str,
+    pid: int,
+    device: str,
+    slots: int,
+    version: str,
 ) -> Insert:
-    """A worker is ready to take jobs; `revision` is that of its model, or None where the model has none."""
+    """A worker is ready to take jobs; `revision` is that of its model, or None where the model has
+    none.
+    """
     return (
         insert(WORKERS)
         .values(
@@ -85,7 +97,11 @@ def register_worker(
 
 def beat(worker_id: str, *, state: WorkerState, stats: Mapping[str, Any]) -> Update:
     """The worker lives, and this is how it is doing."""
-    return update(WORKERS).where(_W.id == worker_id).values(state=state, stats=dict(stats), last_beat_at=func.now())
+    return (
+        update(WORKERS)
+        .where(_W.id == worker_id)
+        .values(state=state, stats=dict(stats), last_beat_at=func.now())
+    )
 
 
 def set_worker_state(worker_id: str, state: WorkerState) -> Update:
@@ -120,12 +136,16 @@ def live_workers(*, stale_seconds: float, model: str | None = None) -> Select[An
 def live_slots(model: str, *, stale_seconds: float) -> Select[Any]:
     """Return the slots of the model's live workers, summed up."""
     return select(func.coalesce(func.sum(_W.slots), 0)).where(
-        _W.state == "ready", _W.last_beat_at >= func.now() - seconds(stale_seconds), _W.model == model
+        _W.state == "ready",
+        _W.last_beat_at >= func.now() - seconds(stale_seconds),
+        _W.model == model,
     )
 
 
 def recent_workers(*, stale_seconds: float, limit: int = 200) -> Select[Any]:
-    """All columns and `live`, of workers that did not leave long ago: those that live first, then the latest seen."""
+    """All columns and `live`, of workers that did not leave long ago: those that live first, then
+    the latest seen.
+    """
     live = (_W.state != "stopped") & (_W.last_beat_at >= func.now() - seconds(stale_seconds))
     day = seconds(24 * 3600)
     return (
@@ -136,7 +156,9 @@ def recent_workers(*, stale_seconds: float, limit: int = 200) -> Select[Any]:
     )
 
 
-def record_failure(*, hostname: str, model: str, code: str, message: str, pid: int, version: str) -> Insert:
+def record_failure(
+    *, hostname: str, model: str, code: str, message: str, pid: int, version: str
+) -> Insert:
     """A worker could not load its model; a supervisor that tries again and again counts up one row."""
     values = {
         "code": code,
@@ -148,14 +170,17 @@ def record_failure(*, hostname: str, model: str, code: str, message: str, pid: i
         insert(FAILURES)
         .values(hostname=hostname, model=model, **values)
         .on_conflict_do_update(
-            index_elements=[_F.hostname, _F.model], set_={**values, "count": _F.count + 1, "last_at": func.now()}
+            index_elements=[_F.hostname, _F.model],
+            set_={**values, "count": _F.count + 1, "last_at": func.now()},
         )
     )
 
 
 def forget_failures(*, hostname: str, model: str) -> Delete:
-    """A worker has started there. Gone is the failure of the same model, what nobody there has tried again for a while (its
-    settings were mended, and the name with them), and what is a week old."""
+    """A worker has started there. Gone is the failure of the same model, what nobody there has
+    tried again for a while (its settings were mended, and the name with them), and what is a week
+    old.
+    """
     untried = _F.last_at < func.now() - seconds(FAILURE_UNTRIED_SECONDS)
     return delete(FAILURES).where(
         ((_F.hostname == hostname) & ((_F.model == model) | untried))
@@ -175,14 +200,27 @@ def all_workers() -> Select[Any]:
 
 
 def foldable_workers(*, older_than_seconds: float, limit: int = 500) -> Select[Any]:
-    """(id, model, stats) of workers that stopped long ago, of models with more than one of them; a model's together."""
+    """(id, model, stats) of workers that stopped long ago, of models with more than one of them; a
+    model's together.
+    """
     old = (
-        select(_W.id, _W.model, _W.stats, _W.started_at, func.count().over(partition_by=_W.model).label("n"))
+        select(
+            _W.id,
+            _W.model,
+            _W.stats,
+            _W.started_at,
+            func.count().over(partition_by=_W.model).label("n"),
+        )
         .where(_W.state == "stopped", _W.last_beat_at < func.now() - seconds(older_than_seconds))
         .subquery("old")
     )
     c = old.c
-    return select(c.id, c.model, c.stats).where(c.n > 1).order_by(c.model, c.started_at, c.id).limit(limit)
+    return (
+        select(c.id, c.model, c.stats)
+        .where(c.n > 1)
+        .order_by(c.model, c.started_at, c.id)
+        .limit(limit)
+    )
 
 
 def keep_stats(worker_id: str, stats: Mapping[str, Any]) -> Update:
@@ -196,7 +234,9 @@ def delete_workers(worker_ids: Sequence[str]) -> Delete:
 
 def list_models() -> Select[Any]:
     """(name, card, tokenizer_hash, created_at) in the order of first registration."""
-    return select(_M.name, _M.position, _M.card, _M.tokenizer_hash, _M.created_at).order_by(_M.position)
+    return select(_M.name, _M.position, _M.card, _M.tokenizer_hash, _M.created_at).order_by(
+        _M.position
+    )
 
 
 def get_model(name: str) -> Select[Any]:

@@ -1,7 +1,8 @@
 """Every setting of vdiff, and the only place that reads the environment.
 
-Precedence: an explicit keyword (the command line) over `VDIFF_*` in the environment over the default here.
-A bad or unknown value stops the process with a `ConfigurationError` that names the variable.
+Precedence: an explicit keyword (the command line) over `VDIFF_*` in the environment over the
+default here. A bad or unknown value stops the process with a `ConfigurationError` that names the
+variable.
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     # Where things are
-    database_url: str | None = Field(None, description="postgresql:// URL; empty means embedded (vdiff up only)")
-    redis_url: str | None = Field(None, description="redis:// URL; empty means embedded (vdiff up only)")
+    database_url: str | None = Field(
+        None, description="postgresql:// URL; empty means embedded (vdiff up only)"
+    )
+    redis_url: str | None = Field(
+        None, description="redis:// URL; empty means embedded (vdiff up only)"
+    )
     data_dir: Path = Field(Path(".vdiff"), description="folder of the embedded services and logs")
 
     # API
@@ -63,9 +68,11 @@ class Settings(BaseSettings):
         description="largest JSON body of a request, bytes; max_file_bytes is for files",
     )
     max_connections: int = Field(
-        8000, ge=2, le=1_000_000,
+        8000,
+        ge=2,
+        le=1_000_000,
         description="open connections of one API process; beyond it, one without a request is closed, else the new one",
-    )  # fmt: skip
+    )
     header_timeout_seconds: float = Field(
         10.0,
         gt=0,
@@ -73,10 +80,16 @@ class Settings(BaseSettings):
         description="longest time from a request's first byte, or a connection's begin, to its headers' end",
     )
     body_timeout_seconds: float = Field(
-        30.0, gt=0, le=3600, description="longest time for a request's body; each 4 KiB that came add a second"
+        30.0,
+        gt=0,
+        le=3600,
+        description="longest time for a request's body; each 4 KiB that came add a second",
     )
     keep_alive_seconds: float = Field(
-        75.0, gt=0, le=3600, description="longest time that a connection may be idle between two requests"
+        75.0,
+        gt=0,
+        le=3600,
+        description="longest time that a connection may be idle between two requests",
     )
     write_timeout_seconds: float = Field(
         60.0,
@@ -93,20 +106,34 @@ class Settings(BaseSettings):
         description="origins whose pages may call the API from a browser, comma-separated; * for all; empty means none",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
-        (), description="host names that requests without a key may use on loopback, beside localhost, comma-separated"
+        (),
+        description="host names that requests without a key may use on loopback, beside localhost, comma-separated",
     )
     max_wait_seconds: float = Field(60.0, gt=0, le=290, description="longest long-poll, seconds")
-    sync_timeout_seconds: float = Field(290.0, gt=0, le=290, description="longest wait of a sync endpoint, seconds")
-    auth: Literal["auto", "required", "open"] = Field(
-        "auto", description="whether an API key is needed: auto says yes beyond loopback, or when api_key is set"
+    sync_timeout_seconds: float = Field(
+        290.0, gt=0, le=290, description="longest wait of a sync endpoint, seconds"
     )
-    api_key: SecretStr | None = Field(None, description="a static key that may do everything; also what the CLI sends")
-    requests_per_minute: int | None = Field(None, ge=1, le=MOST, description="per key, unless the key says otherwise")
+    auth: Literal["auto", "required", "open"] = Field(
+        "auto",
+        description="whether an API key is needed: auto says yes beyond loopback, or when api_key is set",
+    )
+    api_key: SecretStr | None = Field(
+        None, description="a static key that may do everything; also what the CLI sends"
+    )
+    requests_per_minute: int | None = Field(
+        None, ge=1, le=MOST, description="per key, unless the key says otherwise"
+    )
     max_queued_jobs: int = Field(
-        100_000, ge=1, le=MOST, description="queued jobs per key before 429, unless the key says otherwise"
+        100_000,
+        ge=1,
+        le=MOST,
+        description="queued jobs per key before 429, unless the key says otherwise",
     )
     max_queued_tokens: int | None = Field(
-        None, ge=1, le=MOST, description="queued tokens per key before 429, unless the key says otherwise"
+        None,
+        ge=1,
+        le=MOST,
+        description="queued tokens per key before 429, unless the key says otherwise",
     )
     max_waiting_requests: int = Field(
         256,
@@ -121,12 +148,18 @@ class Settings(BaseSettings):
         description="clients that wait for or follow something at one API process, fewer than max_connections; "
         "the rest is 429",
     )
-    max_followers_per_key: int = Field(1_000, ge=1, le=MOST, description="of these, with one API key")
+    max_followers_per_key: int = Field(
+        1_000, ge=1, le=MOST, description="of these, with one API key"
+    )
     file_store: str | None = Field(
-        None, description="where files are: file:///folder, s3://bucket/prefix or the like; empty means PostgreSQL"
+        None,
+        description="where files are: file:///folder, s3://bucket/prefix or the like; empty means PostgreSQL",
     )
     max_file_bytes: int = Field(
-        200 * 1024 * 1024, ge=1024, le=TEBIBYTE, description="largest file that may be uploaded, bytes"
+        200 * 1024 * 1024,
+        ge=1024,
+        le=TEBIBYTE,
+        description="largest file that may be uploaded, bytes",
     )
     max_stored_file_bytes: int = Field(
         50 * 1024**3,
@@ -136,13 +169,20 @@ class Settings(BaseSettings):
     )
     max_batch_lines: int = Field(50_000, ge=1, le=MOST, description="lines that a batch may have")
     code_graders: bool = Field(
-        False, description="let evaluations have graders that run code, in a sandbox of the API process (Linux)"
+        False,
+        description="let evaluations have graders that run code, in a sandbox of the API process (Linux)",
     )
     sandboxes: int = Field(
-        3, ge=1, le=64, description="graders that run code at once on one host, in all API processes together"
+        3,
+        ge=1,
+        le=64,
+        description="graders that run code at once on one host, in all API processes together",
     )
     sandbox_memory_mb: int = Field(
-        512, ge=64, le=2048, description="most memory that a grader of code may ask for, MB; one sandbox takes no more"
+        512,
+        ge=64,
+        le=2048,
+        description="most memory that a grader of code may ask for, MB; one sandbox takes no more",
     )
     worker_stale_seconds: float = Field(
         30.0, gt=0, le=TEN_YEARS, description="a worker unheard of for so long counts as away"
@@ -150,7 +190,8 @@ class Settings(BaseSettings):
 
     # Client and command line
     base_url: str | None = Field(
-        None, description="where clients find the API; empty means a `vdiff up` in the same folder, else host and port"
+        None,
+        description="where clients find the API; empty means a `vdiff up` in the same folder, else host and port",
     )
 
     # Webhooks
@@ -161,8 +202,12 @@ class Settings(BaseSettings):
         (5, 300, 1800, 7200, 18_000, 36_000, 50_400, 72_000, 86_400),
         description="waits between the attempts of a webhook, comma-separated",
     )
-    webhook_timeout_seconds: float = Field(15.0, gt=0, le=120, description="longest wait for a receiver's answer")
-    webhook_concurrency: int = Field(32, ge=1, le=512, description="webhooks that one process sends at once")
+    webhook_timeout_seconds: float = Field(
+        15.0, gt=0, le=120, description="longest wait for a receiver's answer"
+    )
+    webhook_concurrency: int = Field(
+        32, ge=1, le=512, description="webhooks that one process sends at once"
+    )
     webhook_per_receiver: int = Field(4, ge=1, le=MOST, description="of these, to one receiver")
     webhook_forget_seconds: float = Field(
         30 * 86_400.0, gt=0, le=TEN_YEARS, description="events and their attempts are kept so long"
@@ -176,13 +221,23 @@ class Settings(BaseSettings):
     )
 
     # Worker and engine
-    model: str | None = Field(None, description="model folder or hub id; empty means the bundled vdiff-tiny")
-    tokenizer: str | None = Field(None, description="tokenizer folder or hub id; empty means the model's own")
+    model: str | None = Field(
+        None, description="model folder or hub id; empty means the bundled vdiff-tiny"
+    )
+    tokenizer: str | None = Field(
+        None, description="tokenizer folder or hub id; empty means the model's own"
+    )
     revision: str | None = Field(None, description="hub revision of the model")
-    served_model_name: str | None = Field(None, description="name clients use; empty means the folder's name")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="weights and activations")
+    served_model_name: str | None = Field(
+        None, description="name clients use; empty means the folder's name"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="weights and activations"
+    )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps")
-    max_num_seqs: int = Field(8, ge=1, le=4096, description="sequences per engine step; the engine's slots")
+    max_num_seqs: int = Field(
+        8, ge=1, le=4096, description="sequences per engine step; the engine's slots"
+    )
     max_model_len: int | None = Field(
         None, ge=1, le=MOST, description="context length, tokens; empty means the model's own"
     )
@@ -190,14 +245,21 @@ class Settings(BaseSettings):
         None, ge=1, le=4096, description="torch threads on CPU; empty means one less than the cores"
     )
     trust_remote_code: bool = Field(
-        False, description="run a model that is not built in through transformers, with the code its repository brings"
+        False,
+        description="run a model that is not built in through transformers, with the code its repository brings",
     )
     tensor_parallel_size: int = Field(1, ge=1, le=1024, description="only 1 is built")
     gpu_memory_utilization: float = Field(
-        0.9, gt=0, le=1, description="share of the accelerator's memory for weights and K/V together"
+        0.9,
+        gt=0,
+        le=1,
+        description="share of the accelerator's memory for weights and K/V together",
     )
     max_batched_tokens: int = Field(
-        8192, ge=1, le=MOST, description="rows of one engine step; longer prompts are stored in pieces"
+        8192,
+        ge=1,
+        le=MOST,
+        description="rows of one engine step; longer prompts are stored in pieces",
     )
     cache_tokens: int | None = Field(
         None,
@@ -205,38 +267,58 @@ class Settings(BaseSettings):
         le=MOST,
         description="K/V capacity of all running sequences together, tokens; empty means what memory allows",
     )
-    quantization: Literal["int8"] | None = Field(None, description="int8 stores weights as 8-bit integers")
+    quantization: Literal["int8"] | None = Field(
+        None, description="int8 stores weights as 8-bit integers"
+    )
     compile: bool = Field(
         False,
         description="fuse the model's layers with torch.compile; the first steps take longer, it needs a C++ compiler",
     )
     cuda_graphs: bool | None = Field(
-        None, description="replay recorded CUDA graphs; empty means where they work, true refuses to start without them"
+        None,
+        description="replay recorded CUDA graphs; empty means where they work, true refuses to start without them",
     )
-    diffusion_steps: int | None = Field(None, ge=1, le=MOST, description="default steps of the whole answer")
+    diffusion_steps: int | None = Field(
+        None, ge=1, le=MOST, description="default steps of the whole answer"
+    )
     block_size: int | None = Field(None, ge=1, le=MOST, description="default block_length, tokens")
     enable_apd: bool | None = Field(
-        None, description="Adaptive Parallel Decoding; empty means where there is a verifier, false loads none"
+        None,
+        description="Adaptive Parallel Decoding; empty means where there is a verifier, false loads none",
     )
     verifier: str | None = Field(
-        None, description="folder or hub id of the autoregressive model that APD asks; the bundled model has one"
+        None,
+        description="folder or hub id of the autoregressive model that APD asks; the bundled model has one",
     )
 
     # Jobs
-    lease_seconds: float = Field(30.0, gt=0, le=TEN_YEARS, description="how long a claim holds without a heartbeat")
+    lease_seconds: float = Field(
+        30.0, gt=0, le=TEN_YEARS, description="how long a claim holds without a heartbeat"
+    )
     heartbeat_seconds: float = Field(
-        10.0, gt=0, le=TEN_YEARS, description="time between heartbeats; at most a third of the lease"
+        10.0,
+        gt=0,
+        le=TEN_YEARS,
+        description="time between heartbeats; at most a third of the lease",
     )
     sweep_seconds: float = Field(
-        5.0, gt=0, le=TEN_YEARS, description="time between two rounds of the sweeper; at most a quarter of the lease"
+        5.0,
+        gt=0,
+        le=TEN_YEARS,
+        description="time between two rounds of the sweeper; at most a quarter of the lease",
     )
     repush_after_seconds: float = Field(
-        15.0, gt=0, le=TEN_YEARS, description="a queued job whose message may be lost is pushed again"
+        15.0,
+        gt=0,
+        le=TEN_YEARS,
+        description="a queued job whose message may be lost is pushed again",
     )
     drain_seconds: float = Field(
         10.0, ge=0, le=TEN_YEARS, description="time that running jobs get at SIGTERM before requeue"
     )
-    max_attempts: int = Field(3, ge=1, le=100, description="failures after which a job fails for good")
+    max_attempts: int = Field(
+        3, ge=1, le=100, description="failures after which a job fails for good"
+    )
     retain_seconds: float = Field(
         30 * 86_400.0,
         ge=0,
@@ -257,7 +339,10 @@ class Settings(BaseSettings):
         "and never if retain_seconds is 0",
     )
     hang_seconds: float = Field(
-        120.0, gt=0, le=TEN_YEARS, description="an engine with work that makes no step for so long is hung"
+        120.0,
+        gt=0,
+        le=TEN_YEARS,
+        description="an engine with work that makes no step for so long is hung",
     )
     keep_steps_tokens: int = Field(
         8_192,
@@ -265,9 +350,15 @@ class Settings(BaseSettings):
         le=MOST,
         description="a job keeps which step committed which token, unless there are more tokens; 0: none",
     )
-    event_stream_seconds: int = Field(600, ge=1, le=MOST, description="how long a job's progress events stay in Redis")
-    event_stream_length: int = Field(10_000, ge=10, le=MOST, description="events kept per job in Redis")
-    event_stream_bytes: int = Field(2 << 20, ge=65_536, le=MOST, description="bytes of events kept per job in Redis")
+    event_stream_seconds: int = Field(
+        600, ge=1, le=MOST, description="how long a job's progress events stay in Redis"
+    )
+    event_stream_length: int = Field(
+        10_000, ge=10, le=MOST, description="events kept per job in Redis"
+    )
+    event_stream_bytes: int = Field(
+        2 << 20, ge=65_536, le=MOST, description="bytes of events kept per job in Redis"
+    )
     event_tenant_bytes: int = Field(
         64 << 20,
         ge=65_536,
@@ -282,8 +373,12 @@ class Settings(BaseSettings):
     )
 
     # Logs
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="lowest level logged")
-    log_format: Literal["console", "json"] = Field("console", description="console for people, json for machines")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="lowest level logged"
+    )
+    log_format: Literal["console", "json"] = Field(
+        "console", description="console for people, json for machines"
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -294,7 +389,9 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """`load_settings` reads the environment, so that an unknown name is noticed and a test may hand over another."""
+        """`load_settings` reads the environment, so that an unknown name is noticed and a test may
+        hand over another.
+        """
         return (init_settings,)
 
     @field_validator("*", mode="before")
@@ -317,14 +414,20 @@ class Settings(BaseSettings):
     @field_validator("cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+        return (
+            tuple(part.strip() for part in value.split(",") if part.strip())
+            if isinstance(value, str)
+            else value
+        )
 
     @field_validator("cors_origins")
     @classmethod
     def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for origin in value:
             if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"must be origins like https://app.example.com, or *; {origin[:80]!r} is not one")
+                raise ValueError(
+                    f"must be origins like https://app.example.com, or *; {origin[:80]!r} is not one"
+                )
         return value
 
     @field_validator("allowed_hosts")
@@ -332,14 +435,18 @@ class Settings(BaseSettings):
     def _host_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for host in value:
             if not _HOST_NAME.fullmatch(host):
-                raise ValueError(f"must be host names without a port, like vdiff.lan; {host[:80]!r} is not one")
+                raise ValueError(
+                    f"must be host names without a port, like vdiff.lan; {host[:80]!r} is not one"
+                )
         return tuple(host.lower() for host in value)
 
     @field_validator("root_path")
     @classmethod
     def _prefix(cls, value: str) -> str:
         if value and not _ROOT_PATH.fullmatch(value):
-            raise ValueError("must be a path like /vdiff: it begins with a slash and does not end with one")
+            raise ValueError(
+                "must be a path like /vdiff: it begins with a slash and does not end with one"
+            )
         return value
 
     @field_validator("database_url")
@@ -380,7 +487,9 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _heartbeat_fits_lease(self) -> Settings:
         if self.heartbeat_seconds * 3 > self.lease_seconds + 1e-9:
-            raise ValueError(f"{PREFIX}HEARTBEAT_SECONDS must be at most a third of {PREFIX}LEASE_SECONDS")
+            raise ValueError(
+                f"{PREFIX}HEARTBEAT_SECONDS must be at most a third of {PREFIX}LEASE_SECONDS"
+            )
         return self
 
     @model_validator(mode="after")
@@ -394,8 +503,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _sweep_fits_lease(self) -> Settings:
-        # The sweeper's rounds are also pulses of `lease_clock`. Rounds that are farther apart look like outages of PostgreSQL,
-        # and no lease would ever run out.
+        # The sweeper's rounds are also pulses of `lease_clock`. Rounds that are farther apart look
+        # like outages of PostgreSQL, and no lease would ever run out.
         if self.sweep_seconds * 4 > self.lease_seconds + 1e-9:
             raise ValueError(
                 f"{PREFIX}SWEEP_SECONDS ({self.sweep_seconds:g}) must be at most a quarter of "
@@ -406,11 +515,17 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """Return the settings as environment variables for a child process that must have the same."""
         given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
-        return {f"{PREFIX}{name.upper()}": _as_text(value) for name, value in given.items() if value is not None}
+        return {
+            f"{PREFIX}{name.upper()}": _as_text(value)
+            for name, value in given.items()
+            if value is not None
+        }
 
     @property
     def default_retain_seconds(self) -> float | None:
-        """Return how long a job's input and output are kept if the job does not say; None is for ever."""
+        """Return how long a job's input and output are kept if the job does not say; None is for
+        ever.
+        """
         return self.retain_seconds or None
 
     @property
@@ -427,12 +542,16 @@ class Settings(BaseSettings):
 
     def require_database_url(self) -> str:
         if self.database_url is None:
-            raise ConfigurationError("VDIFF_DATABASE_URL is not set; set it, or use `vdiff up`, which brings its own")
+            raise ConfigurationError(
+                "VDIFF_DATABASE_URL is not set; set it, or use `vdiff up`, which brings its own"
+            )
         return self.database_url
 
     def require_redis_url(self) -> str:
         if self.redis_url is None:
-            raise ConfigurationError("VDIFF_REDIS_URL is not set; set it, or use `vdiff up`, which brings its own")
+            raise ConfigurationError(
+                "VDIFF_REDIS_URL is not set; set it, or use `vdiff up`, which brings its own"
+            )
         return self.redis_url
 
 
@@ -444,9 +563,12 @@ def _as_text(value: Any) -> str:
     return str(value)
 
 
-# Kubernetes puts such variables into every container for each Service of its namespace, and ours are called vdiff-...:
-# VDIFF_API_SERVICE_HOST, VDIFF_API_SERVICE_PORT_HTTP, VDIFF_API_PORT=tcp://..., VDIFF_API_PORT_8000_TCP_ADDR.
-_SERVICE_LINK = re.compile(r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$")
+# Kubernetes puts such variables into every container for each Service of its namespace, and ours
+# are called vdiff-...: VDIFF_API_SERVICE_HOST, VDIFF_API_SERVICE_PORT_HTTP,
+# VDIFF_API_PORT=tcp://..., VDIFF_API_PORT_8000_TCP_ADDR.
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_(HOST|PORT(_\w+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?$"
+)
 
 
 def _is_service_link(name: str, value: str) -> bool:
@@ -485,7 +607,9 @@ def load_settings(environ: Mapping[str, str] | None = None, **overrides: Any) ->
             where = f"{PREFIX}{field.upper()}: " if field else ""
             troubles.append((field, f"{where}{error['msg'].removeprefix('Value error, ')}"))
     if troubles:
-        raise ConfigurationError("\n".join(text for _, text in troubles), param=troubles[0][0] or None)
+        raise ConfigurationError(
+            "\n".join(text for _, text in troubles), param=troubles[0][0] or None
+        )
     assert made is not None
     return made
 
@@ -498,11 +622,19 @@ def trace_endpoint(environ: Mapping[str, str] | None = None) -> str | None:
     """
     env = os.environ if environ is None else environ
     exporter = env.get("OTEL_TRACES_EXPORTER", "").strip() or "otlp"
-    endpoint = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT")
-    if not endpoint or exporter == "none" or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+    endpoint = env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT") or env.get(
+        "OTEL_EXPORTER_OTLP_ENDPOINT"
+    )
+    if (
+        not endpoint
+        or exporter == "none"
+        or env.get("OTEL_SDK_DISABLED", "").strip().lower() == "true"
+    ):
         return None
     if exporter != "otlp":
-        raise ConfigurationError(f"OTEL_TRACES_EXPORTER: otlp or none, not {exporter}", param="OTEL_TRACES_EXPORTER")
+        raise ConfigurationError(
+            f"OTEL_TRACES_EXPORTER: otlp or none, not {exporter}", param="OTEL_TRACES_EXPORTER"
+        )
     for name in ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
         if protocol := env.get(name, "").strip():
             if protocol != "http/protobuf":

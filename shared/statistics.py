@@ -1,10 +1,14 @@
-"""The statistics of evaluations: a share with its interval, errors apart by where they come from, paired comparisons. Pure.
+"""The statistics of evaluations: a share with its interval, errors apart by where they come from,
+paired comparisons. Pure.
 
-An evaluation has items (questions), each answered once or several times (repeats: other seeds). A score is 0 to 1.
+An evaluation has items (questions), each answered once or several times (repeats: other seeds). A
+score is 0 to 1.
 
-    standard error      what another draw of questions would change, and other seeds with it; questions with the same input
-                        are one cluster, since they are right or wrong together (CR1, Liang and Zeger 1986)
-    Monte Carlo error   what other seeds alone would change, on these very questions; only known with repeats
+    standard error      what another draw of questions would change, and other seeds with it;
+                        questions with the same input are one cluster, since they are right or wrong
+                        together (CR1, Liang and Zeger 1986)
+    Monte Carlo error   what other seeds alone would change, on these very questions; only known
+                        with repeats
     item error          the rest: sqrt(standard error^2 - Monte Carlo error^2)
 
 Everything needs the standard library alone, but for the bootstrap, which needs numpy.
@@ -49,7 +53,9 @@ def quantile(values: Sequence[float], share: float) -> float | None:
 
 
 def clustered_error(values: Sequence[float], clusters: Sequence[Hashable]) -> float | None:
-    """The standard error of the mean of `values` when those of a cluster go together; None with fewer than two clusters."""
+    """The standard error of the mean of `values` when those of a cluster go together; None with
+    fewer than two clusters.
+    """
     mean = fmean(values)
     sums: dict[Hashable, float] = defaultdict(float)
     for value, cluster in zip(values, clusters, strict=True):
@@ -73,7 +79,8 @@ class Accuracy:
     """A mean of scores, and how far it may be off."""
 
     mean: float
-    low: float  # 95%: Wilson's, at the size that independent questions with this standard error would have
+    # 95%: Wilson's, at the size that independent questions with this standard error would have
+    low: float
     high: float
     standard_error: float | None
     monte_carlo_error: float | None
@@ -92,7 +99,9 @@ def accuracy(scores: Sequence[Sequence[float]], clusters: Sequence[Hashable]) ->
     size = float(groups)
     if error and 0 < mean < 1:
         # The design effect: how much worse than as many independent questions.
-        size = min(max(items * mean * (1 - mean) / ((items - 1) * error * error), 1.0), float(samples))
+        size = min(
+            max(items * mean * (1 - mean) / ((items - 1) * error * error), 1.0), float(samples)
+        )
     low, high = wilson(mean * size, size)
     rest = None
     if error is not None and by_chance is not None:
@@ -102,7 +111,9 @@ def accuracy(scores: Sequence[Sequence[float]], clusters: Sequence[Hashable]) ->
 
 @dataclass(frozen=True, slots=True)
 class McNemar:
-    """Are the questions that only one of two gets right evenly split? (Q. McNemar 1947, Psychometrika 12:153-157)"""
+    """Are the questions that only one of two gets right evenly split? (Q. McNemar 1947,
+    Psychometrika 12:153-157)
+    """
 
     only_first: int
     only_second: int
@@ -129,7 +140,8 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The percentile interval of the mean of `values`, clusters drawn with replacement.
 
-    Clusters that look the same (sum and size) are drawn as one kind, with a multinomial: as cheap for 50,000 as for 50.
+    Clusters that look the same (sum and size) are drawn as one kind, with a multinomial: as cheap
+    for 50,000 as for 50.
     """
     import numpy as np
 
@@ -144,13 +156,17 @@ def bootstrap_interval(
     means = []
     block = max(_BLOCK // len(kinds), 1)
     for start in range(0, resamples, block):
-        drawn = random.multinomial(len(groups), shares, size=min(block, resamples - start))  # [resamples, kinds]
+        drawn = random.multinomial(
+            len(groups), shares, size=min(block, resamples - start)
+        )  # [resamples, kinds]
         means.append(drawn @ sums / (drawn @ sizes))
     low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def minimum_detectable_effect(standard_error: float, *, alpha: float = 0.05, power: float = 0.8) -> float:
+def minimum_detectable_effect(
+    standard_error: float, *, alpha: float = 0.05, power: float = 0.8
+) -> float:
     """The difference that a two-sided test at `alpha` finds with probability `power`."""
     normal = NormalDist()
     return (normal.inv_cdf(1 - alpha / 2) + normal.inv_cdf(power)) * standard_error
@@ -158,7 +174,9 @@ def minimum_detectable_effect(standard_error: float, *, alpha: float = 0.05, pow
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two configurations on the items that both answered; a difference is the second minus the first."""
+    """Two configurations on the items that both answered; a difference is the second minus the
+    first.
+    """
 
     items: int
     clusters: int
@@ -181,9 +199,11 @@ def compare(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> Comparison:
-    """Args: first, second: item -> its repeats' scores; at least one item in both. clusters: item -> what its input is.
+    """Args: first, second: item -> its repeats' scores; at least one item in both. clusters: item
+    -> what its input is.
 
-    McNemar's test counts the first repeat of each item, since repeats of one item are no pairs of their own.
+    McNemar's test counts the first repeat of each item, since repeats of one item are no pairs of
+    their own.
     """
     shared = [item for item in first if item in second]
     groups = [clusters[item] for item in shared]
@@ -195,12 +215,21 @@ def compare(
     known = [c for c in chances if c is not None]
     pairs = Counter((first[item][0] >= 1, second[item][0] >= 1) for item in shared)
     size = len(set(groups))
-    # Without any difference the error is not 0, only too small to be seen: as if one item in all had differed.
+    # Without any difference the error is not 0, only too small to be seen: as if one item in all
+    # had differed.
     least = error or 1 / size
     return Comparison(
-        items=len(shared), clusters=size, first=fmean(one), second=fmean(other), difference=fmean(differences),
-        low=low, high=high, standard_error=error,
-        monte_carlo_error=math.sqrt(math.fsum(c * c for c in known)) if len(known) == len(chances) else None,
+        items=len(shared),
+        clusters=size,
+        first=fmean(one),
+        second=fmean(other),
+        difference=fmean(differences),
+        low=low,
+        high=high,
+        standard_error=error,
+        monte_carlo_error=math.sqrt(math.fsum(c * c for c in known))
+        if len(known) == len(chances)
+        else None,
         minimum_detectable_effect=minimum_detectable_effect(least),
         mcnemar=mcnemar(pairs[True, False], pairs[False, True]),
-    )  # fmt: skip
+    )

@@ -1,6 +1,7 @@
 """Stop strings that are control tokens (`shared.control_tokens`): found by their ids. No torch.
 
-An answer's text does not show a token that the tokenizer flags as special, and no answer holds the mask token.
+An answer's text does not show a token that the tokenizer flags as special, and no answer holds the
+mask token.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ def check_stops(stop: Sequence[str], card: ModelCard, tokenizer: TokenizerWrappe
     """Refuse stop strings that no answer can match.
 
     Raises:
-        InvalidParameter: one is the mask, or has it or a token that no text shows beside other text.
+        InvalidParameter: one is the mask, or has it or a token that no text shows beside other
+            text.
     """
     control, mask = tokenizer.control, _mask_text(card, tokenizer)
     for text in stop:
         if text == mask:
-            raise InvalidParameter(f"stop: {text!r} is the mask token, which no answer holds", param="stop")
+            raise InvalidParameter(
+                f"stop: {text!r} is the mask token, which no answer holds", param="stop"
+            )
         if text in control.ids:
             continue
         inside = [found for found in control.find(text) if found in control.hidden]
@@ -42,7 +46,9 @@ def check_stops(stop: Sequence[str], card: ModelCard, tokenizer: TokenizerWrappe
 
 
 def _mask_text(card: ModelCard, tokenizer: TokenizerWrapper) -> str | None:
-    """Return the text of the mask, which not every tokenizer flags as special; None where the family has no mask."""
+    """Return the text of the mask, which not every tokenizer flags as special; None where the
+    family has no mask.
+    """
     if card.mask_token_id < 0:
         return None
     return tokenizer.decode([card.mask_token_id], skip_special_tokens=False) or None

@@ -1,9 +1,10 @@
 """Bounds on the room of events in Redis: bytes of a job's stream, of a tenant's streams, and none
 once Redis fills up.
 
-Events are a hint, and a Redis that is full takes no message of a queue either. So a stream loses its oldest events, a tenant
-its oldest streams, and where Redis has a limit of memory (`maxmemory`) and less than a fifth is left, no event is written at
-all: streams then say when a job ends, and nothing before.
+Events are a hint, and a Redis that is full takes no message of a queue either. So a stream loses
+its oldest events, a tenant its oldest streams, and where Redis has a limit of memory (`maxmemory`)
+and less than a fifth is left, no event is written at all: streams then say when a job ends, and
+nothing before.
 
     vdiff:streams:{tenant}        list; its jobs with a stream, oldest first
     vdiff:stream-bytes:{tenant}   hash; how large each stream is, and under `=` their sum
@@ -28,7 +29,8 @@ FULL_SHARE = 0.8  # of Redis' memory: above it no events are written
 LOOK_SECONDS = 2.0  # between looks at Redis' memory
 _SUM = "="
 
-# Returns how many streams went. KEYS: hash, list. ARGV: most bytes, seconds, prefix of streams, then job and bytes in turns.
+# Returns how many streams went. KEYS: hash, list. ARGV: most bytes, seconds, prefix of streams,
+# then job and bytes in turns.
 _ACCOUNT = """
 local sum = tonumber(redis.call('HGET', KEYS[1], '=') or '0') or 0
 for i = 4, #ARGV, 2 do
@@ -60,7 +62,9 @@ class _Stream:
     """The bytes that this worker has written to one stream."""
 
     tenant: str = ""
-    sizes: deque[int] = field(default_factory=deque)  # of the events that are still there, oldest first
+    sizes: deque[int] = field(
+        default_factory=deque
+    )  # of the events that are still there, oldest first
     total: int = 0
     told: int = 0  # the size that the tenant's account has
     trimmed: bool = False
@@ -83,11 +87,15 @@ class StreamBounds:
             self._stream(job_id).tenant = tenant
 
     def length(self, job_id: str, size: int, most: int) -> int:
-        """Return how many events of the stream may stay when one of so many bytes is added; `most` is their usual bound."""
+        """Return how many events of the stream may stay when one of so many bytes is added; `most`
+        is their usual bound.
+        """
         stream = self._stream(job_id)
         stream.sizes.append(size)
         stream.total += size
-        while len(stream.sizes) > 1 and (stream.total > self._stream_bytes or len(stream.sizes) > most):
+        while len(stream.sizes) > 1 and (
+            stream.total > self._stream_bytes or len(stream.sizes) > most
+        ):
             stream.total -= stream.sizes.popleft()
             stream.trimmed = True
         return len(stream.sizes) if stream.trimmed else most
@@ -102,7 +110,11 @@ class StreamBounds:
         for job_id in job_ids:
             stream = self._stream(job_id)
             grown = stream.total - stream.told
-            if stream.tenant and is_id(job_id, "job") and (grown >= REPORT_BYTES or (grown > 0 and job_id in over)):
+            if (
+                stream.tenant
+                and is_id(job_id, "job")
+                and (grown >= REPORT_BYTES or (grown > 0 and job_id in over))
+            ):
                 stream.told = stream.total
                 changed.setdefault(stream.tenant, []).extend((job_id, str(stream.total)))
             if job_id in over:
@@ -111,7 +123,9 @@ class StreamBounds:
             return 0
         for tenant, pairs in changed.items():
             keys = (f"vdiff:stream-bytes:{tenant}", f"vdiff:streams:{tenant}")
-            pipe.eval(_ACCOUNT, 2, *keys, self._tenant_bytes, 2 * self._seconds, "vdiff:events:", *pairs)
+            pipe.eval(
+                _ACCOUNT, 2, *keys, self._tenant_bytes, 2 * self._seconds, "vdiff:events:", *pairs
+            )
         return len(changed)
 
     def refuse(self, error: Exception) -> None:
@@ -121,7 +135,9 @@ class StreamBounds:
         self._refused = True
 
     def has_room(self, client: redis.Redis) -> bool:
-        """Return whether events may be written; looks at Redis' memory now and then. Raises redis.RedisError."""
+        """Return whether events may be written; looks at Redis' memory now and then. Raises
+        redis.RedisError.
+        """
         if time.monotonic() - self._looked_at >= LOOK_SECONDS:
             try:
                 memory: Any = client.info("memory")
@@ -130,7 +146,9 @@ class StreamBounds:
             most, used = int(memory.get("maxmemory", 0)), int(memory.get("used_memory", 0))
             full = most > 0 and used > FULL_SHARE * most
             if full != self._full:
-                _log.warning("events_paused" if full else "events_go_on", used_bytes=used, most_bytes=most)
+                _log.warning(
+                    "events_paused" if full else "events_go_on", used_bytes=used, most_bytes=most
+                )
             self._full = full
             self._looked_at = time.monotonic()
         return not self._full

@@ -63,8 +63,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_json(raw: bytes) -> Any:
-    """Parse strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates, no name
-    twice in one object, and no more values and levels than `shared.json_bounds` allows.
+    """Parse strict JSON of what PostgreSQL can hold: no NaN, no NUL characters, no lone surrogates,
+    no name twice in one object, and no more values and levels than `shared.json_bounds` allows.
 
     Raises:
         InvalidBody: says what and where; `param` is `body` or the field's name.
@@ -75,14 +75,18 @@ def parse_json(raw: bytes) -> Any:
     except NotUTF8 as exc:
         raise InvalidBody(exc.message, param="body", code=exc.code) from exc
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique)
+        value = json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+        )
     except json.JSONDecodeError as exc:
         message = f"the body is not valid JSON: line {exc.lineno}, column {exc.colno}"
         raise InvalidBody(message, param="body") from exc
     except _Refused as exc:
         raise InvalidBody(f"the body is not valid JSON: {exc}", param="body") from exc
     except ValueError as exc:  # Python's own limit of digits
-        raise InvalidBody("the body is not valid JSON: an integer has too many digits", param="body") from exc
+        raise InvalidBody(
+            "the body is not valid JSON: an integer has too many digits", param="body"
+        ) from exc
     if "\\u" in text and not _is_storable(value):  # only escapes can smuggle these in
         _check_characters(value)
     return value
@@ -131,7 +135,9 @@ def _path(node: _Node | None) -> str:
     parts: list[str] = []
     while node is not None:
         node, part = node
-        parts.append(f"[{part}]" if isinstance(part, int) else f".{storable(part[:PART_CHARACTERS])}")
+        parts.append(
+            f"[{part}]" if isinstance(part, int) else f".{storable(part[:PART_CHARACTERS])}"
+        )
     return "".join(reversed(parts)).removeprefix(".")
 
 

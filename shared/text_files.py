@@ -1,7 +1,8 @@
 """Read text that people made with their own tools: UTF-8, with or without a byte order mark.
 
 UTF-16 and UTF-32 are refused by name: Windows' tools write them, and their bytes would otherwise be
-called bad UTF-8, or bad JSON. Every command and route that reads prompts, lines or datasets uses this.
+called bad UTF-8, or bad JSON. Every command and route that reads prompts, lines or datasets uses
+this.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ UTF8_MARK = b"\xef\xbb\xbf"
 HEAD_BYTES = 4
 # UTF-32 first: its little-endian mark begins as that of UTF-16.
 _MARKS = (
-    (b"\xff\xfe\x00\x00", "UTF-32"), (b"\x00\x00\xfe\xff", "UTF-32"), (b"\xff\xfe", "UTF-16"), (b"\xfe\xff", "UTF-16"),
-)  # fmt: skip
+    (b"\xff\xfe\x00\x00", "UTF-32"),
+    (b"\x00\x00\xfe\xff", "UTF-32"),
+    (b"\xff\xfe", "UTF-16"),
+    (b"\xfe\xff", "UTF-16"),
+)
 
 
 class NotUTF8(InvalidRequest):

@@ -1,7 +1,8 @@
 """The true bytes of single tokens, and how a token is shown that is no whole text. Pure.
 
-Decoding one token alone gives U+FFFD for a piece of a multi-byte character. The vocabulary knows better: byte-level BPE
-writes each byte as a character of its own, and tokenizers with byte fallback have tokens such as `<0xE2>`.
+Decoding one token alone gives U+FFFD for a piece of a multi-byte character. The vocabulary knows
+better: byte-level BPE writes each byte as a character of its own, and tokenizers with byte fallback
+have tokens such as `<0xE2>`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ _SPACE = "\u2581"  # what SentencePiece writes for a space
 
 
 def _byte_characters() -> dict[str, int]:
-    """Return byte-level BPE's alphabet: 256 printable characters, and the byte that each stands for (GPT-2's table)."""
+    """Return byte-level BPE's alphabet: 256 printable characters, and the byte that each stands for
+    (GPT-2's table).
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): byte for byte in printable}
@@ -37,7 +40,11 @@ class TokenBytes:
     """
 
     def __init__(
-        self, tokenizer_json: str, *, piece: Callable[[int], str | None], decode: Callable[[int], str]
+        self,
+        tokenizer_json: str,
+        *,
+        piece: Callable[[int], str | None],
+        decode: Callable[[int], str],
     ) -> None:
         whole = json.loads(tokenizer_json)
         added = whole.get("added_tokens") or ()
@@ -57,10 +64,16 @@ class TokenBytes:
         if self._byte_level:
             if all(character in _ALPHABET for character in piece):
                 return bytes(_ALPHABET[character] for character in piece)
-            return piece.encode("utf-8", "replace")  # an added token: the decoder leaves it as it is
+            return piece.encode(
+                "utf-8", "replace"
+            )  # an added token: the decoder leaves it as it is
         if self._fallback:
             found = _BYTE_TOKEN.fullmatch(piece)
-            return bytes([int(found[1], 16)]) if found else piece.replace(_SPACE, " ").encode("utf-8", "replace")
+            return (
+                bytes([int(found[1], 16)])
+                if found
+                else piece.replace(_SPACE, " ").encode("utf-8", "replace")
+            )
         return self._decode(token_id).encode("utf-8", "replace")
 
 
@@ -88,8 +101,9 @@ def spell_bytes(raw: bytes) -> str:
 def offsets(pieces: Sequence[bytes], text: str) -> list[int]:
     """Return where each token begins in `text`, in characters.
 
-    A token that begins inside a character has the place of that character, so that the slices between the places add up
-    to the text. Places behind the end of a text that was cut, by a stop string for instance, are its end.
+    A token that begins inside a character has the place of that character, so that the slices
+    between the places add up to the text. Places behind the end of a text that was cut, by a stop
+    string for instance, are its end.
 
     Args:
         pieces: the tokens' bytes, empty for a token that the text leaves out.

@@ -1,10 +1,12 @@
-"""Text to token ids and back, without torch and without transformers, so that the API counts tokens too.
+"""Text to token ids and back, without torch and without transformers, so that the API counts tokens
+too.
 
-`TokenizerWrapper` reads a model folder's own files (`tokenizer.json`, `tokenizer_config.json`, ...); where tokenizer.json is
-missing, bpe_files.py puts it together from vocab.json and merges.txt. The same files travel
-through the worker's registration, so the API and the engine tokenise alike. Chat templates run in a sandbox of jinja2.
-Special tokens that are written out in a raw prompt are read as tokens, as the published tokenizers do. In the text of
-messages they stay text (`shared.control_tokens`).
+`TokenizerWrapper` reads a model folder's own files (`tokenizer.json`, `tokenizer_config.json`,
+...); where tokenizer.json is missing, bpe_files.py puts it together from vocab.json and merges.txt.
+The same files travel through the worker's registration, so the API and the engine tokenise alike.
+Chat templates run in a sandbox of jinja2. Special tokens that are written out in a raw prompt are
+read as tokens, as the published tokenizers do. In the text of messages they stay text
+(`shared.control_tokens`).
 """
 
 from __future__ import annotations
@@ -27,8 +29,15 @@ from shared.errors import InvalidParameter, ModelLoadError, UnknownParameter
 from shared.token_bytes import TokenBytes
 
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "mask_token")
-_OURS = frozenset({"messages", "add_generation_prompt", "tools", "documents"})  # the last two are always absent
-FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
+_OURS = frozenset(
+    {"messages", "add_generation_prompt", "tools", "documents"}
+)  # the last two are always absent
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 class TemplateRefusal(Exception):
@@ -44,14 +53,20 @@ def _content(token: Any) -> str | None:
 
 
 def _read(folder: Path, names: Sequence[str]) -> dict[str, str]:
-    return {name: (folder / name).read_text(encoding="utf-8") for name in names if (folder / name).is_file()}
+    return {
+        name: (folder / name).read_text(encoding="utf-8")
+        for name in names
+        if (folder / name).is_file()
+    }
 
 
 class TokenizerWrapper:
     """A Hugging Face fast tokenizer with its chat template."""
 
     def __init__(self, files: Mapping[str, str], *, source: str = "tokenizer") -> None:
-        """Args: files: name -> content. Raises ModelLoadError when tokenizer.json is missing or malformed."""
+        """Args: files: name -> content. Raises ModelLoadError when tokenizer.json is missing or
+        malformed.
+        """
         if "tokenizer.json" not in files:
             raise ModelLoadError(f"{source} has no tokenizer.json, nor vocab.json with merges.txt")
         self._files = {name: files[name] for name in FILES if name in files}
@@ -73,16 +88,24 @@ class TokenizerWrapper:
         if isinstance(template, list):  # named templates: the one called "default"
             template = next((t["template"] for t in template if t.get("name") == "default"), None)
         self._template = None
-        self.template_variables: frozenset[str] = frozenset()  # what a request may set: `enable_thinking`, say
+        self.template_variables: frozenset[str] = (
+            frozenset()
+        )  # what a request may set: `enable_thinking`, say
         if template is not None:
-            environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-            environment.filters["tojson"] = lambda value, **kw: json.dumps(value, ensure_ascii=False, **kw)
+            environment = ImmutableSandboxedEnvironment(
+                trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+            )
+            environment.filters["tojson"] = lambda value, **kw: json.dumps(
+                value, ensure_ascii=False, **kw
+            )
             environment.globals["raise_exception"] = _raise_exception
             environment.globals["strftime_now"] = lambda fmt: date.today().strftime(fmt)
             try:
                 self._template = environment.from_string(template)
                 wanted = meta.find_undeclared_variables(environment.parse(template))
-                self.template_variables = frozenset(wanted - _OURS - set(environment.globals) - set(_SPECIAL))
+                self.template_variables = frozenset(
+                    wanted - _OURS - set(environment.globals) - set(_SPECIAL)
+                )
             except TemplateError as exc:
                 raise ModelLoadError(f"{source}: the chat template does not parse: {exc}") from exc
 
@@ -91,7 +114,9 @@ class TokenizerWrapper:
         path = Path(folder)
         files = _read(path, FILES)
         if "tokenizer.json" not in files and cls.is_in(path):
-            files["tokenizer.json"] = bpe_files.tokenizer_json(_read(path, bpe_files.FILES), source=str(path))
+            files["tokenizer.json"] = bpe_files.tokenizer_json(
+                _read(path, bpe_files.FILES), source=str(path)
+            )
         return cls(files, source=str(path))
 
     @staticmethod
@@ -131,7 +156,9 @@ class TokenizerWrapper:
         text = self.special_tokens.get(name)
         return None if text is None else self.token_id(text)
 
-    def encode(self, text: str, add_special_tokens: bool = False, *, parse_special: bool = True) -> list[int]:
+    def encode(
+        self, text: str, add_special_tokens: bool = False, *, parse_special: bool = True
+    ) -> list[int]:
         """Return the text's token ids.
 
         Args:
@@ -184,13 +211,16 @@ class TokenizerWrapper:
             UnknownParameter: the template has no such variable.
         """
         if self._template is None:
-            raise InvalidParameter("this model has no chat template; use /v1/completions", param="messages")
+            raise InvalidParameter(
+                "this model has no chat template; use /v1/completions", param="messages"
+            )
         for name in variables or ():
             if name not in self.template_variables:
                 known = ", ".join(sorted(self.template_variables)) or "none"
                 param = f"chat_template_kwargs.{name}"
                 raise UnknownParameter(
-                    f"{param}: this model's chat template has no such variable; it has {known}", param=param
+                    f"{param}: this model's chat template has no such variable; it has {known}",
+                    param=param,
                 )
         try:
             return self._template.render(
@@ -200,7 +230,9 @@ class TokenizerWrapper:
                 **self.special_tokens,
             )
         except (TemplateRefusal, TemplateError, TypeError) as exc:
-            raise InvalidParameter(f"the chat template refuses these messages: {exc}", param="messages") from exc
+            raise InvalidParameter(
+                f"the chat template refuses these messages: {exc}", param="messages"
+            ) from exc
 
     def encode_chat(
         self,
@@ -221,7 +253,9 @@ class TokenizerWrapper:
         """
 
         def render(values: Mapping[str, Any]) -> str:
-            return self.apply_chat_template(values["messages"], add_generation_prompt, values["variables"])
+            return self.apply_chat_template(
+                values["messages"], add_generation_prompt, values["variables"]
+            )
 
         values = {"messages": list(messages), "variables": dict(variables or {})}
         ids = None if parse_special else self.control.encode_rendering(values, render)
@@ -231,9 +265,11 @@ class TokenizerWrapper:
 
 
 class IncrementalText:
-    """The text of a growing answer, given out piece by piece: append-only, valid UTF-8, no stop string ever inside.
+    """The text of a growing answer, given out piece by piece: append-only, valid UTF-8, no stop
+    string ever inside.
 
-    What could still become part of a stop string or of a multi-byte character is held back until it cannot.
+    What could still become part of a stop string or of a multi-byte character is held back until it
+    cannot.
     """
 
     def __init__(self, tokenizer: TokenizerWrapper, stop: Sequence[str] = ()) -> None:
@@ -246,7 +282,9 @@ class IncrementalText:
         return self._tokenizer.decode(ids)
 
     def update(self, ids: Sequence[int], *, final: bool = False) -> str:
-        """Take the whole committed prefix and return what may now be shown in addition. `stopped` tells a stop string."""
+        """Take the whole committed prefix and return what may now be shown in addition. `stopped`
+        tells a stop string.
+        """
         if self.stopped:
             return ""
         text = self._tokenizer.decode(ids)

@@ -1,12 +1,15 @@
-"""Traces, if asked for: one from the HTTP request over the queue, the claim, the engine and the database to the webhook.
+"""Traces, if asked for: one from the HTTP request over the queue, the claim, the engine and the
+database to the webhook.
 
-    tracing.start("worker")                       once per process; nothing unless OTEL_EXPORTER_OTLP_ENDPOINT is set
+    tracing.start("worker")                       once per process; nothing unless
+                                                  OTEL_EXPORTER_OTLP_ENDPOINT is set
     with tracing.span("vdiff.attempt", parent=job.traceparent): ...
     tracing.past("vdiff.queue", began, ended)     a span whose times are known afterwards
     tracing.current()                             W3C's `traceparent` of where we are, to hand on
 
-The only module that knows OpenTelemetry, and it imports it only when traces are asked for: without them each of these is a look
-at a variable. A client's `traceparent` is kept and handed on even then, so that a trace of theirs reaches their webhook.
+The only module that knows OpenTelemetry, and it imports it only when traces are asked for: without
+them each of these is a look at a variable. A client's `traceparent` is kept and handed on even
+then, so that a trace of theirs reaches their webhook.
 """
 
 from __future__ import annotations
@@ -43,10 +46,12 @@ def start(part: str, environ: Mapping[str, str] | None = None) -> None:
     """Export this process's spans, when the environment names a collector.
 
     Args:
-        part: `api`, `worker` or `deliver`; the service is called `vdiff-...` unless OTEL_SERVICE_NAME says otherwise.
+        part: `api`, `worker` or `deliver`; the service is called `vdiff-...` unless
+            OTEL_SERVICE_NAME says otherwise.
 
     Raises:
-        ConfigurationError: a collector is named and the extra `otel` is not installed, or the exporter is none of ours.
+        ConfigurationError: a collector is named and the extra `otel` is not installed, or the
+            exporter is none of ours.
     """
     global _tracer, _provider
     if trace_endpoint(environ) is None:
@@ -58,11 +63,15 @@ def start(part: str, environ: Mapping[str, str] | None = None) -> None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as exc:
-        message = "OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, and they need: pip install 'vdiff[otel]'"
+        message = (
+            "OTEL_EXPORTER_OTLP_ENDPOINT asks for traces, and they need: pip install 'vdiff[otel]'"
+        )
         raise ConfigurationError(message, param="OTEL_EXPORTER_OTLP_ENDPOINT") from exc
     ours = Resource.create({"service.name": f"vdiff-{part}", "service.version": _version()})
     # Endpoint, headers, sampler, limits and batching are the SDK's own OTEL_* variables.
-    provider = TracerProvider(resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False)
+    provider = TracerProvider(
+        resource=ours.merge(OTELResourceDetector().detect()), shutdown_on_exit=False
+    )
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
     _provider = provider
@@ -70,7 +79,9 @@ def start(part: str, environ: Mapping[str, str] | None = None) -> None:
 
 
 def stop() -> None:
-    """Send what is left, for a moment: a collector that is away must not hold up the end of a process."""
+    """Send what is left, for a moment: a collector that is away must not hold up the end of a
+    process.
+    """
     global _tracer, _provider
     if _provider is not None:
         sending = threading.Thread(target=_provider.shutdown, name="vdiff-traces", daemon=True)
@@ -91,19 +102,28 @@ def remember(traceparent: str) -> None:
 
 
 def current() -> str | None:
-    """The `traceparent` that what comes next belongs under: of the span we are in, else as the client sent it."""
+    """The `traceparent` that what comes next belongs under: of the span we are in, else as the
+    client sent it.
+    """
     if _tracer is not None:
         from opentelemetry import trace
 
         context = trace.get_current_span().get_span_context()
         if context.is_valid:
-            return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+            return (
+                f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags):02x}"
+            )
     return _given.get()
 
 
 @contextmanager
 def span(
-    name: str, *, parent: str | None = None, kind: str = "INTERNAL", began: float | None = None, **attributes: Any
+    name: str,
+    *,
+    parent: str | None = None,
+    kind: str = "INTERNAL",
+    began: float | None = None,
+    **attributes: Any,
 ) -> Iterator[None]:
     """A span around a block, or nothing when traces are off.
 
@@ -118,7 +138,11 @@ def span(
     from opentelemetry.trace import SpanKind
 
     with _tracer.start_as_current_span(
-        name, _context(parent), kind=SpanKind[kind], attributes=_named(attributes), start_time=_nanoseconds(began)
+        name,
+        _context(parent),
+        kind=SpanKind[kind],
+        attributes=_named(attributes),
+        start_time=_nanoseconds(began),
     ):
         yield
 
@@ -131,31 +155,43 @@ def note(**attributes: Any) -> None:
         trace.get_current_span().set_attributes(_named(attributes))
 
 
-def past(name: str, began: float, ended: float, *, parent: str | None = None, **attributes: Any) -> None:
+def past(
+    name: str, began: float, ended: float, *, parent: str | None = None, **attributes: Any
+) -> None:
     """A span whose begin and end (`time.time()` seconds) are known now."""
     if _tracer is None:
         return
-    made = _tracer.start_span(name, _context(parent), attributes=_named(attributes), start_time=_nanoseconds(began))
+    made = _tracer.start_span(
+        name, _context(parent), attributes=_named(attributes), start_time=_nanoseconds(began)
+    )
     made.end(_nanoseconds(max(began, ended)))
 
 
 def watch(engine: sa.Engine) -> None:
-    """A span for each statement that runs inside another span; polling belongs to nobody and makes none."""
+    """A span for each statement that runs inside another span; polling belongs to nobody and makes
+    none.
+    """
     if _tracer is None:
         return
     tracer = _tracer
     from opentelemetry import trace
     from opentelemetry.trace import SpanKind, StatusCode
 
-    def begin(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def begin(
+        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
         if trace.get_current_span().is_recording():
             operation = statement.lstrip().partition(" ")[0].upper()
             # The text has placeholders, never values.
             named = {"db.system.name": "postgresql", "db.operation.name": operation}
             named["db.query.text"] = statement[:_STATEMENT_CHARACTERS]
-            context.vdiff_span = tracer.start_span(f"postgresql {operation}", kind=SpanKind.CLIENT, attributes=named)
+            context.vdiff_span = tracer.start_span(
+                f"postgresql {operation}", kind=SpanKind.CLIENT, attributes=named
+            )
 
-    def end(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def end(
+        connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
         if (made := getattr(context, "vdiff_span", None)) is not None:
             made.end()
 

@@ -2,9 +2,9 @@
 
     VDIFF_SECRET_KEYS=NEW,OLD     the first key encrypts, every key decrypts
 
-A stored secret is `fernet:KEY_ID:TOKEN` (Fernet: AES-128-CBC with HMAC-SHA256). The key id is the start
-of the key's SHA-256; it says which key decrypts a value and which values still have an older key.
-Without keys, secrets are stored as they are. A value without the prefix is such a clear one.
+A stored secret is `fernet:KEY_ID:TOKEN` (Fernet: AES-128-CBC with HMAC-SHA256). The key id is the
+start of the key's SHA-256; it says which key decrypts a value and which values still have an older
+key. Without keys, secrets are stored as they are. A value without the prefix is such a clear one.
 
 The columns that hold secrets, and their SQL, are in `shared.webhooks.stored_secrets`.
 """

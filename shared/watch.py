@@ -1,15 +1,19 @@
 """One watch per API process over every job that a client of it waits for or follows.
 
-It holds one Redis connection for its subscription and runs one batched query for all watched jobs, however many there are:
+It holds one Redis connection for its subscription and runs one batched query for all watched jobs,
+however many there are:
 
     vdiff:done      a job ended            wakes the watches of that job
     vdiff:moved     jobs have new events   wakes the watches of those jobs
-    every round     `read_over` says which of the watched jobs are over, as Redis may lose any message
+    every round     `read_over` says which of the watched jobs are over, as Redis may lose any
+                                           message
 
-A watch that is woken only looks: a stream is read through `shared.events.EventReader`, the end of a job comes from its row.
-A wake-up sets a flag and never waits, so a client that reads slowly holds up nobody and is owed nothing but that flag.
+A watch that is woken only looks: a stream is read through `shared.events.EventReader`, the end of a
+job comes from its row. A wake-up sets a flag and never waits, so a client that reads slowly holds
+up nobody and is owed nothing but that flag.
 
-The watch also answers other API processes that ask whether anybody waits for a job (`waits_anywhere`).
+The watch also answers other API processes that ask whether anybody waits for a job
+(`waits_anywhere`).
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ ASK_CHANNEL = "vdiff:who-waits"
 ASK_SECONDS = 2.0  # for the answers of all API processes
 REREAD_SECONDS = 1.5  # how late a lost `done` may be noticed
 REREAD_CHUNK = 1_000  # jobs of one query
-ANSWERING_MAX = 256  # questions that are being answered; further ones are not, which says "cannot be told"
+ANSWERING_MAX = (
+    256  # questions that are being answered; further ones are not, which says "cannot be told"
+)
 _REPLIES = "vdiff:who-waits-replies:"
 _ANSWER_LIST_SECONDS = 20
 _RECONNECT_SECONDS = 0.5
@@ -87,8 +93,12 @@ class JobWatch:
         self._answering: set[asyncio.Task[None]] = set()
         self._replies = f"{_REPLIES}{new_id('api')}"
         self._questions: dict[str, asyncio.Queue[str]] = {}
-        self._hearing = Duty("hear_done", lambda: None, every=_RECONNECT_SECONDS, failures=API_DUTY_FAILURES)
-        self._rereading = Duty("reread_watched", lambda: None, every=REREAD_SECONDS, failures=API_DUTY_FAILURES)
+        self._hearing = Duty(
+            "hear_done", lambda: None, every=_RECONNECT_SECONDS, failures=API_DUTY_FAILURES
+        )
+        self._rereading = Duty(
+            "reread_watched", lambda: None, every=REREAD_SECONDS, failures=API_DUTY_FAILURES
+        )
         self._again = asyncio.Event()  # a round of `_reread` is due now
 
     def start(self, on_gone: OnGone = lambda reason: None) -> None:
@@ -107,7 +117,9 @@ class JobWatch:
         self._tasks = []
 
     def register(self, job_id: str) -> None:
-        """Count a client that waits for the job. Register it before the job can end, and `forget` it afterwards."""
+        """Count a client that waits for the job. Register it before the job can end, and `forget`
+        it afterwards.
+        """
         self._waiting[job_id] = self._waiting.get(job_id, 0) + 1
 
     def forget(self, job_id: str) -> None:
@@ -121,7 +133,9 @@ class JobWatch:
 
     @contextmanager
     def watching(self, job_id: str) -> Iterator[Watch]:
-        """Watch the job. Read its row or stream only after this began, else an end in between is missed."""
+        """Watch the job. Read its row or stream only after this began, else an end in between is
+        missed.
+        """
         watch = Watch()
         self.register(job_id)
         self._watches.setdefault(job_id, set()).add(watch)
@@ -135,11 +149,17 @@ class JobWatch:
                 del self._watches[job_id]
 
     async def wait_for(
-        self, job_id: str, read_row: Callable[[], Awaitable[Row]], *, is_done: Callable[[Row], bool], timeout_seconds: float
-    ) -> Row:  # fmt: skip
+        self,
+        job_id: str,
+        read_row: Callable[[], Awaitable[Row]],
+        *,
+        is_done: Callable[[Row], bool],
+        timeout_seconds: float,
+    ) -> Row:
         """Return the job's row once `is_done` says so, or as it is when the time is up.
 
-        The row is read once, and again after each wake-up: a message that anybody may have sent decides nothing.
+        The row is read once, and again after each wake-up: a message that anybody may have sent
+        decides nothing.
         """
         deadline = time.monotonic() + timeout_seconds
         with self.watching(job_id) as watch:
@@ -190,7 +210,9 @@ class JobWatch:
         while True:
             try:
                 async with self._client.pubsub(ignore_subscribe_messages=True) as subscription:
-                    await subscription.subscribe(DONE_CHANNEL, MOVED_CHANNEL, ASK_CHANNEL, self._replies)
+                    await subscription.subscribe(
+                        DONE_CHANNEL, MOVED_CHANNEL, ASK_CHANNEL, self._replies
+                    )
                     # What was published while the subscription was away is lost.
                     self._again.set()
                     self.wake_everybody()
@@ -220,7 +242,8 @@ class JobWatch:
     # Who waits
 
     async def waits_anywhere(self, job_id: str) -> bool | None:
-        """Return whether a client of any API process waits for the job; None when that cannot be told.
+        """Return whether a client of any API process waits for the job; None when that cannot be
+        told.
 
         It cannot be told while Redis is away or one of the processes is silent.
         """
@@ -230,7 +253,9 @@ class JobWatch:
         answers = self._questions[nonce] = asyncio.Queue()
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                for _ in range(await self._client.publish(ASK_CHANNEL, f"{nonce} {job_id} {self._replies}")):
+                for _ in range(
+                    await self._client.publish(ASK_CHANNEL, f"{nonce} {job_id} {self._replies}")
+                ):
                     answer = await answers.get()
                     if answer != "no":
                         return True if answer == "yes" else None
@@ -244,7 +269,9 @@ class JobWatch:
         nonce, _, rest = question.partition(" ")
         job_id, _, replies = rest.partition(" ")
         answer = "yes" if self.waits(job_id) else "no"
-        with suppress(RedisError, OSError):  # the process that asked takes silence for "cannot be told"
+        with suppress(
+            RedisError, OSError
+        ):  # the process that asked takes silence for "cannot be told"
             if replies.startswith(_REPLIES):
                 await self._client.publish(replies, f"{nonce} {answer}")
                 return

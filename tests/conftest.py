@@ -1,4 +1,6 @@
-"""Servers that tests need: started here on free ports in temporary folders, stopped by process id, also on failure."""
+"""Servers that tests need: started here on free ports in temporary folders, stopped by process id,
+also on failure.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ import pytest
 
 from vdiff.embedded import EmbeddedPostgres, EmbeddedRedis
 
-# No deadline: the machine may be busy. Derandomized: the same examples each time, so that a failure is a change's.
+# No deadline: the machine may be busy. Derandomized: the same examples each time, so that a failure
+# is a change's.
 hypothesis.settings.register_profile("vdiff", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("vdiff")
 
@@ -20,8 +23,8 @@ hypothesis.settings.load_profile("vdiff")
 def postgres_url() -> Iterator[str]:
     """A fresh cluster with an empty database `vdiff`.
 
-    Not in pytest's own folder: another pytest of the same user makes that one private again when it starts, and under
-    root the server is another user.
+    Not in pytest's own folder: another pytest of the same user makes that one private again when it
+    starts, and under root the server is another user.
     """
     with TemporaryDirectory(prefix="vdiff-test-", ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o755)

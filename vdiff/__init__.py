@@ -9,7 +9,13 @@ if TYPE_CHECKING:
     from vdiff import client
     from vdiff.client import AsyncClient, Client, ClientError, verify_webhook
     from vdiff.version import VLLM_COMPAT_VERSION, __version__, __version_info__
-    from worker.engine import AsyncVDiffEngine, ModelConfig, SamplingParams, VDiffConfig, VDiffEngine
+    from worker.engine import (
+        AsyncVDiffEngine,
+        ModelConfig,
+        SamplingParams,
+        VDiffConfig,
+        VDiffEngine,
+    )
 
 _HOME = {
     "__version__": "vdiff.version",

@@ -1,7 +1,9 @@
-"""`vdiff bench decoders`: one evaluation set through every decoder that a model has, accuracy against tokens per forward.
+"""`vdiff bench decoders`: one evaluation set through every decoder that a model has, accuracy
+against tokens per forward.
 
-The set's lines are those of `vdiff generate` with the right answer under `metadata.answer` (exact match). The result is a table
-with Wilson's 95% intervals, a JSON file and a plot (SVG, no library needed to look at it).
+The set's lines are those of `vdiff generate` with the right answer under `metadata.answer` (exact
+match). The result is a table with Wilson's 95% intervals, a JSON file and a plot (SVG, no library
+needed to look at it).
 """
 
 from __future__ import annotations
@@ -49,7 +51,14 @@ def settings_of(algorithms: Sequence[str], regime: str) -> Iterator[tuple[str, d
     """Name and `diffusion` of every decoder to compare: each algorithm at one or several settings."""
     share = "steps" if regime == FULL else "denoising_steps"
     for name in algorithms:
-        if name in ("threshold", "low_confidence_dynamic", "credit", "klass", "hierarchical", "joint_threshold"):
+        if name in (
+            "threshold",
+            "low_confidence_dynamic",
+            "credit",
+            "klass",
+            "hierarchical",
+            "joint_threshold",
+        ):
             for value in (0.5, 0.7, 0.9):
                 yield f"{name} {value:g}", {"algorithm": name, "threshold": value}
         elif name == "factor":
@@ -64,9 +73,20 @@ def settings_of(algorithms: Sequence[str], regime: str) -> Iterator[tuple[str, d
         elif name == "apd":
             for weight in (0.1, 0.3, 0.5, 0.7, 0.9):
                 yield f"apd R={weight:g}", {"algorithm": name, "mixture_weight": weight}
-            for window, ahead in ((None, 4), (None, 8), (None, 16), (1, None), (4, None), (16, None), (16, 16)):
+            for window, ahead in (
+                (None, 4),
+                (None, 8),
+                (None, 16),
+                (1, None),
+                (4, None),
+                (16, None),
+                (16, 16),
+            ):
                 apd = {"mixture_weight": 0.7, "kv_window": window, "max_lookahead": ahead}
-                yield f"apd R=0.7 W={window or '-'} M={ahead or '-'}", {"algorithm": name, "apd": apd}
+                yield (
+                    f"apd R=0.7 W={window or '-'} M={ahead or '-'}",
+                    {"algorithm": name, "apd": apd},
+                )
         elif name == "renoise":
             for steps in (12, 48):
                 yield f"renoise {steps}", {"algorithm": name, "max_denoising_steps": steps}
@@ -77,7 +97,9 @@ def settings_of(algorithms: Sequence[str], regime: str) -> Iterator[tuple[str, d
 
 
 def read_set(path: Path, limit: int | None) -> list[dict[str, Any]]:
-    """The lines of an evaluation set, spread over the file when limited. Raises ConfigurationError naming the line."""
+    """The lines of an evaluation set, spread over the file when limited. Raises ConfigurationError
+    naming the line.
+    """
     try:
         lines = decode_text(path.read_bytes(), str(path), param="input").split("\n")
     except OSError as exc:
@@ -88,7 +110,9 @@ def read_set(path: Path, limit: int | None) -> list[dict[str, Any]]:
             continue
         try:
             data = json.loads(line)
-            assert isinstance(data["metadata"]["answer"], str) and isinstance(data["messages"], list)
+            assert isinstance(data["metadata"]["answer"], str) and isinstance(
+                data["messages"], list
+            )
         except (ValueError, KeyError, TypeError, AssertionError) as exc:
             message = f"{path}, line {number}: a line needs messages and metadata.answer"
             raise ConfigurationError(message, param="input") from exc
@@ -124,14 +148,23 @@ def measure(
         params = resolve_params(fields, card=engine.card, prompt_tokens=len(ids), chat=True)
         handles.append(engine.submit(f"{name}-{i}", ids, params))
     outputs = [handle.result() for handle in handles]
-    right = sum(o.outputs[0].text == line["metadata"]["answer"] for o, line in zip(outputs, lines, strict=True))
+    right = sum(
+        o.outputs[0].text == line["metadata"]["answer"]
+        for o, line in zip(outputs, lines, strict=True)
+    )
     low, high = wilson(right, len(lines))
     drafted = [o.metrics.acceptance_rate for o in outputs if o.metrics.acceptance_rate is not None]
     return Measured(
-        name, right, len(lines), low, high, sum(o.metrics.forwards for o in outputs),
-        sum(o.metrics.generated_tokens for o in outputs), time.perf_counter() - began,
+        name,
+        right,
+        len(lines),
+        low,
+        high,
+        sum(o.metrics.forwards for o in outputs),
+        sum(o.metrics.generated_tokens for o in outputs),
+        time.perf_counter() - began,
         sum(drafted) / len(drafted) if drafted else None,
-    )  # fmt: skip
+    )
 
 
 def decoders(
@@ -145,18 +178,26 @@ def decoders(
 ) -> list[Measured]:
     """Every decoder of the model, or of these algorithms, one after another."""
     made = []
-    for name, diffusion in settings_of(algorithms or engine.card.capabilities["algorithms"], engine.card.regime):
+    for name, diffusion in settings_of(
+        algorithms or engine.card.capabilities["algorithms"], engine.card.regime
+    ):
         made.append(measure(engine, name, diffusion, lines, temperature, max_tokens))
         on_done(made[-1])
     return made
 
 
-def write(measured: Sequence[Measured], folder: Path, facts: Mapping[str, Any]) -> tuple[Path, Path]:
+def write(
+    measured: Sequence[Measured], folder: Path, facts: Mapping[str, Any]
+) -> tuple[Path, Path]:
     """decoders.json and decoders.svg; their paths."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = {**facts, "decoders": [
-        {**asdict(m), "accuracy": m.accuracy, "tokens_per_forward": m.tokens_per_forward} for m in measured
-    ]}  # fmt: skip
+    data = {
+        **facts,
+        "decoders": [
+            {**asdict(m), "accuracy": m.accuracy, "tokens_per_forward": m.tokens_per_forward}
+            for m in measured
+        ],
+    }
     (folder / "decoders.json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     (folder / "decoders.svg").write_text(plot(measured), encoding="utf-8")
     return folder / "decoders.json", folder / "decoders.svg"
@@ -166,9 +207,16 @@ def plot(measured: Sequence[Measured]) -> str:
     """Accuracy with its interval against tokens per forward, as SVG; one colour for each algorithm."""
     points = [
         Point(
-            m.name, m.name.split()[0].rstrip(","), m.tokens_per_forward, m.accuracy, m.low, m.high,
+            m.name,
+            m.name.split()[0].rstrip(","),
+            m.tokens_per_forward,
+            m.accuracy,
+            m.low,
+            m.high,
             f"{m.name}: {m.accuracy:.1%}, {m.tokens_per_forward:.2f} tokens per forward",
         )
         for m in measured
-    ]  # fmt: skip
-    return scatter(points, x_label="tokens per forward", y_label="exact match, with 95% interval", alone=True)
+    ]
+    return scatter(
+        points, x_label="tokens per forward", y_label="exact match, with 95% interval", alone=True
+    )

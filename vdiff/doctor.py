@@ -1,7 +1,9 @@
-"""`vdiff doctor`: looks at every part from where it stands, and says of each that it is well or what to do.
+"""`vdiff doctor`: looks at every part from where it stands, and says of each that it is well or
+what to do.
 
-A check gives one line; `bad` is what keeps jobs from being accepted, run or told of, `note` what will, or looks odd. It changes
-nothing, and one part that does not answer does not keep it from looking at the others.
+A check gives one line; `bad` is what keeps jobs from being accepted, run or told of, `note` what
+will, or looks odd. It changes nothing, and one part that does not answer does not keep it from
+looking at the others.
 """
 
 from __future__ import annotations
@@ -82,14 +84,22 @@ def _reason(exc: Exception) -> str:
 
 def _from_database(settings: Settings) -> Iterator[Check]:
     if settings.database_url is None:
-        yield Check("database", "bad", "no VDIFF_DATABASE_URL, and no `vdiff up` runs in this folder",
-                    "set VDIFF_DATABASE_URL, or start `vdiff up` and come back to its folder")  # fmt: skip
+        yield Check(
+            "database",
+            "bad",
+            "no VDIFF_DATABASE_URL, and no `vdiff up` runs in this folder",
+            "set VDIFF_DATABASE_URL, or start `vdiff up` and come back to its folder",
+        )
         return
     try:
         url = make_url(database_url(settings.database_url, driver="psycopg"))
     except (ConfigurationError, ValueError):
-        yield Check("database", "bad", "VDIFF_DATABASE_URL is no URL that can be used",
-                    "write it as postgresql://user:password@host:5432/name")  # fmt: skip
+        yield Check(
+            "database",
+            "bad",
+            "VDIFF_DATABASE_URL is no URL that can be used",
+            "write it as postgresql://user:password@host:5432/name",
+        )
         return
     where = f"{url.host or 'a socket'}:{url.port or 5432}/{url.database}"
     database = Database(settings.database_url, pool_size=1)
@@ -100,24 +110,37 @@ def _from_database(settings: Settings) -> Iterator[Check]:
             row = session.execute(checkup.server()).one()
             took = time.time() - asked_at
             yield _database(row, where, took)
-            if (problem := health.probe_database(database)) is not None and problem.advice != MIGRATE:
+            if (
+                problem := health.probe_database(database)
+            ) is not None and problem.advice != MIGRATE:
                 yield Check("database", "bad", f"{where}: {problem.text}", problem.advice)
             yield clock("clock", float(row.seconds) - (asked_at + took / 2), took, "PostgreSQL")
-            current, head = migrations.current_revision(settings.database_url), migrations.head_revision()
+            current, head = (
+                migrations.current_revision(settings.database_url),
+                migrations.head_revision(),
+            )
             yield migrated(current, head)
             if current == head:
                 yield from _contents(session, settings)
     except SQLAlchemyError as exc:
-        yield Check("database", "bad", f"{where}: {_reason(exc)}", health.describe_database(exc).advice)
+        yield Check(
+            "database", "bad", f"{where}: {_reason(exc)}", health.describe_database(exc).advice
+        )
     finally:
         database.dispose()
 
 
 def _database(row: Any, where: str, took: float) -> Check:
-    text = f"PostgreSQL {row.version.split()[0]}, {_size(row.bytes)}, answers in {took * 1000:.0f} ms"
+    text = (
+        f"PostgreSQL {row.version.split()[0]}, {_size(row.bytes)}, answers in {took * 1000:.0f} ms"
+    )
     if row.connections > CONNECTIONS_SHARE * int(row.max_connections):
-        return Check("database", "note", f"{text}; {row.connections} of {row.max_connections} connections are in use",
-                     "raise max_connections, or run fewer API processes and workers")  # fmt: skip
+        return Check(
+            "database",
+            "note",
+            f"{text}; {row.connections} of {row.max_connections} connections are in use",
+            "raise max_connections, or run fewer API processes and workers",
+        )
     return Check("database", "ok", f"{text} ({where})")
 
 
@@ -126,18 +149,30 @@ def clock(name: str, skew: float, uncertain: float, whose: str) -> Check:
     if abs(skew) - uncertain <= CLOCK_SECONDS:
         return Check(name, "ok", f"within {max(abs(skew), 0.001):.3f} s of {whose}'s")
     ahead = "behind" if skew > 0 else "ahead of"
-    return Check(name, "bad", f"this machine is {duration(abs(skew))} {ahead} {whose}",
-                 "let NTP set the clocks: receivers refuse webhooks whose time is wrong")  # fmt: skip
+    return Check(
+        name,
+        "bad",
+        f"this machine is {duration(abs(skew))} {ahead} {whose}",
+        "let NTP set the clocks: receivers refuse webhooks whose time is wrong",
+    )
 
 
 def migrated(current: str | None, head: str) -> Check:
     if current == head:
         return Check("migrations", "ok", f"at {head}, the newest")
     if current is not None and current > head:
-        return Check("migrations", "bad", f"the database is at {current}, this program knows {head} at most",
-                     "use the vdiff that the database was migrated with, or a newer one")  # fmt: skip
-    return Check("migrations", "bad", f"the database is at {current or 'nothing'}, this program needs {head}",
-                 "run `vdiff migrate`")  # fmt: skip
+        return Check(
+            "migrations",
+            "bad",
+            f"the database is at {current}, this program knows {head} at most",
+            "use the vdiff that the database was migrated with, or a newer one",
+        )
+    return Check(
+        "migrations",
+        "bad",
+        f"the database is at {current or 'nothing'}, this program needs {head}",
+        "run `vdiff migrate`",
+    )
 
 
 def _contents(session: ReadSession, settings: Settings) -> Iterator[Check]:
@@ -152,17 +187,22 @@ def _contents(session: ReadSession, settings: Settings) -> Iterator[Check]:
     yield from workers(live, rows, failures, now)
     yield from queues(depths, ages, {w.model for w in live})
     yield from isolated(
-        session.execute(suspects.counts()).all(), session.execute(suspects.quarantined(limit=SHOWN_JOBS)).all()
+        session.execute(suspects.counts()).all(),
+        session.execute(suspects.quarantined(limit=SHOWN_JOBS)).all(),
     )
     backlog = session.execute(checkup.webhook_backlog()).one()
     yield from webhooks(
-        backlog, session.execute(checkup.refusing_receivers()), session.execute(checkup.disabled_endpoints())
+        backlog,
+        session.execute(checkup.refusing_receivers()),
+        session.execute(checkup.disabled_endpoints()),
     )
     yield secrets(session.execute(stored_secrets.counts()), vault_of(settings.secret_keys))
     yield sender(len(session.execute(senders.live(stale_seconds=SENDER_SECONDS)).all()), backlog)
 
 
-def workers(live: Iterable[Any], recent: Iterable[Any], failures: Iterable[Any], now: float) -> Iterator[Check]:
+def workers(
+    live: Iterable[Any], recent: Iterable[Any], failures: Iterable[Any], now: float
+) -> Iterator[Check]:
     """Check the workers: who serves what, who went silent, and who could not load a model, and why."""
     by_model: dict[str, list[Any]] = {}
     for worker in live:
@@ -173,22 +213,37 @@ def workers(live: Iterable[Any], recent: Iterable[Any], failures: Iterable[Any],
         count = f"{len(group)} worker" + ("s" if len(group) > 1 else "")
         yield Check("workers", "ok", f"{model}: {count}, {slots} slots, {devices}")
         if versions := sorted({w.version for w in group} - {__version__}):
-            yield Check("workers", "note", f"{model}: of version {', '.join(versions)}, this is {__version__}",
-                        "finish the rollout")  # fmt: skip
+            yield Check(
+                "workers",
+                "note",
+                f"{model}: of version {', '.join(versions)}, this is {__version__}",
+                "finish the rollout",
+            )
     if not by_model:
-        yield Check("workers", "bad", "none is ready; jobs are accepted and wait", "start one: `vdiff worker`")
+        yield Check(
+            "workers",
+            "bad",
+            "none is ready; jobs are accepted and wait",
+            "start one: `vdiff worker`",
+        )
     for worker in recent:
         if not worker.live and worker.state != "stopped":
             silent = duration(now - worker.last_beat_at.timestamp())
-            yield Check("workers", "note" if worker.model in by_model else "bad",
-                        f"{worker.id} ({worker.model}, pid {worker.pid} on {worker.hostname}) is silent for {silent}",
-                        "it died or hangs; its jobs go to others. Its log says why")  # fmt: skip
+            yield Check(
+                "workers",
+                "note" if worker.model in by_model else "bad",
+                f"{worker.id} ({worker.model}, pid {worker.pid} on {worker.hostname}) is silent for {silent}",
+                "it died or hangs; its jobs go to others. Its log says why",
+            )
     for failure in failures:
         often = f", {failure.count} times" if failure.count > 1 else ""
         when = f"{duration(now - failure.last_at.timestamp())} ago"
-        yield Check("workers", "bad",
-                    f"{failure.model} did not load on {failure.hostname} ({when}{often}): {failure.message}",
-                    "correct what it says and start that worker again; this line goes when it is ready")  # fmt: skip
+        yield Check(
+            "workers",
+            "bad",
+            f"{failure.model} did not load on {failure.hostname} ({when}{often}): {failure.message}",
+            "correct what it says and start that worker again; this line goes when it is ready",
+        )
 
 
 def queues(depths: Iterable[Any], ages: Iterable[Any], served: set[str]) -> Iterator[Check]:
@@ -198,16 +253,25 @@ def queues(depths: Iterable[Any], ages: Iterable[Any], served: set[str]) -> Iter
     for row in depths:
         counts[row.model, row.priority] = counts.get((row.model, row.priority), 0) + int(row.jobs)
     for row in ages:
-        oldest[row.model, row.priority] = max(oldest.get((row.model, row.priority), 0.0), float(row.seconds))
+        oldest[row.model, row.priority] = max(
+            oldest.get((row.model, row.priority), 0.0), float(row.seconds)
+        )
     if not counts:
         yield Check("queue", "ok", "nothing waits")
     for (model, priority), jobs in sorted(counts.items()):
         age = oldest.get((model, priority), 0.0)
         text = f"{model}, {priority}: {jobs} job{'s' if jobs > 1 else ''}, the oldest for {duration(age)}"
         if model not in served:
-            yield Check("queue", "bad", f"{text}; no worker serves {model}", f"start a worker for {model}")
+            yield Check(
+                "queue", "bad", f"{text}; no worker serves {model}", f"start a worker for {model}"
+            )
         elif age > (INTERACTIVE_SECONDS if priority == "interactive" else QUEUE_SECONDS):
-            yield Check("queue", "note", text, "more workers, or more slots (VDIFF_MAX_NUM_SEQS), would shorten it")
+            yield Check(
+                "queue",
+                "note",
+                text,
+                "more workers, or more slots (VDIFF_MAX_NUM_SEQS), would shorten it",
+            )
         else:
             yield Check("queue", "ok", text)
 
@@ -216,27 +280,49 @@ def secrets(counts: Iterable[Any], keys: Vault) -> Check:
     """Check how webhook secrets are stored, and that every key that encrypts one is known."""
     found = {row.key_id: int(row.stored) for row in counts}
     if missing := sorted(set(found) - {CLEAR, *keys.key_ids}):
-        return Check("secrets", "bad", f"the key {', '.join(missing)} encrypts stored webhook secrets and is not known here",
-                     "add it to VDIFF_SECRET_KEYS")  # fmt: skip
+        return Check(
+            "secrets",
+            "bad",
+            f"the key {', '.join(missing)} encrypts stored webhook secrets and is not known here",
+            "add it to VDIFF_SECRET_KEYS",
+        )
     if not keys.key_ids:
-        return Check("secrets", "note", "webhook secrets are stored in clear: VDIFF_SECRET_KEYS is not set",
-                     "set it to a key of `vdiff secrets new-key` everywhere, then run `vdiff secrets rotate`")  # fmt: skip
+        return Check(
+            "secrets",
+            "note",
+            "webhook secrets are stored in clear: VDIFF_SECRET_KEYS is not set",
+            "set it to a key of `vdiff secrets new-key` everywhere, then run `vdiff secrets rotate`",
+        )
     if others := sum(count for key_id, count in found.items() if key_id != keys.seals_as):
-        return Check("secrets", "note", f"{others} webhook secrets are in clear or have an older key",
-                     "run `vdiff secrets rotate`")  # fmt: skip
+        return Check(
+            "secrets",
+            "note",
+            f"{others} webhook secrets are in clear or have an older key",
+            "run `vdiff secrets rotate`",
+        )
     return Check("secrets", "ok", f"webhook secrets are encrypted with the key {keys.seals_as}")
 
 
 def isolated(waiting: Iterable[Any], quarantined: Sequence[Any]) -> Iterator[Check]:
-    """Report jobs that were lost with a worker and run apart, and those that were quarantined lately."""
+    """Report jobs that were lost with a worker and run apart, and those that were quarantined
+    lately.
+    """
     for row in waiting:
-        yield Check("suspects", "note", f"{row.model}: {row.waiting} jobs were lost with a worker and wait to run apart, "
-                    f"the oldest for {duration(float(row.oldest_seconds))}",
-                    "look for the end of that worker in its log and in the kernel's (out of memory)")  # fmt: skip
+        yield Check(
+            "suspects",
+            "note",
+            f"{row.model}: {row.waiting} jobs were lost with a worker and wait to run apart, "
+            f"the oldest for {duration(float(row.oldest_seconds))}",
+            "look for the end of that worker in its log and in the kernel's (out of memory)",
+        )
     if quarantined:
         ids = ", ".join(row.id for row in quarantined)
-        yield Check("quarantine", "note", f"workers died each time they ran one of these alone: {ids}",
-                    "find out what the jobs have in common; POST /v1/jobs/{id}/retry runs one again, alone")  # fmt: skip
+        yield Check(
+            "quarantine",
+            "note",
+            f"workers died each time they ran one of these alone: {ids}",
+            "find out what the jobs have in common; POST /v1/jobs/{id}/retry runs one again, alone",
+        )
 
 
 def webhooks(backlog: Any, refusing: Iterable[Any], disabled: Iterable[Any]) -> Iterator[Check]:
@@ -244,20 +330,45 @@ def webhooks(backlog: Any, refusing: Iterable[Any], disabled: Iterable[Any]) -> 
     overdue = float(backlog.overdue_seconds or 0.0)
     failing = f"; {backlog.failing} wait to be tried again" if backlog.failing else ""
     if overdue > WEBHOOK_SECONDS:
-        yield Check("webhooks", "bad", f"{backlog.due} to send, the oldest for {duration(overdue)}{failing}",
-                    "start `vdiff deliver` (`vdiff up` brings one), or look at its log")  # fmt: skip
+        yield Check(
+            "webhooks",
+            "bad",
+            f"{backlog.due} to send, the oldest for {duration(overdue)}{failing}",
+            "start `vdiff deliver` (`vdiff up` brings one), or look at its log",
+        )
     else:
-        yield Check("webhooks", "ok", (f"{backlog.due} to send" if backlog.due else "nothing to send") + failing)
+        yield Check(
+            "webhooks",
+            "ok",
+            (f"{backlog.due} to send" if backlog.due else "nothing to send") + failing,
+        )
     for receiver in refusing:
-        host, said = urlsplit(receiver.url).hostname, receiver.status_code or receiver.error or "nothing"
-        whose = f"endpoint {receiver.endpoint_id}" if receiver.endpoint_id else "a URL of single jobs"
-        where = f"webhook_endpoints/{receiver.endpoint_id}/deliveries" if receiver.endpoint_id else "deliveries"
-        yield Check("webhooks", "note", f"{whose} ({host}) fails: {receiver.waiting} wait to be tried again (last: {said})",
-                    f"see the receiver's log; GET /v1/{where}?status=pending has every attempt")  # fmt: skip
+        host, said = (
+            urlsplit(receiver.url).hostname,
+            receiver.status_code or receiver.error or "nothing",
+        )
+        whose = (
+            f"endpoint {receiver.endpoint_id}" if receiver.endpoint_id else "a URL of single jobs"
+        )
+        where = (
+            f"webhook_endpoints/{receiver.endpoint_id}/deliveries"
+            if receiver.endpoint_id
+            else "deliveries"
+        )
+        yield Check(
+            "webhooks",
+            "note",
+            f"{whose} ({host}) fails: {receiver.waiting} wait to be tried again (last: {said})",
+            f"see the receiver's log; GET /v1/{where}?status=pending has every attempt",
+        )
     for endpoint in disabled:
         host = urlsplit(endpoint.url).hostname
-        yield Check("webhooks", "note", f"endpoint {endpoint.id} ({host}) is disabled: {endpoint.disabled_reason}",
-                    f"mend the receiver, then POST /v1/webhook_endpoints/{endpoint.id} with enabled: true")  # fmt: skip
+        yield Check(
+            "webhooks",
+            "note",
+            f"endpoint {endpoint.id} ({host}) is disabled: {endpoint.disabled_reason}",
+            f"mend the receiver, then POST /v1/webhook_endpoints/{endpoint.id} with enabled: true",
+        )
 
 
 def sender(live: int, backlog: Any) -> Check:
@@ -265,9 +376,18 @@ def sender(live: int, backlog: Any) -> Check:
     if live:
         return Check("senders", "ok", f"{live} `vdiff deliver`")
     if backlog.due or backlog.failing:
-        return Check("senders", "bad", "no `vdiff deliver` is alive, and webhooks wait",
-                     "start `vdiff deliver` (`vdiff up` brings one)")  # fmt: skip
-    return Check("senders", "note", "no `vdiff deliver` is alive", "none is needed as long as nobody asks for webhooks")
+        return Check(
+            "senders",
+            "bad",
+            "no `vdiff deliver` is alive, and webhooks wait",
+            "start `vdiff deliver` (`vdiff up` brings one)",
+        )
+    return Check(
+        "senders",
+        "note",
+        "no `vdiff deliver` is alive",
+        "none is needed as long as nobody asks for webhooks",
+    )
 
 
 # Redis, disks, API
@@ -275,14 +395,26 @@ def sender(live: int, backlog: Any) -> Check:
 
 def _redis(settings: Settings) -> Iterator[Check]:
     if settings.redis_url is None:
-        yield Check("redis", "bad", "no VDIFF_REDIS_URL, and no `vdiff up` runs in this folder", "set VDIFF_REDIS_URL")
+        yield Check(
+            "redis",
+            "bad",
+            "no VDIFF_REDIS_URL, and no `vdiff up` runs in this folder",
+            "set VDIFF_REDIS_URL",
+        )
         return
     try:
         client = redis.Redis.from_url(
-            settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+            settings.redis_url,
+            socket_timeout=TIMEOUT_SECONDS,
+            socket_connect_timeout=TIMEOUT_SECONDS,
         )
     except ValueError:
-        yield Check("redis", "bad", "VDIFF_REDIS_URL is no URL that can be used", "write it as redis://host:6379/0")
+        yield Check(
+            "redis",
+            "bad",
+            "VDIFF_REDIS_URL is no URL that can be used",
+            "write it as redis://host:6379/0",
+        )
         return
     try:
         with closing(client):
@@ -297,9 +429,16 @@ def _redis(settings: Settings) -> Iterator[Check]:
                 check = Check("redis", "bad", problem.text, problem.advice)
             yield check
             yield clock("clock", seconds + micros / 1e6 - time.time(), took, "Redis")
-    except (RedisError, OSError, ValueError, TypeError) as exc:  # TypeError: an option in the URL that there is not
+    except (
+        RedisError,
+        OSError,
+        ValueError,
+        TypeError,
+    ) as exc:  # TypeError: an option in the URL that there is not
         advice = health.describe_redis(exc).advice
-        yield Check("redis", "bad", _reason(exc), f"{advice}; until then jobs are accepted and wait")
+        yield Check(
+            "redis", "bad", _reason(exc), f"{advice}; until then jobs are accepted and wait"
+        )
 
 
 def redis_state(info: dict[str, Any], took: float) -> Check:
@@ -307,11 +446,18 @@ def redis_state(info: dict[str, Any], took: float) -> Check:
     for name in ("rdb_last_bgsave_status", "aof_last_write_status"):
         if info.get(name, "ok") != "ok":
             return Check(
-                "redis", "bad", f"{text}; {name} is {info[name]}", "its disk is full or not writable; see its log"
+                "redis",
+                "bad",
+                f"{text}; {name} is {info[name]}",
+                "its disk is full or not writable; see its log",
             )
     if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
-        return Check("redis", "note", f"{text}; it may throw messages away (maxmemory-policy {info['maxmemory_policy']})",
-                     "set maxmemory-policy noeviction; lost messages cost seconds, not jobs")  # fmt: skip
+        return Check(
+            "redis",
+            "note",
+            f"{text}; it may throw messages away (maxmemory-policy {info['maxmemory_policy']})",
+            "set maxmemory-policy noeviction; lost messages cost seconds, not jobs",
+        )
     return Check("redis", "ok", text)
 
 
@@ -326,7 +472,12 @@ def disks(settings: Settings) -> Iterator[Check]:
         usage = shutil.disk_usage(folder)
         text = f"{_size(usage.free)} of {_size(usage.total)} free in {folder}"
         if usage.free < FREE_BYTES or usage.free < FREE_SHARE * usage.total:
-            yield Check("disk", "bad", text, f"make room, or move {name}; PostgreSQL stops when nothing is left")
+            yield Check(
+                "disk",
+                "bad",
+                text,
+                f"make room, or move {name}; PostgreSQL stops when nothing is left",
+            )
         else:
             yield Check("disk", "ok", text)
 
@@ -338,13 +489,28 @@ def _api(settings: Settings) -> Check:
         said = answer.json()
         state, version = str(said["status"]), str(said["version"])
     except (httpx.HTTPError, httpx.InvalidURL) as exc:
-        return Check("api", "bad", f"{url}: {_reason(exc)}", "start `vdiff api` or `vdiff up`, or set VDIFF_BASE_URL")
+        return Check(
+            "api",
+            "bad",
+            f"{url}: {_reason(exc)}",
+            "start `vdiff api` or `vdiff up`, or set VDIFF_BASE_URL",
+        )
     except (ValueError, KeyError, TypeError):
-        return Check("api", "bad", f"{url}: something else answers there", "set VDIFF_BASE_URL to the API's address")
+        return Check(
+            "api",
+            "bad",
+            f"{url}: something else answers there",
+            "set VDIFF_BASE_URL to the API's address",
+        )
     if state == "down":
         return Check("api", "bad", f"{url}: database {said.get('database')}", "see the lines above")
     if said.get("redis", "ok") != "ok":
         return Check("api", "bad", f"{url}: redis {said['redis']}", "see the lines above")
     if version != __version__:
-        return Check("api", "note", f"{url} is version {version}, this is {__version__}", "finish the rollout")
+        return Check(
+            "api",
+            "note",
+            f"{url} is version {version}, this is {__version__}",
+            "finish the rollout",
+        )
     return Check("api", "ok", f"{url}, version {version}")

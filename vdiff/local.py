@@ -29,7 +29,8 @@ def publish(data_dir: Path, *, database_url: str, redis_url: str, api_url: str) 
 
 
 def ensure_secret_key(data_dir: Path) -> SecretStr:
-    """Return the key of the folder's own PostgreSQL; the first call makes it, readable by its owner alone.
+    """Return the key of the folder's own PostgreSQL; the first call makes it, readable by its owner
+    alone.
 
     Raises:
         ConfigurationError: the file cannot be used.
@@ -45,7 +46,9 @@ def ensure_secret_key(data_dir: Path) -> SecretStr:
             raise ValueError("it is empty")
     except (OSError, ValueError) as exc:
         why = getattr(exc, "strerror", None) or exc
-        raise ConfigurationError(f"{file} holds no usable key: {why}; restore it from a backup") from exc
+        raise ConfigurationError(
+            f"{file} holds no usable key: {why}; restore it from a backup"
+        ) from exc
     return SecretStr(text)
 
 

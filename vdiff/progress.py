@@ -1,5 +1,6 @@
-"""A progress bar that fits where it is: drawn on a terminal, one line that is written over in a notebook, else now and then
-a line of its own, without control codes, so that a log stays readable."""
+"""A progress bar that fits where it is: drawn on a terminal, one line that is written over in a
+notebook, else now and then a line of its own, without control codes, so that a log stays readable.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 LINE_SECONDS = 10.0
 
@@ -34,7 +42,12 @@ class Bar:
     """
 
     def __init__(
-        self, label: str, *, total: int | None = None, shown: bool = True, stream: TextIO | None = None
+        self,
+        label: str,
+        *,
+        total: int | None = None,
+        shown: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
         self._label = label
         self._shown = shown
@@ -45,10 +58,15 @@ class Bar:
         self._drawn: Progress | None = None
         if shown and self._stream.isatty():
             columns = (
-                SpinnerColumn(finished_text=" "), TextColumn("{task.description}"), BarColumn(None), MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"), TextColumn("ETA"), TimeRemainingColumn(),
+                SpinnerColumn(finished_text=" "),
+                TextColumn("{task.description}"),
+                BarColumn(None),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
                 TextColumn("{task.fields[errors]}"),
-            )  # fmt: skip
+            )
             self._drawn = Progress(*columns, console=Console(file=self._stream), expand=True)
             self._task = self._drawn.add_task(label, total=total, rate="", errors="")
 
@@ -58,7 +76,10 @@ class Bar:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._drawn is not None:
             self._drawn.stop()
@@ -73,9 +94,12 @@ class Bar:
         if self._drawn is not None:
             rate = done / max(now - self._began, 1e-9)
             self._drawn.update(
-                self._task, completed=done, total=total, rate=f"{rate:.1f}/s" if done else "",
+                self._task,
+                completed=done,
+                total=total,
+                rate=f"{rate:.1f}/s" if done else "",
                 errors=f"[red]{failed} failed[/]" if failed else "",
-            )  # fmt: skip
+            )
         elif self._shown and now - self._said_at >= (1.0 if in_notebook() else LINE_SECONDS):
             self._said_at = now
             self._say()

@@ -1,9 +1,11 @@
-"""`vdiff up`: everything on one machine, supervised. PostgreSQL, Redis, migrations, workers, API, Flower.
+"""`vdiff up`: everything on one machine, supervised. PostgreSQL, Redis, migrations, workers, API,
+Flower.
 
-The supervisor is the parent of all. A child that dies is started again, after 1, 2, 4 ... 30 seconds; one that says its
-configuration is wrong (exit code 2) while things come up ends all of it. On SIGTERM or Ctrl-C the children get SIGTERM at once
-(the API closes, workers drain), then Redis and PostgreSQL stop. Should the supervisor itself be killed, the kernel passes
-it on to the children (Linux).
+The supervisor is the parent of all. A child that dies is started again, after 1, 2, 4 ... 30
+seconds; one that says its configuration is wrong (exit code 2) while things come up ends all of it.
+On SIGTERM or Ctrl-C the children get SIGTERM at once (the API closes, workers drain), then Redis
+and PostgreSQL stop. Should the supervisor itself be killed, the kernel passes it on to the children
+(Linux).
 """
 
 from __future__ import annotations
@@ -85,7 +87,9 @@ class Supervisor:
     def __init__(self, settings: Settings, *, workers: int = 1, flower: bool = True) -> None:
         self._settings = settings
         self._workers = workers
-        self._flower = flower and (settings.flower_basic_auth is not None or is_loopback(settings.host))
+        self._flower = flower and (
+            settings.flower_basic_auth is not None or is_loopback(settings.host)
+        )
         self._flower_left_out = flower and not self._flower
         self._stop = threading.Event()
         self._signals = 0
@@ -103,7 +107,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Start all, watch, stop all."""
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+        before = {
+            number: signal.signal(number, self._on_signal)
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             self._check()
             self._start_servers()
@@ -133,15 +140,17 @@ class Supervisor:
             if not path.is_dir() and looks_like_a_path:
                 raise ConfigurationError(f"model {s.model!r}: no such folder", param="model")
             if path.is_dir() and not (path / "config.json").is_file():
-                raise ConfigurationError(f"model {s.model!r}: the folder has no config.json", param="model")
+                raise ConfigurationError(
+                    f"model {s.model!r}: the folder has no config.json", param="model"
+                )
         elif not (bundled.folder(bundled.DEFAULT_MODEL) / "config.json").is_file():
-            raise ConfigurationError("the bundled model is missing; give one with --model", param="model")
+            raise ConfigurationError(
+                "the bundled model is missing; give one with --model", param="model"
+            )
         try:
             self._take_ports()
         except OSError as exc:
-            message = (
-                f"cannot listen on {s.host}, port {self._port}: {exc.strerror}; choose others with --host and --port"
-            )
+            message = f"cannot listen on {s.host}, port {self._port}: {exc.strerror}; choose others with --host and --port"
             raise ConfigurationError(message, param="host") from exc
         try:
             self._data_dir.mkdir(parents=True, exist_ok=True)
@@ -174,7 +183,8 @@ class Supervisor:
         if redis_url is None:
             self._say(f"starting Redis in {self._data_dir / 'redis'}")
             redis_url = self._embed(
-                "redis", EmbeddedRedis(self._data_dir / "redis", maxmemory_bytes=s.redis_maxmemory_bytes)
+                "redis",
+                EmbeddedRedis(self._data_dir / "redis", maxmemory_bytes=s.redis_maxmemory_bytes),
             )
         self._check_redis(redis_url)
         secret_keys = s.secret_keys
@@ -186,9 +196,13 @@ class Supervisor:
             migrations.upgrade(database_url)
         except OperationalError as exc:
             reason = str(exc.orig).strip().splitlines()[0]
-            raise ConfigurationError(f"cannot migrate the database: {reason}", param="database_url") from exc
+            raise ConfigurationError(
+                f"cannot migrate the database: {reason}", param="database_url"
+            ) from exc
         except SQLAlchemyError as exc:
-            raise ConfigurationError(f"cannot migrate the database: {exc}", param="database_url") from exc
+            raise ConfigurationError(
+                f"cannot migrate the database: {exc}", param="database_url"
+            ) from exc
         self._encrypt_secrets(database_url, secret_keys)
         self._env = {
             **os.environ,
@@ -200,16 +214,26 @@ class Supervisor:
             "VDIFF_FLOWER_PORT": str(self._flower_port),
             "VDIFF_DATA_DIR": str(self._data_dir),
             "PYTHONUNBUFFERED": "1",
-            **({} if secret_keys is None else {"VDIFF_SECRET_KEYS": secret_keys.get_secret_value()}),
+            **(
+                {} if secret_keys is None else {"VDIFF_SECRET_KEYS": secret_keys.get_secret_value()}
+            ),
         }
-        local.publish(self._data_dir, database_url=database_url, redis_url=redis_url, api_url=self._url)
+        local.publish(
+            self._data_dir, database_url=database_url, redis_url=redis_url, api_url=self._url
+        )
         if self._workers > 1 and s.num_threads is None:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            cores = (
+                len(os.sched_getaffinity(0))
+                if hasattr(os, "sched_getaffinity")
+                else os.cpu_count() or 1
+            )
             self._env["VDIFF_NUM_THREADS"] = str(max(1, (cores - 1) // self._workers))
 
     @staticmethod
     def _encrypt_secrets(url: str, secret_keys: SecretStr | None) -> None:
-        """Encrypt what a version without keys stored in clear. Raises ConfigurationError: a key is missing."""
+        """Encrypt what a version without keys stored in clear. Raises ConfigurationError: a key is
+        missing.
+        """
         if secret_keys is None:
             return
         database = Database(url, pool_size=1)
@@ -239,11 +263,15 @@ class Supervisor:
             assert server.process is not None
             return server.process
 
-        self._embedded.append(Child(name, again, process=server.process, started_at=time.monotonic()))
+        self._embedded.append(
+            Child(name, again, process=server.process, started_at=time.monotonic())
+        )
         return url
 
     def _start_children(self) -> None:
-        names = [f"worker-{i + 1}" for i in range(self._workers)] if self._workers > 1 else ["worker"]
+        names = (
+            [f"worker-{i + 1}" for i in range(self._workers)] if self._workers > 1 else ["worker"]
+        )
         commands = [(name, "worker") for name in names] + [("api", "api"), ("deliver", "deliver")]
         if self._flower:
             commands.append(("flower", "flower"))
@@ -258,9 +286,14 @@ class Supervisor:
     def _starter(self, child: Child, command: str) -> Callable[[], subprocess.Popen[bytes]]:
         def start() -> subprocess.Popen[bytes]:
             process = subprocess.Popen(
-                [sys.executable, "-m", "vdiff", command], env=self._env, stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=die_with_parent(),
-            )  # fmt: skip
+                [sys.executable, "-m", "vdiff", command],
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
             threading.Thread(target=self._pass_on, args=(child, process), daemon=True).start()
             return process
 
@@ -301,11 +334,15 @@ class Supervisor:
         code = child.process.returncode
         if code == EXIT_CONFIGURATION and starting and child.essential:
             time.sleep(0.2)  # its last line may be on its way
-            why = next((line for line in reversed(child.last_lines) if line), f"{child.name} gave up")
+            why = next(
+                (line for line in reversed(child.last_lines) if line), f"{child.name} gave up"
+            )
             raise ConfigurationError(why.removeprefix("vdiff: ").removeprefix("vdiff worker: "))
         if now - child.started_at > STEADY_SECONDS:
             child.deaths = 0
-        self._again_later(child, f"ended with {code}" if code >= 0 else f"was ended by signal {-code}")
+        self._again_later(
+            child, f"ended with {code}" if code >= 0 else f"was ended by signal {-code}"
+        )
 
     def _again_later(self, child: Child, why: str) -> None:
         wait = min(2.0**child.deaths, BACKOFF_SECONDS_MAX)
@@ -334,7 +371,9 @@ class Supervisor:
                 if answer.status_code == 200 and answer.json()["workers"] > 0:
                     return True
             if time.monotonic() > deadline:
-                self._say(f"not ready after {READY_SECONDS:.0f} s; a large model may take longer, see the lines above")
+                self._say(
+                    f"not ready after {READY_SECONDS:.0f} s; a large model may take longer, see the lines above"
+                )
                 deadline = float("inf")
             self._stop.wait(POLL_SECONDS)
         return False
@@ -343,16 +382,22 @@ class Supervisor:
         url, key = self._url, self._settings.api_key
         authorization = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
         answer = httpx.get(f"{url}/v1/models", timeout=5, headers=authorization)
-        models = answer.json()["data"] if answer.status_code == 200 else [{"id": "MODEL", "workers": 0}]
+        models = (
+            answer.json()["data"] if answer.status_code == 200 else [{"id": "MODEL", "workers": 0}]
+        )
         # Not simply the first: the data folder may remember models that nobody serves today.
         served = next((m["id"] for m in models if m["workers"]), models[0]["id"])
-        shown = "" if answer.status_code == 200 and key is None else " -H 'authorization: Bearer KEY'"
+        shown = (
+            "" if answer.status_code == 200 and key is None else " -H 'authorization: Bearer KEY'"
+        )
         self._say("")
         self._say(f"vdiff is ready   dashboard {url}/   API {url}/v1   docs {url}/docs")
         if self._flower:
             self._say(f"Flower           {url.rpartition(':')[0]}:{self._flower_port}")
         elif self._flower_left_out:
-            self._say("Flower           left out: beyond loopback it needs VDIFF_FLOWER_BASIC_AUTH=name:password")
+            self._say(
+                "Flower           left out: beyond loopback it needs VDIFF_FLOWER_BASIC_AUTH=name:password"
+            )
         self._say(f"data and logs    {self._data_dir}")
         body = (
             f'{{"endpoint":"/v1/chat/completions","body":{{"model":"{served}",'
@@ -363,7 +408,9 @@ class Supervisor:
             f"  curl -s {url}/v1/jobs -H 'content-type: application/json' -H 'prefer: wait=30'{shown} -d '{body}'"
         )
         if answer.status_code == 401:
-            self._say("  an API key is needed here, because the server listens beyond loopback: vdiff keys create NAME")
+            self._say(
+                "  an API key is needed here, because the server listens beyond loopback: vdiff keys create NAME"
+            )
         self._say("Ctrl-C stops everything.")
 
     def _watch(self) -> None:
@@ -375,7 +422,9 @@ class Supervisor:
     def _stop_all(self) -> None:
         running = [c for c in self._children if c.process is not None and c.process.poll() is None]
         if running:
-            self._say(f"stopping; running jobs get up to {self._settings.drain_seconds:g} s (again: stop at once)")
+            self._say(
+                f"stopping; running jobs get up to {self._settings.drain_seconds:g} s (again: stop at once)"
+            )
         for child in running:
             self._send(child, signal.SIGTERM)
         deadline = time.monotonic() + self._settings.drain_seconds + STOP_MARGIN_SECONDS

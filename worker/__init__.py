@@ -1,1 +1,3 @@
-"""GPU workers: `worker.engine` decodes and knows no queue; the rest claims jobs, runs them and records the end."""
+"""GPU workers: `worker.engine` decodes and knows no queue; the rest claims jobs, runs them and
+records the end.
+"""

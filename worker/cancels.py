@@ -1,11 +1,14 @@
-"""The fast path of a cancel: a thread that hears `vdiff:cancel` and aborts the attempt within one step.
+"""The fast path of a cancel: a thread that hears `vdiff:cancel` and aborts the attempt within one
+step.
 
-A message is a hint to look at the row: the thread reads `cancel_requested` and stops only what the row says is to stop.
-A message that anybody else published, or that is late, stops nothing.
+A message is a hint to look at the row: the thread reads `cancel_requested` and stops only what the
+row says is to stop. A message that anybody else published, or that is late, stops nothing.
 
-The thread also hears `vdiff:dispatch` for the dispatcher, as one subscription is enough for a process.
+The thread also hears `vdiff:dispatch` for the dispatcher, as one subscription is enough for a
+process.
 
-Redis may lose the message; the heartbeat brings the same news from PostgreSQL. The thread survives any outage.
+Redis may lose the message; the heartbeat brings the same news from PostgreSQL. The thread survives
+any outage.
 """
 
 from __future__ import annotations
@@ -34,19 +37,29 @@ _log = structlog.get_logger(__name__)
 
 class CancelListener:
     def __init__(
-        self, client: redis.Redis, database: Database, held: HeldAttempts, on_waiting: Callable[[str], None]
+        self,
+        client: redis.Redis,
+        database: Database,
+        held: HeldAttempts,
+        on_waiting: Callable[[str], None],
     ) -> None:
         self._redis = client
         self._database = database
         self._held = held
         self._on_waiting = on_waiting  # called with a model that has jobs without a message
         duty = Duty(
-            "hear_cancels", self._listen, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=_RECONNECT_SECONDS
+            "hear_cancels",
+            self._listen,
+            every=0.0,
+            failures=WORKER_DUTY_FAILURES,
+            backoff_max=_RECONNECT_SECONDS,
         )
         self.thread = BackgroundThread("vdiff-cancels", [duty], close_seconds=2 * _POLL_SECONDS)
 
     def _listen(self) -> None:
-        """Hear the channels until the thread is closed. Raises redis.RedisError: the subscription is lost."""
+        """Hear the channels until the thread is closed. Raises redis.RedisError: the subscription
+        is lost.
+        """
         subscription = self._redis.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
         with subscription:
             subscription.subscribe(CANCEL_CHANNEL, DISPATCH_CHANNEL)

@@ -1,8 +1,10 @@
-"""Celery's consumer, kept alive: whatever ends it, it starts again in this process and the model stays loaded.
+"""Celery's consumer, kept alive: whatever ends it, it starts again in this process and the model
+stays loaded.
 
-Every exception is an outage here. The consumer closes its connection, waits until Redis takes a write again (with
-back-off, at most `RETRY_SECONDS_MAX` between two tries) and connects. Running jobs go on meanwhile; Celery still counts
-them, so a slot is never given twice. `probe` is the smallest command with the rights and the refusals of BRPOP.
+Every exception is an outage here. The consumer closes its connection, waits until Redis takes a
+write again (with back-off, at most `RETRY_SECONDS_MAX` between two tries) and connects. Running
+jobs go on meanwhile; Celery still counts them, so a slot is never given twice. `probe` is the
+smallest command with the rights and the refusals of BRPOP.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _log = structlog.get_logger(__name__)
 
 
 def probe(client: redis.Redis) -> None:
-    """Try what BRPOP needs: a master that takes writes. It changes nothing. Raises redis.RedisError."""
+    """Try what BRPOP needs: a master that takes writes. It changes nothing. Raises
+    redis.RedisError.
+    """
     client.rpop(PROBE_KEY)
 
 
@@ -48,7 +52,9 @@ class _Consumer(Consumer):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.connection_errors = (Exception,)  # of these Celery starts it again; a shutdown is a SystemExit
+        self.connection_errors = (
+            Exception,
+        )  # of these Celery starts it again; a shutdown is a SystemExit
         self._pause_seconds = 0.0
 
     def connect(self) -> Any:
@@ -121,7 +127,8 @@ def make_controller(
     restarts: Counter,
     on_gone: OnGone,
 ) -> WorkController:
-    """Return a consumer of the app's queues with a pool of `slots` threads; `start` returns at the end.
+    """Return a consumer of the app's queues with a pool of `slots` threads; `start` returns at the
+    end.
 
     Args:
         pulse: turned by the consumer's loop, also while it waits for Redis.
@@ -131,7 +138,8 @@ def make_controller(
     duty = Duty("consume", run, every=0.0, failures=failures, backoff_max=RETRY_SECONDS_MAX)
     parts = {"redis_url": redis_url, "pulse": pulse, "duty": duty, "restarts": restarts}
     controller = type("Controller", (_Controller,), {"on_gone": staticmethod(on_gone)})
-    # WorkController, not celery.apps.worker.Worker: the program would install signal handlers of its own.
+    # WorkController, not celery.apps.worker.Worker: the program would install signal handlers of
+    # its own.
     made: WorkController = controller(
         app=app,
         hostname=name,

@@ -1,11 +1,12 @@
 """Sends webhooks: `vdiff deliver`, a process of its own that needs neither torch nor a model.
 
-    pump           leases deliveries that are due (PostgreSQL) and puts their ids on the Celery queue `vdiff.webhooks`;
-                   at most a few per receiver, so that one that hangs holds up nobody
+    pump           leases deliveries that are due (PostgreSQL) and puts their ids on the Celery
+                   queue `vdiff.webhooks`; at most a few per receiver, so that one that hangs holds
+                   up nobody
     pool threads   one attempt each: sign, resolve, check, connect to what was checked, POST, record
 
-A delivery whose process dies keeps its lease for a minute and is then sent again: at least once, under the same `webhook-id`.
-Any number of these processes work side by side.
+A delivery whose process dies keeps its lease for a minute and is then sent again: at least once,
+under the same `webhook-id`. Any number of these processes work side by side.
 """
 
 from __future__ import annotations
@@ -35,7 +36,14 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from migrations import run as migrations
 from shared import liveness, metrics, tracing
-from shared.background import EXIT_THREAD_GONE, BackgroundThread, BackgroundThreads, Duty, OnGone, Pulse
+from shared.background import (
+    EXIT_THREAD_GONE,
+    BackgroundThread,
+    BackgroundThreads,
+    Duty,
+    OnGone,
+    Pulse,
+)
 from shared.db.retries import persist
 from shared.db.session import Database, WriteSession
 from shared.errors import VDiffError
@@ -80,7 +88,13 @@ _log = structlog.get_logger(__name__)
 class Sender:
     """One attempt of one delivery."""
 
-    def __init__(self, database: Database, settings: Settings, *, resolver: targets.Resolver = targets.resolve) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        *,
+        resolver: targets.Resolver = targets.resolve,
+    ) -> None:
         self._database = database
         self._settings = settings
         self._vault = vault_of(settings.secret_keys)
@@ -91,7 +105,9 @@ class Sender:
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Wait no longer for a PostgreSQL that is away. What is not recorded is sent again when its lease runs out."""
+        """Wait no longer for a PostgreSQL that is away. What is not recorded is sent again when its
+        lease runs out.
+        """
         self._stopping.set()
 
     def close(self) -> None:
@@ -102,15 +118,21 @@ class Sender:
             runner.close()
 
     def _ways(self) -> tuple[asyncio.Runner, httpx.AsyncClient]:
-        """This thread's. A loop, because only there a request can be ended as a whole: every other timeout is one of the next
-        byte, and a receiver that sends one now and then would hold the thread beyond the delivery's lease."""
+        """This thread's. A loop, because only there a request can be ended as a whole: every other
+        timeout is one of the next byte, and a receiver that sends one now and then would hold the
+        thread beyond the delivery's lease.
+        """
         if not hasattr(self._mine, "ways"):
-            # The system's proxies are not asked: they would connect to an address that nobody checked. No connection is kept:
-            # it would belong to the address, and the next receiver there might have another name, which no certificate showed.
+            # The system's proxies are not asked: they would connect to an address that nobody
+            # checked. No connection is kept: it would belong to the address, and the next receiver
+            # there might have another name, which no certificate showed.
             client = httpx.AsyncClient(
-                timeout=self._settings.webhook_timeout_seconds, follow_redirects=False, trust_env=False, verify=self._tls,
+                timeout=self._settings.webhook_timeout_seconds,
+                follow_redirects=False,
+                trust_env=False,
+                verify=self._tls,
                 limits=httpx.Limits(max_keepalive_connections=0),
-            )  # fmt: skip
+            )
             self._mine.ways = (asyncio.Runner(), client)
             self._all.append(self._mine.ways)
         ways: tuple[asyncio.Runner, httpx.AsyncClient] = self._mine.ways
@@ -125,14 +147,21 @@ class Sender:
         if row.endpoint_id is not None and not row.enabled:
             self._write([repository.close(row.id, row.attempts, "discarded")])
             return
-        told = {"job_id": row.job_id, "event_id": row.event_id, "event_type": row.type, "attempt": row.attempts + 1}
+        told = {
+            "job_id": row.job_id,
+            "event_id": row.event_id,
+            "event_type": row.type,
+            "attempt": row.attempts + 1,
+        }
         with tracing.span("vdiff.deliver", parent=row.traceparent, kind="CLIENT", **told):
             began = time.monotonic()
             answer, outcome, error = self._post(row)
             seconds = time.monotonic() - began
             WEBHOOK_ATTEMPTS.labels(outcome=outcome).inc()
             WEBHOOK_SECONDS.observe(seconds)
-            tracing.note(outcome=outcome, status=None if answer is None else answer.status_code, error=error)
+            tracing.note(
+                outcome=outcome, status=None if answer is None else answer.status_code, error=error
+            )
             self._record(row, answer, error, duration_ms=1000 * seconds)
 
     def _post(self, row: Row[Any]) -> tuple[httpx.Response | None, WebhookOutcome, str | None]:
@@ -161,20 +190,28 @@ class Sender:
         except httpx.TimeoutException:
             return None, "timeout", f"no answer within {self._settings.webhook_timeout_seconds:g} s"
         except (httpx.HTTPError, httpx.InvalidURL) as exc:
-            return None, "unreachable", type(exc).__name__  # its text may hold what the receiver sent
+            return (
+                None,
+                "unreachable",
+                type(exc).__name__,
+            )  # its text may hold what the receiver sent
         except Exception as exc:
-            # An attempt that is not recorded would be made again each time its lease ends, for ever.
+            # An attempt that is not recorded would be made again each time its lease ends, for
+            # ever.
             _log.exception("webhook_attempt_failed_unexpectedly", delivery=row.id)
             return None, "unreachable", type(exc).__name__
         if answer.is_success:
             return answer, "delivered", None
-        error = "redirects are not followed" if answer.is_redirect else f"status {answer.status_code}"
+        error = (
+            "redirects are not followed" if answer.is_redirect else f"status {answer.status_code}"
+        )
         return answer, "status", error
 
     def _send(
         self, target: targets.Target, addresses: Sequence[str], body: bytes, headers: dict[str, str]
     ) -> httpx.Response:
-        """To the first address that takes the connection; name, SNI and certificate remain those of the URL.
+        """To the first address that takes the connection; name, SNI and certificate remain those of
+        the URL.
 
         Raises:
             httpx.TimeoutException: no status within the time, however much of an answer came.
@@ -187,16 +224,25 @@ class Sender:
             raise httpx.ReadTimeout("no status in time") from exc
 
     async def _send_in_time(
-        self, client: httpx.AsyncClient, target: targets.Target, addresses: Sequence[str], body: bytes,
+        self,
+        client: httpx.AsyncClient,
+        target: targets.Target,
+        addresses: Sequence[str],
+        body: bytes,
         headers: dict[str, str],
-    ) -> httpx.Response:  # fmt: skip
+    ) -> httpx.Response:
         deadline = asyncio.get_running_loop().time() + self._settings.webhook_timeout_seconds
         for last, address in ((one == addresses[-1], one) for one in addresses):
-            url = httpx.URL(scheme=target.scheme, host=address, port=target.port, raw_path=target.path.encode())
+            url = httpx.URL(
+                scheme=target.scheme, host=address, port=target.port, raw_path=target.path.encode()
+            )
             request = client.build_request(
-                "POST", url, content=body, headers={**headers, "host": target.authority},
+                "POST",
+                url,
+                content=body,
+                headers={**headers, "host": target.authority},
                 extensions={"sni_hostname": target.host},
-            )  # fmt: skip
+            )
             try:
                 async with asyncio.timeout_at(deadline):
                     answer = await client.send(request, stream=True)
@@ -204,7 +250,8 @@ class Sender:
                 if last:
                     raise
                 continue
-            # Its status is enough; the rest is read for the sake of the receiver, which might take a closed connection ill.
+            # Its status is enough; the rest is read for the sake of the receiver, which might take
+            # a closed connection ill.
             with suppress(httpx.HTTPError, TimeoutError):
                 seen = 0
                 async with asyncio.timeout_at(deadline):
@@ -216,11 +263,15 @@ class Sender:
             return answer
         raise AssertionError("there is always an address")
 
-    def _record(self, row: Row[Any], answer: httpx.Response | None, error: str | None, *, duration_ms: float) -> None:
+    def _record(
+        self, row: Row[Any], answer: httpx.Response | None, error: str | None, *, duration_ms: float
+    ) -> None:
         attempt = row.attempts + 1
         code = None if answer is None else answer.status_code
         statements: list[Any] = [
-            repository.note_attempt(row.id, attempt, status_code=code, error=error, duration_ms=round(duration_ms, 1))
+            repository.note_attempt(
+                row.id, attempt, status_code=code, error=error, duration_ms=round(duration_ms, 1)
+            )
         ]
         waits = self._settings.webhook_retry_seconds
         if error is None:
@@ -237,15 +288,26 @@ class Sender:
                 statements.append(repository.disable_dead(row.endpoint_id, row.id))
         else:
             seconds = waits[attempt - 1] * random.uniform(1 - JITTER, 1 + JITTER)
-            statements.append(repository.try_later(row.id, attempt, after_seconds=max(seconds, retry_after(answer))))
+            statements.append(
+                repository.try_later(
+                    row.id, attempt, after_seconds=max(seconds, retry_after(answer))
+                )
+            )
         self._write(statements)
         _log.info(
-            "webhook_attempt", job_id=row.job_id, event_id=row.event_id, delivery=row.id, attempt=attempt, status=code,
+            "webhook_attempt",
+            job_id=row.job_id,
+            event_id=row.event_id,
+            delivery=row.id,
+            attempt=attempt,
+            status=code,
             error=error,
-        )  # fmt: skip
+        )
 
     def _write(self, statements: list[Any]) -> None:
-        """Record what became of an attempt. While PostgreSQL is away, try until the process stops: it was sent."""
+        """Record what became of an attempt. While PostgreSQL is away, try until the process stops:
+        it was sent.
+        """
 
         def record(session: WriteSession, again: bool) -> list[str]:
             disabled = []
@@ -258,7 +320,8 @@ class Sender:
         try:
             disabled = persist(self._database, record, give_up=self._stopping.is_set)
         except IntegrityError:
-            # The attempt is recorded: by a COMMIT that was not answered, or by a process that took over.
+            # The attempt is recorded: by a COMMIT that was not answered, or by a process that took
+            # over.
             _log.info("delivery_recorded_before")
             return
         for reason in disabled:
@@ -283,13 +346,16 @@ def retry_after(answer: httpx.Response | None) -> float:
 class Pump:
     """Keeps the Celery queue filled with what is due, and the tables tidy; a thread."""
 
-    def __init__(self, database: Database, client: redis.Redis, settings: Settings, sender_id: str) -> None:
+    def __init__(
+        self, database: Database, client: redis.Redis, settings: Settings, sender_id: str
+    ) -> None:
         self._database = database
         self._redis = client
         self._settings = settings
         self._sender_id = sender_id
         self._looked_seconds = 0.0
-        self._live = 1  # processes like this one; bounds of receivers and tenants are of all of them together
+        # processes like this one; bounds of receivers and tenants are of all of them together
+        self._live = 1
         self._skip_from = itertools.cycle((None, 1))
         self._room = threading.Event()
         self.on_gone: OnGone = lambda reason: None
@@ -297,13 +363,31 @@ class Pump:
         self._pump = BackgroundThread(
             "vdiff-pump",
             [
-                Duty("sender_heartbeat", self._live_on, every=BEAT_SECONDS, failures=SENDER_DUTY_FAILURES),
-                Duty("send_due", self._round, every=0.0, failures=SENDER_DUTY_FAILURES, backoff_max=AWAY_SECONDS),
+                Duty(
+                    "sender_heartbeat",
+                    self._live_on,
+                    every=BEAT_SECONDS,
+                    failures=SENDER_DUTY_FAILURES,
+                ),
+                Duty(
+                    "send_due",
+                    self._round,
+                    every=0.0,
+                    failures=SENDER_DUTY_FAILURES,
+                    backoff_max=AWAY_SECONDS,
+                ),
             ],
         )
         self._cleaner = BackgroundThread(
             "vdiff-cleaner",
-            [Duty("clean_deliveries", self.clean, every=CLEAN_EVERY_SECONDS, failures=SENDER_DUTY_FAILURES)],
+            [
+                Duty(
+                    "clean_deliveries",
+                    self.clean,
+                    every=CLEAN_EVERY_SECONDS,
+                    failures=SENDER_DUTY_FAILURES,
+                )
+            ],
         )
         self._threads = BackgroundThreads(lambda reason: self.on_gone(reason))
         self._threads.add(self._pump, self._cleaner)
@@ -328,13 +412,17 @@ class Pump:
             self._beat("stopped")
 
     def delivered(self) -> None:
-        """A receiver has room for another: look at once, else it would get a few each `IDLE_SECONDS` and no more."""
+        """A receiver has room for another: look at once, else it would get a few each
+        `IDLE_SECONDS` and no more.
+        """
         self._room.set()
 
     def _beat(self, state: str = "ready") -> None:
         """From the pump's own thread, so that one that hangs is seen to hang."""
         with self._database.write() as session:
-            session.execute(senders.beat(self._sender_id, metrics.snapshot(metrics.DELIVERY), state=state))
+            session.execute(
+                senders.beat(self._sender_id, metrics.snapshot(metrics.DELIVERY), state=state)
+            )
 
     def _count_live(self) -> int:
         with self._database.read() as session:
@@ -348,7 +436,8 @@ class Pump:
 
     def _round(self) -> None:
         if not self.pump():
-            # Behind a long queue of receivers that are full, looking takes a while: it must stay a small share of the time.
+            # Behind a long queue of receivers that are full, looking takes a while: it must stay a
+            # small share of the time.
             self._room.wait(max(IDLE_SECONDS, REST * self._looked_seconds))
         self._room.clear()
 
@@ -363,7 +452,10 @@ class Pump:
                 lease_seconds=self._settings.webhook_timeout_seconds + LEASE_MARGIN_SECONDS,
                 limit=room,
                 per_receiver=self._settings.webhook_per_receiver,
-                per_tenant=max(1, self._settings.webhook_concurrency * TENANT_SHARE[0] // TENANT_SHARE[1]) * self._live,
+                per_tenant=max(
+                    1, self._settings.webhook_concurrency * TENANT_SHARE[0] // TENANT_SHARE[1]
+                )
+                * self._live,
                 skip_from=next(self._skip_from),
             )
             ids = [row.id for row in session.execute(statement)]
@@ -382,12 +474,18 @@ class Pump:
         with self._database.write() as session:
             discarded = session.execute(repository.discard_of_disabled())
         with self._database.write() as session:
-            statement = repository.forget_events(older_than_seconds=self._settings.webhook_forget_seconds)
+            statement = repository.forget_events(
+                older_than_seconds=self._settings.webhook_forget_seconds
+            )
             forgotten = session.execute(statement)
-        # A whole batch: there is more, and the next round takes it, so that no backlog outgrows this.
+        # A whole batch: there is more, and the next round takes it, so that no backlog outgrows
+        # this.
         more = any(
             isinstance(done, CursorResult) and done.rowcount >= size
-            for done, size in ((discarded, repository.REMOVE_CHUNK), (forgotten, repository.FORGET_BATCH))
+            for done, size in (
+                (discarded, repository.REMOVE_CHUNK),
+                (forgotten, repository.FORGET_BATCH),
+            )
         )
         return 0.0 if more else None
 
@@ -422,9 +520,12 @@ def run(settings: Settings) -> int:
             sender.deliver(int(payload["delivery_id"]))
             pump.delivered()
         except SQLAlchemyError as exc:
-            _log.warning("delivery_not_recorded", error=type(exc).__name__)  # sent again when its lease runs out
+            _log.warning(
+                "delivery_not_recorded", error=type(exc).__name__
+            )  # sent again when its lease runs out
         except Exception:
-            # Not left to Celery, which logs an exception's text: it may quote what a client or a receiver sent.
+            # Not left to Celery, which logs an exception's text: it may quote what a client or a
+            # receiver sent.
             _log.exception("delivery_failed_unexpectedly")
 
     failures: list[str] = []

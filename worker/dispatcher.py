@@ -1,13 +1,15 @@
-"""Keeps Redis's window of this worker's model filled from PostgreSQL, keys in turns; a thread in every worker.
+"""Keeps Redis's window of this worker's model filled from PostgreSQL, keys in turns; a thread in
+every worker.
 
-A round fills up the queues of the model that are down to half their window: it locks the queue's row in `queues` (so
-one process at a time), takes the first jobs of the lanes whose turn it is, commits and pushes. A claim (a message left
-the window) and the API (it left a job in PostgreSQL) wake the dispatcher.
+A round fills up the queues of the model that are down to half their window: it locks the queue's
+row in `queues` (so one process at a time), takes the first jobs of the lanes whose turn it is,
+commits and pushes. A claim (a message left the window) and the API (it left a job in PostgreSQL)
+wake the dispatcher.
 
-The dispatcher also looks into PostgreSQL unasked, so that nothing depends on a message of Redis: one statement says for
-all three queues whether a job waits there. It looks every `LOOK_SECONDS` while there is work. Looks that find nothing
-take twice as long each, up to `IDLE_LOOK_SECONDS`, until the next sign of work: a claim, a message of the API, a
-message in a queue, a job without one.
+The dispatcher also looks into PostgreSQL unasked, so that nothing depends on a message of Redis:
+one statement says for all three queues whether a job waits there. It looks every `LOOK_SECONDS`
+while there is work. Looks that find nothing take twice as long each, up to `IDLE_LOOK_SECONDS`,
+until the next sign of work: a claim, a message of the API, a message in a queue, a job without one.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from shared.queue.window import BACKLOG_SECONDS, MIN_WINDOW, WINDOW_SECONDS, bac
 LOOK_SECONDS = 0.5  # how late a busy worker notices a job if the API's message was lost
 IDLE_LOOK_SECONDS = 4.0  # how late an idle one does
 WINDOW_EVERY_SECONDS = 2.0  # how often the workers' slots are counted
-WINDOW_IDLE_SECONDS = WINDOW_SECONDS / 3  # by an idle worker, for the API: before the size expires in Redis
+WINDOW_IDLE_SECONDS = (
+    WINDOW_SECONDS / 3
+)  # by an idle worker, for the API: before the size expires in Redis
 
 
 class Dispatcher:
@@ -64,7 +68,13 @@ class Dispatcher:
         self._backlog = dict.fromkeys(Priority, True)  # whether jobs may wait in PostgreSQL
         self._told = self._claimed = False
         self._wake = threading.Event()
-        duty = Duty("dispatch", self._round, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=LOOK_SECONDS)
+        duty = Duty(
+            "dispatch",
+            self._round,
+            every=0.0,
+            failures=WORKER_DUTY_FAILURES,
+            backoff_max=LOOK_SECONDS,
+        )
         self.thread = BackgroundThread("vdiff-dispatcher", [duty])
 
     def close(self) -> None:
@@ -112,7 +122,9 @@ class Dispatcher:
         if look:
             found = self._look(room)
             self._plan(idle=not (told or claimed or found or any(lengths.values())))
-        return sum(self._fill(one, self._window - lengths[one]) for one in room if self._backlog[one])
+        return sum(
+            self._fill(one, self._window - lengths[one]) for one in room if self._backlog[one]
+        )
 
     def _look(self, room: Sequence[Priority]) -> bool:
         """Note which queues with room have a job that waits in PostgreSQL; return whether one has."""
@@ -132,7 +144,9 @@ class Dispatcher:
 
     def _plan(self, *, idle: bool) -> None:
         """Choose the time of the next look; the workers of a model do not look at the same moment."""
-        self._look_seconds = min(2 * self._look_seconds, IDLE_LOOK_SECONDS) if idle else LOOK_SECONDS
+        self._look_seconds = (
+            min(2 * self._look_seconds, IDLE_LOOK_SECONDS) if idle else LOOK_SECONDS
+        )
         self._look_at = self._clock() + self._look_seconds * random.uniform(0.75, 1.0)
 
     def _measure_window(self) -> None:
@@ -140,7 +154,9 @@ class Dispatcher:
         if self._clock() - self._window_at < every:
             return
         with self._database.read() as session:
-            slots = session.execute(serving.live_slots(self._model, stale_seconds=self._stale_seconds)).scalar_one()
+            slots = session.execute(
+                serving.live_slots(self._model, stale_seconds=self._stale_seconds)
+            ).scalar_one()
         self._window = max(slots, self._slots, MIN_WINDOW)
         self._redis.set(window_key(self._model), self._window, ex=WINDOW_SECONDS)
         self._window_at = self._clock()
@@ -176,8 +192,11 @@ class Dispatcher:
                 if clock is None:
                     return None
             session.execute(lanes.roll_up())
-            # Each of the lanes has a job for this round, so the first `room` of them have all turns of the round.
-            found = session.execute(lanes.candidates(model, name, clock=clock, lanes=room, per_lane=room)).all()
+            # Each of the lanes has a job for this round, so the first `room` of them have all turns
+            # of the round.
+            found = session.execute(
+                lanes.candidates(model, name, clock=clock, lanes=room, per_lane=room)
+            ).all()
             turns = take_turns(_views(found), clock, room)
             if not turns.jobs:
                 return []
@@ -190,5 +209,8 @@ class Dispatcher:
 def _views(found: list[Row[Any]] | Any) -> list[LaneView]:
     return [
         LaneView(who, rows[0].clock, rows[0].weight, [row.id for row in rows])
-        for who, rows in ((who, list(group)) for who, group in groupby(found, key=lambda row: (row.tenant, row.key_id)))
+        for who, rows in (
+            (who, list(group))
+            for who, group in groupby(found, key=lambda row: (row.tenant, row.key_id))
+        )
     ]

@@ -1,12 +1,13 @@
 """Brings urgent jobs into an engine whose places are all taken by less urgent ones.
 
-Celery's pool has a thread for each of the engine's slots and takes no message while all of them work. The engine sets less
-urgent sequences aside between two steps when more urgent ones arrive (`worker.engine.scheduler`), so these must be brought to
-it: while every slot is taken and some of it by less urgent work, a thread takes the messages of the more urgent queues itself
-and runs them in threads of its own, as many as there are slots at most.
+Celery's pool has a thread for each of the engine's slots and takes no message while all of them
+work. The engine sets less urgent sequences aside between two steps when more urgent ones arrive
+(`worker.engine.scheduler`), so these must be brought to it: while every slot is taken and some of
+it by less urgent work, a thread takes the messages of the more urgent queues itself and runs them
+in threads of its own, as many as there are slots at most.
 
-It pops a message for good, where Celery would keep it until it is acknowledged. Nothing is lost by that: only the row decides,
-and one that stays queued is pushed again (`shared.maintenance`).
+It pops a message for good, where Celery would keep it until it is acknowledged. Nothing is lost by
+that: only the row decides, and one that stays queued is pushed again (`shared.maintenance`).
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ from worker.held import HeldAttempts
 LOOK_SECONDS = 0.05  # between looks at what is held
 BLOCK_SECONDS = 0.5  # for a message; a slot that comes free meanwhile is as good
 _AWAY_SECONDS = 1.0
-URGENT = (Priority.INTERACTIVE, Priority.NORMAL)  # the most urgent first; nothing is less urgent than bulk
+URGENT = (
+    Priority.INTERACTIVE,
+    Priority.NORMAL,
+)  # the most urgent first; nothing is less urgent than bulk
 
 _log = structlog.get_logger(__name__)
 
@@ -37,9 +41,16 @@ class Express:
     """A thread. `run_job` and `put_back` are the runner's, by a job's id."""
 
     def __init__(
-        self, client: redis.Redis, held: HeldAttempts, run_job: Callable[[str], None], put_back: Callable[[str], None], *,
-        model: str, slots: int, accepts: Callable[[], bool],
-    ) -> None:  # fmt: skip
+        self,
+        client: redis.Redis,
+        held: HeldAttempts,
+        run_job: Callable[[str], None],
+        put_back: Callable[[str], None],
+        *,
+        model: str,
+        slots: int,
+        accepts: Callable[[], bool],
+    ) -> None:
         self._redis = client
         self._held = held
         self._run_job = run_job
@@ -49,7 +60,13 @@ class Express:
         self._accepts = accepts
         self._running = 0
         self._lock = threading.Lock()
-        duty = Duty("take_urgent", self._round, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=_AWAY_SECONDS)
+        duty = Duty(
+            "take_urgent",
+            self._round,
+            every=0.0,
+            failures=WORKER_DUTY_FAILURES,
+            backoff_max=_AWAY_SECONDS,
+        )
         self.thread = BackgroundThread("vdiff-express", [duty], close_seconds=2 * BLOCK_SECONDS)
 
     def wanted(self) -> list[str]:
@@ -80,14 +97,18 @@ class Express:
         job_id = read_message(message)
         if job_id is None:
             WORKER_MESSAGES_DROPPED.inc()
-            _log.error("message_not_readable")  # its row stays queued, and is pushed again for whoever can read it
+            _log.error(
+                "message_not_readable"
+            )  # its row stays queued, and is pushed again for whoever can read it
             return
         if self.thread.stopping.is_set() or not self._accepts():
             self._put_back(job_id)
             return
         with self._lock:
             self._running += 1
-        thread = threading.Thread(target=self._run_one, args=(job_id,), name=f"vdiff-express {job_id}", daemon=True)
+        thread = threading.Thread(
+            target=self._run_one, args=(job_id,), name=f"vdiff-express {job_id}", daemon=True
+        )
         try:
             thread.start()
         except BaseException:  # no more threads: the row stays queued and is pushed again
@@ -99,7 +120,9 @@ class Express:
         try:
             self._run_job(job_id)
         except Exception:
-            _log.exception("express_failed_unexpectedly", job_id=job_id)  # its lease runs out, and it is tried again
+            _log.exception(
+                "express_failed_unexpectedly", job_id=job_id
+            )  # its lease runs out, and it is tried again
         finally:
             with self._lock:
                 self._running -= 1

@@ -1,6 +1,8 @@
-"""Why a model could not be loaded, told where somebody looks: the log, and a table that doctor and dashboard read.
+"""Why a model could not be loaded, told where somebody looks: the log, and a table that doctor and
+dashboard read.
 
-A worker that fails here never registers, so without this its reason would be in the log of one machine alone.
+A worker that fails here never registers, so without this its reason would be in the log of one
+machine alone.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def load_or_tell(
     except VDiffError as exc:
         _tell(settings, database_url, exc.code, exc.message, version)
         raise
-    except Exception as exc:  # torch's own, of a driver or of memory: whatever it is, it must be found
+    except (
+        Exception
+    ) as exc:  # torch's own, of a driver or of memory: whatever it is, it must be found
         _tell(settings, database_url, ModelLoadError.code, f"{type(exc).__name__}: {exc}", version)
         raise
 

@@ -1,8 +1,9 @@
 """One thread that keeps this worker's leases alive, and stores what the worker is doing.
 
-Each round is one statement for all held attempts: it renews, stores progress, and brings back who was cancelled. A row
-that does not come back is lost and its attempt is aborted. Leases are renewed only while the engine makes steps: a
-hung engine loses them, and the process ends so that its supervisor starts a new one.
+Each round is one statement for all held attempts: it renews, stores progress, and brings back who
+was cancelled. A row that does not come back is lost and its attempt is aborted. Leases are renewed
+only while the engine makes steps: a hung engine loses them, and the process ends so that its
+supervisor starts a new one.
 """
 
 from __future__ import annotations
@@ -41,7 +42,13 @@ class HangDetector:
     `hang_seconds`.
     """
 
-    def __init__(self, engine: EngineVitals, hang_seconds: float, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        engine: EngineVitals,
+        hang_seconds: float,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._engine = engine
         self._hang_seconds = hang_seconds
         self._now = now

@@ -1,8 +1,8 @@
 """The attempts that this process holds right now, and why one of them was told to stop.
 
-Shared by the threads that run jobs, beat, listen for cancels and drain. Whoever stops an attempt first gives the
-reason; the thread that runs the job reads it when the engine lets go. Which of two racing moves wins is decided by the
-fence in PostgreSQL, never here.
+Shared by the threads that run jobs, beat, listen for cancels and drain. Whoever stops an attempt
+first gives the reason; the thread that runs the job reads it when the engine lets go. Which of two
+racing moves wins is decided by the fence in PostgreSQL, never here.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ class Held:
     job_id: str
     attempt: int
     priority: Priority = Priority.NORMAL
-    progress: dict[str, Any] | None = None  # {tokens_committed, tokens_total, step}; written by the engine's thread
+    progress: dict[str, Any] | None = (
+        None  # {tokens_committed, tokens_total, step}; written by the engine's thread
+    )
     steps: StepLog | None = None  # what was committed, to be kept with the job; likewise
     reason: StopReason | None = None
     expired: Mapping[str, Any] | None = None  # the error of a deadline that passed
     handle: Abortable | None = None
     ending: bool = False  # its thread records the end
-    neighbours: int = 1  # the most attempts that ran here at once, this one included, as of its beginning
+    neighbours: int = (
+        1  # the most attempts that ran here at once, this one included, as of its beginning
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -77,7 +81,9 @@ class HeldAttempts:
         self._changed = threading.Condition()
 
     def add(self, job_id: str, attempt: int, priority: Priority = Priority.NORMAL) -> Held:
-        """Hold a new attempt. One of the same job that is still here lost its lease without hearing of it: it is stopped."""
+        """Hold a new attempt. One of the same job that is still here lost its lease without hearing
+        of it: it is stopped.
+        """
         held = Held(job_id, attempt, priority)
         with self._changed:
             before = self._held.get(job_id)
@@ -85,7 +91,8 @@ class HeldAttempts:
             for other in self._held.values():
                 other.neighbours = max(other.neighbours, len(self._held))
         if before is not None:
-            # No heartbeat asks for it any more, so nobody else would; it would keep a slot until its end.
+            # No heartbeat asks for it any more, so nobody else would; it would keep a slot until
+            # its end.
             before.stop(StopReason.LOST)
         return held
 

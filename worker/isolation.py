@@ -1,14 +1,17 @@
 """Runs suspects apart from all other jobs of this worker; a thread in every worker.
 
-A suspect was lost together with a worker, maybe because it killed that worker (`shared.jobs.suspects`). Nothing that is
-healthy may run beside it, and it must not keep healthy jobs waiting for long:
+A suspect was lost together with a worker, maybe because it killed that worker
+(`shared.jobs.suspects`). Nothing that is healthy may run beside it, and it must not keep healthy
+jobs waiting for long:
 
-1. A worker without work takes suspects at once.
-2. A busy worker waits `PATIENCE_SECONDS` for an idle one to take them. Then it closes its gate: running jobs go on, new
+1. A worker without work takes suspects at once. 2. A busy worker waits `PATIENCE_SECONDS` for an
+idle one to take them. Then it closes its gate: running jobs go on, new
    ones wait or go to other workers. One busy worker per model does so at a time.
-3. When the running jobs are not over in time, the gate opens again; the next try waits twice as long.
-4. The group runs. When it takes longer than its budget while other jobs wait, the gate opens: from then on the suspects
-   do not run alone, which is recorded with the attempt. The budget doubles with every loss of the job.
+3. When the running jobs are not over in time, the gate opens again; the next try waits twice as
+long. 4. The group runs. When it takes longer than its budget while other jobs wait, the gate opens:
+from then on the suspects
+   do not run alone, which is recorded with the attempt. The budget doubles with every loss of the
+   job.
 5. After a group the gate stays open for as long as it was closed, if there is other work.
 
 How often a job may die alone is decided where leases expire (`repository.sweep_expired`).
@@ -57,9 +60,18 @@ class Isolation:
     """Args: accepts: False once the worker shuts down."""
 
     def __init__(
-        self, database: Database, client: redis.Redis, runner: Runner, gate: Gate, *,
-        model: str, worker_id: str, slots: int, revision: str | None, accepts: Callable[[], bool],
-    ) -> None:  # fmt: skip
+        self,
+        database: Database,
+        client: redis.Redis,
+        runner: Runner,
+        gate: Gate,
+        *,
+        model: str,
+        worker_id: str,
+        slots: int,
+        revision: str | None,
+        accepts: Callable[[], bool],
+    ) -> None:
         self._database = database
         self._redis = client
         self._runner = runner
@@ -72,11 +84,14 @@ class Isolation:
         self._closing_seconds = CLOSING_SECONDS
         self._rest_until = float("-inf")
         self.thread = BackgroundThread(
-            "vdiff-isolation", [Duty("isolate", self.round, every=LOOK_SECONDS, failures=WORKER_DUTY_FAILURES)]
+            "vdiff-isolation",
+            [Duty("isolate", self.round, every=LOOK_SECONDS, failures=WORKER_DUTY_FAILURES)],
         )
 
     def round(self) -> float | None:
-        """Look for suspects, and run one group of them; return 0 when the next look should follow at once."""
+        """Look for suspects, and run one group of them; return 0 when the next look should follow
+        at once.
+        """
         if not self._accepts():
             return None
         waiting = self._waiting()
@@ -111,15 +126,22 @@ class Isolation:
     def _messages_wait(self) -> bool:
         """Return whether other jobs wait for a worker of this model; False while Redis is away."""
         try:
-            return any(self._redis.llen(queue_name(self._model, priority.value)) for priority in Priority)
+            return any(
+                self._redis.llen(queue_name(self._model, priority.value)) for priority in Priority
+            )
         except (RedisError, OSError):
             return False
 
     def _may_close(self, waiting: Sequence[Row[Any]]) -> bool:
-        if time.monotonic() < self._rest_until or max(row.waited for row in waiting) < PATIENCE_SECONDS:
+        if (
+            time.monotonic() < self._rest_until
+            or max(row.waited for row in waiting) < PATIENCE_SECONDS
+        ):
             return False
         try:
-            return bool(self._redis.set(token_key(self._model), self._worker_id, nx=True, ex=TOKEN_SECONDS))
+            return bool(
+                self._redis.set(token_key(self._model), self._worker_id, nx=True, ex=TOKEN_SECONDS)
+            )
         except (RedisError, OSError):
             return True  # a hint only: two workers at once cost throughput
 
@@ -141,7 +163,9 @@ class Isolation:
             self._keep_token()
 
     def _wait_empty(self, busy: bool) -> bool:
-        """Wait until nothing runs here; return False when that takes too long or the worker shuts down."""
+        """Wait until nothing runs here; return False when that takes too long or the worker shuts
+        down.
+        """
         until = time.monotonic() + self._closing_seconds
         while not self._gate.wait_empty(_STEP_SECONDS):
             self._turn(busy)
@@ -154,16 +178,23 @@ class Isolation:
         waiting = self._waiting()  # another worker may have taken some meanwhile
         if not waiting or not self._accepts():
             return False
-        group = [row for row in waiting if row.isolation >= waiting[0].isolation][: waiting[0].isolation]
+        group = [row for row in waiting if row.isolation >= waiting[0].isolation][
+            : waiting[0].isolation
+        ]
         alone = len(group) == 1
         began = time.time()
-        claims = [self._runner.claim(row.id, apart=True, alone=alone, give_up=self._gives_up) for row in group]
+        claims = [
+            self._runner.claim(row.id, apart=True, alone=alone, give_up=self._gives_up)
+            for row in group
+        ]
         jobs = [job for job in claims if job is not None]
         if not jobs:
             return False
         _log.info("suspects_run_apart", jobs=[job.id for job in jobs], alone=alone)
         threads = self._start_all(jobs, began)
-        until = time.monotonic() + BUDGET_SECONDS * 2.0 ** min(max(job.losses for job in jobs), BUDGET_DOUBLINGS)
+        until = time.monotonic() + BUDGET_SECONDS * 2.0 ** min(
+            max(job.losses for job in jobs), BUDGET_DOUBLINGS
+        )
         while any(thread.is_alive() for thread in threads):
             self._turn(True)
             if time.monotonic() > until and (self._gate.waiting or self._messages_wait()):
@@ -197,7 +228,9 @@ class Isolation:
         return thread
 
     def _start_all(self, jobs: Sequence[Row[Any]], began: float) -> list[threading.Thread]:
-        """Start a thread for each claimed job. If one does not start, give back the jobs that have none."""
+        """Start a thread for each claimed job. If one does not start, give back the jobs that have
+        none.
+        """
         threads: list[threading.Thread] = []
         try:
             for job in jobs:

@@ -1,12 +1,14 @@
 """Shutting down in good order.
 
-    SIGTERM, SIGINT   take no new jobs; running ones go on for up to `drain_seconds`; what is left goes back to the queue
-                      (fenced, no failure counted, pushed again) and the process exits 0
+    SIGTERM, SIGINT   take no new jobs; running ones go on for up to `drain_seconds`; what is left
+                      goes back to the queue (fenced, no failure counted, pushed again) and the
+                      process exits 0
     a second signal   gives back at once
     a thread is gone  `fail`: gives back at once and exits with `EXIT_THREAD_GONE`
 
-Celery with the threads pool cannot do this: its warm shutdown stops consuming and then waits for the pool's threads
-without an end. So its shutdown is started here, by its own flag, and the drain beside it makes those threads return.
+Celery with the threads pool cannot do this: its warm shutdown stops consuming and then waits for
+the pool's threads without an end. So its shutdown is started here, by its own flag, and the drain
+beside it makes those threads return.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ EXIT_HUNG = 70  # EX_SOFTWARE: the supervisor starts a new process
 FAIL_SECONDS = 20.0  # from the end of a thread to the end of the process, at most
 _GIVE_BACK_SECONDS = 3.0  # for a PostgreSQL that is away
 _GIVE_UP_SECONDS = 1.0
-_CELERY_STOP_SECONDS = 5.0  # from an empty pool to the end of Celery's shutdown, before the process ends regardless
+_CELERY_STOP_SECONDS = (
+    5.0  # from an empty pool to the end of Celery's shutdown, before the process ends regardless
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -80,7 +84,8 @@ class Lifecycle:
         threading.Thread(target=self._main, name="vdiff-drain", daemon=True).start()
 
     def fail(self, reason: str) -> None:
-        """End the process with a non-zero code: give back what runs at once, and exit even if something hangs.
+        """End the process with a non-zero code: give back what runs at once, and exit even if
+        something hangs.
 
         Any thread may call it, also one that is about to end.
         """
@@ -99,7 +104,8 @@ class Lifecycle:
         return self._drained.wait(timeout_seconds)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        # Runs between two bytecodes of the main thread: set flags, nothing that takes a lock somebody may hold.
+        # Runs between two bytecodes of the main thread: set flags, nothing that takes a lock
+        # somebody may hold.
         self._signals += 1
         celery_state.should_stop = EXIT_OK  # type: ignore[assignment]  # its stubs know only None
         if self._signals > 1:

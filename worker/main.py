@@ -1,13 +1,13 @@
-"""The worker process: load the engine, register, start the threads, let Celery consume until a signal.
+"""The worker process: load the engine, register, start the threads, let Celery consume until a
+signal.
 
-main thread        Celery's consumer (pool: threads, one per slot of the engine)
-pool threads       `worker.runner`: claim -> engine -> record, one job each
-vdiff-engine       the step loop
-vdiff-heartbeat    leases, progress, statistics        vdiff-relay    events to Redis
-vdiff-cancels      cancels, the fast way               vdiff-sweeper  what others lost (`shared.maintenance`)
-vdiff-dispatcher   Redis's window, filled from PostgreSQL in turns
-vdiff-housekeeping retention, roll-ups (`shared.maintenance`)
-vdiff-isolation    suspects, apart from other jobs    vdiff-drain    waits for SIGTERM
+main thread        Celery's consumer (pool: threads, one per slot of the engine) pool threads
+`worker.runner`: claim -> engine -> record, one job each vdiff-engine       the step loop
+vdiff-heartbeat    leases, progress, statistics        vdiff-relay    events to Redis vdiff-cancels
+cancels, the fast way               vdiff-sweeper  what others lost (`shared.maintenance`)
+vdiff-dispatcher   Redis's window, filled from PostgreSQL in turns vdiff-housekeeping retention,
+roll-ups (`shared.maintenance`) vdiff-isolation    suspects, apart from other jobs    vdiff-drain
+waits for SIGTERM
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def run(settings: Settings) -> int:
         database_url, redis_url = settings.require_database_url(), settings.require_redis_url()
         tracing.start("worker")
         migrations.require_current(database_url)
-        engine = load_or_tell(lambda: VDiffEngine(engine_config(settings)), settings, database_url, version=_version())
+        engine = load_or_tell(
+            lambda: VDiffEngine(engine_config(settings)), settings, database_url, version=_version()
+        )
     except VDiffError as exc:
         print(f"vdiff worker: {exc.message}", file=sys.stderr)
         return EXIT_CONFIGURATION
@@ -179,22 +181,40 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
         settings, database, client, publisher, metrics.WORKER_DUTY_FAILURES, removes_deleted=False
     )
     dispatcher = Dispatcher(
-        database, client, model=engine.card.name, slots=slots, stale_seconds=settings.worker_stale_seconds
+        database,
+        client,
+        model=engine.card.name,
+        slots=slots,
+        stale_seconds=settings.worker_stale_seconds,
     )
     runner.on_claim = dispatcher.claimed
     cancels = CancelListener(client, database, held, dispatcher.told)
     isolation = Isolation(
-        database, client, runner, runner.gate, model=engine.card.name, worker_id=worker_id, slots=slots,
-        revision=engine.card.revision, accepts=lambda: not lifecycle.draining,
-    )  # fmt: skip
+        database,
+        client,
+        runner,
+        runner.gate,
+        model=engine.card.name,
+        worker_id=worker_id,
+        slots=slots,
+        revision=engine.card.revision,
+        accepts=lambda: not lifecycle.draining,
+    )
     express = Express(
-        client, held, runner.run_job, runner.put_back, model=engine.card.name, slots=slots,
+        client,
+        held,
+        runner.run_job,
+        runner.put_back,
+        model=engine.card.name,
+        slots=slots,
         accepts=lambda: not lifecycle.draining and runner.gate.is_open,
-    )  # fmt: skip
+    )
 
     def register(session: WriteSession, again: bool) -> None:
         session.execute(serving.register_model(engine.card, engine.tokenizer.files()))
-        session.execute(serving.forget_failures(hostname=socket.gethostname(), model=model_name(settings)))
+        session.execute(
+            serving.forget_failures(hostname=socket.gethostname(), model=model_name(settings))
+        )
         session.execute(
             serving.register_worker(
                 worker_id,
@@ -210,7 +230,8 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
 
     lifecycle.install_signals()
     try:
-        # The model is loaded: an outage of PostgreSQL must not throw it away. Only a shutdown ends the wait.
+        # The model is loaded: an outage of PostgreSQL must not throw it away. Only a shutdown ends
+        # the wait.
         persist(database, register, give_up=lambda: lifecycle.draining)
     except (SQLAlchemyError, OSError):
         if not lifecycle.draining:
@@ -232,9 +253,18 @@ def serve(settings: Settings, engine: VDiffEngine, database_url: str, redis_url:
     threads.start()
     _log.info("worker_ready", model=engine.card.name, slots=slots, device=engine.card.device)
     try:
-        _consume(redis_url, engine.card.name, runner, consumer, lifecycle, slots=slots, worker_id=worker_id)
+        _consume(
+            redis_url,
+            engine.card.name,
+            runner,
+            consumer,
+            lifecycle,
+            slots=slots,
+            worker_id=worker_id,
+        )
         if not lifecycle.draining:
-            # Celery gave up by itself, before `lifecycle.fail` heard of it: let the supervisor start again.
+            # Celery gave up by itself, before `lifecycle.fail` heard of it: let the supervisor
+            # start again.
             _log.critical("consumer_ended")
             return EXIT_THREAD_GONE
         lifecycle.wait_drained(settings.drain_seconds + 10)
@@ -255,7 +285,14 @@ def _close(database: Database, client: redis.Redis) -> None:
 
 
 def _consume(
-    redis_url: str, model: str, runner: Runner, pulse: Pulse, lifecycle: Lifecycle, *, slots: int, worker_id: str
+    redis_url: str,
+    model: str,
+    runner: Runner,
+    pulse: Pulse,
+    lifecycle: Lifecycle,
+    *,
+    slots: int,
+    worker_id: str,
 ) -> None:
     """Run Celery's consumer in this thread; return after `Lifecycle` raised Celery's own stop flag."""
     app = celery_app(redis_url, model=model, dropped=metrics.WORKER_MESSAGES_DROPPED)
@@ -273,7 +310,9 @@ def _consume(
     controller.start()
 
 
-def _stats(engine: VDiffEngine, counters: Counters, held: HeldAttempts, pace: Pace) -> dict[str, Any]:
+def _stats(
+    engine: VDiffEngine, counters: Counters, held: HeldAttempts, pace: Pace
+) -> dict[str, Any]:
     work = engine.get_stats()
     return {
         "engine": work,
@@ -287,7 +326,11 @@ def _stats(engine: VDiffEngine, counters: Counters, held: HeldAttempts, pace: Pa
 
 
 def _set_state(
-    database: Database, worker_id: str, state: serving.WorkerState, *, stats: dict[str, Any] | None = None
+    database: Database,
+    worker_id: str,
+    state: serving.WorkerState,
+    *,
+    stats: dict[str, Any] | None = None,
 ) -> None:
     try:
         with database.write() as session:

@@ -1,9 +1,10 @@
 """`vdiff generate`: a JSONL of prompts through the engine, without queue, database or server.
 
-A line in is what `vdiff submit --file` takes: a text, a list of messages (or of token ids), or an object {custom_id, prompt |
-prompt_token_ids | messages (and chat_template_kwargs), metadata, and the generation fields of the API}. A line out: {custom_id,
-token_ids, text, finish_reason, forwards, tokens_per_forward, seconds, error}, in the input's order. Lines are read as the
-engine takes them, so a file may be larger than memory.
+A line in is what `vdiff submit --file` takes: a text, a list of messages (or of token ids), or an
+object {custom_id, prompt | prompt_token_ids | messages (and chat_template_kwargs), metadata, and
+the generation fields of the API}. A line out: {custom_id, token_ids, text, finish_reason, forwards,
+tokens_per_forward, seconds, error}, in the input's order. Lines are read as the engine takes them,
+so a file may be larger than memory.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """Its numbers, `seconds` without loading."""
-        rates = {"tokens_per_second": self.tokens_per_second, "tokens_per_forward": self.tokens_per_forward}
+        rates = {
+            "tokens_per_second": self.tokens_per_second,
+            "tokens_per_forward": self.tokens_per_forward,
+        }
         return {**asdict(self), **{name: round(value, 3) for name, value in rates.items()}}
 
     def text(self) -> str:
@@ -92,7 +96,9 @@ def fields_of(value: Any) -> dict[str, Any]:
 
 
 def parse_line(text: str, number: int, seen: dict[str, int]) -> tuple[_Line, dict[str, Any]]:
-    """One line of input: what identifies it, and its fields. An error is noted in the line, not raised."""
+    """One line of input: what identifies it, and its fields. An error is noted in the line, not
+    raised.
+    """
     line = _Line(number, None)
     try:
         data = fields_of(json.loads(text))
@@ -133,15 +139,25 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
         if len(given) != 1:
             wanted = ", ".join(PROMPTS)
             kind = InvalidParameter if given else MissingParameter
-            raise kind(f"a line needs exactly one of {wanted}", param=given[1] if given else "prompt")
+            raise kind(
+                f"a line needs exactly one of {wanted}", param=given[1] if given else "prompt"
+            )
         where = given[0]
         text: str | None = None
         parse_special = parse_special_of(data)
         if where == "messages":
-            variables, messages = template_variables_of(data.get(VARIABLES) or {}), messages_of(data[where])
+            variables, messages = (
+                template_variables_of(data.get(VARIABLES) or {}),
+                messages_of(data[where]),
+            )
             text = engine.tokenizer.apply_chat_template(messages, variables=variables)
             ids = message_ids(
-                messages, where, engine.card, engine.tokenizer, variables=variables, parse_special=parse_special
+                messages,
+                where,
+                engine.card,
+                engine.tokenizer,
+                variables=variables,
+                parse_special=parse_special,
             )
         else:
             text, token_ids = prompt_of(data[where], where)
@@ -150,7 +166,9 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
             if text is None and parse_special is False:
                 refuse_without_text()
             prompt = token_ids or [] if text is None else text
-            ids = prompt_ids(prompt, where, engine.card, engine.tokenizer, parse_special=parse_special)
+            ids = prompt_ids(
+                prompt, where, engine.card, engine.tokenizer, parse_special=parse_special
+            )
         if where != "messages" and data.get(VARIABLES):
             raise InvalidParameter(f"{VARIABLES} has no effect without messages", param=VARIABLES)
         if not ids:
@@ -158,7 +176,9 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
         fields = {k: v for k, v in data.items() if k in GENERATION_FIELDS}
         if fields.get("n") not in (None, 1):
             raise InvalidParameter("a line gives one answer; repeat it for more", param="n")
-        params = resolve_params(fields, card=engine.card, prompt_tokens=len(ids), chat=where == "messages")
+        params = resolve_params(
+            fields, card=engine.card, prompt_tokens=len(ids), chat=where == "messages"
+        )
         line.params = params
         check_stops(params.stop, engine.card, engine.tokenizer)
         line.handle = engine.submit(f"line-{line.number}", ids, params, prompt=text)
@@ -169,7 +189,16 @@ def submit(engine: VDiffEngine, line: _Line, data: dict[str, Any]) -> None:
 def answer_of(line: _Line, summary: Summary) -> dict[str, Any]:
     """The line out; waits for the request."""
     answer: dict[str, Any] = dict.fromkeys(
-        ("custom_id", "token_ids", "text", "finish_reason", "forwards", "tokens_per_forward", "seconds", "error")
+        (
+            "custom_id",
+            "token_ids",
+            "text",
+            "finish_reason",
+            "forwards",
+            "tokens_per_forward",
+            "seconds",
+            "error",
+        )
     )
     answer["custom_id"] = line.custom_id
     if line.metadata is not None:
@@ -193,7 +222,11 @@ def answer_of(line: _Line, summary: Summary) -> dict[str, Any]:
                 answer["closed_early"] = True
             if first.logprobs is not None:
                 answer["logprobs"] = [
-                    {"token_id": t.token_id, "logprob": round(t.logprob, 6), "top": [list(pair) for pair in t.top]}
+                    {
+                        "token_id": t.token_id,
+                        "logprob": round(t.logprob, 6),
+                        "top": [list(pair) for pair in t.top],
+                    }
                     for t in first.logprobs
                 ]
             summary.tokens += len(first.token_ids)
@@ -203,9 +236,11 @@ def answer_of(line: _Line, summary: Summary) -> dict[str, Any]:
     if error is not None:
         summary.errors += 1
         answer["error"] = {
-            "code": error.code, "message": f"line {line.number}: {error.message}", "param": error.param,
+            "code": error.code,
+            "message": f"line {line.number}: {error.message}",
+            "param": error.param,
             "line": line.number,
-        }  # fmt: skip
+        }
     summary.lines += 1
     return answer
 
@@ -215,15 +250,32 @@ class _Reporter:
 
     def __init__(self, total: int, stack: ExitStack) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
 
-        self._total, self._done, self._began, self._told = total, 0, time.monotonic(), time.monotonic()
+        self._total, self._done, self._began, self._told = (
+            total,
+            0,
+            time.monotonic(),
+            time.monotonic(),
+        )
         self._terminal = sys.stderr.isatty()
         columns = (
-            TextColumn("generating"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-            TextColumn("ETA"), TimeRemainingColumn(),
-        )  # fmt: skip
-        self._bar = stack.enter_context(Progress(*columns, console=Console(stderr=True), disable=not self._terminal))
+            TextColumn("generating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+        )
+        self._bar = stack.enter_context(
+            Progress(*columns, console=Console(stderr=True), disable=not self._terminal)
+        )
         self._task = self._bar.add_task("generate", total=total, rate="")
 
     def advance(self, tokens: int) -> None:
@@ -234,7 +286,11 @@ class _Reporter:
         if not self._terminal and time.monotonic() - self._told > REPORT_SECONDS:
             self._told = time.monotonic()
             left = (self._total - self._done) * elapsed / self._done
-            print(f"{self._done}/{self._total} lines, {rate}, ETA {left:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{self._done}/{self._total} lines, {rate}, ETA {left:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 @contextmanager
@@ -245,9 +301,15 @@ def _interrupts(summary: Summary) -> Iterator[None]:
         if summary.interrupted:
             raise KeyboardInterrupt
         summary.interrupted = True
-        print("stopping; the lines in work are finished first (again: stop at once)", file=sys.stderr, flush=True)
+        print(
+            "stopping; the lines in work are finished first (again: stop at once)",
+            file=sys.stderr,
+            flush=True,
+        )
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
@@ -283,9 +345,12 @@ def generate_file(config: VDiffConfig, source: Path, target: Path) -> Summary:
         try:
             total = _count(source)
             # Bytes that are not UTF-8 become lone surrogates, and an error of their line alone.
-            lines = _lines(stack.enter_context(source.open(encoding="utf-8-sig", errors="surrogateescape")))
+            lines = _lines(
+                stack.enter_context(source.open(encoding="utf-8-sig", errors="surrogateescape"))
+            )
             target.parent.mkdir(parents=True, exist_ok=True)
-            # Whether it can be written is known before a model is loaded; what is in it stays until one is.
+            # Whether it can be written is known before a model is loaded; what is in it stays until
+            # one is.
             out = stack.enter_context(target.open("a", encoding="utf-8"))
         except OSError as exc:
             raise ConfigurationError(f"{exc.filename}: {exc.strerror}") from exc

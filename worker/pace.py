@@ -22,7 +22,9 @@ class Pace:
         self._before = dict.fromkeys((*_ENGINE, "tokens"), 0.0)
 
     def since_last(self, engine: Mapping[str, Any]) -> dict[str, float | None]:
-        """Tokens per second; and tokens per forward of a sequence, mean batch and milliseconds of a step while it stepped."""
+        """Tokens per second; and tokens per forward of a sequence, mean batch and milliseconds of a
+        step while it stepped.
+        """
         now = self._now()
         counts = {name: float(engine[name]) for name in _ENGINE}
         counts["tokens"] = WORKER.get_sample_value("vdiff_tokens_committed_total") or 0.0

@@ -24,8 +24,8 @@ class Prompts:
     """A queue of prompts: as many as the engine has slots are in it at a time, so that they do not
     block other requests.
 
-    Every prompt is decoded with the same seed, as if it had been sent alone. Choice k of prompt i has index i * n + k, in the
-    output and in what the listener is told.
+    Every prompt is decoded with the same seed, as if it had been sent alone. Choice k of prompt i
+    has index i * n + k, in the output and in what the listener is told.
     """
 
     def __init__(
@@ -41,7 +41,11 @@ class Prompts:
     ) -> None:
         self._engine, self._request_id, self._ids = engine, request_id, ids
         self._seed = secrets.randbits(63) if params.seed is None else params.seed
-        self._params, self._priority, self._listener = params.with_seed(self._seed), priority, listener
+        self._params, self._priority, self._listener = (
+            params.with_seed(self._seed),
+            priority,
+            listener,
+        )
         self._left = enumerate(task.pieces(ids))
         self._running: deque[Handle] = deque()
         self._ended: list[RequestOutput] = []
@@ -57,7 +61,11 @@ class Prompts:
                     return
                 i, ids = following
                 handle = self._engine.submit(
-                    f"{self._request_id}/{i}", ids, self._params, priority=self._priority, listener=self._listen(i)
+                    f"{self._request_id}/{i}",
+                    ids,
+                    self._params,
+                    priority=self._priority,
+                    listener=self._listen(i),
                 )
                 self._running.append(handle)
 
@@ -77,7 +85,8 @@ class Prompts:
             handle.abort()
 
     def result(self, timeout: float | None = None) -> RequestOutput:
-        """All answers, once the last is there; after an abort those that there are. May be called again after a TimeoutError.
+        """All answers, once the last is there; after an abort those that there are. May be called
+        again after a TimeoutError.
 
         Raises:
             TimeoutError: not done within `timeout` seconds.
@@ -97,7 +106,11 @@ class Prompts:
             raise
         n = self._params.n
         outputs = [
-            replace(one, index=i * n + one.index) for i, ended in enumerate(self._ended) for one in ended.outputs
+            replace(one, index=i * n + one.index)
+            for i, ended in enumerate(self._ended)
+            for one in ended.outputs
         ]
         metrics = together([ended.metrics for ended in self._ended], len(self._ids))
-        return RequestOutput(self._request_id, None, self._ids, outputs, not self._aborted, metrics, self._seed)
+        return RequestOutput(
+            self._request_id, None, self._ids, outputs, not self._aborted, metrics, self._seed
+        )

@@ -1,9 +1,10 @@
-"""Progress on its way to Redis: the engine's thread drops events here, another thread writes them in batches.
+"""Progress on its way to Redis: the engine's thread drops events here, another thread writes them
+in batches.
 
-`put` never blocks and never fails, whatever Redis does. What waits is bounded: when it grows too long (Redis is away)
-`denoise` events go first and the `progress` of one choice is merged into one event, so no committed text is lost. A
-batch that may or may not have arrived is sent again; `progress.offset` (characters before its text) lets a reader see
-both a repetition and a hole.
+`put` never blocks and never fails, whatever Redis does. What waits is bounded: when it grows too
+long (Redis is away) `denoise` events go first and the `progress` of one choice is merged into one
+event, so no committed text is lost. A batch that may or may not have arrived is sent again;
+`progress.offset` (characters before its text) lets a reader see both a repetition and a hole.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from shared.metrics import WORKER_DUTY_FAILURES
 
 BATCH_SECONDS = 0.02
 PENDING_MAX = 20_000  # events; above it they are merged
-JOBS_PENDING_MAX = 10_000  # jobs with an event waiting; above it the oldest are forgotten (PostgreSQL has their end)
+# jobs with an event waiting; above it the oldest are forgotten (PostgreSQL has their end)
+JOBS_PENDING_MAX = 10_000
 RETRY_SECONDS = 0.5
 CLOSE_SECONDS = 2.0
 
@@ -33,7 +35,13 @@ class Relay:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._merge_above = PENDING_MAX
-        duty = Duty("relay_events", self._round, every=0.0, failures=WORKER_DUTY_FAILURES, backoff_max=RETRY_SECONDS)
+        duty = Duty(
+            "relay_events",
+            self._round,
+            every=0.0,
+            failures=WORKER_DUTY_FAILURES,
+            backoff_max=RETRY_SECONDS,
+        )
         self.thread = BackgroundThread("vdiff-relay", [duty], close_seconds=CLOSE_SECONDS)
 
     def put(self, event: Event) -> None:
@@ -62,7 +70,8 @@ class Relay:
     def flush(self) -> None:
         """Publish what is pending. Raises redis.RedisError: it stays pending.
 
-        Events that cannot be published for what they are would hold up all others: they are dropped.
+        Events that cannot be published for what they are would hold up all others: they are
+        dropped.
         """
         with self._lock:
             batch, self._pending = self._pending, []

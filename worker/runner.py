@@ -1,9 +1,11 @@
-"""The life of one attempt: claim the row, run it in the engine, record the end. One call per message, in a pool thread.
+"""The life of one attempt: claim the row, run it in the engine, record the end. One call per
+message, in a pool thread.
 
-Only the row decides. A message whose row cannot be claimed (a duplicate, or cancelled) is done at once; an end whose
-fence does not match any more (the lease ran out, or the worker drained) is dropped and logged. While PostgreSQL is away
-the claim and the end are tried again until PostgreSQL answers. An end whose values PostgreSQL refuses fails the job at
-once with `result_not_stored`: another attempt would compute the same values.
+Only the row decides. A message whose row cannot be claimed (a duplicate, or cancelled) is done at
+once; an end whose fence does not match any more (the lease ran out, or the worker drained) is
+dropped and logged. While PostgreSQL is away the claim and the end are tried again until PostgreSQL
+answers. An end whose values PostgreSQL refuses fails the job at once with `result_not_stored`:
+another attempt would compute the same values.
 """
 
 from __future__ import annotations
@@ -30,7 +32,13 @@ from shared.events import Event
 from shared.jobs import lanes, repository, suspects
 from shared.jobs.status import TERMINAL, JobStatus, Priority
 from shared.jobs.steps import StepLog
-from shared.metrics import ATTEMPTS, QUEUE_SECONDS, RUN_SECONDS, TOKENS_COMMITTED, TOKENS_PER_FORWARD
+from shared.metrics import (
+    ATTEMPTS,
+    QUEUE_SECONDS,
+    RUN_SECONDS,
+    TOKENS_COMMITTED,
+    TOKENS_PER_FORWARD,
+)
 from shared.queue.repush import push_again
 from shared.sampling_params import SamplingParams
 from shared.strict_json import NotStorable, require_storable, storable
@@ -38,7 +46,16 @@ from worker import traces
 from worker.engine.outputs import RequestMetrics, RequestOutput, StepEvent
 from worker.gate import Gate
 from worker.held import Held, HeldAttempts, StopReason
-from worker.work import Engine, Handle, answers_of, check_answers, result_of, submit, usage_of, writes_text
+from worker.work import (
+    Engine,
+    Handle,
+    answers_of,
+    check_answers,
+    result_of,
+    submit,
+    usage_of,
+    writes_text,
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -56,10 +73,20 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._values = dict.fromkeys(
-            ("jobs_succeeded", "jobs_failed", "jobs_cancelled", "jobs_expired", "jobs_requeued", "ends_fenced",
-             "tokens_generated", "prompt_tokens", "job_forwards", "job_ms"),
+            (
+                "jobs_succeeded",
+                "jobs_failed",
+                "jobs_cancelled",
+                "jobs_expired",
+                "jobs_requeued",
+                "ends_fenced",
+                "tokens_generated",
+                "prompt_tokens",
+                "job_forwards",
+                "job_ms",
+            ),
             0,
-        )  # fmt: skip
+        )
 
     def add(self, **amounts: int) -> None:
         with self._lock:
@@ -116,7 +143,9 @@ class Runner:
             return
         try:
             if not self._accepts():
-                self.put_back(job_id)  # the worker began to shut down while this job waited at the gate
+                self.put_back(
+                    job_id
+                )  # the worker began to shut down while this job waited at the gate
                 return
             began = time.time()
             job = self.claim(job_id, give_up=lambda: not self._accepts())
@@ -129,7 +158,9 @@ class Runner:
     def claim(
         self, job_id: str, *, give_up: Callable[[], bool], apart: bool = False, alone: bool = False
     ) -> Row[Any] | None:
-        """Claim a job; None when there is nothing to claim. While PostgreSQL is away, try until `give_up` says so."""
+        """Claim a job; None when there is nothing to claim. While PostgreSQL is away, try until
+        `give_up` says so.
+        """
         statement = repository.claim(
             job_id,
             worker_id=self._worker_id,
@@ -170,12 +201,16 @@ class Runner:
             self._held.remove(held)
 
     def put_back(self, job_id: str) -> None:
-        """Its message was not for this program: the row waits for another one, which a dispatcher will push."""
+        """Its message was not for this program: the row waits for another one, which a dispatcher
+        will push.
+        """
         try:
             with self._database.write() as session:
                 session.execute(lanes.untake([job_id]))
         except SQLAlchemyError as exc:
-            _log.warning("not_put_back", job_id=job_id, error=type(exc).__name__)  # the sweeper misses its message
+            _log.warning(
+                "not_put_back", job_id=job_id, error=type(exc).__name__
+            )  # the sweeper misses its message
 
     def give_back(self, jobs: Sequence[Row[Any]]) -> None:
         """Return claimed jobs whose attempts did not start to the queue. No failure is counted."""
@@ -197,7 +232,14 @@ class Runner:
         QUEUE_SECONDS.labels(priority=job.priority).observe(max(waited, 0.0))
         log.info("attempt_started", prompt_tokens=len(job.prompt_token_ids))
         began = time.monotonic()
-        self._emit(Event(job.id, "started", {"attempt": job.attempt, "worker_id": self._worker_id}, job.tenant))
+        self._emit(
+            Event(
+                job.id,
+                "started",
+                {"attempt": job.attempt, "worker_id": self._worker_id},
+                job.tenant,
+            )
+        )
         output: RequestOutput | None = None
         error: VDiffError | None = None
         try:
@@ -216,14 +258,19 @@ class Runner:
         except VDiffError as exc:
             error = exc
         except Exception as exc:
-            # The edge between engine and jobs: whatever it is, it is this attempt's end and must be recorded as such.
+            # The edge between engine and jobs: whatever it is, it is this attempt's end and must be
+            # recorded as such.
             log.exception("attempt_broke")
             error = EngineError(f"{type(exc).__name__}: {exc}")
-        self._record(job, held, output, error, elapsed_ms=1000 * (time.monotonic() - began), log=log)
+        self._record(
+            job, held, output, error, elapsed_ms=1000 * (time.monotonic() - began), log=log
+        )
 
     @staticmethod
     def _result_in_time(handle: Handle, job: Row[Any], held: Held) -> RequestOutput:
-        """The output, cut off at complete_by or max_run_seconds, whichever comes first. Local seconds, no clock."""
+        """The output, cut off at complete_by or max_run_seconds, whichever comes first. Local
+        seconds, no clock.
+        """
         bounds = [float(s) for s in (job.seconds_left, job.max_run_seconds) if s is not None]
         if not bounds:
             return handle.result()
@@ -249,13 +296,20 @@ class Runner:
             log.info("attempt_dropped", reason=held.reason.value)
             return
         try:
-            moved = self._write(job, held, self._end(job, held, output, error, elapsed_ms, log), log)
+            moved = self._write(
+                job, held, self._end(job, held, output, error, elapsed_ms, log), log
+            )
         except Exception as exc:
-            # The result cannot be built or stored. Left alone, the lease would run out and the worker would be blamed.
+            # The result cannot be built or stored. Left alone, the lease would run out and the
+            # worker would be blamed.
             error = _not_stored(exc)
             known = isinstance(exc, NotStorable)
             log.error(
-                "end_refused", code=error.code, error=type(exc).__name__, reason=error.message, exc_info=not known
+                "end_refused",
+                code=error.code,
+                error=type(exc).__name__,
+                reason=error.message,
+                exc_info=not known,
             )
             moved = self._write(job, held, _bare_end(job, held, error), log)
         if moved is None:
@@ -271,7 +325,9 @@ class Runner:
         elapsed_ms: float,
         log: Any,
     ) -> Select[Any]:
-        """Return the statement that ends the attempt. Raises NotStorable, and whatever building a result raises."""
+        """Return the statement that ends the attempt. Raises NotStorable, and whatever building a
+        result raises.
+        """
         if held.reason in (StopReason.CANCELLED, StopReason.EXPIRED):
             cancelled = held.reason is StopReason.CANCELLED
             return repository.finish(
@@ -284,7 +340,12 @@ class Runner:
                 steps=self._kept(held),
             )
         if error is not None:
-            log.warning("attempt_failed", code=error.code, error=type(error).__name__, retryable=error.retryable)
+            log.warning(
+                "attempt_failed",
+                code=error.code,
+                error=type(error).__name__,
+                retryable=error.retryable,
+            )
             if isinstance(error, EngineStopped):
                 # The engine took all jobs with it. That is a loss, not a failure of this one.
                 return repository.lose_attempt(
@@ -318,13 +379,17 @@ class Runner:
         elapsed_ms: float,
         log: Any,
     ) -> None:
-        """Count an end that is committed, announce it, and push the job again where it went back to the queue."""
+        """Count an end that is committed, announce it, and push the job again where it went back to
+        the queue.
+        """
         tracing.note(outcome=moved.status, error=None if error is None else error.code)
         self._count(moved.status, output, elapsed_ms)
         algorithm = job.params["diffusion"]["algorithm"]
         RUN_SECONDS.labels(algorithm=algorithm).observe(elapsed_ms / 1000)
         if output is not None and moved.status == JobStatus.SUCCEEDED and writes_text(job):
-            TOKENS_PER_FORWARD.labels(algorithm=algorithm).observe(output.metrics.tokens_per_forward)
+            TOKENS_PER_FORWARD.labels(algorithm=algorithm).observe(
+                output.metrics.tokens_per_forward
+            )
         log.info("attempt_ended", now=moved.status, elapsed_ms=round(elapsed_ms, 1))
         if JobStatus(moved.status) in TERMINAL:
             self._emit(Event(job.id, "done", {"status": moved.status}))
@@ -334,11 +399,14 @@ class Runner:
         except (RedisError, OSError, SQLAlchemyError) as exc:
             log.warning("push_failed", error=type(exc).__name__)  # the sweeper does it
 
-    def _write(self, job: Row[Any], held: Held, statement: Select[Any], log: Any) -> Row[Any] | None:
-        """Execute a fenced move. Return None when the attempt is not ours any more, or the worker shuts down.
+    def _write(
+        self, job: Row[Any], held: Held, statement: Select[Any], log: Any
+    ) -> Row[Any] | None:
+        """Execute a fenced move. Return None when the attempt is not ours any more, or the worker
+        shuts down.
 
-        While PostgreSQL is away the move is tried again: nobody else can take the job meanwhile. Its thread runs nothing
-        else, so a worker keeps at most as many results as it runs jobs.
+        While PostgreSQL is away the move is tried again: nobody else can take the job meanwhile.
+        Its thread runs nothing else, so a worker keeps at most as many results as it runs jobs.
 
         Raises:
             NotStorable: PostgreSQL or its driver refuses the values.
@@ -354,7 +422,9 @@ class Runner:
 
         held.ending = True
         try:
-            row = persist(self._database, end, give_up=lambda: self._given_up() or held.reason in FOREIGN)
+            row = persist(
+                self._database, end, give_up=lambda: self._given_up() or held.reason in FOREIGN
+            )
         except (SQLAlchemyError, OSError, TypeError, ValueError) as exc:
             if is_refusal(exc):
                 raise NotStorable(f"PostgreSQL refuses it: {_reason(exc)}") from exc
@@ -370,7 +440,9 @@ class Runner:
         return None if held.steps is None else held.steps.packed(self._token_text)
 
     def _shown(self, provisional: Mapping[str, Any]) -> dict[str, Any]:
-        """Tokens that a step proposes and has not committed, with their texts, named as the committed ones are."""
+        """Tokens that a step proposes and has not committed, with their texts, named as the
+        committed ones are.
+        """
         ids = list(provisional["token_ids"])
         return {
             "positions": list(provisional["positions"]),
@@ -378,7 +450,9 @@ class Runner:
             "texts": [self._token_text(token) for token in ids],
         }
 
-    def _listener(self, held: Held, params: SamplingParams, answers: int) -> Callable[[StepEvent], None]:
+    def _listener(
+        self, held: Held, params: SamplingParams, answers: int
+    ) -> Callable[[StepEvent], None]:
         """Runs in the engine's thread, once per step and answer: it only notes and passes on."""
         job_id, attempt = held.pair
         committed: dict[int, int] = {}
@@ -405,7 +479,9 @@ class Runner:
                 "tokens_committed": event.tokens_committed,
                 "tokens_total": event.tokens_total,
                 "offset": offset,
-                "text": storable(event.text_delta),  # as the result will have it: a stream must not differ from it
+                "text": storable(
+                    event.text_delta
+                ),  # as the result will have it: a stream must not differ from it
             }
             if event.canvas is not None:
                 canvas = canvases.setdefault(event.index, CanvasWriter())
@@ -413,7 +489,14 @@ class Runner:
             self._emit(Event(job_id, "progress", progress))
             if not event.positions and event.provisional is None:
                 return  # a score, which denoises nothing
-            log.note(event.index, event.step, event.positions, event.token_ids, event.confidences, event.tokens_total)
+            log.note(
+                event.index,
+                event.step,
+                event.positions,
+                event.token_ids,
+                event.confidences,
+                event.tokens_total,
+            )
             self._emit(
                 Event(
                     job_id,
@@ -424,7 +507,11 @@ class Runner:
                         "tokens": list(event.token_ids),
                         "texts": [self._token_text(token) for token in event.token_ids],
                         "confidence": [round(c, 5) for c in event.confidences],
-                        **({} if event.provisional is None else {"provisional": self._shown(event.provisional)}),
+                        **(
+                            {}
+                            if event.provisional is None
+                            else {"provisional": self._shown(event.provisional)}
+                        ),
                     },
                 )
             )
@@ -451,14 +538,21 @@ class Runner:
 
 
 def _reason(exc: Exception) -> str:
-    """Return the first line of the server's or the driver's message, without the statement and its values."""
+    """Return the first line of the server's or the driver's message, without the statement and its
+    values.
+    """
     told = str(exc.orig if isinstance(exc, StatementError) else exc).strip().splitlines()
     return told[0][:200] if told else type(exc).__name__
 
 
 def _described(error: VDiffError) -> dict[str, Any]:
     """Return the error as a job's row holds it."""
-    told = {"code": error.code, "message": error.message, "param": error.param, "retryable": error.retryable}
+    told = {
+        "code": error.code,
+        "message": error.message,
+        "param": error.param,
+        "retryable": error.retryable,
+    }
     cleaned: dict[str, Any] = storable(told)
     return cleaned
 
@@ -466,7 +560,9 @@ def _described(error: VDiffError) -> dict[str, Any]:
 def _bare_end(job: Row[Any], held: Held, error: VDiffError) -> Select[Any]:
     """Return the statement that ends an attempt with nothing that the model or the engine wrote."""
     if held.reason is StopReason.CANCELLED:
-        return repository.finish(job.id, job.attempt, JobStatus.CANCELLED, error=repository.CANCELLED_ERROR)
+        return repository.finish(
+            job.id, job.attempt, JobStatus.CANCELLED, error=repository.CANCELLED_ERROR
+        )
     if held.reason is StopReason.EXPIRED:
         return repository.finish(job.id, job.attempt, JobStatus.EXPIRED, error=held.expired)
     return repository.finish(job.id, job.attempt, JobStatus.FAILED, error=_described(error))
@@ -474,12 +570,16 @@ def _bare_end(job: Row[Any], held: Held, error: VDiffError) -> Select[Any]:
 
 def _not_stored(exc: Exception) -> VDiffError:
     told = repository.RESULT_NOT_STORED_ERROR
-    reason = str(exc) if isinstance(exc, NotStorable) else f"building it raised {type(exc).__name__}"
+    reason = (
+        str(exc) if isinstance(exc, NotStorable) else f"building it raised {type(exc).__name__}"
+    )
     return VDiffError(f"{told['message']}: {reason}"[:500], code=str(told["code"]))
 
 
 def report(job: Row[Any], output: RequestOutput, elapsed_ms: float) -> dict[str, Any]:
-    """`usage`, `timing` and `diffusion` of an attempt that ran; queueing by the database's clock, the rest by ours."""
+    """`usage`, `timing` and `diffusion` of an attempt that ran; queueing by the database's clock,
+    the rest by ours.
+    """
     metrics = output.metrics
     queued_ms = 1000 * (job.started_at - job.queued_at).total_seconds()
     before_ms = 1000 * (job.started_at - job.created_at).total_seconds()

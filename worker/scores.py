@@ -1,4 +1,6 @@
-"""The scores of one job, as one handle: many requests of the engine, which shares its steps among them and everybody else."""
+"""The scores of one job, as one handle: many requests of the engine, which shares its steps among
+them and everybody else.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ScoresOutput(RequestOutput):
-    """All of them. The lists go by pair; None where there is nothing to score, or nothing was to be written."""
+    """All of them. The lists go by pair; None where there is nothing to score, or nothing was to be
+    written.
+    """
 
     scores: list[LogLikelihood | None] = field(default_factory=list)
     generated: list[CompletionOutput | None] = field(default_factory=list)
@@ -30,8 +34,8 @@ class ScoresOutput(RequestOutput):
 
 
 class Scores:
-    """Some pairs at a time are in the engine, as many as it runs at once: what waits there holds its draws in memory, and
-    stands in front of everybody else's requests.
+    """Some pairs at a time are in the engine, as many as it runs at once: what waits there holds
+    its draws in memory, and stands in front of everybody else's requests.
 
     Args:
         listener: told how far the job is after each step, in scored tokens.
@@ -72,15 +76,29 @@ class Scores:
         scored = written = None
         if target:
             scored = self._engine.submit_score(
-                name, context, target, method=task.method, mc_num=task.mc_num, seed=self._params.seed or 0,
-                cfg_scale=task.cfg_scale, top=task.top, priority=self._priority, listener=self._listen,
-            )  # fmt: skip
+                name,
+                context,
+                target,
+                method=task.method,
+                mc_num=task.mc_num,
+                seed=self._params.seed or 0,
+                cfg_scale=task.cfg_scale,
+                top=task.top,
+                priority=self._priority,
+                listener=self._listen,
+            )
             self._running.append((scored, None))  # known to `abort`, whatever comes next
         if task.generate:
             # End tokens too: there is a log-probability for each token that was asked for.
-            one = replace(self._params, max_tokens=1, ignore_eos=True, diffusion=DiffusionParams(cache="none"))
+            one = replace(
+                self._params, max_tokens=1, ignore_eos=True, diffusion=DiffusionParams(cache="none")
+            )
             written = self._engine.submit(
-                f"{name}/next", context + target, one, priority=self._priority, listener=self._listen
+                f"{name}/next",
+                context + target,
+                one,
+                priority=self._priority,
+                listener=self._listen,
             )
         if scored is not None:
             self._running.pop()
@@ -114,7 +132,8 @@ class Scores:
             handle.abort()
 
     def result(self, timeout: float | None = None) -> ScoresOutput:
-        """All results, once the last is there; after an abort those that there are. May be called again after a TimeoutError.
+        """All results, once the last is there; after an abort those that there are. May be called
+        again after a TimeoutError.
 
         Raises:
             TimeoutError: not done within `timeout` seconds.
@@ -151,7 +170,9 @@ class Scores:
             not self._aborted,
             # A score writes nothing; the one token after an echo is counted in its usage.
             replace(
-                together([part.metrics for part in parts], len(self._ids)), generated_tokens=0, tokens_per_forward=0.0
+                together([part.metrics for part in parts], len(self._ids)),
+                generated_tokens=0,
+                tokens_per_forward=0.0,
             ),
             self._params.seed or 0,
             scores=[None if part is None else part.likelihood for part in self._scored],
@@ -168,7 +189,9 @@ def together(metrics: list[RequestMetrics], prompt_tokens: int) -> RequestMetric
         known = [value for m in metrics if (value := getattr(m, name)) is not None]
         return min(known) if known else None
 
-    generated, forwards = (sum(getattr(m, name) for m in metrics) for name in ("generated_tokens", "forwards"))
+    generated, forwards = (
+        sum(getattr(m, name) for m in metrics) for name in ("generated_tokens", "forwards")
+    )
     accepted = [(m.acceptance_rate, m.forwards) for m in metrics if m.acceptance_rate is not None]
     weight = sum(of for _, of in accepted)
     return RequestMetrics(

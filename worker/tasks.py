@@ -1,4 +1,6 @@
-"""The Celery task: its name, its payload's version, and nothing else. The work is in `worker.runner`."""
+"""The Celery task: its name, its payload's version, and nothing else. The work is in
+`worker.runner`.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,15 @@ from shared.queue.names import GENERATE_TASK
 _log = structlog.get_logger(__name__)
 
 
-def register_tasks(app: Celery, run_job: Callable[[str], None], put_back: Callable[[str], None]) -> None:
-    """Register `vdiff.generate`; delivery is at least once, and `run_job` gives a duplicate nothing to do.
+def register_tasks(
+    app: Celery, run_job: Callable[[str], None], put_back: Callable[[str], None]
+) -> None:
+    """Register `vdiff.generate`; delivery is at least once, and `run_job` gives a duplicate nothing
+    to do.
 
     Args:
-        put_back: given the job of a message that a newer program wrote; whoever can read its messages gets another.
+        put_back: given the job of a message that a newer program wrote; whoever can read its
+            messages gets another.
     """
 
     @app.task(name=GENERATE_TASK, ignore_result=True)
@@ -32,5 +38,6 @@ def register_tasks(app: Celery, run_job: Callable[[str], None], put_back: Callab
         try:
             run_job(str(payload.get("job_id")))
         except Exception:
-            # Not left to Celery, which logs an exception's text: it may quote a prompt. The lease runs out, and it runs again.
+            # Not left to Celery, which logs an exception's text: it may quote a prompt. The lease
+            # runs out, and it runs again.
             _log.exception("job_broke_unexpectedly", job_id=payload.get("job_id"))

@@ -1,10 +1,13 @@
-"""kombu's Redis transport, hardened: every error reply of Redis is an outage, and no message ends the consumer.
+"""kombu's Redis transport, hardened: every error reply of Redis is an outage, and no message ends
+the consumer.
 
-    outages     READONLY, UNBLOCKED, MISCONF, OOM, LOADING, NOREPLICAS, NOAUTH and the like are errors of the connection:
-                the consumer connects again (`worker.consumer`). kombu takes most of them for errors of the program.
-    messages    what is no Celery message of ours is dropped with a log line and a metric; a job's row is pushed again
-    no copies   messages are not kept in `unacked` until they are acknowledged: the row is the job, and a worker needs
-                no command but BRPOP to take one, which a full Redis allows
+    outages     READONLY, UNBLOCKED, MISCONF, OOM, LOADING, NOREPLICAS, NOAUTH and the like are
+                errors of the connection: the consumer connects again (`worker.consumer`). kombu
+                takes most of them for errors of the program.
+    messages    what is no Celery message of ours is dropped with a log line and a metric; a job's
+                row is pushed again
+    no copies   messages are not kept in `unacked` until they are acknowledged: the row is the job,
+                and a worker needs no command but BRPOP to take one, which a full Redis allows
 
 `install` replaces kombu's transport in this process; `worker.app.celery_app` calls it.
 """
@@ -41,11 +44,16 @@ def parse_message(raw: bytes | str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise NotOurs("not an object")
     headers, properties = message.get("headers"), message.get("properties")
-    if not isinstance(headers, dict) or not all(isinstance(headers.get(name), str) for name in _HEADERS):
+    if not isinstance(headers, dict) or not all(
+        isinstance(headers.get(name), str) for name in _HEADERS
+    ):
         raise NotOurs("headers without id and task")
     if not isinstance(properties, dict) or not isinstance(properties.get("delivery_info"), dict):
         raise NotOurs("properties without delivery_info")
-    if not isinstance(properties.get("delivery_tag"), str) or properties.get("body_encoding") != "base64":
+    if (
+        not isinstance(properties.get("delivery_tag"), str)
+        or properties.get("body_encoding") != "base64"
+    ):
         raise NotOurs("properties without delivery_tag or body_encoding")
     if headers.get("eta") is not None or headers.get("expires") is not None:
         raise NotOurs("an eta or an expiry, which the row has")
@@ -100,7 +108,9 @@ class Channel(redis.Channel):
     def _drop(self, queue: str, raw: bytes, exc: Exception) -> None:
         if self.dropped is not None:
             self.dropped.inc()
-        reason = str(exc) if isinstance(exc, NotOurs) else type(exc).__name__  # its text may quote the message
+        reason = (
+            str(exc) if isinstance(exc, NotOurs) else type(exc).__name__
+        )  # its text may quote the message
         _log.error("message_dropped", queue=queue, reason=reason, bytes=len(raw))
 
 

@@ -1,8 +1,8 @@
 """The engine calls of a claimed job, by its task: generate, fill holes, score; and the result built
 from them.
 
-`submit` hands it over and gives one handle, `result_of` builds the endpoint's own response object. `worker.runner` does the
-rest, which is the same for all of them.
+`submit` hands it over and gives one handle, `result_of` builds the endpoint's own response object.
+`worker.runner` does the rest, which is the same for all of them.
 """
 
 from __future__ import annotations
@@ -69,16 +69,29 @@ class Engine(Protocol):
     ) -> Handle: ...
 
 
-def submit(engine: Engine, job: Any, params: SamplingParams, *, priority: int, listener: Listener) -> Handle:
+def submit(
+    engine: Engine, job: Any, params: SamplingParams, *, priority: int, listener: Listener
+) -> Handle:
     """Hand the job to the engine. Raises what the engine raises."""
-    request_id, ids, task = f"{job.id}/{job.attempt}", list(job.prompt_token_ids), task_of(job.params)
+    request_id, ids, task = (
+        f"{job.id}/{job.attempt}",
+        list(job.prompt_token_ids),
+        task_of(job.params),
+    )
     if isinstance(task, ScoreTask):
         return Scores(engine, request_id, ids, params, task, priority=priority, listener=listener)
     if isinstance(task, PromptsTask):
         return Prompts(engine, request_id, ids, params, task, priority=priority, listener=listener)
     if isinstance(task, InfillTask):
         begin = task.holes()[0][0]
-        return engine.submit(request_id, ids[:begin], params, priority=priority, listener=listener, canvas=ids[begin:])
+        return engine.submit(
+            request_id,
+            ids[:begin],
+            params,
+            priority=priority,
+            listener=listener,
+            canvas=ids[begin:],
+        )
     return engine.submit(request_id, ids, params, priority=priority, listener=listener)
 
 
@@ -93,7 +106,9 @@ def writes_text(job: Any) -> bool:
     return not isinstance(task_of(job.params), ScoreTask)
 
 
-def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engine: Engine) -> dict[str, Any]:
+def result_of(
+    job: Any, output: RequestOutput, numbers: Mapping[str, Any], engine: Engine
+) -> dict[str, Any]:
     """The response object of the job's endpoint.
 
     Args:
@@ -118,16 +133,22 @@ def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engin
         return _score_result(task, output, common, extras)
     if isinstance(task, InfillTask):
         ids, ends = list(job.prompt_token_ids), engine.card.end_token_ids
-        filled = [infill.filled(task, ids, c.token_ids, ends, engine.tokenizer) for c in output.outputs]
+        filled = [
+            infill.filled(task, ids, c.token_ids, ends, engine.tokenizer) for c in output.outputs
+        ]
         holes = sum(end - begin for begin, end in task.holes())
-        return infill.build_result(**common, choices=filled, prompt_tokens=len(ids) - holes, extras=extras)
+        return infill.build_result(
+            **common, choices=filled, prompt_tokens=len(ids) - holes, extras=extras
+        )
     choices: list[dict[str, Any]] = [
         {
             "index": c.index,
             "text": c.text,
             "token_ids": list(c.token_ids),
             "finish_reason": c.finish_reason,
-            "logprobs": None if c.logprobs is None else logprobs_of(c.logprobs, engine.tokenizer, c.text),
+            "logprobs": None
+            if c.logprobs is None
+            else logprobs_of(c.logprobs, engine.tokenizer, c.text),
         }
         for c in output.outputs
     ]
@@ -141,7 +162,9 @@ def result_of(job: Any, output: RequestOutput, numbers: Mapping[str, Any], engin
             prompt_tokens=prompt_tokens,
             extras=extras,
         )
-    return build_result(**common, endpoint=job.endpoint, choices=choices, prompt_tokens=prompt_tokens, extras=extras)
+    return build_result(
+        **common, endpoint=job.endpoint, choices=choices, prompt_tokens=prompt_tokens, extras=extras
+    )
 
 
 def check_answers(params: SamplingParams, output: RequestOutput) -> None:
@@ -152,7 +175,9 @@ def check_answers(params: SamplingParams, output: RequestOutput) -> None:
     for choice in output.outputs:
         wrong = violation(schema, choice.text) if choice.finish_reason == "stop" else None
         if wrong is not None:
-            raise SchemaViolated(f"choice {choice.index} violates response_format: {wrong}", param="response_format")
+            raise SchemaViolated(
+                f"choice {choice.index} violates response_format: {wrong}", param="response_format"
+            )
 
 
 def usage_of(result: Mapping[str, Any]) -> dict[str, int]:
@@ -175,19 +200,29 @@ def _score_result(
     scores = []
     for scored in output.scores:
         assert scored is not None
-        scores.append(scoring.Score(scored.value, scored.standard_error, scored.token_logprobs, scored.greedy))
+        scores.append(
+            scoring.Score(scored.value, scored.standard_error, scored.token_logprobs, scored.greedy)
+        )
     return scoring.build_result(**common, task=task, scores=scores, extras=extras)
 
 
 def _echo_result(
-    job: Any, task: ScoreTask, output: ScoresOutput, common: Mapping[str, Any], extras: Mapping[str, Any],
+    job: Any,
+    task: ScoreTask,
+    output: ScoresOutput,
+    common: Mapping[str, Any],
+    extras: Mapping[str, Any],
     tokenizer: TokenizerWrapper,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     ends = output.end_token_ids
     choices, completion_tokens = [], 0
     pieces = task.pieces(list(job.prompt_token_ids))
-    for (context, target), scored, written in zip(pieces, output.scores, output.generated, strict=True):
-        tokens = [TokenLogprob(token, 0.0) for token in context]  # the first has no log-probability: null below
+    for (context, target), scored, written in zip(
+        pieces, output.scores, output.generated, strict=True
+    ):
+        tokens = [
+            TokenLogprob(token, 0.0) for token in context
+        ]  # the first has no log-probability: null below
         if scored is not None:
             values, tops = scored.token_logprobs or [], scored.tops or [()] * len(target)
             tokens += [TokenLogprob(*one) for one in zip(target, values, tops, strict=True)]
@@ -197,7 +232,9 @@ def _echo_result(
             ended = written.token_ids[0] in ends
             finish_reason = "stop" if ended else "length"
             completion_tokens += 0 if ended else 1
-        text = tokenizer.decode([*context, *target], skip_special_tokens=False) + (written.text if written else "")
+        text = tokenizer.decode([*context, *target], skip_special_tokens=False) + (
+            written.text if written else ""
+        )
         told = logprobs_of(tokens, tokenizer, text, chosen=True, specials=True)
         told[0] = {**told[0], "logprob": None, "top": None}
         choices.append({"text": text, "finish_reason": finish_reason, "logprobs": told})
@@ -218,7 +255,8 @@ def logprobs_of(
     chosen: bool = False,
     specials: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return log-probabilities with the tokens' text and bytes, as `shared.jobs.responses` takes them.
+    """Return log-probabilities with the tokens' text and bytes, as `shared.jobs.responses` takes
+    them.
 
     Args:
         text: what the tokens make, which offsets count in.
@@ -226,7 +264,10 @@ def logprobs_of(
         specials: the text has special tokens in it.
     """
     known = tokenizer.token_bytes
-    pieces = [b"" if t.token_id in known.special and not specials else known.of(t.token_id) for t in tokens]
+    pieces = [
+        b"" if t.token_id in known.special and not specials else known.of(t.token_id)
+        for t in tokens
+    ]
     places = offsets(pieces, text)
 
     def one(token_id: int) -> tuple[str, list[int]]:
@@ -234,11 +275,17 @@ def logprobs_of(
         return spell(raw), list(raw)
 
     def top(t: TokenLogprob) -> list[list[Any]]:
-        own = [] if not chosen or any(i == t.token_id for i, _ in t.top) else [(t.token_id, t.logprob)]
+        own = (
+            []
+            if not chosen or any(i == t.token_id for i, _ in t.top)
+            else [(t.token_id, t.logprob)]
+        )
         return [[*one(i), value] for i, value in (*t.top, *own)]
 
     made = []
     for t, place in zip(tokens, places, strict=True):
         name, raw = one(t.token_id)
-        made.append({"token": name, "bytes": raw, "offset": place, "logprob": t.logprob, "top": top(t)})
+        made.append(
+            {"token": name, "bytes": raw, "offset": place, "logprob": t.logprob, "top": top(t)}
+        )
     return made

@@ -1,7 +1,9 @@
-"""The web page at `/`: static files from this package, which talk to the public API and to nothing else.
+"""The web page at `/`: static files from this package, which talk to the public API and to nothing
+else.
 
-No build and no foreign host (docs/adr): ES modules, and lit-html in static/vendor. The page may load only what is served here
-(Content-Security-Policy), so that text of a prompt or an answer is text, whatever it says.
+No build and no foreign host (docs/adr): ES modules, and lit-html in static/vendor. The page may
+load only what is served here (Content-Security-Policy), so that text of a prompt or an answer is
+text, whatever it says.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # asked again each time, and answered 304: an upgrade shows at once
+    # asked again each time, and answered 304: an upgrade shows at once
+    "Cache-Control": "no-cache",
 }
 # Swagger UI's style sheet has its icons as data URLs.
-DOCS_HEADERS = {**HEADERS, "Content-Security-Policy": POLICY.replace("img-src 'self'", "img-src 'self' data:")}
+DOCS_HEADERS = {
+    **HEADERS,
+    "Content-Security-Policy": POLICY.replace("img-src 'self'", "img-src 'self' data:"),
+}
 
 
 class Files(StaticFiles):

@@ -31,36 +31,69 @@ RULES = {
 
 # name -> (kind, what it means); beside the rules' own, those that every rule reads
 PARAMETERS: dict[str, tuple[str, str]] = {
-    "steps": ("integer", "Denoising steps of the whole answer. Fewer is faster; one per token is the most careful."),
-    "block_length": ("integer", "Tokens decoded together before the next block opens. Must divide max_tokens."),
-    "sub_block_length": ("integer", "Tokens of the parts that a block is filled in. Must divide block_length."),
-    "threshold": ("number", "Above 0, up to 1. A token is committed once the model is this sure. Lower is faster."),
-    "factor": ("number", "Above 0. How much joint uncertainty a step may take on. Higher is faster."),
+    "steps": (
+        "integer",
+        "Denoising steps of the whole answer. Fewer is faster; one per token is the most careful.",
+    ),
+    "block_length": (
+        "integer",
+        "Tokens decoded together before the next block opens. Must divide max_tokens.",
+    ),
+    "sub_block_length": (
+        "integer",
+        "Tokens of the parts that a block is filled in. Must divide block_length.",
+    ),
+    "threshold": (
+        "number",
+        "Above 0, up to 1. A token is committed once the model is this sure. Lower is faster.",
+    ),
+    "factor": (
+        "number",
+        "Above 0. How much joint uncertainty a step may take on. Higher is faster.",
+    ),
     "cfg_scale": (
         "number",
         "Classifier-free guidance: how strongly the answer follows the prompt. Above 0 doubles the work.",
     ),
     "cache": ("choice", "What is kept between steps instead of being computed again."),
-    "suppress_end": ("choice", "Keeps the answer from ending early: never choose the end token, or choose it last."),
+    "suppress_end": (
+        "choice",
+        "Keeps the answer from ending early: never choose the end token, or choose it last.",
+    ),
     "suppress_token_ids": ("list", "Which tokens suppress_end means."),
     "denoising_steps": ("integer", "Steps for each block."),
     "tokens_per_step": ("integer", "Tokens committed in each step."),
-    "low_threshold": ("number", "Of each run of neighbouring masks the best is taken above this confidence."),
+    "low_threshold": (
+        "number",
+        "Of each run of neighbouring masks the best is taken above this confidence.",
+    ),
     "credit_alpha": ("number", "How much a token gains by having been on top before."),
     "gamma": ("number", "How much entropy, in nats, a step may take on. Higher is faster."),
     "eps": ("number", "The smallest noise level of the schedule."),
     "alg_temp": ("number", "Randomness in the order of unmasking."),
-    "edit_threshold": ("number", "A committed token may be replaced when the model is this sure of another."),
+    "edit_threshold": (
+        "number",
+        "A committed token may be replaced when the model is this sure of another.",
+    ),
     "max_post_edit_steps": ("integer", "Steps that only correct, after everything is committed."),
     "max_denoising_steps": ("integer", "At most this many steps for a canvas."),
     "t_min": ("number", "The temperature of the last steps."),
     "t_max": ("number", "The temperature of the first steps."),
     "entropy_bound": ("number", "A token is committed while the step's entropy stays below this."),
-    "stability_threshold": ("integer", "Steps for which the canvas must stay the same before it is committed."),
-    "confidence_threshold": ("number", "Mean entropy, in nats, below which a canvas that stands still is committed."),
+    "stability_threshold": (
+        "integer",
+        "Steps for which the canvas must stay the same before it is committed.",
+    ),
+    "confidence_threshold": (
+        "number",
+        "Mean entropy, in nats, below which a canvas that stands still is committed.",
+    ),
     "draft_token_ids": ("list", "An earlier answer to start from."),
     "draft_noise": ("number", "The share of the draft that is masked again."),
-    "max_forwards": ("integer", "The answer ends after so many model calls, with what is committed by then."),
+    "max_forwards": (
+        "integer",
+        "The answer ends after so many model calls, with what is committed by then.",
+    ),
     "mixture_weight": (
         "number",
         "From 0 to 1: the share of the diffusion model against the verifier. Higher is faster.",
@@ -68,7 +101,14 @@ PARAMETERS: dict[str, tuple[str, str]] = {
     "kv_window": ("integer", "Positions that are computed anew each step."),
     "max_lookahead": ("integer", "At most so many tokens are proposed at once."),
 }
-_FORM_LEAVES_OUT = ("algorithm", "visualize", "suppress_token_ids", "apd", "draft_token_ids", "draft_noise")
+_FORM_LEAVES_OUT = (
+    "algorithm",
+    "visualize",
+    "suppress_token_ids",
+    "apd",
+    "draft_token_ids",
+    "draft_noise",
+)
 _CHOICES = {"suppress_end": ["logits", "confidence"]}
 
 
@@ -82,7 +122,9 @@ def rules() -> list[dict[str, Any]]:
 
     made = []
     for rule, algorithm in ALGORITHMS.items():
-        names = dict.fromkeys(name for regime in algorithm.regimes for name in own_parameters(rule, regime))
+        names = dict.fromkeys(
+            name for regime in algorithm.regimes for name in own_parameters(rule, regime)
+        )
         parameters = [described(name) for name in (*names, *common)]
         made.append({"name": rule, "help": RULES.get(rule, ""), "parameters": parameters})
     return made

@@ -84,7 +84,9 @@ def new_batch(request: Request, body: Any, principal: Any) -> NewBatch:
     expires = given.get("output_expires_after")
     if isinstance(expires, dict):
         expires = checks.known(expires, ("anchor", "seconds"), "output_expires_after.")
-    if expires is not None and (not isinstance(expires, dict) or set(expires) != {"anchor", "seconds"}):
+    if expires is not None and (
+        not isinstance(expires, dict) or set(expires) != {"anchor", "seconds"}
+    ):
         message = "output_expires_after must be an object of anchor and seconds"
         raise InvalidParameter(message, param="output_expires_after")
     return NewBatch(
@@ -106,13 +108,21 @@ def new_batch(request: Request, body: Any, principal: Any) -> NewBatch:
 async def create_batch(
     request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep
 ) -> dict[str, Any]:
-    """Accept a batch; its lines are checked next (`validating`), and a single bad one fails it before any has run."""
-    return await context.batches.show(await context.batches.create(new_batch(request, body, principal)))
+    """Accept a batch; its lines are checked next (`validating`), and a single bad one fails it
+    before any has run.
+    """
+    return await context.batches.show(
+        await context.batches.create(new_batch(request, body, principal))
+    )
 
 
 @router.get("")
 async def list_batches(
-    request: Request, context: ContextDep, principal: PrincipalDep, after: str | None = None, limit: str | None = None
+    request: Request,
+    context: ContextDep,
+    principal: PrincipalDep,
+    after: str | None = None,
+    limit: str | None = None,
 ) -> dict[str, Any]:
     """The tenant's batches, newest first."""
     no_nul(request)
@@ -128,29 +138,44 @@ async def get_batch(batch_id: str, context: ContextDep, principal: PrincipalDep)
 
 
 @router.get("/{batch_id}/events")
-async def batch_events(batch_id: str, context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
-    """Server-sent events: `batch` with the same object whenever it changed, `done` with it once it is over."""
+async def batch_events(
+    batch_id: str, context: ContextDep, principal: PrincipalDep
+) -> EventSourceResponse:
+    """Server-sent events: `batch` with the same object whenever it changed, `done` with it once it
+    is over.
+    """
 
     async def read() -> dict[str, Any]:
         return await context.batches.show(await context.batches.get(batch_id, principal.tenant))
 
-    await context.batches.get(batch_id, principal.tenant)  # an unknown one is 404, not an empty stream
+    await context.batches.get(
+        batch_id, principal.tenant
+    )  # an unknown one is 404, not an empty stream
     events = context.changes.follow(
-        "batch", (batch_id, principal.tenant), read, is_over=lambda batch: batch["status"] in OVER,
+        "batch",
+        (batch_id, principal.tenant),
+        read,
+        is_over=lambda batch: batch["status"] in OVER,
         read_all=context.batches.read_many,
-    )  # fmt: skip
+    )
     return FollowingStream(events, context.followers.enter(principal))
 
 
 @router.post("/{batch_id}/cancel")
-async def cancel_batch(batch_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+async def cancel_batch(
+    batch_id: str, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
     """Stop what has not ended; what has keeps its results, and they are in the output file."""
     return await context.batches.show(await context.batches.cancel(batch_id, principal.tenant))
 
 
 @router.post("/{batch_id}/retry_failed")
-async def retry_failed(batch_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """Run every line again that failed, expired or was cancelled; the batch is `in_progress` again, with a new window."""
+async def retry_failed(
+    batch_id: str, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
+    """Run every line again that failed, expired or was cancelled; the batch is `in_progress` again,
+    with a new window.
+    """
     row, retried = await context.batches.retry_failed(batch_id, principal)
     return {**await context.batches.show(row), "retried": retried}
 
@@ -165,8 +190,9 @@ async def list_items(
     cursor: str | None = None,
     limit: str | None = None,
 ) -> dict[str, Any]:
-    """The lines that are jobs, in their order, also while the batch runs, without results; `status` filters, `next_cursor`
-    goes on."""
+    """The lines that are jobs, in their order, also while the batch runs, without results; `status`
+    filters, `next_cursor` goes on.
+    """
     no_nul(request)
     if status is not None and status not in list(JobStatus):
         raise InvalidParameter(f"status must be one of {', '.join(JobStatus)}", param="status")
@@ -179,12 +205,17 @@ async def list_items(
     page = [listed_item(row._mapping) for row in rows[:size]]
     more = len(rows) > size
     return {
-        "object": "list", "data": page, "has_more": more, "next_cursor": str(page[-1]["line"]) if more else None,
-    }  # fmt: skip
+        "object": "list",
+        "data": page,
+        "has_more": more,
+        "next_cursor": str(page[-1]["line"]) if more else None,
+    }
 
 
 @router.get("/{batch_id}/items/{line}")
-async def get_item(batch_id: str, line: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+async def get_item(
+    batch_id: str, line: str, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
     """One line that is a job, with its `response` or `error` once it is over."""
     number = whole_number(line)
     if number is None:

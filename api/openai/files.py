@@ -69,7 +69,9 @@ def _apply(form: Form, upload: Upload) -> None:
     if form.fields["purpose"] not in PURPOSES:
         raise InvalidParameter(f"purpose must be one of {', '.join(PURPOSES)}", param="purpose")
     if not 1 <= len(form.filename) <= MAX_FILENAME or "\x00" in form.filename:
-        raise InvalidParameter(f"the file's name must have 1 to {MAX_FILENAME} characters", param="file")
+        raise InvalidParameter(
+            f"the file's name must have 1 to {MAX_FILENAME} characters", param="file"
+        )
     if not upload.bytes:
         raise InvalidParameter("the file is empty", param="file")
     require_utf8(upload.head, "the file", param="file")
@@ -81,8 +83,12 @@ def _apply(form: Form, upload: Upload) -> None:
 
 
 @router.post("", openapi_extra=_FORM)
-async def create_file(request: Request, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """Upload a file: purpose `batch` (requests of a batch) or `evals` (a dataset). Nothing of it is seen until it is whole."""
+async def create_file(
+    request: Request, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
+    """Upload a file: purpose `batch` (requests of a batch) or `evals` (a dataset). Nothing of it is
+    seen until it is whole.
+    """
     async with context.files.upload(principal.tenant, purpose=PURPOSES[0]) as upload:
         form = await read_form(request, file_field="file", write=upload.write)
         _apply(form, upload)
@@ -116,14 +122,20 @@ async def get_file(file_id: str, context: ContextDep, principal: PrincipalDep) -
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
-async def get_content(file_id: str, context: ContextDep, principal: PrincipalDep) -> StreamingResponse:
-    """The file's bytes. Should they vanish in the middle, the connection breaks rather than end early."""
+async def get_content(
+    file_id: str, context: ContextDep, principal: PrincipalDep
+) -> StreamingResponse:
+    """The file's bytes. Should they vanish in the middle, the connection breaks rather than end
+    early.
+    """
     row = await context.files.get(file_id, principal.tenant)
     headers = {
         "Content-Length": str(row.bytes),
         "Content-Disposition": f"attachment; filename*=UTF-8''{quote(row.filename)}",
     }
-    return StreamingResponse(context.files.read(row), media_type="application/octet-stream", headers=headers)
+    return StreamingResponse(
+        context.files.read(row), media_type="application/octet-stream", headers=headers
+    )
 
 
 @router.delete("/{file_id}")

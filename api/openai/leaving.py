@@ -1,8 +1,9 @@
 """Clients that leave a sync request: its job is cancelled, unless somebody else waits for it.
 
-An SDK that gave up sends the same request again within a second, and that one attaches to the job (`shared.jobs.service`), here
-or in another API process. So a job that an SDK left is mourned for a moment first; then every API process is asked whether
-anybody waits for it: such a request, a long poll, or who follows its events. Only when all say no it is cancelled.
+An SDK that gave up sends the same request again within a second, and that one attaches to the job
+(`shared.jobs.service`), here or in another API process. So a job that an SDK left is mourned for a
+moment first; then every API process is asked whether anybody waits for it: such a request, a long
+poll, or who follows its events. Only when all say no it is cancelled.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Stay:
             try:
                 row = await context.jobs.cancel(self.job_id, self.tenant)
             except (SQLAlchemyError, OSError) as exc:
-                _log.warning("not_cancelled", job_id=self.job_id, error=type(exc).__name__)  # it runs to its end
+                _log.warning(
+                    "not_cancelled", job_id=self.job_id, error=type(exc).__name__
+                )  # it runs to its end
                 return
             if row.status == JobStatus.SUCCEEDED:
                 return  # the answer came as the client left: a later retry finds it by the mark
@@ -69,15 +72,24 @@ class Stay:
                 await context.redis.delete(left_key(self.job_id))
 
 
-def stay(request: Request, context: Context, *, job_id: str, tenant: str, created: bool, keyed: bool) -> Stay:
+def stay(
+    request: Request, context: Context, *, job_id: str, tenant: str, created: bool, keyed: bool
+) -> Stay:
     """Args: keyed: there is an idempotency key, so whoever has it may come back for the answer."""
     is_sdk = "x-stainless-retry-count" in request.headers
-    return Stay(context, job_id, tenant, created, cancels=not keyed, grace_seconds=SDK_GRACE_SECONDS if is_sdk else 0.0)
+    return Stay(
+        context,
+        job_id,
+        tenant,
+        created,
+        cancels=not keyed,
+        grace_seconds=SDK_GRACE_SECONDS if is_sdk else 0.0,
+    )
 
 
 class StayingStream(EventSourceResponse):
-    """A job's events. A client that leaves early, however early that is, leaves the job; an error of ours in mid-stream does
-    not: the job goes on, and its client can come back for it.
+    """A job's events. A client that leaves early, however early that is, leaves the job; an error
+    of ours in mid-stream does not: the job goes on, and its client can come back for it.
 
     Args:
         staying: None for a client that only looks on.
@@ -100,7 +112,8 @@ class StayingStream(EventSourceResponse):
         super().__init__(self._watched(events), headers=headers)
 
     async def _watched(self, events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        # Looked at here, because further out an OSError of a database looks like that of a closed connection.
+        # Looked at here, because further out an OSError of a database looks like that of a closed
+        # connection.
         try:
             async for event in events:
                 yield event

@@ -1,10 +1,12 @@
 """A job's events as the Responses API's stream. Pure: events in, events out.
 
-Sequence numbers are made of the text, not counted: a delta's says how many characters have been sent, so that a client that
-comes back with `starting_after` gets the rest exactly, from whichever process, and however events were cut or lost before.
+Sequence numbers are made of the text, not counted: a delta's says how many characters have been
+sent, so that a client that comes back with `starting_after` gets the rest exactly, from whichever
+process, and however events were cut or lost before.
 
     0 created   1 queued   2 in_progress   3 output_item.added   4 content_part.added
-    4 + characters: output_text.delta      then, behind the last of n: 5 + n text, 6 + n part, 7 + n item done, 8 + n the end
+    4 + characters: output_text.delta      then, behind the last of n: 5 + n text, 6 + n part, 7 + n
+                                                                 item done, 8 + n the end
 """
 
 from __future__ import annotations
@@ -35,16 +37,28 @@ class ResponseEvents:
         self._opened = False
 
     def start(self) -> list[Sent]:
-        began = {**of_row(self._row), "output": [], "usage": None, "completed_at": None, "incomplete_details": None}
+        began = {
+            **of_row(self._row),
+            "output": [],
+            "usage": None,
+            "completed_at": None,
+            "incomplete_details": None,
+        }
         if self._row["status"] == JobStatus.QUEUED:
             queued = {"type": "response.queued", "response": began}
-            return self._new({"type": "response.created", "response": began}, 0) + self._new(queued, 1)
-        return self._new({"type": "response.created", "response": {**began, "status": "in_progress"}}, 0)
+            return self._new({"type": "response.created", "response": began}, 0) + self._new(
+                queued, 1
+            )
+        return self._new(
+            {"type": "response.created", "response": {**began, "status": "in_progress"}}, 0
+        )
 
     def progress(self, data: Mapping[str, Any]) -> list[Sent]:
         """One `progress` event of the job."""
         before, offset, text = self._sent, data["offset"], data["text"]
-        fresh = text[len(before) - offset :] if offset <= len(before) else ""  # beyond a hole: wait for the end
+        fresh = (
+            text[len(before) - offset :] if offset <= len(before) else ""
+        )  # beyond a hole: wait for the end
         return self._open() + self._delta(fresh)
 
     def finish(self, row: Mapping[Any, Any]) -> list[Sent]:
@@ -64,16 +78,31 @@ class ResponseEvents:
             raise Diverged
         events = self._open() + self._delta(text[len(self._sent) :])
         place, n = self._place(), len(text)
-        done = {"type": "response.output_text.done", **place, "text": text, "logprobs": part["logprobs"]}
+        done = {
+            "type": "response.output_text.done",
+            **place,
+            "text": text,
+            "logprobs": part["logprobs"],
+        }
         events += self._new(done, 5 + n)
         events += self._new({"type": "response.content_part.done", **place, "part": part}, 6 + n)
-        events += self._new({"type": "response.output_item.done", "output_index": 0, "item": item}, 7 + n)
-        return events + self._new({"type": f"response.{response['status']}", "response": response}, 8 + n)
+        events += self._new(
+            {"type": "response.output_item.done", "output_index": 0, "item": item}, 7 + n
+        )
+        return events + self._new(
+            {"type": f"response.{response['status']}", "response": response}, 8 + n
+        )
 
     def error(self, code: str, text: str) -> Sent:
         """Return the event that ends a stream that cannot go on."""
         number = max(8 + len(self._sent), self._after + 1)
-        return {"type": "error", "code": code, "message": text, "param": None, "sequence_number": number}
+        return {
+            "type": "error",
+            "code": code,
+            "message": text,
+            "param": None,
+            "sequence_number": number,
+        }
 
     def _place(self) -> dict[str, Any]:
         return {"item_id": message_id(self._job_id), "output_index": 0, "content_index": 0}
@@ -83,7 +112,11 @@ class ResponseEvents:
             return []
         self._opened = True
         running = {**of_row({**self._row, "status": JobStatus.RUNNING}), "output": []}
-        item = {"type": "response.output_item.added", "output_index": 0, "item": message(self._job_id, "in_progress")}
+        item = {
+            "type": "response.output_item.added",
+            "output_index": 0,
+            "item": message(self._job_id, "in_progress"),
+        }
         part = {"type": "response.content_part.added", **self._place(), "part": output_text("")}
         began = {"type": "response.in_progress", "response": running}
         return self._new(began, 2) + self._new(item, 3) + self._new(part, 4)
@@ -93,8 +126,17 @@ class ResponseEvents:
             return []
         self._sent += fresh
         number = _DELTA + len(self._sent)
-        fresh = fresh[-(number - self._after) :] if self._after >= _DELTA and number > self._after else fresh
-        delta = {"type": "response.output_text.delta", **self._place(), "delta": fresh, "logprobs": []}
+        fresh = (
+            fresh[-(number - self._after) :]
+            if self._after >= _DELTA and number > self._after
+            else fresh
+        )
+        delta = {
+            "type": "response.output_text.delta",
+            **self._place(),
+            "delta": fresh,
+            "logprobs": [],
+        }
         return self._new(delta, number)
 
     def _new(self, event: Sent, number: int) -> list[Sent]:

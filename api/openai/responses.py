@@ -1,4 +1,6 @@
-"""`/v1/responses`, OpenAI's Responses API: jobs that the request waits for, streams, or leaves in the background."""
+"""`/v1/responses`, OpenAI's Responses API: jobs that the request waits for, streams, or leaves in
+the background.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ from shared.jobs.views import urls
 from shared.keys.principal import Principal
 from shared.keys.principal import Scope as KeyScope
 
-creating = APIRouter(tags=["openai"], dependencies=[requires(KeyScope.JOBS, counted=False)])  # `serve` counts
+creating = APIRouter(
+    tags=["openai"], dependencies=[requires(KeyScope.JOBS, counted=False)]
+)  # `serve` counts
 router = APIRouter(prefix=RESPONSES, tags=["openai"], dependencies=[requires(KeyScope.JOBS)])
 
 UNSTORED_SECONDS = 60.0  # `store: false`: input and output are purged so long after the end
@@ -41,20 +45,28 @@ CANCEL_SECONDS = 5.0  # how long a cancel waits for the end, which one denoising
 
 
 @creating.post(RESPONSES, openapi_extra=body_schema("input"))
-async def create_response(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
-    """OpenAI's Responses API: waits for the answer, streams it, or with `background` comes back at once."""
+async def create_response(
+    request: Request, body: JsonBody, context: ContextDep, principal: CallerDep
+) -> Response:
+    """OpenAI's Responses API: waits for the answer, streams it, or with `background` comes back at
+    once.
+    """
     given = body if isinstance(body, dict) else {}
     background = given.get("background") is True
     way = Way(
         reply=_reply,
         priority=Priority.NORMAL if background else Priority.INTERACTIVE,
-        retain_seconds=UNSTORED_SECONDS if given.get("store") is False else context.settings.default_retain_seconds,
+        retain_seconds=UNSTORED_SECONDS
+        if given.get("store") is False
+        else context.settings.default_retain_seconds,
         stays=background,
     )
     return await serve(request, body, context, principal, RESPONSES, way)
 
 
-async def _reply(request: Request, context: Context, prepared: Prepared, staying: Stay, visit: Visit) -> Response:
+async def _reply(
+    request: Request, context: Context, prepared: Prepared, staying: Stay, visit: Visit
+) -> Response:
     given = prepared.values["body"]
     if given.get("stream"):
         return ResponseStream(context, staying.job_id, staying.tenant, staying=staying)
@@ -91,14 +103,20 @@ async def get_response(
         raise InvalidParameter("stream must be true or false", param="stream")
     if stream != "true":
         if starting_after is not None:
-            raise InvalidParameter("starting_after has no effect without stream=true", param="starting_after")
+            raise InvalidParameter(
+                "starting_after has no effect without stream=true", param="starting_after"
+            )
         return JSONResponse(of_row(row._mapping), headers={"X-Job-Id": row.id})
     after = None
     if starting_after is not None:
         after = whole_number(starting_after)
         if after is None:
-            raise InvalidParameter("starting_after must be a sequence number", param="starting_after")
-    return ResponseStream(context, row.id, row.tenant, after=after, place=context.followers.enter(principal))
+            raise InvalidParameter(
+                "starting_after must be a sequence number", param="starting_after"
+            )
+    return ResponseStream(
+        context, row.id, row.tenant, after=after, place=context.followers.enter(principal)
+    )
 
 
 @router.get("/{response_id}/input_items")
@@ -132,7 +150,9 @@ async def list_input_items(
 
 
 @router.post("/{response_id}/cancel")
-async def cancel_response(response_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
+async def cancel_response(
+    response_id: str, context: ContextDep, principal: PrincipalDep
+) -> JSONResponse:
     """Stop a response that is not over; it answers when that is done, within one denoising step."""
     row = await _row(context, response_id, principal)
     await context.jobs.cancel(row.id, principal.tenant)
@@ -141,7 +161,9 @@ async def cancel_response(response_id: str, context: ContextDep, principal: Prin
 
 
 @router.delete("/{response_id}")
-async def delete_response(response_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
+async def delete_response(
+    response_id: str, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
     """Forget input and output of a response that is over; 409 while it runs."""
     row = await _row(context, response_id, principal)
     await context.jobs.purge(row.id, principal.tenant)

@@ -1,5 +1,6 @@
-"""`/v1/chat/completions` and `/v1/completions`, and beside them `/v1/infill` and `/v1/loglikelihood`: jobs that the request
-waits for; the first two also stream."""
+"""`/v1/chat/completions` and `/v1/completions`, and beside them `/v1/infill` and
+`/v1/loglikelihood`: jobs that the request waits for; the first two also stream.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ from shared.jobs.views import urls
 from shared.keys.principal import Principal
 from shared.keys.principal import Scope as KeyScope
 
-router = APIRouter(tags=["openai"], dependencies=[requires(KeyScope.JOBS, counted=False)])  # `serve` counts
+router = APIRouter(
+    tags=["openai"], dependencies=[requires(KeyScope.JOBS, counted=False)]
+)  # `serve` counts
 
 CLIENT_GONE = 499
 _STATUS = {"cancelled": 409, "expired": 409}  # of a job that ended otherwise; all else is 500
@@ -53,51 +56,78 @@ class Way:
 
 def body_schema(*required: str) -> dict[str, Any]:
     """OpenAPI's words for a body that is checked in `shared.jobs`."""
-    shape = {"type": "object", "required": ["model", *required], "properties": {"model": {"type": "string"}}}
+    shape = {
+        "type": "object",
+        "required": ["model", *required],
+        "properties": {"model": {"type": "string"}},
+    }
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": shape}}}}
 
 
 @router.post(CHAT, openapi_extra=body_schema("messages"))
-async def chat_completions(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
+async def chat_completions(
+    request: Request, body: JsonBody, context: ContextDep, principal: CallerDep
+) -> Response:
     """OpenAI's chat completions; diffusion parameters ride in `diffusion`."""
     return await serve(request, body, context, principal, CHAT)
 
 
 @router.post(COMPLETIONS, openapi_extra=body_schema("prompt"))
-async def completions(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
+async def completions(
+    request: Request, body: JsonBody, context: ContextDep, principal: CallerDep
+) -> Response:
     """OpenAI's completions; diffusion parameters ride in `diffusion`."""
     return await serve(request, body, context, principal, COMPLETIONS)
 
 
 @router.post(INFILL, openapi_extra=body_schema("parts"))
-async def infill(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
+async def infill(
+    request: Request, body: JsonBody, context: ContextDep, principal: CallerDep
+) -> Response:
     """A text with holes at any place, filled with all that stands around them in view."""
     return await serve(request, body, context, principal, INFILL)
 
 
 @router.post(LOGLIKELIHOOD, openapi_extra=body_schema())
-async def loglikelihood(request: Request, body: JsonBody, context: ContextDep, principal: CallerDep) -> Response:
+async def loglikelihood(
+    request: Request, body: JsonBody, context: ContextDep, principal: CallerDep
+) -> Response:
     """Score how likely a continuation is after a context, or many such pairs."""
     return await serve(request, body, context, principal, LOGLIKELIHOOD)
 
 
-async def _reply(request: Request, context: Context, prepared: Prepared, staying: Stay, visit: Visit) -> Response:
+async def _reply(
+    request: Request, context: Context, prepared: Prepared, staying: Stay, visit: Visit
+) -> Response:
     if prepared.request.stream:
         return JobStream(prepared, staying)
     return await answer(request, context, staying, visit.remaining_seconds)
 
 
 async def serve(
-    request: Request, body: Any, context: Context, principal: Principal, endpoint: str, way: Way | None = None
+    request: Request,
+    body: Any,
+    context: Context,
+    principal: Principal,
+    endpoint: str,
+    way: Way | None = None,
 ) -> Response:
-    """Accept the job, then wait for it or stream it. Beyond a limit the request waits for its turn first."""
-    way = way or Way(_reply, Priority.INTERACTIVE, context.settings.default_retain_seconds, stays=False)
+    """Accept the job, then wait for it or stream it. Beyond a limit the request waits for its turn
+    first.
+    """
+    way = way or Way(
+        _reply, Priority.INTERACTIVE, context.settings.default_retain_seconds, stays=False
+    )
     size = len(await request.body())
-    visit = Visit(request, context.stopping, longest=context.settings.sync_timeout_seconds, size=size)
+    visit = Visit(
+        request, context.stopping, longest=context.settings.sync_timeout_seconds, size=size
+    )
     room = context.waiting_room
     place: Place | None = context.followers.enter(principal)
     try:
-        await room.admit(rate_line(principal), visit, lambda: count_request(request, context, principal))
+        await room.admit(
+            rate_line(principal), visit, lambda: count_request(request, context, principal)
+        )
         submission = Submission(
             endpoint=endpoint,
             body=body,
@@ -119,9 +149,13 @@ async def serve(
                 waited_for.append(accepted.id)
                 context.waiter.register(accepted.id)
             staying = stay(
-                request, context, job_id=accepted.id, tenant=principal.tenant, created=accepted.created,
+                request,
+                context,
+                job_id=accepted.id,
+                tenant=principal.tenant,
+                created=accepted.created,
                 keyed=way.stays or submission.idempotency_key is not None,
-            )  # fmt: skip
+            )
             reply = await way.reply(request, context, prepared, staying, visit)
             if isinstance(reply, StayingStream):
                 reply.place, place = place, None  # the stream leaves it
@@ -156,27 +190,46 @@ async def answer(request: Request, context: Context, staying: Stay, seconds: flo
         if client_left:
             staying.leave()
         refuse_purged(row)  # it had less to live than its answer took to be read
-        return JSONResponse(row.result, headers=headers) if row.result else failure(request, row._mapping)
+        return (
+            JSONResponse(row.result, headers=headers)
+            if row.result
+            else failure(request, row._mapping)
+        )
     if left:
         staying.leave()
         return Response(status_code=CLIENT_GONE, headers=headers)
     where = {**headers, "Location": urls(job_id)["self"]}
     if row is None:
-        refused = from_vdiff(request, Overloaded(f"the server is stopping; the job goes on at {urls(job_id)['self']}"))
+        refused = from_vdiff(
+            request,
+            Overloaded(f"the server is stopping; the job goes on at {urls(job_id)['self']}"),
+        )
         refused.headers.update(where)
         return refused
     most = context.settings.sync_timeout_seconds
     late = from_vdiff(
-        request, WaitTimeout(f"not done after {most:g} s; the job goes on: GET {urls(job_id)['self']}?wait=60")
+        request,
+        WaitTimeout(
+            f"not done after {most:g} s; the job goes on: GET {urls(job_id)['self']}?wait=60"
+        ),
     )
     late.headers.update({**where, **NO_RETRY})
     return late
 
 
 def _error_of(row: Mapping[Any, Any]) -> tuple[int, dict[str, Any]]:
-    error = row["error"] or {"code": row["status"], "message": f"the job is {row['status']}", "param": None}
+    error = row["error"] or {
+        "code": row["status"],
+        "message": f"the job is {row['status']}",
+        "param": None,
+    }
     status = _STATUS.get(row["status"], 500)
-    body = {"message": error["message"], "type": error_type(status), "param": error["param"], "code": error["code"]}
+    body = {
+        "message": error["message"],
+        "type": error_type(status),
+        "param": error["param"],
+        "code": error["code"],
+    }
     return status, body
 
 
@@ -184,13 +237,19 @@ def failure(request: Request, row: Mapping[Any, Any]) -> JSONResponse:
     """A job that did not succeed, as an error."""
     status, error = _error_of(row)
     return problem(
-        status, error["message"], code=error["code"], param=error["param"], instance=request.url.path,
+        status,
+        error["message"],
+        code=error["code"],
+        param=error["param"],
+        instance=request.url.path,
         headers={"X-Job-Id": row["id"], **NO_RETRY},
-    )  # fmt: skip
+    )
 
 
 def _data(value: Any) -> bytes:
-    return format_sse_event(data_str=value if isinstance(value, str) else json.dumps(value, separators=(",", ":")))
+    return format_sse_event(
+        data_str=value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+    )
 
 
 class JobStream(StayingStream):
@@ -204,9 +263,14 @@ class JobStream(StayingStream):
         first = await self._context.jobs.get(self._job_id, self._tenant)
         params = prepared.values["params"]
         chunks = ChunkStream(
-            first.endpoint, first.id, first.model, int(first.created_at.timestamp()), n=params["n"],
-            include_usage=prepared.request.include_usage, visualize=params["diffusion"]["visualize"],
-        )  # fmt: skip
+            first.endpoint,
+            first.id,
+            first.model,
+            int(first.created_at.timestamp()),
+            n=params["n"],
+            include_usage=prepared.request.include_usage,
+            visualize=params["diffusion"]["visualize"],
+        )
         for chunk in chunks.start():
             yield _data(chunk)
         async for item in follow(self._context, self._job_id, self._tenant):
@@ -220,8 +284,16 @@ class JobStream(StayingStream):
                 for chunk in chunks.progress(item[2]):
                     yield _data(chunk)
         if not self.over:
-            yield _data({"error": {"message": "the server is stopping; the job goes on", "type": "server_error",
-                                   "param": None, "code": "overloaded"}})  # fmt: skip
+            yield _data(
+                {
+                    "error": {
+                        "message": "the server is stopping; the job goes on",
+                        "type": "server_error",
+                        "param": None,
+                        "code": "overloaded",
+                    }
+                }
+            )
         yield _data("[DONE]")
 
 
@@ -233,4 +305,13 @@ def ending(chunks: ChunkStream, row: Row[Any]) -> list[dict[str, Any]]:
         return chunks.finish(row._mapping)
     except Diverged:
         message = f"the job was run again and its text differs from what was sent; read {urls(row.id)['result']}"
-        return [{"error": {"message": message, "type": "server_error", "param": None, "code": "stream_diverged"}}]
+        return [
+            {
+                "error": {
+                    "message": message,
+                    "type": "server_error",
+                    "param": None,
+                    "code": "stream_diverged",
+                }
+            }
+        ]

@@ -1,9 +1,11 @@
-"""A job's events as OpenAI's stream chunks. Pure: events in, chunks out; no server needed to test it.
+"""A job's events as OpenAI's stream chunks. Pure: events in, chunks out; no server needed to test
+it.
 
-Deltas are append-only. Events may repeat (a batch sent again, a second attempt of the job, which by its frozen seed says
-the same) or be missing (Redis lost some); `offset` tells, and what is missing comes with the finished job. Should a second
-attempt nevertheless differ from what was sent, the stream ends with an error rather than with a mixture. Log-probabilities come
-whole, with the finish reason: tokens are not committed from left to right, deltas are.
+Deltas are append-only. Events may repeat (a batch sent again, a second attempt of the job, which by
+its frozen seed says the same) or be missing (Redis lost some); `offset` tells, and what is missing
+comes with the finished job. Should a second attempt nevertheless differ from what was sent, the
+stream ends with an error rather than with a mixture. Log-probabilities come whole, with the finish
+reason: tokens are not committed from left to right, deltas are.
 """
 
 from __future__ import annotations
@@ -25,12 +27,20 @@ class ChunkStream:
     """The chunks of one response.
 
     Args:
-        visualize: each delta is the whole current text instead, to be replaced (Mercury's "diffusing" semantics); the
-            committed part of it stands under `vdiff`.
+        visualize: each delta is the whole current text instead, to be replaced (Mercury's
+            "diffusing" semantics); the committed part of it stands under `vdiff`.
     """
 
     def __init__(
-        self, endpoint: str, job_id: str, model: str, created: int, *, n: int, include_usage: bool, visualize: bool
+        self,
+        endpoint: str,
+        job_id: str,
+        model: str,
+        created: int,
+        *,
+        n: int,
+        include_usage: bool,
+        visualize: bool,
     ) -> None:
         self._chat = endpoint == CHAT
         self._common = {
@@ -51,10 +61,17 @@ class ChunkStream:
         return {**self._common, "choices": choices, **usage, **more}
 
     def _choice(
-        self, index: int, text: str | None, finish_reason: str | None = None, logprobs: Any = None, **delta: Any
+        self,
+        index: int,
+        text: str | None,
+        finish_reason: str | None = None,
+        logprobs: Any = None,
+        **delta: Any,
     ) -> dict[str, Any]:
         if self._chat:
-            content: dict[str, Any] = {"delta": delta if text is None else {**delta, "content": text}}
+            content: dict[str, Any] = {
+                "delta": delta if text is None else {**delta, "content": text}
+            }
         else:
             content = {"text": text or ""}
         return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish_reason}
@@ -72,16 +89,27 @@ class ChunkStream:
             return []
         before = self._sent[index]
         offset, text = data["offset"], data["text"]
-        fresh = text[len(before) - offset :] if offset <= len(before) else ""  # beyond a hole: wait for the end
+        fresh = (
+            text[len(before) - offset :] if offset <= len(before) else ""
+        )  # beyond a hole: wait for the end
         self._sent[index] = before + fresh
         if self._visualize:
             reader = self._canvases[index]
             canvas = reader.canvas if reader.hear(data) else None
             self._paid[index] += STEP_BYTES
-            if canvas is None or (cost := len(json.dumps([canvas, self._sent[index]]))) > self._paid[index]:
-                return []  # of a long text, as many steps are left out as keep the whole stream's bytes linear
+            if (
+                canvas is None
+                or (cost := len(json.dumps([canvas, self._sent[index]]))) > self._paid[index]
+            ):
+                # of a long text, as many steps are left out as keep the whole stream's bytes linear
+                return []
             self._paid[index] -= cost
-            extras = {"diffusing": True, "replace": True, "committed": self._sent[index], "step": data["step"]}
+            extras = {
+                "diffusing": True,
+                "replace": True,
+                "committed": self._sent[index],
+                "step": data["step"],
+            }
             return [self._chunk([self._choice(index, canvas)], vdiff=extras)]
         return [self._chunk([self._choice(index, fresh)])] if fresh else []
 
@@ -108,9 +136,12 @@ class ChunkStream:
                     chunks.append(self._chunk([self._choice(index, rest)]))
             chunks.append(
                 self._chunk(
-                    [self._choice(index, None, choice["finish_reason"], choice["logprobs"])], vdiff=result["vdiff"]
+                    [self._choice(index, None, choice["finish_reason"], choice["logprobs"])],
+                    vdiff=result["vdiff"],
                 )
             )
         if self._include_usage:
-            chunks.append({**self._common, "choices": [], "usage": result["usage"], "vdiff": result["vdiff"]})
+            chunks.append(
+                {**self._common, "choices": [], "usage": result["usage"], "vdiff": result["vdiff"]}
+            )
         return chunks

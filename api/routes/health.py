@@ -39,7 +39,9 @@ async def _state(context: Context) -> dict[str, Any]:
         async with asyncio.timeout(CHECK_TIMEOUT_S), context.database.read() as session:
             state["models"] = len((await session.execute(serving.list_models())).all())
             stale = context.settings.worker_stale_seconds
-            state["workers"] = len((await session.execute(serving.live_workers(stale_seconds=stale))).all())
+            state["workers"] = len(
+                (await session.execute(serving.live_workers(stale_seconds=stale))).all()
+            )
     except (SQLAlchemyError, OSError, TimeoutError) as exc:
         if database is None:
             state["database"] = str(describe_database(exc))
@@ -53,7 +55,13 @@ async def health(context: ContextDep) -> JSONResponse:
     """
     state = await _state(context)
     good = state["database"] == "ok"
-    status = "ok" if good and state["redis"] == "ok" and state["workers"] else "degraded" if good else "down"
+    status = (
+        "ok"
+        if good and state["redis"] == "ok" and state["workers"]
+        else "degraded"
+        if good
+        else "down"
+    )
     return JSONResponse({"status": status, "version": version(), **state}, 200 if good else 503)
 
 
@@ -65,15 +73,20 @@ async def live() -> dict[str, str]:
 
 @router.get("/health/ready")
 async def ready(context: ContextDep) -> JSONResponse:
-    """200 when a job can be accepted: PostgreSQL takes writes, and a worker registered a model, now or earlier.
+    """200 when a job can be accepted: PostgreSQL takes writes, and a worker registered a model, now
+    or earlier.
 
     Without Redis jobs are accepted and wait, so the answer stays 200 and its status is `degraded`.
     """
     state = await _state(context)
     if state["database"] != "ok":
-        return JSONResponse({"status": "not ready", "reason": f"database: {state['database']}"}, 503)
+        return JSONResponse(
+            {"status": "not ready", "reason": f"database: {state['database']}"}, 503
+        )
     if not state["models"]:
-        return JSONResponse({"status": "not ready", "reason": "no worker has registered a model yet"}, 503)
+        return JSONResponse(
+            {"status": "not ready", "reason": "no worker has registered a model yet"}, 503
+        )
     counts = {"models": state["models"], "workers": state["workers"]}
     if state["redis"] != "ok":
         return JSONResponse({"status": "degraded", "reason": f"redis: {state['redis']}", **counts})

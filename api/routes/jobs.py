@@ -18,7 +18,14 @@ from fastapi.sse import EventSourceResponse
 from sqlalchemy import Row
 
 from api.auth import PrincipalDep, requires
-from api.dependencies import Context, ContextDep, JsonBody, idempotency_key, is_automatic_retry, json_body
+from api.dependencies import (
+    Context,
+    ContextDep,
+    JsonBody,
+    idempotency_key,
+    is_automatic_retry,
+    json_body,
+)
 from api.errors import problem
 from api.events import job_events
 from api.openai.leaving import StayingStream
@@ -56,11 +63,21 @@ _CREATE_SCHEMA = {
                     "properties": {
                         "endpoint": {"type": "string", "enum": list(ENDPOINTS)},
                         "body": {"type": "object", "description": "the endpoint's own body"},
-                        "priority": {"type": "string", "enum": [p.value for p in Priority], "default": "normal"},
+                        "priority": {
+                            "type": "string",
+                            "enum": [p.value for p in Priority],
+                            "default": "normal",
+                        },
                         "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
                         "custom_id": {"type": "string", "maxLength": MAX_CUSTOM_ID},
-                        "webhook": {"type": "object", "properties": {name: {} for name in JOB_FIELDS}},
-                        "deadlines": {"type": "object", "properties": {name: {} for name in deadlines.FIELDS}},
+                        "webhook": {
+                            "type": "object",
+                            "properties": {name: {} for name in JOB_FIELDS},
+                        },
+                        "deadlines": {
+                            "type": "object",
+                            "properties": {name: {} for name in deadlines.FIELDS},
+                        },
                     },
                 }
             }
@@ -85,14 +102,18 @@ _RETRY_SCHEMA = {
 }
 
 
-def submission_of(request: Request, body: Any, principal: Principal, settings: Settings) -> Submission:
+def submission_of(
+    request: Request, body: Any, principal: Principal, settings: Settings
+) -> Submission:
     """A native job's body, checked but for the inner one."""
     if not isinstance(body, dict):
         raise InvalidParameter("the body must be an object", param="body")
     for name in body:
         if name not in FIELDS:
             known = ", ".join(FIELDS)
-            raise UnknownParameter(f"{name[:80]} is not a field of a job; known: {known}", param=name[:80])
+            raise UnknownParameter(
+                f"{name[:80]} is not a field of a job; known: {known}", param=name[:80]
+            )
     for name in ("endpoint", "body"):
         if body.get(name) is None:
             raise MissingParameter(f"{name} is required", param=name)
@@ -101,8 +122,12 @@ def submission_of(request: Request, body: Any, principal: Principal, settings: S
     if priority not in list(Priority):
         raise InvalidParameter(f"priority must be one of {', '.join(Priority)}", param="priority")
     custom_id = given.get("custom_id")
-    if custom_id is not None and not (isinstance(custom_id, str) and 1 <= len(custom_id) <= MAX_CUSTOM_ID):
-        raise InvalidParameter(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters", param="custom_id")
+    if custom_id is not None and not (
+        isinstance(custom_id, str) and 1 <= len(custom_id) <= MAX_CUSTOM_ID
+    ):
+        raise InvalidParameter(
+            f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters", param="custom_id"
+        )
     return Submission(
         endpoint=given["endpoint"],
         body=given["body"],
@@ -126,18 +151,31 @@ async def show(context: Context, row: Row[Any]) -> dict[str, Any]:
         async with context.database.read() as session:
             if row.status == JobStatus.QUEUED:
                 position = await estimate.queue_position(session, row._mapping)
-            eta = await estimate.eta_seconds(session, row._mapping, position, context.settings.worker_stale_seconds)
+            eta = await estimate.eta_seconds(
+                session, row._mapping, position, context.settings.worker_stale_seconds
+            )
     span = None if eta is None else (await context.forecasts.calibration(row.model)).range_of(eta)
     original = await context.jobs.original_result(row)
-    return job_object(row._mapping, queue_position=position, eta_seconds=eta, eta_range_seconds=span, original=original)
+    return job_object(
+        row._mapping,
+        queue_position=position,
+        eta_seconds=eta,
+        eta_range_seconds=span,
+        original=original,
+    )
 
 
 async def gone(context: Context, request: Request, row: Row[Any]) -> JSONResponse:
     """410 for a purged job, with what the ledger still knows of it."""
     answer = problem(
-        410, f"input and output of {row.id} were purged", code="job_purged", param=None, instance=request.url.path,
-        headers={"X-Job-Id": row.id}, more={"job": await show(context, row)},
-    )  # fmt: skip
+        410,
+        f"input and output of {row.id} were purged",
+        code="job_purged",
+        param=None,
+        instance=request.url.path,
+        headers={"X-Job-Id": row.id},
+        more={"job": await show(context, row)},
+    )
     return answer
 
 
@@ -161,10 +199,13 @@ def wait_seconds(value: str | None, longest: float) -> float:
 
 
 @router.post("", status_code=202, openapi_extra=_CREATE_SCHEMA)
-async def create(request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
+async def create(
+    request: Request, body: JsonBody, context: ContextDep, principal: PrincipalDep
+) -> JSONResponse:
     """Accept a job: 202 with its row, or 200 with the result when `Prefer: wait=N` was long enough.
 
-    With an `Idempotency-Key` the same request gives the same job for 24 hours; another body under the key is 422.
+    With an `Idempotency-Key` the same request gives the same job for 24 hours; another body under
+    the key is 422.
     """
     submission = submission_of(request, body, principal, context.settings)
     try:
@@ -172,24 +213,36 @@ async def create(request: Request, body: JsonBody, context: ContextDep, principa
     except VDiffError:
         if (found := await context.jobs.made_before(submission)) is None:
             raise
-        with waiting_place(context, principal, preferred_wait(request, context.settings.max_wait_seconds)):
+        with waiting_place(
+            context, principal, preferred_wait(request, context.settings.max_wait_seconds)
+        ):
             return await accepted_as(request, context, Accepted(found, created=False), principal)
     return await accept(request, context, prepared, principal)
 
 
-async def accept(request: Request, context: Context, prepared: Prepared, principal: Principal) -> JSONResponse:
+async def accept(
+    request: Request, context: Context, prepared: Prepared, principal: Principal
+) -> JSONResponse:
     """Store the job and answer with it: at once, or when it is over for `Prefer: wait`."""
-    with waiting_place(context, principal, preferred_wait(request, context.settings.max_wait_seconds)):
+    with waiting_place(
+        context, principal, preferred_wait(request, context.settings.max_wait_seconds)
+    ):
         accepted = await context.jobs.enqueue(prepared)
         return await accepted_as(request, context, accepted, principal)
 
 
-def waiting_place(context: Context, principal: Principal, seconds: float | None) -> AbstractContextManager[object]:
-    """Hold a place for a request that waits so long; none for one that does not. Raises TooManyRequests."""
+def waiting_place(
+    context: Context, principal: Principal, seconds: float | None
+) -> AbstractContextManager[object]:
+    """Hold a place for a request that waits so long; none for one that does not. Raises
+    TooManyRequests.
+    """
     return context.followers.enter(principal) if seconds else nullcontext()
 
 
-async def accepted_as(request: Request, context: Context, accepted: Accepted, principal: Principal) -> JSONResponse:
+async def accepted_as(
+    request: Request, context: Context, accepted: Accepted, principal: Principal
+) -> JSONResponse:
     """The answer for a job that is stored."""
     request.state.job_id = accepted.id  # an error from here on tells it too
     seconds = preferred_wait(request, context.settings.max_wait_seconds)
@@ -231,7 +284,9 @@ def _moment(value: str) -> datetime:
 def _no_nul(params: list[tuple[str, str]]) -> None:
     for name, value in params:
         if "\x00" in name or "\x00" in value:
-            raise InvalidParameter(f"{name!r} has a NUL character", param=name.replace("\x00", "")[:80] or "query")
+            raise InvalidParameter(
+                f"{name!r} has a NUL character", param=name.replace("\x00", "")[:80] or "query"
+            )
 
 
 @router.get("")
@@ -246,7 +301,8 @@ async def list_jobs(
     limit: str | None = None,
     cursor: str | None = None,
 ) -> dict[str, Any]:
-    """Jobs, newest first, without results. `metadata[key]=value` filters; `next_cursor` goes on where the page ends.
+    """Jobs, newest first, without results. `metadata[key]=value` filters; `next_cursor` goes on
+    where the page ends.
 
     A page may have fewer jobs than `limit`, even none, while `has_more` is true.
     """
@@ -281,9 +337,15 @@ async def list_jobs(
 
 @router.get("/{job_id}")
 async def get_job(
-    request: Request, job_id: str, context: ContextDep, principal: PrincipalDep, wait: str | None = None
+    request: Request,
+    job_id: str,
+    context: ContextDep,
+    principal: PrincipalDep,
+    wait: str | None = None,
 ) -> Response:
-    """The job; with `wait=30` the answer comes when the job is over, or after 30 seconds. Knows If-None-Match."""
+    """The job; with `wait=30` the answer comes when the job is over, or after 30 seconds. Knows
+    If-None-Match.
+    """
     seconds = wait_seconds(wait, context.settings.max_wait_seconds)
     with waiting_place(context, principal, seconds):
         row = await context.jobs.wait(job_id, seconds, principal.tenant)
@@ -292,7 +354,10 @@ async def get_job(
     shown = await show(context, row)
     etag = f'"{hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:32]}"'
     headers = {"ETag": etag, "X-Job-Id": row.id}
-    wanted = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    wanted = [
+        tag.strip().removeprefix("W/")
+        for tag in request.headers.get("if-none-match", "").split(",")
+    ]
     if etag in wanted or "*" in wanted:
         return Response(status_code=304, headers=headers)
     if not is_over(row):
@@ -302,18 +367,26 @@ async def get_job(
 
 def _is_event_id(text: str) -> bool:
     """Return whether it is an id of a Redis stream: two numbers of 64 bits."""
-    return bool(re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text)) and all(int(n) < 2**64 for n in text.split("-"))
+    return bool(re.fullmatch(r"[0-9]{1,20}-[0-9]{1,20}", text)) and all(
+        int(n) < 2**64 for n in text.split("-")
+    )
 
 
 @router.get("/{job_id}/events")
-async def events(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
-    """Server-sent events: queued, started, progress, denoise, done. `Last-Event-ID` resumes; after ten minutes the stream ends,
-    so that the key is looked at again when the client comes back with the last id."""
+async def events(
+    request: Request, job_id: str, context: ContextDep, principal: PrincipalDep
+) -> EventSourceResponse:
+    """Server-sent events: queued, started, progress, denoise, done. `Last-Event-ID` resumes; after
+    ten minutes the stream ends, so that the key is looked at again when the client comes back with
+    the last id.
+    """
     row = await context.jobs.get(job_id, principal.tenant)
     refuse_purged(row)
     last = request.headers.get("last-event-id", "")
     if last and not _is_event_id(last):
-        raise InvalidParameter("Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID")
+        raise InvalidParameter(
+            "Last-Event-ID must be the id of an event of this stream", param="Last-Event-ID"
+        )
     place = context.followers.enter(principal)
     return StayingStream(context, row.id, job_events(context, row, last or None), None, place)
 
@@ -321,11 +394,17 @@ async def events(request: Request, job_id: str, context: ContextDep, principal: 
 @router.get("/{job_id}/input")
 async def job_input(job_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Return the job's request body as it was sent; 410 once it is purged."""
-    return {"object": "job.input", "job_id": job_id, "body": await context.jobs.body(job_id, principal.tenant)}
+    return {
+        "object": "job.input",
+        "job_id": job_id,
+        "body": await context.jobs.body(job_id, principal.tenant),
+    }
 
 
 @router.get("/{job_id}/result")
-async def result(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
+async def result(
+    request: Request, job_id: str, context: ContextDep, principal: PrincipalDep
+) -> JSONResponse:
     """The response object that the job's endpoint would have given; 409 unless the job succeeded."""
     row = await context.jobs.get(job_id, principal.tenant)
     if row.purged_at is not None:
@@ -333,13 +412,20 @@ async def result(request: Request, job_id: str, context: ContextDep, principal: 
     if row.status == JobStatus.SUCCEEDED:
         return JSONResponse(row.result, headers={"X-Job-Id": row.id})
     if not is_over(row):
-        raise Conflict(f"the job is {row.status}; wait for it with {urls(row.id)['self']}?wait=30", code="job_not_done")
+        raise Conflict(
+            f"the job is {row.status}; wait for it with {urls(row.id)['self']}?wait=30",
+            code="job_not_done",
+        )
     error = row.error or {}
     message = f"the job is {row.status}: {error.get('message', 'no result')}"
     return problem(
-        409, message, code=error.get("code", "no_result"), param=error.get("param"), instance=request.url.path,
+        409,
+        message,
+        code=error.get("code", "no_result"),
+        param=error.get("param"),
+        instance=request.url.path,
         headers={"X-Job-Id": row.id},
-    )  # fmt: skip
+    )
 
 
 @router.get("/{job_id}/attempts")
@@ -348,14 +434,22 @@ async def attempts(job_id: str, context: ContextDep, principal: PrincipalDep) ->
     await context.jobs.get(job_id, principal.tenant)
     async with context.database.read() as session:
         rows = (await session.execute(queries.attempts(job_id))).all()
-    return {"object": "list", "data": [attempt_object(row._mapping) for row in rows], "has_more": False}
+    return {
+        "object": "list",
+        "data": [attempt_object(row._mapping) for row in rows],
+        "has_more": False,
+    }
 
 
 @router.post("/{job_id}/cancel", status_code=202)
 async def cancel(job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
-    """Stop the job between two denoising steps: 202 while it still runs, 200 with the job once it is over."""
+    """Stop the job between two denoising steps: 202 while it still runs, 200 with the job once it
+    is over.
+    """
     row = await context.jobs.cancel(job_id, principal.tenant)
-    return JSONResponse(await show(context, row), 200 if is_over(row) else 202, {"X-Job-Id": row.id})
+    return JSONResponse(
+        await show(context, row), 200 if is_over(row) else 202, {"X-Job-Id": row.id}
+    )
 
 
 @router.post("/estimate", openapi_extra=_CREATE_SCHEMA)
@@ -366,12 +460,17 @@ async def estimate_job(
     accepts nothing.
     """
     prepared = await context.jobs.prepare(submission_of(request, body, principal, context.settings))
-    return await estimate.estimate_object(context.database, prepared.values, context.settings.worker_stale_seconds)
+    return await estimate.estimate_object(
+        context.database, prepared.values, context.settings.worker_stale_seconds
+    )
 
 
 @router.post("/{job_id}/retry", status_code=202, openapi_extra=_RETRY_SCHEMA)
-async def retry(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
-    """Another life for a job that failed, was cancelled or expired; 409 for one that succeeded or is not over.
+async def retry(
+    request: Request, job_id: str, context: ContextDep, principal: PrincipalDep
+) -> JSONResponse:
+    """Another life for a job that failed, was cancelled or expired; 409 for one that succeeded or
+    is not over.
 
     The body may give new `deadlines`; without them, moments that have passed are dropped.
     """
@@ -380,7 +479,9 @@ async def retry(request: Request, job_id: str, context: ContextDep, principal: P
         raise InvalidParameter("the body must be an object", param="body")
     for name in given:
         if name != "deadlines":
-            raise UnknownParameter(f"{name[:80]} is not a field of a retry; known: deadlines", param=name[:80])
+            raise UnknownParameter(
+                f"{name[:80]} is not a field of a retry; known: deadlines", param=name[:80]
+            )
     fresh = None
     if given.get("deadlines") is not None:
         fresh = deadlines.deadlines_of(
@@ -388,21 +489,34 @@ async def retry(request: Request, job_id: str, context: ContextDep, principal: P
         )
         fresh.refuse_passed(datetime.now(UTC))
     row = await context.jobs.retry(job_id, principal, fresh)
-    headers = {"Location": urls(row.id)["self"], "X-Job-Id": row.id, "Retry-After": str(RETRY_AFTER_SECONDS)}
+    headers = {
+        "Location": urls(row.id)["self"],
+        "X-Job-Id": row.id,
+        "Retry-After": str(RETRY_AFTER_SECONDS),
+    }
     return JSONResponse(await show(context, row), 202, headers)
 
 
 @router.post("/{job_id}/replay", status_code=202)
-async def replay(request: Request, job_id: str, context: ContextDep, principal: PrincipalDep) -> JSONResponse:
-    """A new job with the same prompt, parameters, seed and model revision; when done it says whether the text is the same."""
+async def replay(
+    request: Request, job_id: str, context: ContextDep, principal: PrincipalDep
+) -> JSONResponse:
+    """A new job with the same prompt, parameters, seed and model revision; when done it says
+    whether the text is the same.
+    """
     prepared = await context.jobs.prepare_replay(
-        job_id, principal, idempotency_key=idempotency_key(request), automatic_retry=is_automatic_retry(request)
+        job_id,
+        principal,
+        idempotency_key=idempotency_key(request),
+        automatic_retry=is_automatic_retry(request),
     )
     return await accept(request, context, prepared, principal)
 
 
 @router.delete("/{job_id}")
 async def delete(job_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """Purge input and output of a job that is over; the ledger row stays, and asking for the job is 410 from then on."""
+    """Purge input and output of a job that is over; the ledger row stays, and asking for the job is
+    410 from then on.
+    """
     await context.jobs.purge(job_id, principal.tenant)
     return {"id": job_id, "object": "job.deleted", "deleted": True}

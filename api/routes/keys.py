@@ -28,9 +28,20 @@ router = APIRouter(prefix="/v1/keys", tags=["keys"], dependencies=[requires(Scop
 
 DEFAULT_PAGE, MAX_PAGE = 50, 100
 DEFAULT_GRACE_SECONDS = 24 * 3600
-_BODY = {"requestBody": {"content": {"application/json": {"schema": {
-    "type": "object", "required": ["name"], "additionalProperties": False,
-    "properties": {name: {} for name in FIELDS}}}}}}  # fmt: skip
+_BODY = {
+    "requestBody": {
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["name"],
+                    "additionalProperties": False,
+                    "properties": {name: {} for name in FIELDS},
+                }
+            }
+        }
+    }
+}
 _log = structlog.get_logger(__name__)
 
 
@@ -58,7 +69,11 @@ async def _giver(context: Context, principal: Principal) -> Giver:
 @own.get("/keys/self")
 async def self_(context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
     """Return the caller's tenant, scopes and limits, and its key where it has one."""
-    row = None if principal.key_id is None else await _row(context, principal.key_id, principal.tenant)
+    row = (
+        None
+        if principal.key_id is None
+        else await _row(context, principal.key_id, principal.tenant)
+    )
     limits = principal.limits
     return {
         "object": "caller",
@@ -86,9 +101,11 @@ async def list_keys(
         rows = (await session.execute(statement)).all()
     shown, more = rows[:limit], len(rows) > limit
     return {
-        "object": "list", "data": [key_object(row._mapping) for row in shown], "has_more": more,
+        "object": "list",
+        "data": [key_object(row._mapping) for row in shown],
+        "has_more": more,
         "next_cursor": shown[-1].id if more else None,
-    }  # fmt: skip
+    }
 
 
 @router.post("", status_code=201, openapi_extra=_BODY)
@@ -96,18 +113,31 @@ async def create(body: JsonBody, context: ContextDep, principal: PrincipalDep) -
     """Make a key; the answer holds it, this once. It can be no more than the key that asks."""
     giver = await _giver(context, principal)
     values = key_values(body, giver)
-    giver.check(values["tenant"], context.auth.limits_of(values), values["weight"], values["expires_at"])
+    giver.check(
+        values["tenant"], context.auth.limits_of(values), values["weight"], values["expires_at"]
+    )
     key_id = tokens.new_key_id()
     key = tokens.new_key(key_id)
     async with context.database.write() as session:
         await session.execute(
             repository.create(
-                key_id, key_hash=tokens.hash_key(key), webhook_secret=context.vault.seal(new_secret()), **values
+                key_id,
+                key_hash=tokens.hash_key(key),
+                webhook_secret=context.vault.seal(new_secret()),
+                **values,
             )
         )
-    _log.info("key_created", key_id=key_id, tenant=values["tenant"], scopes=values["scopes"], by=principal.key_id)
+    _log.info(
+        "key_created",
+        key_id=key_id,
+        tenant=values["tenant"],
+        scopes=values["scopes"],
+        by=principal.key_id,
+    )
     row = await _row(context, key_id, None)
-    return JSONResponse(key_object(row._mapping, key=key), 201, {"Location": link(f"/v1/keys/{key_id}")})
+    return JSONResponse(
+        key_object(row._mapping, key=key), 201, {"Location": link(f"/v1/keys/{key_id}")}
+    )
 
 
 @router.get("/{key_id}")
@@ -116,10 +146,16 @@ async def get(key_id: str, context: ContextDep, principal: PrincipalDep) -> dict
 
 
 @router.post("/{key_id}/rotate")
-async def rotate(request: Request, key_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """Another secret for the key, shown this once; the former one goes on for `grace_seconds` (a day)."""
+async def rotate(
+    request: Request, key_id: str, context: ContextDep, principal: PrincipalDep
+) -> dict[str, Any]:
+    """Another secret for the key, shown this once; the former one goes on for `grace_seconds` (a
+    day).
+    """
     given = await optional_body(request, ("grace_seconds",))
-    grace = checks.number(given.get("grace_seconds", DEFAULT_GRACE_SECONDS), "grace_seconds", 0, GRACE_SECONDS_MAX)
+    grace = checks.number(
+        given.get("grace_seconds", DEFAULT_GRACE_SECONDS), "grace_seconds", 0, GRACE_SECONDS_MAX
+    )
     row = await _row(context, key_id, _tenant(principal))
     giver = await _giver(context, principal)
     # Whoever rotates a key holds it: not one that may do more than one's own.
@@ -135,7 +171,9 @@ async def rotate(request: Request, key_id: str, context: ContextDep, principal: 
 
 @router.post("/{key_id}/revoke")
 async def revoke(key_id: str, context: ContextDep, principal: PrincipalDep) -> dict[str, Any]:
-    """End a key for good; API processes notice within a second. Its jobs stay. Once more changes nothing."""
+    """End a key for good; API processes notice within a second. Its jobs stay. Once more changes
+    nothing.
+    """
     await _row(context, key_id, _tenant(principal))
     async with context.database.write() as session:
         await session.execute(repository.revoke(key_id))

@@ -1,4 +1,6 @@
-"""Prometheus' text: this process's counters, and what PostgreSQL and Redis know of queues, jobs and workers now."""
+"""Prometheus' text: this process's counters, and what PostgreSQL and Redis know of queues, jobs and
+workers now.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -28,12 +35,16 @@ from shared.webhooks import senders
 
 router = APIRouter(tags=["metrics"], dependencies=[requires(Scope.ADMIN)])
 
-# worker statistic -> metric: summed per model over all workers that ever were, so that counters never fall
+# worker statistic -> metric: summed per model over all workers that ever were, so that counters
+# never fall
 _WORKER_COUNTERS = {
     "tokens_generated": ("vdiff_tokens_generated_total", "Tokens of finished jobs"),
     "prompt_tokens": ("vdiff_prompt_tokens_total", "Prompt tokens of finished jobs"),
     "jobs_requeued": ("vdiff_jobs_requeued_total", "Attempts that went back to the queue"),
-    "ends_fenced": ("vdiff_ends_fenced_total", "Ends of attempts that came too late and were dropped"),
+    "ends_fenced": (
+        "vdiff_ends_fenced_total",
+        "Ends of attempts that came too late and were dropped",
+    ),
 }
 _SWEEPER_ACTIONS = (
     "leases_expired",
@@ -46,17 +57,29 @@ _SWEEPER_ACTIONS = (
 _ENGINE_COUNTERS = {
     "steps": ("vdiff_engine_steps_total", "Denoising steps of the engines"),
     "forwards": ("vdiff_engine_forwards_total", "Model calls of the engines"),
-    "sequence_steps": ("vdiff_engine_sequence_steps_total", "Sequences times steps; by steps: the mean batch size"),
+    "sequence_steps": (
+        "vdiff_engine_sequence_steps_total",
+        "Sequences times steps; by steps: the mean batch size",
+    ),
     "step_seconds": ("vdiff_engine_step_seconds_total", "Seconds spent in steps"),
     "drafted": ("vdiff_apd_drafted_total", "Tokens that APD proposed to its verifier"),
-    "accepted": ("vdiff_apd_accepted_total", "Tokens that it accepted; by drafted: the acceptance rate"),
+    "accepted": (
+        "vdiff_apd_accepted_total",
+        "Tokens that it accepted; by drafted: the acceptance rate",
+    ),
     "verifier_seconds": ("vdiff_apd_verifier_seconds_total", "Seconds spent in APD's verifiers"),
-    "preemptions": ("vdiff_engine_preemptions_total", "Sequences that were set aside for others while they ran"),
+    "preemptions": (
+        "vdiff_engine_preemptions_total",
+        "Sequences that were set aside for others while they ran",
+    ),
     "prefill_forwards": (
         "vdiff_engine_prefill_forwards_total",
         "Forwards of a sequence that only stored its prompt's keys and values",
     ),
-    "cache_refreshes": ("vdiff_engine_cache_refreshes_total", "Full forwards that renewed an approximate cache"),
+    "cache_refreshes": (
+        "vdiff_engine_cache_refreshes_total",
+        "Full forwards that renewed an approximate cache",
+    ),
 }
 
 
@@ -97,40 +120,55 @@ def database_metrics(
         jobs.add_metric([status.value], counts.get(status.value, 0))
     yield jobs
     depth = GaugeMetricFamily("vdiff_queue_depth", "Queued jobs", labels=["model", "priority"])
-    age = GaugeMetricFamily("vdiff_queue_oldest_seconds", "Age of the oldest queued job", labels=["model", "priority"])
+    age = GaugeMetricFamily(
+        "vdiff_queue_oldest_seconds", "Age of the oldest queued job", labels=["model", "priority"]
+    )
     for (model, priority), (count, seconds) in sorted(queues.items()):
         depth.add_metric([model, priority], count)
         age.add_metric([model, priority], seconds)
     yield depth
     yield age
-    apart = GaugeMetricFamily("vdiff_suspects", "Jobs that wait to run apart from others", labels=["model"])
+    apart = GaugeMetricFamily(
+        "vdiff_suspects", "Jobs that wait to run apart from others", labels=["model"]
+    )
     suspected = {row.model: row.waiting for row in isolated}
     for name in sorted({row.model for row in workers} | set(suspected)):
         apart.add_metric([name], suspected.get(name, 0))
     yield apart
     alive = GaugeMetricFamily("vdiff_workers", "Live workers", labels=["model"])
-    slots = GaugeMetricFamily("vdiff_slots", "Sequences that live workers batch at once", labels=["model"])
-    running = GaugeMetricFamily("vdiff_jobs_running", "Jobs in the engines of live workers", labels=["model"])
+    slots = GaugeMetricFamily(
+        "vdiff_slots", "Sequences that live workers batch at once", labels=["model"]
+    )
+    running = GaugeMetricFamily(
+        "vdiff_jobs_running", "Jobs in the engines of live workers", labels=["model"]
+    )
     for name in sorted({row.model for row in workers}):
         mine = [row for row in live if row.model == name]
         alive.add_metric([name], len(mine))
         slots.add_metric([name], sum(row.slots for row in mine))
         running.add_metric([name], sum(row.stats.get("jobs_running", 0) for row in mine))
-    cached = GaugeMetricFamily("vdiff_engine_cache_tokens", "Tokens whose caches live engines hold", labels=["model"])
+    cached = GaugeMetricFamily(
+        "vdiff_engine_cache_tokens", "Tokens whose caches live engines hold", labels=["model"]
+    )
     for name in sorted({row.model for row in workers}):
         mine = [row.stats.get("engine", {}) for row in live if row.model == name]
         cached.add_metric([name], sum(stats.get("cache_tokens_in_use") or 0 for stats in mine))
     yield from (alive, slots, running, cached)
-    swept = CounterMetricFamily("vdiff_sweeper_actions_total", "What sweepers did", labels=["action"])
+    swept = CounterMetricFamily(
+        "vdiff_sweeper_actions_total", "What sweepers did", labels=["action"]
+    )
     counted = {row.action: int(row.total) for row in swept_totals}
     for action in _SWEEPER_ACTIONS:
         # Workers up to 0.2 counted in their own statistics.
-        swept.add_metric([action], counted.get(action, 0) + sum(row.stats.get(action, 0) for row in workers))
+        swept.add_metric(
+            [action], counted.get(action, 0) + sum(row.stats.get(action, 0) for row in workers)
+        )
     yield swept
     yield GaugeMetricFamily(
-        "vdiff_lease_overdue_seconds", "For how long the oldest expired lease has waited for its recovery, seconds",
+        "vdiff_lease_overdue_seconds",
+        "For how long the oldest expired lease has waited for its recovery, seconds",
         value=overdue_seconds,
-    )  # fmt: skip
+    )
     for table, section in ((_WORKER_COUNTERS, None), (_ENGINE_COUNTERS, "engine")):
         for key, (name, text) in table.items():
             family = CounterMetricFamily(name, text, labels=["model"])
@@ -148,7 +186,9 @@ def database_metrics(
 def batch_sizes(workers: Any) -> Metric:
     """Return how many sequences the steps of each model's engines had."""
     family = HistogramMetricFamily(
-        "vdiff_engine_sequences_per_step", "Sequences that a denoising step batched", labels=["model"]
+        "vdiff_engine_sequences_per_step",
+        "Sequences that a denoising step batched",
+        labels=["model"],
     )
     models: dict[str, tuple[dict[str, int], float]] = {}
     for row in workers:
@@ -160,15 +200,20 @@ def batch_sizes(workers: Any) -> Metric:
     for model, (sizes, total) in sorted(models.items()):
         bounds = sorted(sizes, key=lambda bound: float(bound.strip("+")))
         if bounds:
-            family.add_metric([model], list(zip(bounds, accumulate(sizes[b] for b in bounds), strict=True)), total)
+            family.add_metric(
+                [model], list(zip(bounds, accumulate(sizes[b] for b in bounds), strict=True)), total
+            )
     return family
 
 
 def webhook_metrics(waiting: Any, endpoints: Any, senders: Any) -> Iterator[Metric]:
     """Return the metrics of waiting deliveries and of what the senders counted; pure."""
-    pending = GaugeMetricFamily("vdiff_webhook_deliveries_pending", "Webhook deliveries that are still to be made")
+    pending = GaugeMetricFamily(
+        "vdiff_webhook_deliveries_pending", "Webhook deliveries that are still to be made"
+    )
     late = GaugeMetricFamily(
-        "vdiff_webhook_late_seconds", "For how long the first pending delivery has been due, seconds"
+        "vdiff_webhook_late_seconds",
+        "For how long the first pending delivery has been due, seconds",
     )
     for row in waiting:
         pending.add_metric([], int(row.pending))
@@ -184,7 +229,9 @@ def webhook_metrics(waiting: Any, endpoints: Any, senders: Any) -> Iterator[Metr
     yield from measured.merged(((None, row.metrics) for row in senders), measured.DELIVERY)
 
 
-def batch_metrics(by_status: Any, lines_open: int, stored: Any, evaluated: Any = ()) -> Iterator[Metric]:
+def batch_metrics(
+    by_status: Any, lines_open: int, stored: Any, evaluated: Any = ()
+) -> Iterator[Metric]:
     """Batches, files and evaluations; pure."""
     runs = GaugeMetricFamily("vdiff_evaluations", "Evaluations by state", labels=["status"])
     found = {row.status: row.count for row in evaluated}
@@ -195,7 +242,9 @@ def batch_metrics(by_status: Any, lines_open: int, stored: Any, evaluated: Any =
     counts = {row.status: row.count for row in by_status}
     for status in BatchStatus:
         batches.add_metric([status.value], counts.get(status.value, 0))
-    lines = GaugeMetricFamily("vdiff_batch_lines_open", "Lines of unfinished batches that have not ended")
+    lines = GaugeMetricFamily(
+        "vdiff_batch_lines_open", "Lines of unfinished batches that have not ended"
+    )
     lines.add_metric([], lines_open)
     files = GaugeMetricFamily("vdiff_files", "Files that are kept", labels=["purpose"])
     size = GaugeMetricFamily("vdiff_file_bytes", "Bytes of files that are kept", labels=["purpose"])
@@ -206,12 +255,16 @@ def batch_metrics(by_status: Any, lines_open: int, stored: Any, evaluated: Any =
 
 
 def database_up(database: bool) -> Metric:
-    return GaugeMetricFamily("vdiff_database_up", "Whether PostgreSQL answered this scrape", value=float(database))
+    return GaugeMetricFamily(
+        "vdiff_database_up", "Whether PostgreSQL answered this scrape", value=float(database)
+    )
 
 
 @router.get("/metrics", response_class=Response)
 async def metrics(context: ContextDep) -> Response:
-    """This process's own numbers, and what PostgreSQL knows; while that is away the first alone, and that it is."""
+    """This process's own numbers, and what PostgreSQL knows; while that is away the first alone,
+    and that it is.
+    """
     registry = CollectorRegistry()
     try:
         for families in await _from_database(context):
@@ -222,7 +275,9 @@ async def metrics(context: ContextDep) -> Response:
             raise
         registry = CollectorRegistry()
         registry.register(_Snapshot([database_up(False)]))
-    return Response(generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    return Response(
+        generate_latest(REGISTRY) + generate_latest(registry), media_type=CONTENT_TYPE_LATEST
+    )
 
 
 async def _from_database(context: Context) -> list[Iterator[Metric]]:
@@ -230,7 +285,11 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
         by_status = (await session.execute(counted.jobs_by_status())).all()
         depths = (await session.execute(lanes.depths())).all()
         ages = (
-            (await session.execute(lanes.oldest([(d.model, d.priority, d.tenant, d.key_id) for d in depths]))).all()
+            (
+                await session.execute(
+                    lanes.oldest([(d.model, d.priority, d.tenant, d.key_id) for d in depths])
+                )
+            ).all()
             if depths
             else []
         )
@@ -241,7 +300,8 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
         isolated = (await session.execute(suspects.counts())).all()
         overdue = float((await session.execute(queries.oldest_overdue_lease())).scalar_one())
         webhooks = [
-            (await session.execute(s)).all() for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
+            (await session.execute(s)).all()
+            for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
         ]
         bulk = batch_metrics(
             (await session.execute(counted.by_status("batch"))).all(),
@@ -250,6 +310,9 @@ async def _from_database(context: Context) -> list[Iterator[Metric]]:
             (await session.execute(counted.by_status("evaluation"))).all(),
         )
     return [
-        bulk, webhook_metrics(*webhooks),
-        database_metrics(by_status, queue_totals(depths, ages), workers, live, swept_totals, overdue, isolated),
-    ]  # fmt: skip
+        bulk,
+        webhook_metrics(*webhooks),
+        database_metrics(
+            by_status, queue_totals(depths, ages), workers, live, swept_totals, overdue, isolated
+        ),
+    ]

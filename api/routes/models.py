@@ -12,7 +12,9 @@ from api.dependencies import Context, ContextDep
 from shared import serving
 from shared.served_models import ServedModel
 
-router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[Depends(principal_of)])  # any key will do
+router = APIRouter(
+    prefix="/v1/models", tags=["models"], dependencies=[Depends(principal_of)]
+)  # any key will do
 
 
 async def _workers(context: Context) -> Counter[str]:
@@ -43,9 +45,14 @@ def model_object(model: ServedModel, workers: int) -> dict[str, Any]:
 
 @router.get("")
 async def list_models(context: ContextDep) -> dict[str, Any]:
-    """All models that were ever served, in the order of their first registration; `workers` says how many live now."""
+    """All models that were ever served, in the order of their first registration; `workers` says
+    how many live now.
+    """
     workers = await _workers(context)
-    return {"object": "list", "data": [model_object(m, workers[m.name]) for m in await context.models.all()]}
+    return {
+        "object": "list",
+        "data": [model_object(m, workers[m.name]) for m in await context.models.all()],
+    }
 
 
 @router.get("/{name:path}")

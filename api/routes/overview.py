@@ -1,7 +1,8 @@
-"""The whole at a glance, once or as a stream: jobs by state, open batches, what is queued, workers and how fast they are.
+"""The whole at a glance, once or as a stream: jobs by state, open batches, what is queued, workers
+and how fast they are.
 
-A key sees its own tenant's jobs, the operator those of all. Workers serve everybody and are shown to everybody, but on which
-machine they run is for `admin`.
+A key sees its own tenant's jobs, the operator those of all. Workers serve everybody and are shown
+to everybody, but on which machine they run is for `admin`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ def failure_object(row: Row[Any], *, admin: bool) -> dict[str, Any]:
 
 
 def viewer(principal: Principal) -> tuple[str | None, bool]:
-    """Return (tenant, admin): callers for whom they are equal see the same overview. None is all tenants."""
+    """Return (tenant, admin): callers for whom they are equal see the same overview. None is all
+    tenants.
+    """
     return None if principal.sees_all else principal.tenant, principal.may(Scope.ADMIN)
 
 
@@ -91,19 +94,34 @@ class Glance:
                 shown = await self._look(context, *who)
                 now = time.monotonic()
                 self._read = {k: v for k, v in self._read.items() if now - v[0] < FRESH_SECONDS}
-                # Counting a very long ledger takes a while: looking at it must stay a small share of the time.
+                # Counting a very long ledger takes a while: looking at it must stay a small share
+                # of the time.
                 self._read[who] = (now + (COST_SHARE - 1) * (now - began), shown)
-        return {**shown, "problems": await context.health.problems()}  # the probe has a pace of its own
+        return {
+            **shown,
+            "problems": await context.health.problems(),
+        }  # the probe has a pace of its own
 
     async def _look(self, context: Context, tenant: str | None, admin: bool) -> dict[str, Any]:
         async with context.lists.read() as session:
-            counts = {row.status: row.count for row in await session.execute(counted.jobs_by_status(tenant))}
-            lanes_of = [d for d in await session.execute(lanes.depths()) if tenant is None or d.tenant == tenant]
+            counts = {
+                row.status: row.count
+                for row in await session.execute(counted.jobs_by_status(tenant))
+            }
+            lanes_of = [
+                d
+                for d in await session.execute(lanes.depths())
+                if tenant is None or d.tenant == tenant
+            ]
             names = [(d.model, d.priority, d.tenant, d.key_id) for d in lanes_of]
             ages = (await session.execute(lanes.oldest(names))).all() if names else []
-            open_batches = {r.status: r.count for r in await session.execute(batches.open_by_status(tenant))}
+            open_batches = {
+                r.status: r.count for r in await session.execute(batches.open_by_status(tenant))
+            }
             rows = (
-                await session.execute(serving.recent_workers(stale_seconds=context.settings.worker_stale_seconds))
+                await session.execute(
+                    serving.recent_workers(stale_seconds=context.settings.worker_stale_seconds)
+                )
             ).all()
             failures = (await session.execute(serving.recent_failures())).all()
         workers = [worker_object(row, live=row.live, admin=admin) for row in rows]
@@ -112,11 +130,20 @@ class Glance:
             "scope": "all" if tenant is None else "own",
             "jobs": {status.value: counts.get(status.value, 0) for status in JobStatus},
             "batches": {
-                status.value: open_batches.get(status.value, 0) for status in BatchStatus if status not in OVER
+                status.value: open_batches.get(status.value, 0)
+                for status in BatchStatus
+                if status not in OVER
             },
             "queues": [
-                {"model": model, "priority": priority, "jobs": jobs, "oldest_seconds": round(seconds, 1)}
-                for (model, priority), (jobs, seconds) in sorted(queue_totals(lanes_of, ages).items())
+                {
+                    "model": model,
+                    "priority": priority,
+                    "jobs": jobs,
+                    "oldest_seconds": round(seconds, 1),
+                }
+                for (model, priority), (jobs, seconds) in sorted(
+                    queue_totals(lanes_of, ages).items()
+                )
             ],
             "workers": workers,
             "failures": [failure_object(row, admin=admin) for row in failures],
@@ -125,14 +152,18 @@ class Glance:
 
 
 def pace_of(recent: list[dict[str, Any]]) -> dict[str, float | None]:
-    """The live workers' pace together: tokens per second add up, ratios are means over those that worked."""
+    """The live workers' pace together: tokens per second add up, ratios are means over those that
+    worked.
+    """
 
     def mean(name: str) -> float | None:
         values = [r[name] for r in recent if r.get(name) is not None]
         return round(sum(values) / len(values), 2) if values else None
 
     return {
-        "tokens_per_second": round(sum(r.get("tokens_per_second") or 0.0 for r in recent), 1) if recent else None,
+        "tokens_per_second": round(sum(r.get("tokens_per_second") or 0.0 for r in recent), 1)
+        if recent
+        else None,
         "tokens_per_forward": mean("tokens_per_forward"),
         "batch": mean("batch"),
         "step_ms": mean("step_ms"),
@@ -150,7 +181,9 @@ async def overview(context: ContextDep, principal: PrincipalDep) -> dict[str, An
 
 @router.get("/overview/events")
 async def overview_events(context: ContextDep, principal: PrincipalDep) -> EventSourceResponse:
-    """Server-sent events: `overview` with the same object whenever it changed, `trouble` while PostgreSQL is away."""
+    """Server-sent events: `overview` with the same object whenever it changed, `trouble` while
+    PostgreSQL is away.
+    """
     key = viewer(principal)
     events = context.changes.follow("overview", key, lambda: _glance.at(context, principal))
     return FollowingStream(events, context.followers.enter(principal))
@@ -158,5 +191,7 @@ async def overview_events(context: ContextDep, principal: PrincipalDep) -> Event
 
 @router.get("/rules")
 async def list_rules(principal: PrincipalDep) -> dict[str, Any]:
-    """The unmasking rules, each with its parameters and what they mean; a form can be built from it."""
+    """The unmasking rules, each with its parameters and what they mean; a form can be built from
+    it.
+    """
     return {"object": "list", "data": rules()}

@@ -1,4 +1,5 @@
-"""The queue: per model and priority what waits, what runs, who serves it, and when a job sent now may be done.
+"""The queue: per model and priority what waits, what runs, who serves it, and when a job sent now
+may be done.
 
 Of other keys' jobs nothing is told but sums; `own` is what the caller's own key has there.
 """
@@ -67,7 +68,11 @@ class _Look:
         self._live = live
 
     def model(
-        self, name: str, messages: Mapping[tuple[str, str], int], who: Principal, ranges: estimate.Calibration
+        self,
+        name: str,
+        messages: Mapping[tuple[str, str], int],
+        who: Principal,
+        ranges: estimate.Calibration,
     ) -> Any:
         workers = [row._mapping for row in self._live if row.model == name]
         slots = sum(w["slots"] for w in workers)
@@ -77,19 +82,31 @@ class _Look:
             "workers": len(workers),
             "slots": slots,
             "window": max(slots, MIN_WINDOW),
-            "lanes": [self._lane(name, p, messages.get((name, p.value)), workers, who, ranges) for p in Priority],
+            "lanes": [
+                self._lane(name, p, messages.get((name, p.value)), workers, who, ranges)
+                for p in Priority
+            ],
         }
 
     def _lane(
-        self, model: str, priority: Priority, messages: int | None, workers: Sequence[Mapping[Any, Any]], who: Principal,
+        self,
+        model: str,
+        priority: Priority,
+        messages: int | None,
+        workers: Sequence[Mapping[Any, Any]],
+        who: Principal,
         ranges: estimate.Calibration,
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         here = [d for d in self._depths if (d.model, d.priority) == (model, priority)]
         own = [d for d in here if (d.tenant, d.key_id) == (who.tenant, who.payer)]
         running = [r for r in self._running if (r.model, r.priority) == (model, priority)]
         mine = {"priority": priority, "tenant": who.tenant, "key_id": who.payer}
         turns = [d for d in self._turns if d["model"] == model]
-        ahead = [d for d in turns if (d["priority"], d["tenant"], d["key_id"]) == (priority, who.tenant, who.payer)]
+        ahead = [
+            d
+            for d in turns
+            if (d["priority"], d["tenant"], d["key_id"]) == (priority, who.tenant, who.payer)
+        ]
         position = estimate.place(mine, turns, sum(d["jobs"] for d in ahead))
         eta = estimate.queued_eta(position, workers)
         return {
@@ -99,9 +116,15 @@ class _Look:
             "running": sum(r.jobs for r in running),
             "own": {
                 **_sum(own, self._ages),
-                "running": sum(r.jobs for r in running if (r.tenant, r.key_id) == (who.tenant, who.payer)),
+                "running": sum(
+                    r.jobs for r in running if (r.tenant, r.key_id) == (who.tenant, who.payer)
+                ),
             },
-            "next_job": {"queue_position": position, "eta_seconds": eta, "eta_range_seconds": ranges.range_of(eta)},
+            "next_job": {
+                "queue_position": position,
+                "eta_seconds": eta,
+                "eta_range_seconds": ranges.range_of(eta),
+            },
         }
 
 
@@ -109,7 +132,9 @@ class _Look:
 async def queue(
     request: Request, context: ContextDep, principal: PrincipalDep, model: str | None = None
 ) -> dict[str, Any]:
-    """Per model and priority: waiting, running, oldest, workers, and a forecast for a job that the caller would send now."""
+    """Per model and priority: waiting, running, oldest, workers, and a forecast for a job that the
+    caller would send now.
+    """
     no_nul(request)
     async with context.database.read() as session:
         known = [row.name for row in await session.execute(serving.list_models())]
@@ -121,10 +146,17 @@ async def queue(
         of = [(d.model, d.priority, d.tenant, d.key_id) for d in depths]
         ages = (await session.execute(lanes.oldest(of))).all() if of else []
         running = (await session.execute(queries.running())).all()
-        live = (await session.execute(serving.live_workers(stale_seconds=context.settings.worker_stale_seconds))).all()
+        live = (
+            await session.execute(
+                serving.live_workers(stale_seconds=context.settings.worker_stale_seconds)
+            )
+        ).all()
     messages = await _messages(context, names)
     look = _Look(depths, suspected, ages, running, live)
     return {
         "object": "list",
-        "data": [look.model(n, messages, principal, await context.forecasts.calibration(n)) for n in names],
+        "data": [
+            look.model(n, messages, principal, await context.forecasts.calibration(n))
+            for n in names
+        ],
     }

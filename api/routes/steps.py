@@ -27,9 +27,13 @@ async def steps(request: Request, job_id: str, context: ContextDep, principal: P
     if row.purged_at is not None:
         return await gone(context, request, row)
     if not is_over(row):
-        raise Conflict(f"the job is {row.status}; follow {urls(row.id)['events']}", code="job_not_done")
+        raise Conflict(
+            f"the job is {row.status}; follow {urls(row.id)['events']}", code="job_not_done"
+        )
     async with context.database.read() as session:
         kept = (await session.execute(queries.steps_of(job_id, principal.tenant))).scalar_one()
     if kept is None:
-        raise NotFound("this job's steps were not kept (VDIFF_KEEP_STEPS_TOKENS)", code="steps_not_kept")
+        raise NotFound(
+            "this job's steps were not kept (VDIFF_KEEP_STEPS_TOKENS)", code="steps_not_kept"
+        )
     return {"object": "job.steps", "job_id": job_id, **await asyncio.to_thread(unpacked, kept)}

@@ -1,6 +1,8 @@
-"""The models' tokenizers over HTTP, in vLLM's shapes, which are what lm-eval's remote tokenizer speaks.
+"""The models' tokenizers over HTTP, in vLLM's shapes, which are what lm-eval's remote tokenizer
+speaks.
 
-The files come from the worker's registration (`shared.served_models`), so the answer is what the engine itself would say.
+The files come from the worker's registration (`shared.served_models`), so the answer is what the
+engine itself would say.
 """
 
 from __future__ import annotations
@@ -33,20 +35,30 @@ router = APIRouter(tags=["tokenizer"], dependencies=[Depends(principal_of)])  # 
 MAX_TOKENS = 131_072  # of one request, or the model's context if that is larger
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 TOKENIZE_FIELDS = (
-    "model", "prompt", "messages", "chat_template_kwargs", PARSE_SPECIAL, "add_special_tokens", "add_generation_prompt",
+    "model",
+    "prompt",
+    "messages",
+    "chat_template_kwargs",
+    PARSE_SPECIAL,
+    "add_special_tokens",
+    "add_generation_prompt",
     "return_token_strs",
-)  # fmt: skip
+)
 
 
 def _schema(*fields: str, required: tuple[str, ...] = ()) -> dict[str, Any]:
     shape = {
-        "type": "object", "additionalProperties": False, "required": list(required), "properties": {f: {} for f in fields},
-    }  # fmt: skip
+        "type": "object",
+        "additionalProperties": False,
+        "required": list(required),
+        "properties": {f: {} for f in fields},
+    }
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": shape}}}}
 
 
 async def served(context: Context, name: Any) -> Served:
-    """The model with its tokenizer; without a name the only one that has live workers, or that there is.
+    """The model with its tokenizer; without a name the only one that has live workers, or that
+    there is.
 
     Raises:
         ModelNotFound, InvalidParameter: none, or several to choose from.
@@ -60,9 +72,13 @@ async def served(context: Context, name: Any) -> Served:
             live = {row.model for row in (await session.execute(statement)).all()}
         names = [m.name for m in models if m.name in live] or [m.name for m in models]
         if not names:
-            raise ModelNotFound("no model was ever served here; is a worker running?", param="model")
+            raise ModelNotFound(
+                "no model was ever served here; is a worker running?", param="model"
+            )
         if len(names) > 1:
-            raise InvalidParameter(f"several models are served; say which as model: {', '.join(names)}", param="model")
+            raise InvalidParameter(
+                f"several models are served; say which as model: {', '.join(names)}", param="model"
+            )
         name = names[0]
     model = await context.models.get(name)
     return model, await context.models.tokenizer(model)
@@ -70,7 +86,9 @@ async def served(context: Context, name: Any) -> Served:
 
 def chat_template_of(tokenizer: TokenizerWrapper) -> str | None:
     """Its text, as the model's files have it."""
-    found: Any = tokenizer.files().get("chat_template.jinja") or tokenizer.config.get("chat_template")
+    found: Any = tokenizer.files().get("chat_template.jinja") or tokenizer.config.get(
+        "chat_template"
+    )
     if isinstance(found, list):  # named templates: the one called "default"
         found = next((t["template"] for t in found if t.get("name") == "default"), None)
     return found if isinstance(found, str) else None
@@ -99,10 +117,16 @@ async def tokenizer_info(context: ContextDep, model: str | None = None) -> dict[
 
 @router.post(TOKENIZE, openapi_extra=_schema(*TOKENIZE_FIELDS))
 async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
-    """Return the token ids that a text or messages have as a prompt, with the same rules and errors."""
+    """Return the token ids that a text or messages have as a prompt, with the same rules and
+    errors.
+    """
     given = opened(TOKENIZE, body, TOKENIZE_FIELDS)
     flags = {}
-    for flag, usual in (("add_special_tokens", False), ("add_generation_prompt", True), ("return_token_strs", False)):
+    for flag, usual in (
+        ("add_special_tokens", False),
+        ("add_generation_prompt", True),
+        ("return_token_strs", False),
+    ):
         flags[flag] = given.get(flag, usual)
         if not isinstance(flags[flag], bool):
             raise InvalidParameter(f"{flag} must be true or false", param=flag)
@@ -123,13 +147,20 @@ async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
         most = max(MAX_TOKENS, model.card.context_length)
         if "prompt" in given:
             refuse_too_long([given["prompt"]], "prompt", model.card, tokenizer, most=most)
-            ids = tokenizer.encode(given["prompt"], around, parse_special=parse_special is not False)
+            ids = tokenizer.encode(
+                given["prompt"], around, parse_special=parse_special is not False
+            )
             return check_ids(ids, "prompt", model.card)
-        refuse_long_messages(messages, "messages", model.card, tokenizer, variables=variables, most=most)
+        refuse_long_messages(
+            messages, "messages", model.card, tokenizer, variables=variables, most=most
+        )
         ids = tokenizer.encode_chat(
-            messages, variables, add_generation_prompt=flags["add_generation_prompt"], add_special_tokens=around,
+            messages,
+            variables,
+            add_generation_prompt=flags["add_generation_prompt"],
+            add_special_tokens=around,
             parse_special=bool(parse_special),
-        )  # fmt: skip
+        )
         return check_ids(ids, "messages", model.card)
 
     length = len(given["prompt"]) if "prompt" in given else count_characters(messages)
@@ -138,7 +169,9 @@ async def tokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
         "count": len(ids),
         "max_model_len": model.card.context_length,
         "tokens": ids,
-        "token_strs": await asyncio.to_thread(pieces, tokenizer, ids) if flags["return_token_strs"] else None,
+        "token_strs": await asyncio.to_thread(pieces, tokenizer, ids)
+        if flags["return_token_strs"]
+        else None,
     }
 
 
@@ -152,9 +185,13 @@ async def detokenize(body: JsonBody, context: ContextDep) -> dict[str, Any]:
     tokens = given["tokens"]
     size, most = model.card.vocab_size, max(MAX_TOKENS, model.card.context_length)
     if isinstance(tokens, list) and len(tokens) > most:
-        raise InvalidParameter(f"tokens takes at most {most} token ids, not {len(tokens)}", param="tokens")
+        raise InvalidParameter(
+            f"tokens takes at most {most} token ids, not {len(tokens)}", param="tokens"
+        )
     if not isinstance(tokens, list) or not all(
         isinstance(t, int) and not isinstance(t, bool) and 0 <= t < size for t in tokens
     ):
-        raise InvalidParameter(f"tokens must be a list of token ids from 0 to {size - 1}", param="tokens")
+        raise InvalidParameter(
+            f"tokens must be a list of token ids from 0 to {size - 1}", param="tokens"
+        )
     return {"prompt": await asyncio.to_thread(tokenizer.decode, tokens, skip_special_tokens=False)}

@@ -66,7 +66,11 @@ async def usage(
     no_nul(request)
     last = _day(until, "until", datetime.now(UTC).date())
     first = _day(
-        since, "since", last - timedelta(days=DEFAULT_DAYS - 1) if last > date.min + timedelta(DEFAULT_DAYS) else last
+        since,
+        "since",
+        last - timedelta(days=DEFAULT_DAYS - 1)
+        if last > date.min + timedelta(DEFAULT_DAYS)
+        else last,
     )
     if first > last:
         raise InvalidParameter("since is after until", param="since")

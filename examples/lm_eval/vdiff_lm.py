@@ -1,11 +1,14 @@
-"""lm-eval with vdiff's own log-likelihood: `--model vdiff`, a thin layer over lm-eval's `local-completions`.
+"""lm-eval with vdiff's own log-likelihood: `--model vdiff`, a thin layer over lm-eval's
+`local-completions`.
 
-Generation and the tokenizer are lm-eval's own code against `/v1/completions` and `/tokenize`. Scores go to `/v1/loglikelihood`
-instead of an echo: it is told where the answer begins, so that it computes the answer's tokens only, and it has LLaDA's
-Monte Carlo estimate.
+Generation and the tokenizer are lm-eval's own code against `/v1/completions` and `/tokenize`.
+Scores go to `/v1/loglikelihood` instead of an echo: it is told where the answer begins, so that it
+computes the answer's tokens only, and it has LLaDA's Monte Carlo estimate.
 
-    python examples/lm_eval/vdiff_lm.py run --model vdiff --tasks sums_choice --include_path examples/lm_eval \
-        --model_args model=vdiff-tiny,base_url=http://127.0.0.1:8000/v1/completions,method=monte_carlo,mc_num=128
+    python examples/lm_eval/vdiff_lm.py run --model vdiff --tasks sums_choice --include_path
+    examples/lm_eval \
+        --model_args
+        model=vdiff-tiny,base_url=http://127.0.0.1:8000/v1/completions,method=monte_carlo,mc_num=128
 """
 
 from __future__ import annotations
@@ -22,10 +25,16 @@ PAIRS = 32  # in one request; the server takes up to 128
 
 @register_model("vdiff")
 class VDiffLM(LocalCompletionsAPI):
-    """Args: method, mc_num, cfg_scale: as `/v1/loglikelihood` has them; all else is local-completions'."""
+    """Args: method, mc_num, cfg_scale: as `/v1/loglikelihood` has them; all else is
+    local-completions'.
+    """
 
     def __init__(
-        self, method: str | None = None, mc_num: int | None = None, cfg_scale: float = 0.0, **kwargs: Any
+        self,
+        method: str | None = None,
+        mc_num: int | None = None,
+        cfg_scale: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**{"tokenizer_backend": "remote", **kwargs})
         fields = {"method": method, "mc_num": mc_num, "cfg_scale": cfg_scale or None}
@@ -39,9 +48,13 @@ class VDiffLM(LocalCompletionsAPI):
         with tqdm(desc="Log-likelihoods", total=len(requests_)) as bar:
             for start in range(0, len(requests_), PAIRS):
                 some = requests_[start : start + PAIRS]
-                pairs = [{"context": context, "continuation": answer} for _, context, answer in some]
+                pairs = [
+                    {"context": context, "continuation": answer} for _, context, answer in some
+                ]
                 body = {"model": self.model, "pairs": pairs, **self._how}
-                answer = requests.post(self._scores, json=body, headers=self.header, timeout=self.timeout)
+                answer = requests.post(
+                    self._scores, json=body, headers=self.header, timeout=self.timeout
+                )
                 if not answer.ok:
                     raise RuntimeError(f"{self._scores}: {answer.text}")
                 for (key, _, _), one in zip(some, answer.json()["data"], strict=True):

@@ -22,7 +22,10 @@ def upgrade() -> None:
         sa.Column("priority", sa.Text(), server_default="normal", nullable=False),
         sa.Column("custom_id", sa.Text(), nullable=True),
         sa.Column(
-            "metadata", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
+            "metadata",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default=sa.text("'{}'::jsonb"),
+            nullable=False,
         ),
         sa.Column("idempotency_key", sa.Text(), nullable=True),
         sa.Column("request_hash", sa.Text(), nullable=True),
@@ -30,14 +33,23 @@ def upgrade() -> None:
         sa.Column("params", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("prompt_token_ids", sa.ARRAY(sa.Integer()), nullable=False),
         sa.Column("status", sa.Text(), server_default="queued", nullable=False),
-        sa.Column("cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column(
+            "cancel_requested", sa.Boolean(), server_default=sa.text("false"), nullable=False
+        ),
         sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("failures", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("max_attempts", sa.Integer(), server_default=sa.text("3"), nullable=False),
         sa.Column("worker_id", sa.Text(), nullable=True),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("queued_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column(
+            "queued_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
         sa.Column("pushed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
@@ -51,22 +63,36 @@ def upgrade() -> None:
             "(status = 'running') = (lease_until IS NOT NULL) AND (status = 'running') = (worker_id IS NOT NULL)",
             name=op.f("ck_jobs_lease_while_running"),
         ),
-        sa.CheckConstraint("(status = 'succeeded') = (result IS NOT NULL)", name=op.f("ck_jobs_result_when_succeeded")),
+        sa.CheckConstraint(
+            "(status = 'succeeded') = (result IS NOT NULL)",
+            name=op.f("ck_jobs_result_when_succeeded"),
+        ),
         sa.CheckConstraint(
             "(status IN ('succeeded', 'failed', 'cancelled', 'expired')) = (finished_at IS NOT NULL)",
             name=op.f("ck_jobs_finished_at_when_done"),
         ),
-        sa.CheckConstraint("priority IN ('interactive', 'normal', 'bulk')", name=op.f("ck_jobs_priority")),
-        sa.CheckConstraint("status <> 'failed' OR error IS NOT NULL", name=op.f("ck_jobs_error_when_failed")),
+        sa.CheckConstraint(
+            "priority IN ('interactive', 'normal', 'bulk')", name=op.f("ck_jobs_priority")
+        ),
+        sa.CheckConstraint(
+            "status <> 'failed' OR error IS NOT NULL", name=op.f("ck_jobs_error_when_failed")
+        ),
         sa.CheckConstraint(
             "status IN ('queued', 'running', 'succeeded', 'failed', 'cancelled', 'expired')",
             name=op.f("ck_jobs_status"),
         ),
-        sa.CheckConstraint("attempt >= 0 AND failures >= 0 AND failures <= max_attempts", name=op.f("ck_jobs_counts")),
+        sa.CheckConstraint(
+            "attempt >= 0 AND failures >= 0 AND failures <= max_attempts",
+            name=op.f("ck_jobs_counts"),
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
     op.create_index(
-        "ix_jobs_lease", "jobs", ["lease_until"], unique=False, postgresql_where=sa.text("status = 'running'")
+        "ix_jobs_lease",
+        "jobs",
+        ["lease_until"],
+        unique=False,
+        postgresql_where=sa.text("status = 'running'"),
     )
     op.create_index(
         "ix_jobs_metadata",
@@ -77,9 +103,15 @@ def upgrade() -> None:
         postgresql_ops={"metadata": "jsonb_path_ops"},
     )
     op.create_index(
-        "ix_jobs_queued", "jobs", ["model", "queued_at"], unique=False, postgresql_where=sa.text("status = 'queued'")
+        "ix_jobs_queued",
+        "jobs",
+        ["model", "queued_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'queued'"),
     )
-    op.create_index("ix_jobs_request", "jobs", ["tenant", "request_hash", "created_at"], unique=False)
+    op.create_index(
+        "ix_jobs_request", "jobs", ["tenant", "request_hash", "created_at"], unique=False
+    )
     op.create_index("ix_jobs_tenant_id", "jobs", ["tenant", "id"], unique=False)
     op.create_index("ix_jobs_tenant_status_id", "jobs", ["tenant", "status", "id"], unique=False)
     op.create_index(
@@ -96,8 +128,18 @@ def upgrade() -> None:
         sa.Column("card", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("tokenizer_files", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("tokenizer_hash", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column(
+            "updated_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_models")),
     )
     op.create_table(
@@ -106,19 +148,33 @@ def upgrade() -> None:
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("worker_id", sa.Text(), nullable=False),
         sa.Column("outcome", sa.Text(), server_default="running", nullable=False),
-        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "started_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
-        sa.CheckConstraint("(outcome = 'running') = (ended_at IS NULL)", name=op.f("ck_attempts_ended_at_when_over")),
+        sa.CheckConstraint(
+            "(outcome = 'running') = (ended_at IS NULL)",
+            name=op.f("ck_attempts_ended_at_when_over"),
+        ),
         sa.CheckConstraint(
             "outcome IN ('running', 'succeeded', 'failed', 'cancelled', 'expired', 'lost', 'drained')",
             name=op.f("ck_attempts_outcome"),
         ),
-        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id_jobs"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id_jobs"), ondelete="CASCADE"
+        ),
         sa.PrimaryKeyConstraint("job_id", "attempt", name=op.f("pk_attempts")),
     )
     op.create_index(
-        "uq_attempts_one_running", "attempts", ["job_id"], unique=True, postgresql_where=sa.text("outcome = 'running'")
+        "uq_attempts_one_running",
+        "attempts",
+        ["job_id"],
+        unique=True,
+        postgresql_where=sa.text("outcome = 'running'"),
     )
     op.create_table(
         "workers",
@@ -131,11 +187,26 @@ def upgrade() -> None:
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column(
-            "stats", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
+            "stats",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default=sa.text("'{}'::jsonb"),
+            nullable=False,
         ),
-        sa.Column("started_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("last_beat_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.CheckConstraint("state IN ('loading', 'ready', 'draining', 'stopped')", name=op.f("ck_workers_state")),
+        sa.Column(
+            "started_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.Column(
+            "last_beat_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
+        sa.CheckConstraint(
+            "state IN ('loading', 'ready', 'draining', 'stopped')", name=op.f("ck_workers_state")
+        ),
         sa.ForeignKeyConstraint(["model"], ["models.name"], name=op.f("fk_workers_model_models")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_workers")),
     )

@@ -12,7 +12,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("tokens", sa.Integer(), server_default=sa.text("0"), nullable=False))
+    op.add_column(
+        "jobs", sa.Column("tokens", sa.Integer(), server_default=sa.text("0"), nullable=False)
+    )
     op.create_table(
         "api_keys",
         sa.Column("id", sa.Text(), nullable=False),
@@ -27,7 +29,12 @@ def upgrade() -> None:
         sa.Column("max_queued_tokens", sa.Integer(), nullable=True),
         sa.Column("weight", sa.Integer(), server_default=sa.text("1"), nullable=False),
         sa.Column("webhook_secret", sa.Text(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
@@ -37,7 +44,8 @@ def upgrade() -> None:
             name=op.f("ck_api_keys_limits_are_positive"),
         ),
         sa.CheckConstraint(
-            "(previous_hash IS NULL) = (previous_until IS NULL)", name=op.f("ck_api_keys_previous_has_an_end")
+            "(previous_hash IS NULL) = (previous_until IS NULL)",
+            name=op.f("ck_api_keys_previous_has_an_end"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
     )

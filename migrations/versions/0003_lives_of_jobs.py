@@ -29,14 +29,18 @@ _NEW_COLUMNS: tuple[sa.Column[Any], ...] = (
 def upgrade() -> None:
     for column in _NEW_COLUMNS:
         op.add_column("jobs", column._copy())
-    op.add_column("attempts", sa.Column("life", sa.Integer(), server_default=sa.text("1"), nullable=False))
+    op.add_column(
+        "attempts", sa.Column("life", sa.Integer(), server_default=sa.text("1"), nullable=False)
+    )
     op.drop_constraint(op.f("ck_jobs_result_when_succeeded"), "jobs", type_="check")
     op.create_check_constraint(
         op.f("ck_jobs_result_when_succeeded"),
         "jobs",
         "(status = 'succeeded' AND purged_at IS NULL) = (result IS NOT NULL)",
     )
-    op.create_check_constraint(op.f("ck_jobs_purged_when_done"), "jobs", "purged_at IS NULL OR finished_at IS NOT NULL")
+    op.create_check_constraint(
+        op.f("ck_jobs_purged_when_done"), "jobs", "purged_at IS NULL OR finished_at IS NOT NULL"
+    )
     op.create_index(
         "ix_jobs_start_by",
         "jobs",
@@ -68,13 +72,22 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for name in ("ix_jobs_finished_at", "ix_jobs_purge_after", "ix_jobs_complete_by", "ix_jobs_start_by"):
+    for name in (
+        "ix_jobs_finished_at",
+        "ix_jobs_purge_after",
+        "ix_jobs_complete_by",
+        "ix_jobs_start_by",
+    ):
         op.drop_index(name, "jobs")
     op.drop_constraint(op.f("ck_jobs_purged_when_done"), "jobs", type_="check")
     op.drop_constraint(op.f("ck_jobs_result_when_succeeded"), "jobs", type_="check")
-    op.execute("DELETE FROM jobs WHERE purged_at IS NOT NULL")  # the former schema has no place for them
+    op.execute(
+        "DELETE FROM jobs WHERE purged_at IS NOT NULL"
+    )  # the former schema has no place for them
     op.create_check_constraint(
-        op.f("ck_jobs_result_when_succeeded"), "jobs", "(status = 'succeeded') = (result IS NOT NULL)"
+        op.f("ck_jobs_result_when_succeeded"),
+        "jobs",
+        "(status = 'succeeded') = (result IS NOT NULL)",
     )
     op.drop_column("attempts", "life")
     for column in reversed(_NEW_COLUMNS):

@@ -109,12 +109,18 @@ def upgrade() -> None:
         "GROUP BY model, priority, tenant"
     )
     # A queue's rows die young: collect them early, and read short tables often.
-    op.execute("ALTER TABLE jobs SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)")
-    op.execute("ALTER TABLE lane_deltas SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)")
+    op.execute(
+        "ALTER TABLE jobs SET (autovacuum_vacuum_scale_factor = 0.02, autovacuum_analyze_scale_factor = 0.02)"
+    )
+    op.execute(
+        "ALTER TABLE lane_deltas SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)"
+    )
 
 
 def downgrade() -> None:
-    op.execute("ALTER TABLE jobs RESET (autovacuum_vacuum_scale_factor, autovacuum_analyze_scale_factor)")
+    op.execute(
+        "ALTER TABLE jobs RESET (autovacuum_vacuum_scale_factor, autovacuum_analyze_scale_factor)"
+    )
     for name in ("lanes_delete", "lanes_update", "lanes_insert"):
         op.execute(f"DROP TRIGGER {name} ON jobs")
     op.execute("DROP FUNCTION vdiff_lanes_move()")
@@ -124,7 +130,11 @@ def downgrade() -> None:
     op.drop_index("ix_jobs_pushed", "jobs")
     op.drop_index("ix_jobs_lane", "jobs")
     op.create_index(
-        "ix_jobs_queued", "jobs", ["model", "queued_at"], unique=False, postgresql_where=sa.text("status = 'queued'")
+        "ix_jobs_queued",
+        "jobs",
+        ["model", "queued_at"],
+        unique=False,
+        postgresql_where=sa.text("status = 'queued'"),
     )
     op.drop_column("jobs", "forecast_seconds")
     op.drop_column("jobs", "deadline")

@@ -11,7 +11,13 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-_TABLES = ("webhook_attempts", "webhook_deliveries", "webhook_events", "webhook_secrets", "webhook_endpoints")
+_TABLES = (
+    "webhook_attempts",
+    "webhook_deliveries",
+    "webhook_events",
+    "webhook_secrets",
+    "webhook_endpoints",
+)
 
 _FUNCTIONS = """
 CREATE FUNCTION vdiff_count_moves() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -59,7 +65,9 @@ CREATE TRIGGER webhook_outbox_update AFTER UPDATE ON jobs FOR EACH ROW
 
 def _moment(name: str, *, default: bool = False) -> sa.Column[object]:
     if default:
-        return sa.Column(name, sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False)
+        return sa.Column(
+            name, sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        )
     return sa.Column(name, sa.DateTime(timezone=True), nullable=True)
 
 
@@ -68,8 +76,12 @@ def _boolean(name: str, default: str) -> sa.Column[bool]:
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("sequence", sa.Integer(), server_default=sa.text("1"), nullable=False))
-    op.add_column("jobs", sa.Column("webhook", postgresql.JSONB(astext_type=sa.Text()), nullable=True))
+    op.add_column(
+        "jobs", sa.Column("sequence", sa.Integer(), server_default=sa.text("1"), nullable=False)
+    )
+    op.add_column(
+        "jobs", sa.Column("webhook", postgresql.JSONB(astext_type=sa.Text()), nullable=True)
+    )
     op.create_table(
         "webhook_endpoints",
         sa.Column("id", sa.Text(), nullable=False),
@@ -97,7 +109,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_endpoints")),
     )
-    op.create_index("ix_webhook_endpoints_tenant", "webhook_endpoints", ["tenant", "id"], unique=False)
+    op.create_index(
+        "ix_webhook_endpoints_tenant", "webhook_endpoints", ["tenant", "id"], unique=False
+    )
     op.create_table(
         "webhook_secrets",
         sa.Column("tenant", sa.Text(), nullable=False),
@@ -132,9 +146,13 @@ def upgrade() -> None:
         _moment("created_at", default=True),
         _moment("delivered_at"),
         sa.CheckConstraint(
-            "status IN ('pending', 'delivered', 'failed', 'discarded')", name=op.f("ck_webhook_deliveries_status")
+            "status IN ('pending', 'delivered', 'failed', 'discarded')",
+            name=op.f("ck_webhook_deliveries_status"),
         ),
-        sa.CheckConstraint("(endpoint_id IS NULL) <> (url IS NULL)", name=op.f("ck_webhook_deliveries_one_receiver")),
+        sa.CheckConstraint(
+            "(endpoint_id IS NULL) <> (url IS NULL)",
+            name=op.f("ck_webhook_deliveries_one_receiver"),
+        ),
         sa.ForeignKeyConstraint(
             ["event_id"],
             ["webhook_events.id"],
@@ -156,7 +174,9 @@ def upgrade() -> None:
         unique=False,
         postgresql_where=sa.text("status = 'pending'"),
     )
-    op.create_index("ix_webhook_deliveries_endpoint", "webhook_deliveries", ["endpoint_id", "id"], unique=False)
+    op.create_index(
+        "ix_webhook_deliveries_endpoint", "webhook_deliveries", ["endpoint_id", "id"], unique=False
+    )
     op.create_index("ix_webhook_deliveries_event", "webhook_deliveries", ["event_id"], unique=False)
     op.create_table(
         "webhook_attempts",
@@ -175,7 +195,9 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_webhook_attempts")),
     )
-    op.create_index("ix_webhook_attempts_delivery", "webhook_attempts", ["delivery_id", "id"], unique=False)
+    op.create_index(
+        "ix_webhook_attempts_delivery", "webhook_attempts", ["delivery_id", "id"], unique=False
+    )
     op.execute(_FUNCTIONS)
 
 

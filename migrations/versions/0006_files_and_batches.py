@@ -34,7 +34,12 @@ def upgrade() -> None:
         sa.Column("summary", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("output_file_id", sa.Text(), nullable=True),
         sa.Column("error_file_id", sa.Text(), nullable=True),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("in_progress_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finalizing_at", sa.DateTime(timezone=True), nullable=True),
@@ -45,13 +50,17 @@ def upgrade() -> None:
         sa.Column("cancelled_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("holder", sa.Text(), nullable=True),
         sa.Column("lease_until", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("status <> 'failed' OR errors IS NOT NULL", name=op.f("ck_batches_errors_when_failed")),
+        sa.CheckConstraint(
+            "status <> 'failed' OR errors IS NOT NULL", name=op.f("ck_batches_errors_when_failed")
+        ),
         sa.CheckConstraint(
             "status IN ('validating', 'failed', 'in_progress', 'finalizing', 'completed', 'expired', "
             "'cancelling', 'cancelled')",
             name=op.f("ck_batches_status"),
         ),
-        sa.CheckConstraint("stored >= 0 AND (total IS NULL OR stored <= total)", name=op.f("ck_batches_stored")),
+        sa.CheckConstraint(
+            "stored >= 0 AND (total IS NULL OR stored <= total)", name=op.f("ck_batches_stored")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_batches")),
     )
     op.create_index("ix_batches_input_file", "batches", ["input_file_id"], unique=False)
@@ -60,7 +69,9 @@ def upgrade() -> None:
         "batches",
         ["created_at"],
         unique=False,
-        postgresql_where=sa.text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+        postgresql_where=sa.text(
+            "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+        ),
     )
     op.create_index("ix_batches_tenant_id", "batches", ["tenant", "id"], unique=False)
     op.create_index(
@@ -79,17 +90,32 @@ def upgrade() -> None:
         sa.Column("store", sa.Text(), nullable=False),
         sa.Column("status", sa.Text(), server_default="uploading", nullable=False),
         sa.Column("bytes", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("status IN ('uploading', 'ready', 'deleting')", name=op.f("ck_files_status")),
+        sa.CheckConstraint(
+            "status IN ('uploading', 'ready', 'deleting')", name=op.f("ck_files_status")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_files")),
     )
     op.create_index(
-        "ix_files_expires_at", "files", ["expires_at"], unique=False, postgresql_where=sa.text("expires_at IS NOT NULL")
+        "ix_files_expires_at",
+        "files",
+        ["expires_at"],
+        unique=False,
+        postgresql_where=sa.text("expires_at IS NOT NULL"),
     )
     op.create_index("ix_files_tenant_id", "files", ["tenant", "id"], unique=False)
     op.create_index(
-        "ix_files_unfinished", "files", ["created_at"], unique=False, postgresql_where=sa.text("status <> 'ready'")
+        "ix_files_unfinished",
+        "files",
+        ["created_at"],
+        unique=False,
+        postgresql_where=sa.text("status <> 'ready'"),
     )
     op.create_table(
         "file_chunks",
@@ -117,7 +143,9 @@ def upgrade() -> None:
         unique=True,
         postgresql_where=sa.text("batch_id IS NOT NULL"),
     )
-    op.create_check_constraint(op.f("ck_jobs_line_of_a_batch"), "jobs", "(batch_id IS NULL) = (batch_line IS NULL)")
+    op.create_check_constraint(
+        op.f("ck_jobs_line_of_a_batch"), "jobs", "(batch_id IS NULL) = (batch_line IS NULL)"
+    )
 
 
 def downgrade() -> None:

@@ -1,4 +1,6 @@
-"""jobs know their key: lanes, weights and limits per key; usage per key, model and day, kept by a trigger"""
+"""jobs know their key: lanes, weights and limits per key; usage per key, model and day, kept by a
+trigger
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,16 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-_COUNTS = ("succeeded", "failed", "cancelled", "expired", "attempts", "prompt_tokens", "completion_tokens", "forwards")
+_COUNTS = (
+    "succeeded",
+    "failed",
+    "cancelled",
+    "expired",
+    "attempts",
+    "prompt_tokens",
+    "completion_tokens",
+    "forwards",
+)
 
 _LANES = """
 CREATE OR REPLACE FUNCTION vdiff_lanes_insert() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -74,8 +85,8 @@ CREATE TRIGGER lanes_update AFTER UPDATE ON jobs FOR EACH ROW
     EXECUTE FUNCTION vdiff_lanes_move();
 """
 
-# An attempt that ended (running -> anything) and a job that ended, in the transaction that ends them. A retry is another
-# life: its usage adds to that of the lives before.
+# An attempt that ended (running -> anything) and a job that ended, in the transaction that ends
+# them. A retry is another life: its usage adds to that of the lives before.
 _USAGE = """
 CREATE FUNCTION vdiff_usage() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -114,7 +125,10 @@ def _of() -> list[sa.Column[Any]]:
 
 def _amounts() -> list[sa.Column[Any]]:
     return [
-        *(sa.Column(name, sa.BigInteger(), server_default=sa.text("0"), nullable=False) for name in _COUNTS),
+        *(
+            sa.Column(name, sa.BigInteger(), server_default=sa.text("0"), nullable=False)
+            for name in _COUNTS
+        ),
         sa.Column("run_seconds", sa.Double(), server_default=sa.text("0"), nullable=False),
         sa.Column("device_seconds", sa.Double(), server_default=sa.text("0"), nullable=False),
     ]
@@ -133,7 +147,9 @@ def _lane_index(*columns: str) -> None:
 
 def upgrade() -> None:
     for table in ("jobs", "batches", "lanes", "lane_deltas"):
-        op.add_column(table, sa.Column("key_id", sa.Text(), server_default=sa.text("''"), nullable=False))
+        op.add_column(
+            table, sa.Column("key_id", sa.Text(), server_default=sa.text("''"), nullable=False)
+        )
     _lane_index("tenant", "key_id")
     op.drop_constraint("pk_lanes", "lanes")
     op.create_primary_key("pk_lanes", "lanes", ["model", "priority", "tenant", "key_id"])
@@ -151,7 +167,9 @@ def upgrade() -> None:
         *_amounts(),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_usage_deltas")),
     )
-    op.execute("ALTER TABLE usage_deltas SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)")
+    op.execute(
+        "ALTER TABLE usage_deltas SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)"
+    )
     op.execute(_USAGE)
 
 

@@ -12,7 +12,9 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.add_column("jobs", sa.Column("format", sa.Integer(), server_default=sa.text("1"), nullable=False))
+    op.add_column(
+        "jobs", sa.Column("format", sa.Integer(), server_default=sa.text("1"), nullable=False)
+    )
     op.create_index(
         "ix_jobs_idempotency_created",
         "jobs",

@@ -25,11 +25,19 @@ def upgrade() -> None:
         sa.Column("template", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column("graders", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
         sa.Column(
-            "metadata", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
+            "metadata",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default=sa.text("'{}'::jsonb"),
+            nullable=False,
         ),
         sa.Column("items", sa.Integer(), nullable=False),
         sa.Column("window_seconds", sa.Double(), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("cancelling_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("holder", sa.Text(), nullable=True),
@@ -52,7 +60,9 @@ def upgrade() -> None:
         postgresql_where=sa.text("status IN ('in_progress', 'cancelling')"),
     )
     op.create_index("ix_evaluations_tenant_id", "evaluations", ["tenant", "id"], unique=False)
-    op.create_index("uq_evaluations_content", "evaluations", ["tenant", "content_hash"], unique=True)
+    op.create_index(
+        "uq_evaluations_content", "evaluations", ["tenant", "content_hash"], unique=True
+    )
     op.create_table(
         "evaluation_items",
         sa.Column("evaluation_id", sa.Text(), nullable=False),
@@ -85,19 +95,29 @@ def upgrade() -> None:
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("total", sa.Integer(), nullable=False),
         sa.Column("stored", sa.Integer(), server_default=sa.text("0"), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "created_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
-            "(status = 'failed') = (error IS NOT NULL)", name=op.f("ck_evaluation_runs_error_when_failed")
+            "(status = 'failed') = (error IS NOT NULL)",
+            name=op.f("ck_evaluation_runs_error_when_failed"),
         ),
         sa.CheckConstraint(
-            "(status = 'in_progress') = (finished_at IS NULL)", name=op.f("ck_evaluation_runs_finished_when_over")
+            "(status = 'in_progress') = (finished_at IS NULL)",
+            name=op.f("ck_evaluation_runs_finished_when_over"),
         ),
         sa.CheckConstraint(
-            "status IN ('in_progress', 'completed', 'failed', 'cancelled')", name=op.f("ck_evaluation_runs_status")
+            "status IN ('in_progress', 'completed', 'failed', 'cancelled')",
+            name=op.f("ck_evaluation_runs_status"),
         ),
-        sa.CheckConstraint("stored >= 0 AND stored <= total", name=op.f("ck_evaluation_runs_stored")),
+        sa.CheckConstraint(
+            "stored >= 0 AND stored <= total", name=op.f("ck_evaluation_runs_stored")
+        ),
         sa.ForeignKeyConstraint(
             ["evaluation_id"],
             ["evaluations.id"],
@@ -106,8 +126,15 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_evaluation_runs")),
     )
-    op.create_index("uq_evaluation_runs_content", "evaluation_runs", ["evaluation_id", "content_hash"], unique=True)
-    op.create_index("uq_evaluation_runs_name", "evaluation_runs", ["evaluation_id", "name"], unique=True)
+    op.create_index(
+        "uq_evaluation_runs_content",
+        "evaluation_runs",
+        ["evaluation_id", "content_hash"],
+        unique=True,
+    )
+    op.create_index(
+        "uq_evaluation_runs_name", "evaluation_runs", ["evaluation_id", "name"], unique=True
+    )
     op.create_table(
         "evaluation_samples",
         sa.Column("run_id", sa.Text(), nullable=False),
@@ -118,7 +145,10 @@ def upgrade() -> None:
         sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("output", sa.Text(), nullable=True),
         sa.Column(
-            "verdicts", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'[]'::jsonb"), nullable=False
+            "verdicts",
+            postgresql.JSONB(astext_type=sa.Text()),
+            server_default=sa.text("'[]'::jsonb"),
+            nullable=False,
         ),
         sa.Column("error", postgresql.JSONB(astext_type=sa.Text()), nullable=True),
         sa.Column("completion_tokens", sa.Integer(), nullable=True),
@@ -128,7 +158,9 @@ def upgrade() -> None:
         sa.Column("device_ms", sa.Double(), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
-        sa.CheckConstraint("outcome IN ('error', 'failed', 'passed')", name=op.f("ck_evaluation_samples_outcome")),
+        sa.CheckConstraint(
+            "outcome IN ('error', 'failed', 'passed')", name=op.f("ck_evaluation_samples_outcome")
+        ),
         sa.ForeignKeyConstraint(
             ["run_id"],
             ["evaluation_runs.id"],
@@ -137,7 +169,12 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("run_id", "number", name=op.f("pk_evaluation_samples")),
     )
-    op.create_index("ix_evaluation_samples_outcome", "evaluation_samples", ["run_id", "outcome", "item"], unique=False)
+    op.create_index(
+        "ix_evaluation_samples_outcome",
+        "evaluation_samples",
+        ["run_id", "outcome", "item"],
+        unique=False,
+    )
 
 
 def downgrade() -> None:

@@ -43,7 +43,9 @@ CREATE TRIGGER webhook_outbox_update AFTER UPDATE ON batches FOR EACH ROW
 
 def upgrade() -> None:
     op.add_column("webhook_events", sa.Column("batch_id", sa.Text(), nullable=True))
-    op.add_column("batches", sa.Column("sequence", sa.Integer(), server_default=sa.text("1"), nullable=False))
+    op.add_column(
+        "batches", sa.Column("sequence", sa.Integer(), server_default=sa.text("1"), nullable=False)
+    )
     op.execute(_FUNCTIONS)
 
 

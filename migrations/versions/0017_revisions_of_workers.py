@@ -18,7 +18,9 @@ def upgrade() -> None:
         "jobs",
         ["model", "pinned_revision"],
         unique=False,
-        postgresql_where=sa.text("status = 'queued' AND pinned_revision IS NOT NULL AND batch_id IS NULL"),
+        postgresql_where=sa.text(
+            "status = 'queued' AND pinned_revision IS NOT NULL AND batch_id IS NULL"
+        ),
     )
 
 

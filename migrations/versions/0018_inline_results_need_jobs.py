@@ -1,8 +1,9 @@
-"""Switch off inline results where a key that may not read results could have registered the endpoint.
+"""Switch off inline results where a key that may not read results could have registered the
+endpoint.
 
-An endpoint does not know which key registered it. Only tenants that have a usable key with the scope
-`webhooks` and without `jobs` are concerned: until now, such a key could have the results of every
-job of its tenant sent to itself.
+An endpoint does not know which key registered it. Only tenants that have a usable key with the
+scope `webhooks` and without `jobs` are concerned: until now, such a key could have the results of
+every job of its tenant sent to itself.
 """
 
 from __future__ import annotations

@@ -16,7 +16,12 @@ def upgrade() -> None:
         "maintenance_counts",
         sa.Column("action", sa.Text(), nullable=False),
         sa.Column("total", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column("updated_at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "updated_at",
+            sa.DateTime(timezone=True),
+            server_default=sa.text("now()"),
+            nullable=False,
+        ),
         sa.PrimaryKeyConstraint("action", name=op.f("pk_maintenance_counts")),
     )
 

@@ -23,7 +23,9 @@ def upgrade() -> None:
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE json USING {column}::json")
     connection = op.get_bind()
     for converted in (json_columns.ITEMS, json_columns.JOBS):
-        if not json_columns.is_prepared(connection, converted):  # a new database; `migrations.run` prepares others
+        if not json_columns.is_prepared(
+            connection, converted
+        ):  # a new database; `migrations.run` prepares others
             json_columns.prepare(connection, converted)
         json_columns.swap(connection, converted)
 
@@ -33,5 +35,7 @@ def downgrade() -> None:
         op.execute(f"ALTER TABLE {table} ALTER COLUMN {column} TYPE jsonb USING {column}::jsonb")
     op.execute(
         "ALTER TABLE jobs "
-        + ", ".join(f"ALTER COLUMN {c} TYPE jsonb USING {c}::jsonb" for c in json_columns.JOBS.columns)
+        + ", ".join(
+            f"ALTER COLUMN {c} TYPE jsonb USING {c}::jsonb" for c in json_columns.JOBS.columns
+        )
     )

@@ -1,4 +1,6 @@
-"""losses of workers are counted apart from failures of jobs; suspects run apart; leases have a clock"""
+"""losses of workers are counted apart from failures of jobs; suspects run apart; leases have a
+clock
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,23 @@ depends_on = None
 def upgrade() -> None:
     zero = sa.text("0")
     op.add_column("jobs", sa.Column("losses", sa.Integer(), server_default=zero, nullable=False))
-    op.add_column("jobs", sa.Column("lost_alone", sa.Integer(), server_default=zero, nullable=False))
+    op.add_column(
+        "jobs", sa.Column("lost_alone", sa.Integer(), server_default=zero, nullable=False)
+    )
     op.add_column("jobs", sa.Column("isolation", sa.Integer(), nullable=True))
-    op.add_column("attempts", sa.Column("alone", sa.Boolean(), server_default=sa.text("false"), nullable=False))
+    op.add_column(
+        "attempts",
+        sa.Column("alone", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+    )
     op.create_table(
         "lease_clock",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
-        sa.Column("since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False),
+        sa.Column(
+            "at", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
+        sa.Column(
+            "since", sa.DateTime(timezone=True), server_default=sa.text("now()"), nullable=False
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_lease_clock")),
     )
     # The next revision creates ix_jobs_isolation: this transaction holds ACCESS EXCLUSIVE on jobs.

@@ -15,24 +15,42 @@ depends_on = None
 
 def upgrade() -> None:
     online.create_index(
-        "ix_jobs_isolation", "jobs", ["model", "queued_at"],
+        "ix_jobs_isolation",
+        "jobs",
+        ["model", "queued_at"],
         postgresql_where=sa.text("status = 'queued' AND isolation IS NOT NULL"),
-    )  # fmt: skip
-    # (tenant, model, status, id) serves model alone too: a list of one model merges the states' newest.
-    online.create_index("ix_jobs_tenant_model_status_id", "jobs", ["tenant", "model", "status", "id"])
-    online.create_index(
-        "ix_jobs_batch_id", "jobs", ["batch_id", "id"], postgresql_where=sa.text("batch_id IS NOT NULL")
     )
-    online.create_index("ix_webhook_deliveries_tenant", "webhook_deliveries", ["tenant", "status", "id"])
-    online.create_index("ix_webhook_deliveries_endpoint_status", "webhook_deliveries", ["endpoint_id", "status", "id"])
+    # (tenant, model, status, id) serves model alone too: a list of one model merges the states'
+    # newest.
     online.create_index(
-        "ix_webhook_deliveries_turns", "webhook_deliveries", ["tenant", "next_attempt_at"],
+        "ix_jobs_tenant_model_status_id", "jobs", ["tenant", "model", "status", "id"]
+    )
+    online.create_index(
+        "ix_jobs_batch_id",
+        "jobs",
+        ["batch_id", "id"],
+        postgresql_where=sa.text("batch_id IS NOT NULL"),
+    )
+    online.create_index(
+        "ix_webhook_deliveries_tenant", "webhook_deliveries", ["tenant", "status", "id"]
+    )
+    online.create_index(
+        "ix_webhook_deliveries_endpoint_status",
+        "webhook_deliveries",
+        ["endpoint_id", "status", "id"],
+    )
+    online.create_index(
+        "ix_webhook_deliveries_turns",
+        "webhook_deliveries",
+        ["tenant", "next_attempt_at"],
         postgresql_where=sa.text("status = 'pending'"),
-    )  # fmt: skip
+    )
     online.create_index(
-        "ix_webhook_deliveries_leased", "webhook_deliveries", ["lease_until"],
+        "ix_webhook_deliveries_leased",
+        "webhook_deliveries",
+        ["lease_until"],
         postgresql_where=sa.text("status = 'pending' AND lease_until IS NOT NULL"),
-    )  # fmt: skip
+    )
     online.create_index("ix_files_tenant_purpose", "files", ["tenant", "purpose", "id"])
     online.create_index("ix_usage_day", "usage", ["day"])
     online.drop_index("ix_webhook_deliveries_endpoint", "webhook_deliveries")

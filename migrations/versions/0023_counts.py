@@ -1,4 +1,6 @@
-"""how many jobs, batches, evaluations and files there are is counted as it changes, not when somebody asks"""
+"""how many jobs, batches, evaluations and files there are is counted as it changes, not when
+somebody asks
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,9 @@ def upgrade() -> None:
         *_columns(),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_count_deltas")),
     )
-    op.execute("ALTER TABLE count_deltas SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)")
+    op.execute(
+        "ALTER TABLE count_deltas SET (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 2000)"
+    )
     op.execute(_FUNCTIONS)
     op.execute(_TRIGGERS)
     op.execute(_of_rows("batches", "batch"))

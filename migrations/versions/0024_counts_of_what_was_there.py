@@ -1,7 +1,7 @@
 """count what was there before counts were kept
 
-The triggers of the revision before are at work already, so the table of jobs is not locked: one statement sees one moment, and
-what the triggers had counted until then is taken off what is there.
+The triggers of the revision before are at work already, so the table of jobs is not locked: one
+statement sees one moment, and what the triggers had counted until then is taken off what is there.
 """
 
 from __future__ import annotations

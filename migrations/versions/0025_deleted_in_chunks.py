@@ -17,7 +17,10 @@ def upgrade() -> None:
     for table in _TABLES:
         op.add_column(table, sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True))
         op.create_index(
-            f"ix_{table}_deleted", table, ["deleted_at"], postgresql_where=sa.text("deleted_at IS NOT NULL")
+            f"ix_{table}_deleted",
+            table,
+            ["deleted_at"],
+            postgresql_where=sa.text("deleted_at IS NOT NULL"),
         )
 
 

@@ -15,9 +15,11 @@ depends_on = None
 
 def upgrade() -> None:
     online.create_index(
-        "ix_jobs_unpushed", "jobs", ["model", "priority", "tenant", "key_id", "deadline", "queued_at", "id"],
+        "ix_jobs_unpushed",
+        "jobs",
+        ["model", "priority", "tenant", "key_id", "deadline", "queued_at", "id"],
         postgresql_where=sa.text("status = 'queued' AND pushed_at IS NULL AND isolation IS NULL"),
-    )  # fmt: skip
+    )
 
 
 def downgrade() -> None:

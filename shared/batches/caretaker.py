@@ -1,13 +1,17 @@
 """Processing of batches between requests, in every API process. One process at a time holds a
 batch, under a lease.
 
-    validating    read the file, check every line; all good: in_progress, else failed with the lines' numbers
+    validating    read the file, check every line; all good: in_progress, else failed with the
+                  lines' numbers
     in_progress   make a job of every line, a chunk a transaction; wait until none is open
-    cancelling    cancel the lines that are open, those that are no jobs yet included: each is then a cancelled job
-    finalizing    write the output and the error file; they appear with the batch's end, in one transaction
+    cancelling    cancel the lines that are open, those that are no jobs yet included: each is then
+                  a cancelled job
+    finalizing    write the output and the error file; they appear with the batch's end, in one
+                  transaction
 
-A process that dies leaves the row as it is: another takes it over when the lease runs out, and goes on after the last chunk
-that was committed. Files that it had begun are never seen and go later (`FileService.clean`).
+A process that dies leaves the row as it is: another takes it over when the lease runs out, and goes
+on after the last chunk that was committed. Files that it had begun are never seen and go later
+(`FileService.clean`).
 """
 
 from __future__ import annotations
@@ -29,14 +33,27 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from shared import counts
 from shared.batches import repository
-from shared.batches.lines import InputLine, LineSplitter, has_request, output_line, parse_line, unstored_line
+from shared.batches.lines import (
+    InputLine,
+    LineSplitter,
+    has_request,
+    output_line,
+    parse_line,
+    unstored_line,
+)
 from shared.batches.status import BatchStatus
 from shared.batches.views import summary_of
 from shared.db.session import AsyncDatabase
 from shared.errors import TooManyRequests, VDiffError
 from shared.events import publish_cancel
 from shared.fair_turns import FairTurns
-from shared.files.service import OUTPUT_PURPOSE, FileNotFound, FileService, Upload, publish_statement
+from shared.files.service import (
+    OUTPUT_PURPOSE,
+    FileNotFound,
+    FileService,
+    Upload,
+    publish_statement,
+)
 from shared.files.store import ContentMissing
 from shared.jobs import lanes, queries
 from shared.jobs.bodies import Request, parse
@@ -73,7 +90,9 @@ class Checked:
 class LineChecker:
     """Checks a file's lines as `JobService.prepare` checks a job, and against each other."""
 
-    def __init__(self, jobs: JobService, row: Row[Any], deadlines: Deadlines, max_lines: int) -> None:
+    def __init__(
+        self, jobs: JobService, row: Row[Any], deadlines: Deadlines, max_lines: int
+    ) -> None:
         self._jobs = jobs
         self._row = row
         self._deadlines = deadlines
@@ -101,7 +120,9 @@ class LineChecker:
         await asyncio.to_thread(self._complete, parsed, checked)
         return checked
 
-    def _parse(self, lines: Sequence[tuple[int, bytes | None]], checked: Checked) -> list[tuple[InputLine, Request]]:
+    def _parse(
+        self, lines: Sequence[tuple[int, bytes | None]], checked: Checked
+    ) -> list[tuple[InputLine, Request]]:
         parsed = []
         for number, raw in lines:
             try:
@@ -120,7 +141,9 @@ class LineChecker:
             first = self._seen.setdefault(line.custom_id, number)
             if first != number:
                 message = f"custom_id {line.custom_id!r} is that of line {first} too"
-                checked.errors.append(error_object("duplicate_custom_id", message, "custom_id", number))
+                checked.errors.append(
+                    error_object("duplicate_custom_id", message, "custom_id", number)
+                )
                 continue
             try:
                 parsed.append((line, parse(self._row.endpoint, line.body, streaming=False)))
@@ -134,7 +157,9 @@ class LineChecker:
         for line, request in parsed:
             if request.model != self._served[0].name:
                 message = f"the line asks for {request.model!r}, the first one for {self._served[0].name!r}"
-                checked.errors.append(error_object("mismatched_model", message, "body.model", line.number))
+                checked.errors.append(
+                    error_object("mismatched_model", message, "body.model", line.number)
+                )
                 continue
             submission = Submission(
                 endpoint=self._row.endpoint,
@@ -210,7 +235,8 @@ class BatchCaretaker(Caretaker):
             # As long as something is cleaned there may be more, which the next look takes.
             self._next_clean = now + (0.0 if await self._files.clean() else CLEAN_SECONDS)
         if now >= self._next_roll_up:
-            # Dispatchers do it all the time. While no worker lives somebody must: every submission reads what is not summed.
+            # Dispatchers do it all the time. While no worker lives somebody must: every submission
+            # reads what is not summed.
             self._next_roll_up = now + ROLL_UP_SECONDS
             async with self._database.write() as session:
                 await session.execute(lanes.roll_up())
@@ -232,12 +258,16 @@ class _Work:
         self._turn = functools.partial(caretaker._turns.turn, row.tenant)
 
     async def keep(self) -> None:
-        """Renew the lease while the batch waits for its turn; a write of the work finds out when it is lost."""
+        """Renew the lease while the batch waits for its turn; a write of the work finds out when it
+        is lost.
+        """
         while True:
             await asyncio.sleep(self._lease / 3)
             with suppress(SQLAlchemyError, OSError):
                 async with self._database.write() as session:
-                    statement = repository.hold(self._row.id, self._holder, lease_seconds=self._lease)
+                    statement = repository.hold(
+                        self._row.id, self._holder, lease_seconds=self._lease
+                    )
                     await session.execute(statement)
 
     async def run(self) -> float:
@@ -246,7 +276,10 @@ class _Work:
             await self._validate()
         if self._row.status == BatchStatus.CANCELLING:
             await self._cancel_open()
-        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and self._unstored_count():
+        if (
+            self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
+            and self._unstored_count()
+        ):
             if not await self._has_room():
                 return ROOM_LOOK_SECONDS
             await self._store()
@@ -254,14 +287,23 @@ class _Work:
                 return ROOM_LOOK_SECONDS
         if self._row.status == BatchStatus.CANCELLING and await self._has_open_jobs():
             return CANCEL_LOOK_SECONDS
-        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING) and await self._has_open_jobs():
+        if (
+            self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING)
+            and await self._has_open_jobs()
+        ):
             return 0.0  # `claim` looks for the end of the last one
-        if self._row.status in (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING, BatchStatus.FINALIZING):
+        if self._row.status in (
+            BatchStatus.IN_PROGRESS,
+            BatchStatus.CANCELLING,
+            BatchStatus.FINALIZING,
+        ):
             await self._finalize()
         return 0.0
 
     def _unstored_count(self) -> int:
-        """Lines that are no jobs yet, of those that were accepted: none before the batch is validated."""
+        """Lines that are no jobs yet, of those that were accepted: none before the batch is
+        validated.
+        """
         return (self._row.total or 0) - int(self._row.stored)
 
     async def _move(self, *sources: BatchStatus, **values: Any) -> None:
@@ -269,7 +311,9 @@ class _Work:
             await self._move_in(session, *sources, **values)
 
     async def _move_in(self, session: Any, *sources: BatchStatus, **values: Any) -> None:
-        statement = repository.move(self._row.id, self._holder, *sources, lease_seconds=self._lease, **values)
+        statement = repository.move(
+            self._row.id, self._holder, *sources, lease_seconds=self._lease, **values
+        )
         row = (await session.execute(statement)).one_or_none()
         if row is None:
             raise Lost
@@ -316,13 +360,19 @@ class _Work:
             raise Lost
         async with self._database.write() as session:
             await self._move_in(
-                session, BatchStatus.VALIDATING, status=BatchStatus.IN_PROGRESS.value, total=checker.count,
-                model=checker.model, in_progress_at=func.now(),
-            )  # fmt: skip
+                session,
+                BatchStatus.VALIDATING,
+                status=BatchStatus.IN_PROGRESS.value,
+                total=checker.count,
+                model=checker.model,
+                in_progress_at=func.now(),
+            )
         _log.info("batch_accepted", batch_id=self._row.id, lines=checker.count)
 
     async def _over_limits(self, count: int, tokens: int) -> list[dict[str, Any]]:
-        """Errors of a batch that does not fit beside what its key has queued: it is refused instead of waiting for room."""
+        """Errors of a batch that does not fit beside what its key has queued: it is refused instead
+        of waiting for room.
+        """
         async with self._database.read() as session:
             queued = await self._queued(session, lock=False)
         try:
@@ -337,8 +387,12 @@ class _Work:
 
     @property
     def _waits_for_room(self) -> bool:
-        """Return whether its lines stay within the key's limits: not when they are cancelled or expired as they become jobs."""
-        return bool(self._row.status == BatchStatus.IN_PROGRESS and self._row.expires_at > datetime.now(UTC))
+        """Return whether its lines stay within the key's limits: not when they are cancelled or
+        expired as they become jobs.
+        """
+        return bool(
+            self._row.status == BatchStatus.IN_PROGRESS and self._row.expires_at > datetime.now(UTC)
+        )
 
     async def _has_room(self) -> bool:
         """Return whether some lines at once would fit, so that the file is not read again for each."""
@@ -346,7 +400,11 @@ class _Work:
             return True
         async with self._database.read() as session:
             queued = await self._queued(session, lock=False)
-        most = LINES_CHUNK if queued.limits.queued_jobs is None else max(1, queued.limits.queued_jobs // 4)
+        most = (
+            LINES_CHUNK
+            if queued.limits.queued_jobs is None
+            else max(1, queued.limits.queued_jobs // 4)
+        )
         some = min(LINES_CHUNK, most, self._unstored_count())
         return queued.count_fitting([1] * some) == some
 
@@ -356,15 +414,19 @@ class _Work:
         )
         async with self._database.write() as session:
             await session.execute(statement)
-        _log.info("batch_failed", batch_id=self._row.id, errors=len(errors), first=errors[0]["code"])
+        _log.info(
+            "batch_failed", batch_id=self._row.id, errors=len(errors), first=errors[0]["code"]
+        )
 
     # in_progress
 
     async def _store(self) -> None:
-        """Make jobs of the lines that are none yet; a chunk and the count of what is stored are one transaction.
+        """Make jobs of the lines that are none yet; a chunk and the count of what is stored are one
+        transaction.
 
-        Of a batch that is cancelled each line is cancelled in the transaction that makes it a job, so no worker sees it, and
-        files, counts and `retry_failed` know all lines that were accepted.
+        Of a batch that is cancelled each line is cancelled in the transaction that makes it a job,
+        so no worker sees it, and files, counts and `retry_failed` know all lines that were
+        accepted.
         """
         checker = self._checker()
         seen = 0
@@ -391,10 +453,14 @@ class _Work:
         except (FileNotFound, ContentMissing) as exc:
             if cancelling:
                 return
-            await self._abandon([error_object("input_file_unreadable", exc.message, "input_file_id", None)])
+            await self._abandon(
+                [error_object("input_file_unreadable", exc.message, "input_file_id", None)]
+            )
 
     async def _store_rows(self, rows: Sequence[Mapping[str, Any]], state: BatchStatus) -> int:
-        """Make jobs of as many lines as the key's queue has room for, in one transaction; return how many."""
+        """Make jobs of as many lines as the key's queue has room for, in one transaction; return
+        how many.
+        """
         async with self._jobs.queue_writes.write((self._row.tenant, self._row.key_id)) as session:
             await self._move_in(session, state)
             if self._waits_for_room:
@@ -412,12 +478,26 @@ class _Work:
         return len(rows)
 
     def _job_row(self, line: InputLine, prepared: Prepared) -> Mapping[str, Any]:
-        return {**prepared.values, "batch_id": self._row.id, "batch_line": line.number, "pushed_at": None}
+        return {
+            **prepared.values,
+            "batch_id": self._row.id,
+            "batch_line": line.number,
+            "pushed_at": None,
+        }
 
     async def _abandon(self, errors: list[dict[str, Any]]) -> None:
-        """The rest of the lines cannot be had: stop those that run, keep what there is in files, and say why."""
-        await self._move(BatchStatus.IN_PROGRESS, status=BatchStatus.CANCELLING.value, errors=errors[:MAX_ERRORS])
-        _log.info("batch_abandoned", batch_id=self._row.id, stored=self._row.stored, first=errors[0]["code"])
+        """The rest of the lines cannot be had: stop those that run, keep what there is in files,
+        and say why.
+        """
+        await self._move(
+            BatchStatus.IN_PROGRESS, status=BatchStatus.CANCELLING.value, errors=errors[:MAX_ERRORS]
+        )
+        _log.info(
+            "batch_abandoned",
+            batch_id=self._row.id,
+            stored=self._row.stored,
+            first=errors[0]["code"],
+        )
         raise Lost  # whoever takes it next goes on from there
 
     # cancelling
@@ -434,7 +514,9 @@ class _Work:
                     try:
                         await publish_cancel(self._redis, job.id)
                     except (RedisError, OSError) as exc:
-                        _log.warning("publish_failed", job_id=job.id, error=type(exc).__name__)  # heartbeat brings it
+                        _log.warning(
+                            "publish_failed", job_id=job.id, error=type(exc).__name__
+                        )  # heartbeat brings it
 
     async def _has_open_jobs(self) -> bool:
         async with self._database.read() as session:
@@ -446,9 +528,14 @@ class _Work:
         sources = (BatchStatus.IN_PROGRESS, BatchStatus.CANCELLING, BatchStatus.FINALIZING)
         await self._move(*sources, status=BatchStatus.FINALIZING.value, finalizing_at=func.now())
         async with self._database.read() as session:
-            by_status = {s: n for s, n in (await session.execute(repository.counts(self._row.id))).all()}
+            by_status = {
+                s: n for s, n in (await session.execute(repository.counts(self._row.id))).all()
+            }
             prompt, completion = (await session.execute(repository.usage(self._row.id))).one()
-            errors = [dict(e._mapping) for e in (await session.execute(repository.top_errors(self._row.id))).all()]
+            errors = [
+                dict(e._mapping)
+                for e in (await session.execute(repository.top_errors(self._row.id))).all()
+            ]
         summary = summary_of(by_status, int(prompt), int(completion), errors)
         summary["failed"] += self._unstored_count()
         written: dict[str, Upload] = {}
@@ -460,27 +547,41 @@ class _Work:
             for upload in written.values():
                 await session.execute(publish_statement(upload))
             ended = repository.finish(
-                self._row.id, self._holder, status, now_column=column, summary=summary,
+                self._row.id,
+                self._holder,
+                status,
+                now_column=column,
+                summary=summary,
                 output_file_id=written["output"].id if "output" in written else None,
                 error_file_id=written["error"].id if "error" in written else None,
-            )  # fmt: skip
+            )
             if (await session.execute(ended)).one_or_none() is None:
                 raise Lost
-        _log.info("batch_ended", batch_id=self._row.id, now=status.value, completed=summary["completed"],
-                  failed=summary["failed"])  # fmt: skip
+        _log.info(
+            "batch_ended",
+            batch_id=self._row.id,
+            now=status.value,
+            completed=summary["completed"],
+            failed=summary["failed"],
+        )
 
     def _end(self, by_status: Mapping[str, int]) -> tuple[BatchStatus, str]:
         if self._row.errors is not None:  # it was abandoned
             return BatchStatus.FAILED, "failed_at"
         if self._row.cancelling_at is not None:
             return BatchStatus.CANCELLED, "cancelled_at"
-        if by_status.get(JobStatus.EXPIRED.value) and self._row.expires_at <= self._row.finalizing_at:
+        if (
+            by_status.get(JobStatus.EXPIRED.value)
+            and self._row.expires_at <= self._row.finalizing_at
+        ):
             return BatchStatus.EXPIRED, "expired_at"
         return BatchStatus.COMPLETED, "completed_at"
 
     async def _write_file(self, name: str, *, succeeded: bool) -> Upload:
         """The file, whole but not yet visible."""
-        async with self._files.upload(self._row.tenant, purpose=OUTPUT_PURPOSE, max_bytes=MAX_OUTPUT_BYTES) as upload:
+        async with self._files.upload(
+            self._row.tenant, purpose=OUTPUT_PURPOSE, max_bytes=MAX_OUTPUT_BYTES
+        ) as upload:
             upload.filename = f"{self._row.id}_{name}.jsonl"
             if self._row.output_expires_seconds is not None:
                 upload.expires_seconds = self._row.output_expires_seconds
@@ -488,7 +589,9 @@ class _Work:
             while True:
                 async with self._turn():
                     async with self._database.read() as session:
-                        statement = repository.results(self._row.id, succeeded=succeeded, after_line=after)
+                        statement = repository.results(
+                            self._row.id, succeeded=succeeded, after_line=after
+                        )
                         page = (await session.execute(statement)).all()
                     if not page:
                         break
@@ -502,7 +605,9 @@ class _Work:
             return upload
 
     async def _unstored(self) -> AsyncIterator[list[bytes]]:
-        """Lines of the error file for those of the input that never became jobs, some at a time; none if it is unreadable."""
+        """Lines of the error file for those of the input that never became jobs, some at a time;
+        none if it is unreadable.
+        """
         if not self._unstored_count():
             return
         error = (

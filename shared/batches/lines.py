@@ -1,7 +1,8 @@
 """Lines of a batch's input, and of its output. Pure.
 
-Input    {"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {...}}
-Output   {"id": "batch_req_...", "custom_id": ..., "response": {status_code, request_id, body} | null, "error": ... | null}
+Input    {"custom_id": ..., "method": "POST", "url": "/v1/chat/completions", "body": {...}} Output
+{"id": "batch_req_...", "custom_id": ..., "response": {status_code, request_id, body} | null,
+"error": ... | null}
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class LineTooLong(InvalidRequest):
 
 
 class LineSplitter:
-    """Bytes in, numbered lines out; never holds more than one line, and of a line that is too long only that it is."""
+    """Bytes in, numbered lines out; never holds more than one line, and of a line that is too long
+    only that it is.
+    """
 
     def __init__(self, max_bytes: int = MAX_LINE_BYTES) -> None:
         self._max = max_bytes
@@ -92,17 +95,23 @@ def parse_line(number: int, raw: bytes | None, endpoint: str) -> InputLine | Non
         raise InvalidParameter("the line must be a JSON object")
     for name in value:
         if name not in FIELDS:
-            raise UnknownParameter(f"{name[:80]} is not a field of a line; known: {', '.join(FIELDS)}", param=name[:80])
+            raise UnknownParameter(
+                f"{name[:80]} is not a field of a line; known: {', '.join(FIELDS)}", param=name[:80]
+            )
     for name in FIELDS:
         if value.get(name) is None:
             raise MissingParameter(f"{name} is required", param=name)
     custom_id = value["custom_id"]
     if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MAX_CUSTOM_ID:
-        raise InvalidParameter(f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters", param="custom_id")
+        raise InvalidParameter(
+            f"custom_id must be a string of 1 to {MAX_CUSTOM_ID} characters", param="custom_id"
+        )
     if value["method"] != "POST":
         raise InvalidParameter("method must be POST", param="method")
     if value["url"] != endpoint:
-        raise InvalidParameter(f"url must be {endpoint}, the batch's endpoint", param="url", code="mismatched_endpoint")
+        raise InvalidParameter(
+            f"url must be {endpoint}, the batch's endpoint", param="url", code="mismatched_endpoint"
+        )
     if not isinstance(value["body"], dict):
         raise InvalidParameter("body must be an object", param="body")
     return InputLine(number, custom_id, value["body"])
@@ -111,7 +120,8 @@ def parse_line(number: int, raw: bytes | None, endpoint: str) -> InputLine | Non
 def output_line(row: Mapping[Any, Any]) -> bytes:
     """A finished job as a line of the output file (it succeeded) or of the error file.
 
-    In ASCII: clients split the text with str.splitlines, which breaks at U+2028, U+0085 and others too.
+    In ASCII: clients split the text with str.splitlines, which breaks at U+2028, U+0085 and others
+    too.
     """
     return (json.dumps(output_object(row), separators=(",", ":")) + "\n").encode()
 
@@ -119,9 +129,11 @@ def output_line(row: Mapping[Any, Any]) -> bytes:
 def unstored_line(batch_id: str, line: InputLine, error: Mapping[str, Any]) -> bytes:
     """A line of the error file for a line of the input that never became a job."""
     shown = {
-        "id": f"batch_req_{batch_id.removeprefix('batch_')}_{line.number}", "custom_id": line.custom_id, "response": None,
+        "id": f"batch_req_{batch_id.removeprefix('batch_')}_{line.number}",
+        "custom_id": line.custom_id,
+        "response": None,
         "error": {"code": error["code"], "message": error["message"]},
-    }  # fmt: skip
+    }
     return (json.dumps(shown, separators=(",", ":")) + "\n").encode()
 
 
@@ -131,17 +143,29 @@ def output_object(row: Mapping[Any, Any]) -> dict[str, Any]:
     if row["status"] == JobStatus.SUCCEEDED and row["result"] is not None:
         return {**common, "response": _response(job_id, 200, row["result"]), "error": None}
     if row["purged_at"] is not None:
-        error = {"code": "job_purged", "message": "the line's result was purged before this file was written"}
+        error = {
+            "code": "job_purged",
+            "message": "the line's result was purged before this file was written",
+        }
         return {**common, "response": None, "error": error}
-    error = row["error"] or {"code": row["status"], "message": f"the job is {row['status']}", "param": None}
+    error = row["error"] or {
+        "code": row["status"],
+        "message": f"the job is {row['status']}",
+        "param": None,
+    }
     if row["status"] == JobStatus.FAILED:
         body = {
             "error": {
-                "message": error["message"], "type": "server_error", "param": error["param"], "code": error["code"]
+                "message": error["message"],
+                "type": "server_error",
+                "param": error["param"],
+                "code": error["code"],
             }
-        }  # fmt: skip
+        }
         return {**common, "response": _response(job_id, 500, body), "error": None}
-    code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(row["status"], str(error["code"]))
+    code = {"expired": "batch_expired", "cancelled": "batch_cancelled"}.get(
+        row["status"], str(error["code"])
+    )
     return {**common, "response": None, "error": {"code": code, "message": error["message"]}}
 
 

@@ -1,4 +1,6 @@
-"""All SQL about batches. Whatever the caretaker writes carries its `holder`: one that lost its lease changes nothing."""
+"""All SQL about batches. Whatever the caretaker writes carries its `holder`: one that lost its
+lease changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,17 @@ _OPEN_JOBS = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 _LOST = (JobStatus.FAILED.value, JobStatus.CANCELLED.value, JobStatus.EXPIRED.value)
 PAGE = 200
 ITEM = [
-    _J.id, _J.custom_id, _J.batch_id, _J.batch_line, _J.status, _J.error, _J.usage, _J.timing, _J.attempt, _J.purged_at,
-]  # fmt: skip
+    _J.id,
+    _J.custom_id,
+    _J.batch_id,
+    _J.batch_line,
+    _J.status,
+    _J.error,
+    _J.usage,
+    _J.timing,
+    _J.attempt,
+    _J.purged_at,
+]
 CANCEL_CHUNK = 2_000
 
 
@@ -47,9 +58,12 @@ def create(values: Mapping[str, Any], window_seconds: float) -> Executable:
     """Returns the row, or nothing when the tenant used the idempotency key before."""
     return (
         insert(BATCHES)
-        .values(**values, window_seconds=window_seconds, expires_at=func.now() + seconds(window_seconds))
+        .values(
+            **values, window_seconds=window_seconds, expires_at=func.now() + seconds(window_seconds)
+        )
         .on_conflict_do_nothing(
-            index_elements=[_B.tenant, _B.idempotency_key], index_where=_B.idempotency_key.is_not(None)
+            index_elements=[_B.tenant, _B.idempotency_key],
+            index_where=_B.idempotency_key.is_not(None),
         )
         .returning(*_B)
     )
@@ -87,19 +101,27 @@ def list_batches(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
 
 def open_by_status(tenant: str | None) -> Select[Any]:
     """(status, count) of the batches that are not over; None is all tenants."""
-    query = select(_B.status, func.count().label("count")).where(_B.status.not_in([s.value for s in OVER]))
+    query = select(_B.status, func.count().label("count")).where(
+        _B.status.not_in([s.value for s in OVER])
+    )
     return (query if tenant is None else query.where(_B.tenant == tenant)).group_by(_B.status)
 
 
 def counts(batch_id: str) -> Select[Any]:
     """(status, count) of its jobs."""
-    return select(_J.status, func.count().label("count")).where(_J.batch_id == batch_id).group_by(_J.status)
+    return (
+        select(_J.status, func.count().label("count"))
+        .where(_J.batch_id == batch_id)
+        .group_by(_J.status)
+    )
 
 
 def counts_of(batch_ids: Sequence[str]) -> Select[Any]:
     """(batch_id, status, count) of the jobs of many batches."""
     wanted = _J.batch_id == any_(literal(list(batch_ids), ARRAY(Text)))
-    return select(_J.batch_id, _J.status, func.count()).where(wanted).group_by(_J.batch_id, _J.status)
+    return (
+        select(_J.batch_id, _J.status, func.count()).where(wanted).group_by(_J.batch_id, _J.status)
+    )
 
 
 def lines_open() -> Select[Any]:
@@ -108,7 +130,11 @@ def lines_open() -> Select[Any]:
     """
     over = [s.value for s in OVER]
     unfinished = select(_B.id).where(_B.status.not_in(over))
-    jobs_open = select(func.count()).where(_J.batch_id.in_(unfinished), _J.status.in_(_OPEN_JOBS)).scalar_subquery()
+    jobs_open = (
+        select(func.count())
+        .where(_J.batch_id.in_(unfinished), _J.status.in_(_OPEN_JOBS))
+        .scalar_subquery()
+    )
     unstored = (
         select(func.coalesce(func.sum(func.coalesce(_B.total, 0) - _B.stored), 0))
         .where(_B.status.not_in(over))
@@ -135,7 +161,9 @@ def results(batch_id: str, *, succeeded: bool, after_line: int) -> Select[Any]:
     wanted = _J.status == JobStatus.SUCCEEDED.value
     return (
         select(_J.id, _J.custom_id, _J.batch_line, _J.status, _J.result, _J.error, _J.purged_at)
-        .where(_J.batch_id == batch_id, _J.batch_line > after_line, wanted if succeeded else ~wanted)
+        .where(
+            _J.batch_id == batch_id, _J.batch_line > after_line, wanted if succeeded else ~wanted
+        )
         .order_by(_J.batch_line)
         .limit(PAGE)
     )
@@ -154,7 +182,11 @@ def top_errors(batch_id: str, limit: int = 5) -> Select[Any]:
     """(code, count, message) of what went wrong, the most frequent first."""
     code = _J.error["code"].astext
     return (
-        select(code.label("code"), func.count().label("count"), func.min(_J.error["message"].astext).label("message"))
+        select(
+            code.label("code"),
+            func.count().label("count"),
+            func.min(_J.error["message"].astext).label("message"),
+        )
         .where(_J.batch_id == batch_id, _J.status.in_(_LOST))
         .group_by(code)
         .order_by(func.count().desc(), code)
@@ -166,27 +198,46 @@ def top_errors(batch_id: str, limit: int = 5) -> Select[Any]:
 
 
 def request_cancel(batch_id: str) -> Update:
-    """validating, in_progress -> cancelling; finalizing stays what it is, and what is over stays over."""
+    """validating, in_progress -> cancelling; finalizing stays what it is, and what is over stays
+    over.
+    """
     sources = (BatchStatus.VALIDATING.value, BatchStatus.IN_PROGRESS.value)
     return (
         update(BATCHES)
         .where(_B.id == batch_id, _B.status.in_(sources))
-        .values(status=BatchStatus.CANCELLING.value, cancelling_at=func.now(), holder=None, lease_until=None)
+        .values(
+            status=BatchStatus.CANCELLING.value,
+            cancelling_at=func.now(),
+            holder=None,
+            lease_until=None,
+        )
         .returning(_B.id)
     )
 
 
 def reopen(batch_id: str, holder: str, *, lease_seconds: float) -> Update:
-    """completed, expired, cancelled -> in_progress with a new window, for `retry_lines` in the same transaction.
+    """completed, expired, cancelled -> in_progress with a new window, for `retry_lines` in the same
+    transaction.
 
-    The batch is held until all its lines are retried, so that no caretaker closes it between two chunks. A caretaker that
-    was about to close it loses it. One more call renews the lease and keeps the window.
+    The batch is held until all its lines are retried, so that no caretaker closes it between two
+    chunks. A caretaker that was about to close it loses it. One more call renews the lease and
+    keeps the window.
     """
     sources = (BatchStatus.COMPLETED.value, BatchStatus.EXPIRED.value, BatchStatus.CANCELLED.value)
-    ends = ("finalizing_at", "completed_at", "expired_at", "cancelling_at", "cancelled_at", "summary")
+    ends = (
+        "finalizing_at",
+        "completed_at",
+        "expired_at",
+        "cancelling_at",
+        "cancelled_at",
+        "summary",
+    )
     return (
         update(BATCHES)
-        .where(_B.id == batch_id, or_(_B.status == BatchStatus.IN_PROGRESS.value, _B.status.in_(sources)))
+        .where(
+            _B.id == batch_id,
+            or_(_B.status == BatchStatus.IN_PROGRESS.value, _B.status.in_(sources)),
+        )
         .where(_B.stored == _B.total)
         .values(
             status=BatchStatus.IN_PROGRESS.value,
@@ -203,7 +254,9 @@ def reopen(batch_id: str, holder: str, *, lease_seconds: float) -> Update:
 
 
 def to_retry(batch_id: str, *, after: int = 0, limit: int | None = None) -> Select[Any]:
-    """(lines, tokens, last) that `retry_lines` would give another life: of all lines, or of the next ones after a line."""
+    """(lines, tokens, last) that `retry_lines` would give another life: of all lines, or of the
+    next ones after a line.
+    """
     some = (
         select(_J.batch_line, _J.tokens)
         .where(_J.batch_id == batch_id, _J.batch_line > after, jobs.is_retriable())
@@ -213,11 +266,17 @@ def to_retry(batch_id: str, *, after: int = 0, limit: int | None = None) -> Sele
     )
     lines: Any = func.count()
     tokens = func.coalesce(func.sum(some.c.tokens), 0).cast(BigInteger)
-    return select(lines.label("lines"), tokens.label("tokens"), func.max(some.c.batch_line).label("last"))
+    return select(
+        lines.label("lines"), tokens.label("tokens"), func.max(some.c.batch_line).label("last")
+    )
 
 
-def retry_lines(batch_id: str, expires_at: datetime, *, key_id: str, after: int, last: int) -> Update:
-    """Give the lines of a range that did not succeed another life, paid by that key; return their ids."""
+def retry_lines(
+    batch_id: str, expires_at: datetime, *, key_id: str, after: int, last: int
+) -> Update:
+    """Give the lines of a range that did not succeed another life, paid by that key; return their
+    ids.
+    """
     deadlines = {"start_by": null(), "complete_by": expires_at}
     lines = (_J.batch_id == batch_id, _J.batch_line > after, _J.batch_line <= last)
     return jobs.retry_where(*lines, deadlines=deadlines).values(key_id=key_id)
@@ -230,15 +289,25 @@ def _has_open_jobs() -> Any:
     return select(_J.id).where(_J.batch_id == _B.id, _J.status.in_(_OPEN_JOBS)).exists()
 
 
-def claim(holder: str, lease_seconds: float, *, served: Sequence[str] = (), full: Sequence[str] = ()) -> Update:
-    """A batch that needs somebody and that nobody holds, of the tenant whose turn it is; returns its row."""
+def claim(
+    holder: str, lease_seconds: float, *, served: Sequence[str] = (), full: Sequence[str] = ()
+) -> Update:
+    """A batch that needs somebody and that nobody holds, of the tenant whose turn it is; returns
+    its row.
+    """
     storing = _B.stored < func.coalesce(_B.total, 0)
     in_progress = (_B.status == BatchStatus.IN_PROGRESS.value) & or_(storing, ~_has_open_jobs())
-    others = (BatchStatus.VALIDATING.value, BatchStatus.CANCELLING.value, BatchStatus.FINALIZING.value)
+    others = (
+        BatchStatus.VALIDATING.value,
+        BatchStatus.CANCELLING.value,
+        BatchStatus.FINALIZING.value,
+    )
     free = (
         select(_B.id)
         .where(or_(_B.status.in_(others), in_progress))
-        .where(or_(_B.lease_until.is_(None), _B.lease_until < func.now()), _B.tenant.not_in(list(full)))
+        .where(
+            or_(_B.lease_until.is_(None), _B.lease_until < func.now()), _B.tenant.not_in(list(full))
+        )
         .order_by(turn_of(_B.tenant, served), _B.lease_until.asc().nulls_first(), _B.created_at)
         .limit(1)
         .with_for_update(skip_locked=True)
@@ -252,8 +321,12 @@ def claim(holder: str, lease_seconds: float, *, served: Sequence[str] = (), full
     )
 
 
-def move(batch_id: str, holder: str, *statuses: BatchStatus, lease_seconds: float, **values: Any) -> Update:
-    """Write, and renew the lease; returns nothing when the batch is not ours or not in one of the states any more."""
+def move(
+    batch_id: str, holder: str, *statuses: BatchStatus, lease_seconds: float, **values: Any
+) -> Update:
+    """Write, and renew the lease; returns nothing when the batch is not ours or not in one of the
+    states any more.
+    """
     return (
         update(BATCHES)
         .where(_B.id == batch_id, _B.holder == holder, _B.status.in_([s.value for s in statuses]))
@@ -271,13 +344,17 @@ def hold(batch_id: str, holder: str, *, lease_seconds: float) -> Update:
     )
 
 
-def finish(batch_id: str, holder: str, status: BatchStatus, *, now_column: str, **values: Any) -> Update:
+def finish(
+    batch_id: str, holder: str, status: BatchStatus, *, now_column: str, **values: Any
+) -> Update:
     """To an end."""
     assert status in OVER
     return (
         update(BATCHES)
         .where(_B.id == batch_id, _B.holder == holder, _B.status.not_in([s.value for s in OVER]))
-        .values(status=status.value, holder=None, lease_until=None, **values, **{now_column: func.now()})
+        .values(
+            status=status.value, holder=None, lease_until=None, **values, **{now_column: func.now()}
+        )
         .returning(_B.id)
     )
 
@@ -297,7 +374,9 @@ def open_jobs(batch_id: str) -> Select[Any]:
 
 
 def cancel_lines(batch_id: str) -> Update:
-    """The next lines that nobody cancelled yet; returns (id, status) as `shared.jobs.repository.request_cancel`."""
+    """The next lines that nobody cancelled yet; returns (id, status) as
+    `shared.jobs.repository.request_cancel`.
+    """
     some = (
         select(_J.id)
         .where(_J.batch_id == batch_id, _J.status.in_(_OPEN_JOBS), ~_J.cancel_requested)

@@ -1,4 +1,6 @@
-"""Batches as requests see them: created, looked at, cancelled, retried. What takes long is the caretaker's."""
+"""Batches as requests see them: created, looked at, cancelled, retried. What takes long is the
+caretaker's.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,13 @@ class NewBatch:
     automatic_retry: bool = False
 
     def hash(self) -> str:
-        whole = [self.input_file_id, self.endpoint, self.completion_window, self.metadata, self.output_expires_seconds]
+        whole = [
+            self.input_file_id,
+            self.endpoint,
+            self.completion_window,
+            self.metadata,
+            self.output_expires_seconds,
+        ]
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
@@ -58,7 +66,11 @@ class BatchService:
     """One per API process. `wake` is set when the caretaker has something to do."""
 
     def __init__(
-        self, database: AsyncDatabase, wake: asyncio.Event, jobs: JobService, lists: AsyncDatabase | None = None
+        self,
+        database: AsyncDatabase,
+        wake: asyncio.Event,
+        jobs: JobService,
+        lists: AsyncDatabase | None = None,
     ) -> None:
         self._database = database
         self._lists = lists or database
@@ -87,13 +99,17 @@ class BatchService:
         async with self._database.write() as session:
             file = None
             if may_be_an_id(new.input_file_id):
-                file = (await session.execute(files.get_locked(new.input_file_id, tenant))).one_or_none()
+                file = (
+                    await session.execute(files.get_locked(new.input_file_id, tenant))
+                ).one_or_none()
             if file is None:
                 raise FileNotFound(f"no file {new.input_file_id[:80]!r}", param="input_file_id")
             if file.purpose != "batch":
                 message = f"{file.id} was uploaded for {file.purpose}; a batch reads a file of purpose batch"
                 raise InvalidParameter(message, param="input_file_id")
-            row = (await session.execute(repository.create(values, new.window_seconds))).one_or_none()
+            row = (
+                await session.execute(repository.create(values, new.window_seconds))
+            ).one_or_none()
         if row is None:
             found = await self._earlier(new)
             if found is None:
@@ -105,9 +121,13 @@ class BatchService:
     async def _earlier(self, new: NewBatch) -> Row[Any] | None:
         tenant = new.principal.tenant
         if new.idempotency_key is not None:
-            statement = repository.by_idempotency_key(tenant, new.principal.scoped(new.idempotency_key) or "")
+            statement = repository.by_idempotency_key(
+                tenant, new.principal.scoped(new.idempotency_key) or ""
+            )
         elif new.automatic_retry:
-            statement = repository.same_request(tenant, new.principal.payer, new.hash(), RETRY_WINDOW_SECONDS)
+            statement = repository.same_request(
+                tenant, new.principal.payer, new.hash(), RETRY_WINDOW_SECONDS
+            )
         else:
             return None
         async with self._database.read() as session:
@@ -121,7 +141,9 @@ class BatchService:
         """Raises BatchNotFound."""
         if may_be_an_id(batch_id):
             async with self._database.read() as session:
-                row: Row[Any] | None = (await session.execute(repository.get(batch_id, tenant))).one_or_none()
+                row: Row[Any] | None = (
+                    await session.execute(repository.get(batch_id, tenant))
+                ).one_or_none()
             if row is not None:
                 return row
         raise BatchNotFound(f"no batch {batch_id[:80]!r}", param="batch_id")
@@ -141,17 +163,28 @@ class BatchService:
         }
         if counts:
             async with self._database.read() as session:
-                for batch_id, status, count in await session.execute(repository.counts_of(list(counts))):
+                for batch_id, status, count in await session.execute(
+                    repository.counts_of(list(counts))
+                ):
                     counts[batch_id][status] = count
         return [batch_object(row, counts.get(row.id, {})) for row in rows]
 
-    async def read_many(self, keys: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
-        """The batch objects of these (id, tenant); a batch that is not there is left out. Two queries."""
+    async def read_many(
+        self, keys: Sequence[tuple[str, str]]
+    ) -> dict[tuple[str, str], dict[str, Any]]:
+        """The batch objects of these (id, tenant); a batch that is not there is left out. Two
+        queries.
+        """
         async with self._database.read() as session:
-            rows = (await session.execute(repository.get_many([batch_id for batch_id, _ in keys]))).all()
+            rows = (
+                await session.execute(repository.get_many([batch_id for batch_id, _ in keys]))
+            ).all()
         wanted = set(keys)
         mine = [row for row in rows if (row.id, row.tenant) in wanted]
-        return {(row.id, row.tenant): shown for row, shown in zip(mine, await self.show_many(mine), strict=True)}
+        return {
+            (row.id, row.tenant): shown
+            for row, shown in zip(mine, await self.show_many(mine), strict=True)
+        }
 
     async def page(self, tenant: str, *, after: str | None, limit: int) -> list[Row[Any]]:
         async with self._lists.read() as session:
@@ -168,7 +201,9 @@ class BatchService:
         """One line with its result. Raises BatchNotFound, NotFound."""
         await self.get(batch_id, tenant)
         async with self._database.read() as session:
-            row: Row[Any] | None = (await session.execute(repository.item(batch_id, line))).one_or_none()
+            row: Row[Any] | None = (
+                await session.execute(repository.item(batch_id, line))
+            ).one_or_none()
         if row is None:
             raise NotFound(f"line {line} of the batch is no job", param="line")
         return row
@@ -184,12 +219,13 @@ class BatchService:
     async def retry_failed(self, batch_id: str, principal: Principal) -> tuple[Row[Any], int]:
         """Give every line that did not succeed another life; return the batch and how many lines.
 
-        Lines are retried in chunks, each a transaction. A call that breaks off has retried some of them, and the same call
-        retries the others.
+        Lines are retried in chunks, each a transaction. A call that breaks off has retried some of
+        them, and the same call retries the others.
 
         Raises:
             BatchNotFound.
-            Conflict: no line ever became a job, or the batch is being closed or was cancelled meanwhile.
+            Conflict: no line ever became a job, or the batch is being closed or was cancelled
+                meanwhile.
             TooManyRequests: the key may not queue so many.
             LockTimeout.
         """
@@ -199,7 +235,9 @@ class BatchService:
         after: int | None = 0
         try:
             while after is not None:  # each round is behind the last line of the one before
-                count, after = await self._retry_chunk(row, principal, holder, after=after, retried=retried)
+                count, after = await self._retry_chunk(
+                    row, principal, holder, after=after, retried=retried
+                )
                 retried += count
                 await self._jobs.announce(row.model, Priority.BULK)
         finally:
@@ -209,7 +247,9 @@ class BatchService:
     async def _retry_chunk(
         self, row: Row[Any], principal: Principal, holder: str, *, after: int, retried: int
     ) -> tuple[int, int | None]:
-        """Retry the next lines after a line, in one transaction; return how many, and the last of them if there may be more."""
+        """Retry the next lines after a line, in one transaction; return how many, and the last of
+        them if there may be more.
+        """
         who = (principal.tenant, principal.payer)
         async with self._jobs.queue_writes.write(who) as session:
             statement = repository.reopen(row.id, holder, lease_seconds=RETRY_LEASE_SECONDS)
@@ -217,21 +257,30 @@ class BatchService:
             if expires_at is None:
                 raise await self._not_retriable(row, retried)
             if not after:
-                # All of them or none, as far as can be known now: others may fill the queue between two chunks.
+                # All of them or none, as far as can be known now: others may fill the queue between
+                # two chunks.
                 whole = (await session.execute(repository.to_retry(row.id))).one()
                 if not whole.lines:
                     raise Conflict("no line of the batch failed", code="nothing_to_retry")
-                await refuse_beyond(session, who, principal.limits, jobs=whole.lines, tokens=whole.tokens)
-            chunk: Row[Any] = (await session.execute(repository.to_retry(row.id, after=after, limit=RETRY_CHUNK))).one()
+                await refuse_beyond(
+                    session, who, principal.limits, jobs=whole.lines, tokens=whole.tokens
+                )
+            chunk: Row[Any] = (
+                await session.execute(repository.to_retry(row.id, after=after, limit=RETRY_CHUNK))
+            ).one()
             if after and chunk.lines:
                 try:
-                    await refuse_beyond(session, who, principal.limits, jobs=chunk.lines, tokens=chunk.tokens)
+                    await refuse_beyond(
+                        session, who, principal.limits, jobs=chunk.lines, tokens=chunk.tokens
+                    )
                 except TooManyRequests as exc:
                     message = f"{retried} lines were queued again; of the others: {exc.message}"
                     raise TooManyRequests(message) from exc
             if not chunk.lines:
                 return 0, None
-            lines = repository.retry_lines(row.id, expires_at, key_id=principal.payer, after=after, last=chunk.last)
+            lines = repository.retry_lines(
+                row.id, expires_at, key_id=principal.payer, after=after, last=chunk.last
+            )
             count = len((await session.execute(lines)).all())
         return count, chunk.last if chunk.lines == RETRY_CHUNK else None
 
@@ -245,7 +294,9 @@ class BatchService:
         return Conflict(message, code="batch_not_retriable")
 
     async def _let_go(self, batch_id: str, holder: str) -> None:
-        """Let caretakers close the batch when its lines are over; if this fails, they do so once the lease runs out."""
+        """Let caretakers close the batch when its lines are over; if this fails, they do so once
+        the lease runs out.
+        """
         try:
             async with self._database.write() as session:
                 await session.execute(repository.release(batch_id, holder, for_seconds=0.0))

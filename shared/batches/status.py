@@ -3,9 +3,9 @@
     create (API)
       ▼                 every line is good
     validating ──────────────────────────► in_progress ──────► finalizing ──┬─► completed
-      │    │                                │      no line is open           ├─► expired     the window ended before
-      │    └────────── cancel (API) ───────►├──► cancelling ──► finalizing ──┴─► cancelled   somebody asked for it
-      ▼                                     ▼
+      │    │                                │      no line is open           ├─► expired     the
+      window ended before │    └────────── cancel (API) ───────►├──► cancelling ──► finalizing ──┴─►
+      cancelled   somebody asked for it ▼                                     ▼
     failed   a line is bad, no line ran    failed   its input became unreadable
 
     completed, expired, cancelled ──► in_progress      retry_failed (API)
@@ -29,4 +29,6 @@ class BatchStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-OVER = frozenset({BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED})
+OVER = frozenset(
+    {BatchStatus.FAILED, BatchStatus.COMPLETED, BatchStatus.EXPIRED, BatchStatus.CANCELLED}
+)

@@ -11,8 +11,17 @@ from shared.jobs.status import TERMINAL, JobStatus
 from shared.jobs.views import LISTED_MESSAGE_MAX
 from shared.links import link
 
-MOMENTS = ("created_at", "in_progress_at", "expires_at", "finalizing_at", "completed_at", "failed_at", "expired_at",
-           "cancelling_at", "cancelled_at")  # fmt: skip
+MOMENTS = (
+    "created_at",
+    "in_progress_at",
+    "expires_at",
+    "finalizing_at",
+    "completed_at",
+    "failed_at",
+    "expired_at",
+    "cancelling_at",
+    "cancelled_at",
+)
 
 
 def _seconds(moment: datetime | None) -> int | None:
@@ -20,7 +29,10 @@ def _seconds(moment: datetime | None) -> int | None:
 
 
 def summary_of(
-    by_status: Mapping[str, int], prompt_tokens: int, completion_tokens: int, top_errors: list[dict[str, Any]]
+    by_status: Mapping[str, int],
+    prompt_tokens: int,
+    completion_tokens: int,
+    top_errors: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """Sum up the ends of the lines. `failed` counts all that have no result, so that the counts add
     up.
@@ -85,7 +97,9 @@ def batch_object(row: Any, by_status: Mapping[str, int]) -> dict[str, Any]:
 
 
 def listed_item(row: Mapping[Any, Any]) -> dict[str, Any]:
-    """One line in a list: its job's state, and why it has no result. `urls.self` leads to its response."""
+    """One line in a list: its job's state, and why it has no result. `urls.self` leads to its
+    response.
+    """
     error = row["error"]
     return {
         "object": "batch.item",

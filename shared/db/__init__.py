@@ -1,1 +1,3 @@
-"""The database: table definitions and sessions. SQL lives in repositories, schema changes in `migrations`."""
+"""The database: table definitions and sessions. SQL lives in repositories, schema changes in
+`migrations`.
+"""

@@ -1,4 +1,6 @@
-"""Conversion of values to the text of JSON columns: keys in their order, characters as they are, numbers exactly."""
+"""Conversion of values to the text of JSON columns: keys in their order, characters as they are,
+numbers exactly.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Connections of their own for lists and reports: few, and with a short time for each statement.
 
-A list that takes long ends with an error that says so, and however many are asked for at once, submissions find a connection.
+A list that takes long ends with an error that says so, and however many are asked for at once,
+submissions find a connection.
 """
 
 from __future__ import annotations
@@ -74,7 +75,9 @@ class ListsDatabase(AsyncDatabase):
         with _said():
             async with super().read() as session:
                 if self._pgbouncer:  # which takes no timeout when it connects
-                    await session.execute(text(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}"))
+                    await session.execute(
+                        text(f"SET LOCAL statement_timeout = {STATEMENT_TIMEOUT_MS}")
+                    )
                 yield session
 
     @asynccontextmanager

@@ -22,12 +22,16 @@ _log = structlog.get_logger(__name__)
 
 
 def persist(
-    database: Database, work: Callable[[WriteSession, bool], _T], *, give_up: Callable[[], bool] = lambda: False
+    database: Database,
+    work: Callable[[WriteSession, bool], _T],
+    *,
+    give_up: Callable[[], bool] = lambda: False,
 ) -> _T:
     """Run `work` in a transaction until it is committed; return what it returned.
 
-    `work(session, again)` may run several times. `again` says that an earlier transaction failed in an outage, maybe
-    after PostgreSQL committed it: work that changes nothing then reads back what happened.
+    `work(session, again)` may run several times. `again` says that an earlier transaction failed in
+    an outage, maybe after PostgreSQL committed it: work that changes nothing then reads back what
+    happened.
 
     Args:
         give_up: asked after every failure; True raises that failure.

@@ -1,8 +1,9 @@
 """Transactions that take an advisory lock: of each lock, one at a time in a process.
 
-A transaction that waits for an advisory lock keeps its connection. Without this module, the requests of one key could
-wait with every connection of the pool, and the requests of other keys would find none. `SerialWrites` makes them wait
-before they take a connection, and `lock` bounds the wait for the lock itself.
+A transaction that waits for an advisory lock keeps its connection. Without this module, the
+requests of one key could wait with every connection of the pool, and the requests of other keys
+would find none. `SerialWrites` makes them wait before they take a connection, and `lock` bounds the
+wait for the lock itself.
 
     async with writes.write(("tenant", "key")) as session:
         await session.execute(select(*lock("queue tenant key")))
@@ -40,7 +41,8 @@ class LockTimeout(VDiffError):
 def lock(name: str) -> tuple[ColumnElement[Any], ColumnElement[Any]]:
     """Return what a SELECT takes to wait for the advisory lock `name` and to hold it until COMMIT.
 
-    PostgreSQL evaluates the columns in their order. The timeout applies to the rest of the transaction too.
+    PostgreSQL evaluates the columns in their order. The timeout applies to the rest of the
+    transaction too.
     """
     return (
         func.set_config("lock_timeout", str(LOCK_TIMEOUT_MS), True),
@@ -83,7 +85,8 @@ class SerialWrites:
 
     @asynccontextmanager
     async def write(self, name: Hashable) -> AsyncIterator[AsyncWriteSession]:
-        """Open a transaction when no other of that name runs in this process; commit it when the block ends.
+        """Open a transaction when no other of that name runs in this process; commit it when the
+        block ends.
 
         Raises:
             LockTimeout: the others, or a lock that another process holds, took too long.
@@ -114,4 +117,6 @@ class SerialWrites:
             raise self._too_long() from exc
 
     def _too_long(self) -> LockTimeout:
-        return LockTimeout(f"other requests have changed {self._what} for too long; nothing was stored, try again")
+        return LockTimeout(
+            f"other requests have changed {self._what} for too long; nothing was stored, try again"
+        )

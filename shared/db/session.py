@@ -1,12 +1,14 @@
-"""Engines, sessions and the unit of work, for threads (psycopg, the worker) and for asyncio (asyncpg, the API).
+"""Engines, sessions and the unit of work, for threads (psycopg, the worker) and for asyncio
+(asyncpg, the API).
 
-A session's type says in a signature whether a function writes: `ReadSession` runs each statement on its own (no
-BEGIN, no COMMIT, two round trips fewer; behind PgBouncer it is a transaction of its own), `WriteSession` is one
-transaction that the edge which opened it commits.
-Code that is handed a session never commits.
+A session's type says in a signature whether a function writes: `ReadSession` runs each statement on
+its own (no BEGIN, no COMMIT, two round trips fewer; behind PgBouncer it is a transaction of its
+own), `WriteSession` is one transaction that the edge which opened it commits. Code that is handed a
+session never commits.
 
     database = Database(settings.require_database_url())
-    with database.write() as session:       # committed when the block ends, rolled back when it raises
+    with database.write() as session:       # committed when the block ends, rolled back when it
+                                            raises
         row = session.execute(repository.claim(...)).one_or_none()
 
 The statements themselves are in `shared.jobs.repository` and `shared.serving`.
@@ -38,7 +40,8 @@ TIMEOUTS = {
     "statement_timeout": str(STATEMENT_TIMEOUT_MS),
     "idle_in_transaction_session_timeout": str(IDLE_IN_TRANSACTION_TIMEOUT_MS),
 }
-# Unnamed statements, which live until the next one: in a transaction, PgBouncer keeps the session for it.
+# Unnamed statements, which live until the next one: in a transaction, PgBouncer keeps the session
+# for it.
 _UNPREPARED: dict[str, Any] = {
     "statement_cache_size": 0,
     "prepared_statement_cache_size": 0,
@@ -46,8 +49,14 @@ _UNPREPARED: dict[str, Any] = {
 }
 POOL_WAIT_S = 10
 POOL_RECYCLE_S = 1800
-# A server whose host vanished never answers; the kernel gives up after these seconds instead of hours.
-KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+# A server whose host vanished never answers; the kernel gives up after these seconds instead of
+# hours.
+KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 
 def database_url(url: str, *, driver: str) -> URL:
@@ -69,7 +78,11 @@ def sync_engine(url: str, *, pool_size: int = 5, max_overflow: int = 5, **option
         json_serializer=encode_json,
         connect_args={
             **_psycopg_arguments(parsed),
-            **({} if parsed.pgbouncer else {"options": " ".join(f"-c {k}={v}" for k, v in TIMEOUTS.items())}),
+            **(
+                {}
+                if parsed.pgbouncer
+                else {"options": " ".join(f"-c {k}={v}" for k, v in TIMEOUTS.items())}
+            ),
             **KEEPALIVE,
         },
         **options,
@@ -81,14 +94,17 @@ def sync_engine(url: str, *, pool_size: int = 5, max_overflow: int = 5, **option
 def sync_engine_unpooled(url: str) -> Engine:
     """An engine for one short piece of work (a migration): no pool to leave connections behind."""
     parsed = parse_database_url(url)
-    return create_engine(parsed.for_psycopg(), poolclass=NullPool, connect_args=_psycopg_arguments(parsed))
+    return create_engine(
+        parsed.for_psycopg(), poolclass=NullPool, connect_args=_psycopg_arguments(parsed)
+    )
 
 
 def _psycopg_arguments(parsed: DatabaseURL) -> dict[str, Any]:
     return {
         "connect_timeout": parsed.connect_timeout_seconds,
         "application_name": parsed.application_name,
-        # A prepared statement belongs to a session of the server; PgBouncer may hand out another one.
+        # A prepared statement belongs to a session of the server; PgBouncer may hand out another
+        # one.
         **({"prepare_threshold": None} if parsed.pgbouncer else {}),
     }
 
@@ -114,17 +130,23 @@ def async_engine(
         connect_args={
             **parsed.asyncpg_dsn(),
             "timeout": parsed.connect_timeout_seconds,
-            # The server's own timeout ends a slow statement; this one ends the wait for a server that is gone.
+            # The server's own timeout ends a slow statement; this one ends the wait for a server
+            # that is gone.
             "command_timeout": statement_timeout_ms / 1000 + 5,
             "server_settings": {
                 "application_name": parsed.application_name,
-                **({} if parsed.pgbouncer else {**TIMEOUTS, "statement_timeout": str(statement_timeout_ms)}),
+                **(
+                    {}
+                    if parsed.pgbouncer
+                    else {**TIMEOUTS, "statement_timeout": str(statement_timeout_ms)}
+                ),
             },
             **(_UNPREPARED if parsed.pgbouncer else {}),
         },
         **options,
     )
-    # Instead of pool_pre_ping, which costs three round trips each time here: asyncpg hears at once of a server that went.
+    # Instead of pool_pre_ping, which costs three round trips each time here: asyncpg hears at once
+    # of a server that went.
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     faults.watch(engine.sync_engine)
     return engine
@@ -177,7 +199,9 @@ class Database:
 class AsyncDatabase:
     """Sessions for one event loop."""
 
-    def __init__(self, url: str, *, pool_size: int = 10, max_overflow: int = 20, **options: Any) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int = 10, max_overflow: int = 20, **options: Any
+    ) -> None:
         self.engine = async_engine(url, pool_size=pool_size, max_overflow=max_overflow, **options)
         tracing.watch(self.engine.sync_engine)
         self._pgbouncer = parse_database_url(url).pgbouncer
@@ -187,7 +211,10 @@ class AsyncDatabase:
     async def read(self) -> AsyncIterator[AsyncReadSession]:
         if self._pgbouncer:
             # asyncpg prepares and executes in two steps, which need one session of the server.
-            async with AsyncReadSession(self.engine, expire_on_commit=False) as session, session.begin():
+            async with (
+                AsyncReadSession(self.engine, expire_on_commit=False) as session,
+                session.begin(),
+            ):
                 yield session
             return
         async with AsyncReadSession(self._autocommit, expire_on_commit=False) as session:
@@ -195,7 +222,10 @@ class AsyncDatabase:
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncWriteSession]:
-        async with AsyncWriteSession(self.engine, expire_on_commit=False) as session, session.begin():
+        async with (
+            AsyncWriteSession(self.engine, expire_on_commit=False) as session,
+            session.begin(),
+        ):
             yield session
 
     async def dispose(self) -> None:

@@ -1,8 +1,8 @@
 """The database URL: which of libpq's options both drivers honour, and how each driver is told.
 
-psycopg (workers, senders, commands) takes libpq's options as they are. asyncpg (the API) takes some as
-arguments, some from a DSN, and lacks others. An option that one of them could not honour is refused by
-name: it would stop one process and not the rest, or be ignored by one of them.
+psycopg (workers, senders, commands) takes libpq's options as they are. asyncpg (the API) takes some
+as arguments, some from a DSN, and lacks others. An option that one of them could not honour is
+refused by name: it would stop one process and not the rest, or be ignored by one of them.
 """
 
 from __future__ import annotations
@@ -19,9 +19,15 @@ from shared.errors import ConfigurationError
 TLS_OPTIONS = ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "sslpassword")
 OWN_OPTIONS = ("pgbouncer",)  # not libpq's: see `DatabaseURL.pgbouncer`
 URL_OPTIONS = (
-    *TLS_OPTIONS, "channel_binding", "host", "port", "target_session_attrs", "application_name", "connect_timeout",
+    *TLS_OPTIONS,
+    "channel_binding",
+    "host",
+    "port",
+    "target_session_attrs",
+    "application_name",
+    "connect_timeout",
     *OWN_OPTIONS,
-)  # fmt: skip
+)
 SESSION_ATTRS = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 APPLICATION_NAME = "vdiff"
 CONNECT_TIMEOUT_S = 5
@@ -44,7 +50,10 @@ class DatabaseURL:
     pgbouncer: bool  # PgBouncer in transaction mode: no settings at connect, no prepared statements
 
     def for_psycopg(self) -> URL:
-        more = {**self.tls, **({"channel_binding": self.channel_binding} if self.channel_binding else {})}
+        more = {
+            **self.tls,
+            **({"channel_binding": self.channel_binding} if self.channel_binding else {}),
+        }
         return self.url.set(drivername="postgresql+psycopg").update_query_dict(more)
 
     def for_asyncpg(self) -> URL:
@@ -66,7 +75,9 @@ def parse_database_url(url: str) -> DatabaseURL:
     except (ArgumentError, ValueError) as exc:
         raise ConfigurationError("VDIFF_DATABASE_URL is not a URL", param="database_url") from exc
     if parsed.drivername.partition("+")[0] not in ("postgresql", "postgres"):
-        raise ConfigurationError("VDIFF_DATABASE_URL must start with postgresql://", param="database_url")
+        raise ConfigurationError(
+            "VDIFF_DATABASE_URL must start with postgresql://", param="database_url"
+        )
     given: dict[str, Any] = dict(parsed.query)
     for name in given:
         if name not in URL_OPTIONS:
@@ -76,7 +87,9 @@ def parse_database_url(url: str) -> DatabaseURL:
     attrs = given.get("target_session_attrs")
     if attrs is not None and attrs not in SESSION_ATTRS:
         raise _bad(f"target_session_attrs must be one of {', '.join(SESSION_ATTRS)}")
-    kept: dict[str, Any] = {name: given[name] for name in ("host", "port", "target_session_attrs") if name in given}
+    kept: dict[str, Any] = {
+        name: given[name] for name in ("host", "port", "target_session_attrs") if name in given
+    }
     tls = {name: given[name] for name in TLS_OPTIONS if name in given}
     return DatabaseURL(
         url=parsed.set(query=kept),
@@ -89,7 +102,9 @@ def parse_database_url(url: str) -> DatabaseURL:
 
 
 def _hosts_as_options(url: str) -> str:
-    """Rewrite `h1:5432,h2:5433` after the `@` as SQLAlchemy writes several hosts: `?host=h1:5432&host=h2:5433`."""
+    """Rewrite `h1:5432,h2:5433` after the `@` as SQLAlchemy writes several hosts:
+    `?host=h1:5432&host=h2:5433`.
+    """
     parts = urlsplit(url)
     user, at, hosts = parts.netloc.rpartition("@")
     if "," not in hosts:
@@ -99,7 +114,9 @@ def _hosts_as_options(url: str) -> str:
 
 
 def _channel_binding(value: str | None, sslmode: str | None) -> str | None:
-    """Check `channel_binding`, which asyncpg lacks: it is required only where TLS checks the server anyway."""
+    """Check `channel_binding`, which asyncpg lacks: it is required only where TLS checks the server
+    anyway.
+    """
     if value is None:
         return None
     if value not in ("disable", "prefer", "require"):
@@ -115,8 +132,15 @@ def _channel_binding(value: str | None, sslmode: str | None) -> str | None:
 def _seconds(value: str | None) -> int:
     if value is None:
         return CONNECT_TIMEOUT_S
-    if not (value.isascii() and value.isdigit() and len(value) < 6 and 1 <= int(value) <= CONNECT_TIMEOUT_MAX_S):
-        raise _bad(f"connect_timeout must be a whole number of seconds from 1 to {CONNECT_TIMEOUT_MAX_S}")
+    if not (
+        value.isascii()
+        and value.isdigit()
+        and len(value) < 6
+        and 1 <= int(value) <= CONNECT_TIMEOUT_MAX_S
+    ):
+        raise _bad(
+            f"connect_timeout must be a whole number of seconds from 1 to {CONNECT_TIMEOUT_MAX_S}"
+        )
     return int(value)
 
 

@@ -1,11 +1,14 @@
 """Processing of evaluations between requests, in every API process. One process at a time holds
 one, under a lease.
 
-    store     make jobs of the samples that are none yet, a chunk a transaction together with the count of what is stored
-    grade     look at the jobs that are over, a chunk a transaction; the primary key refuses a sample twice
+    store     make jobs of the samples that are none yet, a chunk a transaction together with the
+              count of what is stored
+    grade     look at the jobs that are over, a chunk a transaction; the primary key refuses a
+              sample twice
     end       of a run when all is graded; of the evaluation when no run is open
 
-A process that dies leaves the rows as they are: another goes on behind the last chunk that was committed.
+A process that dies leaves the rows as they are: another goes on behind the last chunk that was
+committed.
 """
 
 from __future__ import annotations
@@ -52,7 +55,11 @@ CANCEL_LOOK_SECONDS = 0.5
 REST = 5  # times as long as a look took, so that large evaluations are not looked at all the time
 REST_SECONDS_MAX = 5.0  # whoever waits wants to see the first grades
 DAY_SECONDS = 86_400.0
-LOST_ERROR = {"code": "job_gone", "message": "the job was forgotten before it was graded", "param": None}
+LOST_ERROR = {
+    "code": "job_gone",
+    "message": "the job was forgotten before it was graded",
+    "param": None,
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -140,7 +147,9 @@ class _Work:
         return bool(self._row.status == EvaluationStatus.CANCELLING)
 
     async def keep(self) -> None:
-        """Renew the lease while graders take their time; a write of the work finds out when it is lost."""
+        """Renew the lease while graders take their time; a write of the work finds out when it is
+        lost.
+        """
         while True:
             await asyncio.sleep(self._lease / 3)
             with suppress(SQLAlchemyError, OSError, Lost):
@@ -172,7 +181,9 @@ class _Work:
                 busy = True
                 break
         async with self._database.write() as session:
-            ended = (await session.execute(repository.finish(self._row.id, self._holder))).one_or_none()
+            ended = (
+                await session.execute(repository.finish(self._row.id, self._holder))
+            ).one_or_none()
         if ended is not None:
             _log.info("evaluation_ended", evaluation_id=self._row.id, now=ended.status)
             return 0.0
@@ -213,7 +224,8 @@ class _Work:
         """Keep what is graded and run nothing more. Return whether there is more to do at once."""
         if await self._grade(run):
             return True
-        # At once: another look would take a run whose jobs are all over for one that is complete. No grader runs for these.
+        # At once: another look would take a run whose jobs are all over for one that is complete.
+        # No grader runs for these.
         while await self._cancel_jobs(run):
             pass
         while await self._grade(run):
@@ -245,7 +257,9 @@ class _Work:
     # Jobs
 
     async def _store(self, run: Row[Any], served: Served) -> int:
-        """Make jobs of samples, as many as the key's queue has room for; return how many samples are stored now."""
+        """Make jobs of samples, as many as the key's queue has room for; return how many samples
+        are stored now.
+        """
         stored: int = run.stored
         for _ in range(STORE_CHUNKS):
             if stored >= run.total:
@@ -253,7 +267,9 @@ class _Work:
             repeat, before = divmod(stored, self._row.items)
             last = min(before + STORE_CHUNK, self._row.items)
             async with self._database.read() as session:
-                items = (await session.execute(repository.items(self._row.id, before + 1, last))).all()
+                items = (
+                    await session.execute(repository.items(self._row.id, before + 1, last))
+                ).all()
             made = await asyncio.to_thread(self._prepare, run, served, repeat, items)
             count = await self._store_chunk(run, stored, made)
             stored += count
@@ -268,9 +284,13 @@ class _Work:
         async with self._jobs.queue_writes.write((self._row.tenant, run.key_id)) as session:
             await self._hold(session)
             count = len(made)
-            if not expired:  # those whose time is over expire as they become jobs, and wait for no room
+            if (
+                not expired
+            ):  # those whose time is over expire as they become jobs, and wait for no room
                 limits = await read_limits(session, run.key_id, self._settings)
-                queued = await read_queued(session, (self._row.tenant, run.key_id), limits, lock=True)
+                queued = await read_queued(
+                    session, (self._row.tenant, run.key_id), limits, lock=True
+                )
                 count = _fitting(made, queued)
             jobs = [one.job for one in made[:count] if one.job is not None]
             errors = [one.error for one in made[:count] if one.error is not None]
@@ -283,12 +303,18 @@ class _Work:
                 await session.execute(repository.expire_jobs(run.id))
         return count
 
-    def _prepare(self, run: Row[Any], served: Served, repeat: int, items: Sequence[Row[Any]]) -> list[_Made]:
-        """A job for each item, or the sample of one that makes none: a prompt that is too long, for one."""
+    def _prepare(
+        self, run: Row[Any], served: Served, repeat: int, items: Sequence[Row[Any]]
+    ) -> list[_Made]:
+        """A job for each item, or the sample of one that makes none: a prompt that is too long, for
+        one.
+        """
         principal = Principal(self._row.tenant, frozenset(), key_id=run.key_id or None)
         retain = self._settings.default_retain_seconds
         if retain is not None:
-            retain += self._row.window_seconds + DAY_SECONDS  # no answer is purged before it is graded
+            retain += (
+                self._row.window_seconds + DAY_SECONDS
+            )  # no answer is purged before it is graded
         more: dict[str, Any] = {
             "priority": Priority.BULK,
             "metadata": {"evaluation_id": self._row.id, "configuration": run.name},
@@ -300,16 +326,31 @@ class _Work:
             seed = sample_seed(run.seeds[repeat], item.number)
             try:
                 submission = submission_of(
-                    run.model, run.fields, seed, self._prompt, item.data, principal,
-                    custom_id=f"item-{item.number}-{repeat}", **more,
-                )  # fmt: skip
+                    run.model,
+                    run.fields,
+                    seed,
+                    self._prompt,
+                    item.data,
+                    principal,
+                    custom_id=f"item-{item.number}-{repeat}",
+                    **more,
+                )
                 request = parse(submission.endpoint, submission.body, streaming=False)
                 prepared = self._jobs.complete(submission, request, served)
             except VDiffError as exc:
                 error = {"code": exc.code, "message": exc.message, "param": exc.param}
-                made.append(_Made(None, grading.unanswered(run.id, number, item.number, repeat, None, error)))
+                made.append(
+                    _Made(
+                        None, grading.unanswered(run.id, number, item.number, repeat, None, error)
+                    )
+                )
                 continue
-            of_run = {"batch_id": run.id, "batch_line": number, "pushed_at": None, "pinned_revision": run.revision}
+            of_run = {
+                "batch_id": run.id,
+                "batch_line": number,
+                "pushed_at": None,
+                "pinned_revision": run.revision,
+            }
             made.append(_Made({**prepared.values, **of_run}, None))
         return made
 
@@ -322,7 +363,9 @@ class _Work:
                 try:
                     await publish_cancel(self._redis, job.id)
                 except (RedisError, OSError) as exc:
-                    _log.warning("publish_failed", job_id=job.id, error=type(exc).__name__)  # heartbeat brings it
+                    _log.warning(
+                        "publish_failed", job_id=job.id, error=type(exc).__name__
+                    )  # heartbeat brings it
         return bool(moved)
 
     # Grades

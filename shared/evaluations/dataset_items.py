@@ -1,7 +1,7 @@
 """Reads the dataset that a request names, a piece at a time: from a file, or a bundled one.
 
-A dataset is read twice: once to check every line and to learn what identifies it, and once more to store it if it is new.
-Neither pass holds more than a piece of the file and its items.
+A dataset is read twice: once to check every line and to learn what identifies it, and once more to
+store it if it is new. Neither pass holds more than a piece of the file and its items.
 """
 
 from __future__ import annotations
@@ -30,14 +30,18 @@ Turn = Callable[[], AbstractAsyncContextManager[None]]
 class DatasetSource:
     """The source of the items of one request."""
 
-    def __init__(self, new: NewEvaluation, files: FileService, file: Row[Any] | None, datasets: Datasets) -> None:
+    def __init__(
+        self, new: NewEvaluation, files: FileService, file: Row[Any] | None, datasets: Datasets
+    ) -> None:
         self._new = new
         self._files = files
         self._file = file
         self._datasets = datasets
 
     @classmethod
-    async def find(cls, new: NewEvaluation, files: FileService, datasets: Datasets, tenant: str) -> DatasetSource:
+    async def find(
+        cls, new: NewEvaluation, files: FileService, datasets: Datasets, tenant: str
+    ) -> DatasetSource:
         """Check that the dataset exists, without reading it. Raises FileNotFound, InvalidParameter."""
         if new.bundled is not None:
             bundled_rows(dict(datasets), new.bundled)
@@ -50,7 +54,8 @@ class DatasetSource:
         return cls(new, files, file, datasets)
 
     async def pieces(self, reader: DatasetReader, turn: Turn) -> AsyncGenerator[list[Item]]:
-        """Yield the items, a piece at a time, each while a turn is held. Close the generator if you leave it early.
+        """Yield the items, a piece at a time, each while a turn is held. Close the generator if you
+        leave it early.
 
         Raises:
             BadDataset, MissingColumn, ContentMissing.
@@ -65,7 +70,9 @@ class DatasetSource:
             async for data in self._files.read(self._file):
                 for start in range(0, len(data), PIECE_BYTES):
                     async with turn():
-                        yield await asyncio.to_thread(_items_of, reader, data[start : start + PIECE_BYTES])
+                        yield await asyncio.to_thread(
+                            _items_of, reader, data[start : start + PIECE_BYTES]
+                        )
                     if reader.full:
                         return
             async with turn():

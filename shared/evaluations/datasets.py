@@ -1,4 +1,6 @@
-"""Datasets: JSONL, one object a line, any columns. Read in a stream, checked line by line before anything is accepted."""
+"""Datasets: JSONL, one object a line, any columns. Read in a stream, checked line by line before
+anything is accepted.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +38,13 @@ class Item:
 class DatasetReader:
     """Bytes in, items out, one at a time; the first bad line ends it.
 
-    Of what it has read it holds the items' keys and the first row, so that its memory does not grow with the items.
+    Of what it has read it holds the items' keys and the first row, so that its memory does not grow
+    with the items.
     """
 
-    def __init__(self, prompt: Prompt, graders: Sequence[Grader], max_items: int, limit: int | None) -> None:
+    def __init__(
+        self, prompt: Prompt, graders: Sequence[Grader], max_items: int, limit: int | None
+    ) -> None:
         self.keys: list[str] = []
         self.first: dict[str, Any] | None = None
         self._prompt = prompt
@@ -69,7 +74,9 @@ class DatasetReader:
         if self.full:
             return
         if raw is None:
-            raise BadDataset(f"line {number} is longer than {MAX_ITEM_BYTES} bytes", param="dataset")
+            raise BadDataset(
+                f"line {number} is longer than {MAX_ITEM_BYTES} bytes", param="dataset"
+            )
         if number == 1:
             require_utf8(raw, "the dataset", param="dataset")
             raw = raw.removeprefix(UTF8_MARK)
@@ -121,7 +128,8 @@ def bundled_rows(datasets: dict[str, Any], name: str) -> list[dict[str, Any]]:
     if name not in datasets:
         known = ", ".join(sorted(datasets)) or "none"
         raise InvalidParameter(
-            f"dataset.bundled: there is no {name[:80]!r}; there are: {known}", param="dataset.bundled"
+            f"dataset.bundled: there is no {name[:80]!r}; there are: {known}",
+            param="dataset.bundled",
         )
     rows: list[dict[str, Any]] = datasets[name]()
     return rows

@@ -1,7 +1,8 @@
 """Read a number, JSON or a label out of an answer. Pure, and linear in the answer's length.
 
-The answer is a model's text, so a pattern that backtracks would give a model, or the client that prompts it, a way to hold
-an API process. Every function here scans a text a constant number of times. Numbers are exact: 2**53 + 1 is not 2**53.
+The answer is a model's text, so a pattern that backtracks would give a model, or the client that
+prompts it, a way to hold an API process. Every function here scans a text a constant number of
+times. Numbers are exact: 2**53 + 1 is not 2**53.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ import regex
 
 from shared.exact_json import json_equal as json_equal
 
-MARKS_MAX = 30  # combining characters in a row that are put in order, as Unicode's stream-safe format has it
+# combining characters in a row that are put in order, as Unicode's stream-safe format has it
+MARKS_MAX = 30
 BRACKETS_MAX = 16  # in front of a label
 _DIGITS = 60  # of a difference that a tolerance is compared with
 _JOINER = "\u034f"  # combining grapheme joiner: keeps the marks on its two sides apart
-_NUMBER = regex.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?")
+_NUMBER = regex.compile(
+    r"[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|[-+]?\.\d+(?:[eE][-+]?\d+)?"
+)
 _SPACES = regex.compile(r"\s*+")
 _MARKS = regex.compile(rf"[\p{{M}}\uff9e\uff9f]{{{MARKS_MAX}}}(?=[\p{{M}}\uff9e\uff9f])")
 _FENCE, _WORD, _OPENING = "```", "answer", "([*"
@@ -36,7 +40,8 @@ def skip_spaces(text: str, at: int) -> int:
 def normalised(text: str) -> str:
     """Return the text after Unicode NFKC, folded, without punctuation, with single spaces.
 
-    Putting combining marks in order takes a time that is quadratic in the length of a run of them, so runs are cut.
+    Putting combining marks in order takes a time that is quadratic in the length of a run of them,
+    so runs are cut.
     """
     folded = unicodedata.normalize("NFKC", _MARKS.sub(rf"\g<0>{_JOINER}", text)).casefold()
     kept = "".join(" " if unicodedata.category(c)[0] in "PZ" or c.isspace() else c for c in folded)
@@ -51,7 +56,9 @@ def _exact(written: str) -> Decimal | None:
 
 
 def number_in(text: str, *, last: bool = True) -> tuple[Decimal | None, str | None]:
-    """Return the last or first number of a text, and how it is written there; commas may separate thousands."""
+    """Return the last or first number of a text, and how it is written there; commas may separate
+    thousands.
+    """
     written: str | None = None
     for found in _NUMBER.finditer(text):
         written = found[0]
@@ -60,8 +67,12 @@ def number_in(text: str, *, last: bool = True) -> tuple[Decimal | None, str | No
     return (None, None) if written is None else (_exact(written.replace(",", "")), written)
 
 
-def is_close(one: Decimal, other: Decimal, *, tolerance: float = 0.0, relative: float = 0.0) -> bool:
-    """Return whether two numbers differ by no more than `tolerance`, or `relative` times the larger one."""
+def is_close(
+    one: Decimal, other: Decimal, *, tolerance: float = 0.0, relative: float = 0.0
+) -> bool:
+    """Return whether two numbers differ by no more than `tolerance`, or `relative` times the larger
+    one.
+    """
     if one == other or not (tolerance or relative):
         return one == other
     with localcontext(Context(prec=_DIGITS, traps=[])):
@@ -104,7 +115,8 @@ def json_in(text: str) -> Any:
 def choice_in(text: str, labels: Sequence[str]) -> str | None:
     """Return the label that an answer gives.
 
-    It is the whole answer, else what follows the last "answer (is)", else the first label that stands alone.
+    It is the whole answer, else what follows the last "answer (is)", else the first label that
+    stands alone.
     """
     folded = {label.strip().casefold(): label for label in labels}
     bare = text.strip().strip("().:*[] \n").casefold()
@@ -113,9 +125,14 @@ def choice_in(text: str, labels: Sequence[str]) -> str | None:
     said = deque(_said(text.casefold(), sorted(folded, key=len, reverse=True)), maxlen=1)
     if said:
         return folded[said[0]]
-    # A lone letter in running text is an article more often than a choice: then only its own case, and a mark after it.
-    either = "|".join(regex.escape(label.strip()) for label in sorted(labels, key=len, reverse=True))
-    marked = regex.search(rf"(?:^|[\s\(\[\*])({either})(?=[\)\]\.:,\*]|[^\S\n]*+$)", text, regex.MULTILINE)
+    # A lone letter in running text is an article more often than a choice: then only its own case,
+    # and a mark after it.
+    either = "|".join(
+        regex.escape(label.strip()) for label in sorted(labels, key=len, reverse=True)
+    )
+    marked = regex.search(
+        rf"(?:^|[\s\(\[\*])({either})(?=[\)\]\.:,\*]|[^\S\n]*+$)", text, regex.MULTILINE
+    )
     return None if marked is None else folded[marked[1].casefold()]
 
 

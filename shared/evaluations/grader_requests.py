@@ -1,4 +1,6 @@
-"""`graders` of a request, checked: every field is known or refused by its full name (`graders[0].pattern`). Pure."""
+"""`graders` of a request, checked: every field is known or refused by its full name
+(`graders[0].pattern`). Pure.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class CodeGradersDisabled(InvalidParameter):
     code = "code_graders_disabled"
 
 
-def parse_graders(value: Any, *, code_allowed: bool, memory_mb_max: int = MEMORY_MB_MAX) -> list[Grader]:
+def parse_graders(
+    value: Any, *, code_allowed: bool, memory_mb_max: int = MEMORY_MB_MAX
+) -> list[Grader]:
     """Raises InvalidParameter, MissingParameter, UnknownParameter, CodeGradersDisabled.
 
     Args:
@@ -48,11 +52,17 @@ def parse_graders(value: Any, *, code_allowed: bool, memory_mb_max: int = MEMORY
     made: list[Grader] = []
     for i, item in enumerate(value):
         grader = _grader(item, f"graders[{i}]", code_allowed=code_allowed)
-        if grader.type == "code" and item.get("memory_mb") is not None and item["memory_mb"] > memory_mb_max:
+        if (
+            grader.type == "code"
+            and item.get("memory_mb") is not None
+            and item["memory_mb"] > memory_mb_max
+        ):
             message = f"graders[{i}].memory_mb must be from {MEMORY_MB_MIN} to {memory_mb_max} here"
             raise InvalidParameter(message, param=f"graders[{i}].memory_mb")
         if grader.name in (g.name for g in made):
-            raise InvalidParameter(f"graders[{i}].name: there is another {grader.name!r}", param=f"graders[{i}].name")
+            raise InvalidParameter(
+                f"graders[{i}].name: there is another {grader.name!r}", param=f"graders[{i}].name"
+            )
         made.append(grader)
     return made
 
@@ -75,12 +85,19 @@ def _grader(item: Any, at: str, *, code_allowed: bool) -> Grader:
             raise UnknownParameter(message, param=f"{at}.{name[:80]}")
     name = kind if item.get("name") is None else item["name"]
     if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME:
-        raise InvalidParameter(f"{at}.name must be a string of 1 to {MAX_NAME} characters", param=f"{at}.name")
-    given = {**_DEFAULTS[kind], **{k: v for k, v in item.items() if k in _DEFAULTS[kind] and v is not None}}
+        raise InvalidParameter(
+            f"{at}.name must be a string of 1 to {MAX_NAME} characters", param=f"{at}.name"
+        )
+    given = {
+        **_DEFAULTS[kind],
+        **{k: v for k, v in item.items() if k in _DEFAULTS[kind] and v is not None},
+    }
     options, pattern = _OPTIONS.get(kind, _plain)(given, at)
     source = item.get("reference", REFERENCE)
     if source is None and kind not in ("regex", "code"):
-        raise InvalidParameter(f"{at}.reference may be null for regex and code alone", param=f"{at}.reference")
+        raise InvalidParameter(
+            f"{at}.reference may be null for regex and code alone", param=f"{at}.reference"
+        )
     reference = None if source is None else parse_template(source, f"{at}.reference")
     return Grader(name, kind, reference, options, pattern)
 
@@ -97,7 +114,9 @@ def _contains(given: dict[str, Any], at: str) -> tuple[dict[str, Any], None]:
 
 def _one_of(given: Mapping[str, Any], name: str, at: str, choices: tuple[str, ...]) -> None:
     if given[name] not in choices:
-        raise InvalidParameter(f"{at}.{name} must be one of {', '.join(choices)}", param=f"{at}.{name}")
+        raise InvalidParameter(
+            f"{at}.{name} must be one of {', '.join(choices)}", param=f"{at}.{name}"
+        )
 
 
 def _number_of(given: Mapping[str, Any], name: str, at: str, low: float, high: float) -> float:
@@ -109,7 +128,9 @@ def _string(given: Mapping[str, Any], name: str, at: str, longest: int) -> str:
     if value is None:
         raise MissingParameter(f"{at}.{name} is required", param=f"{at}.{name}")
     if not isinstance(value, str) or not 1 <= len(value) <= longest:
-        raise InvalidParameter(f"{at}.{name} must be a string of 1 to {longest} characters", param=f"{at}.{name}")
+        raise InvalidParameter(
+            f"{at}.{name} must be a string of 1 to {longest} characters", param=f"{at}.{name}"
+        )
     return value
 
 
@@ -126,10 +147,14 @@ def _regex(given: dict[str, Any], at: str) -> tuple[dict[str, Any], Any]:
     if group is None:
         group = 1 if pattern.groups else 0
     fits = (
-        group in pattern.groupindex if isinstance(group, str) else type(group) is int and 0 <= group <= pattern.groups
+        group in pattern.groupindex
+        if isinstance(group, str)
+        else type(group) is int and 0 <= group <= pattern.groups
     )
     if not fits:
-        raise InvalidParameter(f"{at}.group: the pattern has no group {group!r}", param=f"{at}.group")
+        raise InvalidParameter(
+            f"{at}.group: the pattern has no group {group!r}", param=f"{at}.group"
+        )
     return {**given, "group": group}, pattern
 
 
@@ -146,8 +171,12 @@ def _choice(given: dict[str, Any], at: str) -> tuple[dict[str, Any], None]:
     labels, where = given["labels"], f"{at}.labels"
     if not isinstance(labels, list) or not 2 <= len(labels) <= MAX_LABELS:
         raise InvalidParameter(f"{where} must be a list of 2 to {MAX_LABELS} strings", param=where)
-    if any(not isinstance(label, str) or not 1 <= len(label.strip()) <= MAX_NAME for label in labels):
-        raise InvalidParameter(f"{where}: each is a string of 1 to {MAX_NAME} characters", param=where)
+    if any(
+        not isinstance(label, str) or not 1 <= len(label.strip()) <= MAX_NAME for label in labels
+    ):
+        raise InvalidParameter(
+            f"{where}: each is a string of 1 to {MAX_NAME} characters", param=where
+        )
     if len({label.casefold() for label in labels}) != len(labels):
         raise InvalidParameter(f"{where}: two labels are the same", param=where)
     return {"labels": list(labels)}, None
@@ -161,4 +190,10 @@ def _code(given: dict[str, Any], at: str) -> tuple[dict[str, Any], None]:
     return given, None
 
 
-_OPTIONS: dict[str, Any] = {"contains": _contains, "regex": _regex, "number": _number, "choice": _choice, "code": _code}
+_OPTIONS: dict[str, Any] = {
+    "contains": _contains,
+    "regex": _regex,
+    "number": _number,
+    "choice": _choice,
+    "code": _code,
+}

@@ -1,15 +1,19 @@
-"""Graders: what makes an answer right. Pure, but for `code`, which is run by `shared.evaluations.sandbox`.
+"""Graders: what makes an answer right. Pure, but for `code`, which is run by
+`shared.evaluations.sandbox`.
 
     exact        the answer is the reference (spaces at the ends do not count)
     normalised   the same after Unicode NFKC, lower case, without punctuation, spaces as one
     contains     the reference is in the answer
-    regex        a pattern takes a part out of the answer, which is compared; without a reference a match is enough
+    regex        a pattern takes a part out of the answer, which is compared; without a reference a
+                 match is enough
     number       the last (or first) number of the answer, within a tolerance
-    json         the answer, or the code block in it, is JSON equal to the reference; the order of keys does not count
+    json         the answer, or the code block in it, is JSON equal to the reference; the order of
+                 keys does not count
     choice       the label that the answer chooses
     code         your own `grade(output, reference, item)`, in a sandbox
 
-A verdict is yes, no, or an error that says why the grader could not tell (`regex_timeout`, `grader_timeout`).
+A verdict is yes, no, or an error that says why the grader could not tell (`regex_timeout`,
+`grader_timeout`).
 """
 
 from __future__ import annotations
@@ -20,12 +24,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.evaluations.extraction import choice_in, is_close, json_equal, json_in, normalised, number_in, same_number
+from shared.evaluations.extraction import (
+    choice_in,
+    is_close,
+    json_equal,
+    json_in,
+    normalised,
+    number_in,
+    same_number,
+)
 from shared.evaluations.templates import Template
 from shared.strict_json import storable
 
 REGEX_SECONDS = 1.0  # for one answer
-PASSED, FAILED, ERROR = "passed", "failed", "error"  # outcomes; sorted, what needs a look comes first
+PASSED, FAILED, ERROR = (
+    "passed",
+    "failed",
+    "error",
+)  # outcomes; sorted, what needs a look comes first
 SHOWN = 500  # characters of what was taken out of an answer
 
 
@@ -49,7 +65,9 @@ class Verdict:
             made["score"] = self.score
         if self.error is not None:
             made["error"] = self.error
-        return made | {name: storable(made[name]) for name in ("extracted", "error") if name in made}
+        return made | {
+            name: storable(made[name]) for name in ("extracted", "error") if name in made
+        }
 
 
 def failed(code: str, message: str) -> Verdict:
@@ -84,7 +102,9 @@ class Grader:
 
     def grade(self, output: str, row: Mapping[str, Any]) -> Verdict:
         """For any thread; not for `code`."""
-        return _BY_TYPE[self.type](self, output, None if self.reference is None else self.reference.value(row), row)
+        return _BY_TYPE[self.type](
+            self, output, None if self.reference is None else self.reference.value(row), row
+        )
 
 
 def _text(reference: Any) -> str:
@@ -119,18 +139,24 @@ def _regex(grader: Grader, output: str, reference: Any, row: Mapping[str, Any]) 
     taken = None if found is None else found[options["group"]]
     if taken is None:
         return Verdict(False)
-    return Verdict(reference is None or COMPARISONS[options["compare"]](taken, _text(reference)), taken)
+    return Verdict(
+        reference is None or COMPARISONS[options["compare"]](taken, _text(reference)), taken
+    )
 
 
 def _number(grader: Grader, output: str, reference: Any, row: Mapping[str, Any]) -> Verdict:
     options = grader.options
     wanted, _ = number_in(_text(reference), last=options["which"] == "last")
     if wanted is None:
-        return failed("reference_not_a_number", f"the reference {_text(reference)[:100]!r} has no number")
+        return failed(
+            "reference_not_a_number", f"the reference {_text(reference)[:100]!r} has no number"
+        )
     got, written = number_in(output, last=options["which"] == "last")
     if got is None:
         return Verdict(False)
-    return Verdict(is_close(got, wanted, tolerance=options["tolerance"], relative=options["relative"]), written)
+    return Verdict(
+        is_close(got, wanted, tolerance=options["tolerance"], relative=options["relative"]), written
+    )
 
 
 def _json(grader: Grader, output: str, reference: Any, row: Mapping[str, Any]) -> Verdict:
@@ -147,22 +173,35 @@ def _json(grader: Grader, output: str, reference: Any, row: Mapping[str, Any]) -
 
 def _choice(grader: Grader, output: str, reference: Any, row: Mapping[str, Any]) -> Verdict:
     labels = grader.options["labels"]
-    if isinstance(reference, int) and not isinstance(reference, bool) and str(reference) not in labels:
+    if (
+        isinstance(reference, int)
+        and not isinstance(reference, bool)
+        and str(reference) not in labels
+    ):
         wanted: str | None = labels[reference] if 0 <= reference < len(labels) else None
     else:
-        wanted = next((label for label in labels if label.casefold() == _text(reference).strip().casefold()), None)
+        wanted = next(
+            (label for label in labels if label.casefold() == _text(reference).strip().casefold()),
+            None,
+        )
     if wanted is None:
         return failed(
-            "reference_not_a_label", f"the reference {_text(reference)[:100]!r} is none of {', '.join(labels)}"
+            "reference_not_a_label",
+            f"the reference {_text(reference)[:100]!r} is none of {', '.join(labels)}",
         )
     got = choice_in(output, labels)
     return Verdict(got == wanted, got)
 
 
 _BY_TYPE: dict[str, Callable[[Grader, str, Any, Mapping[str, Any]], Verdict]] = {
-    "exact": _exact, "normalised": _normalised, "contains": _contains, "regex": _regex, "number": _number,
-    "json": _json, "choice": _choice,
-}  # fmt: skip
+    "exact": _exact,
+    "normalised": _normalised,
+    "contains": _contains,
+    "regex": _regex,
+    "number": _number,
+    "json": _json,
+    "choice": _choice,
+}
 TYPES = (*_BY_TYPE, "code")
 
 

@@ -17,7 +17,11 @@ from shared.jobs.status import JobStatus
 CHUNK = 100  # answers graded in one transaction
 CODE_CHUNK = 8  # of them when code runs: each may take its grader's whole time
 TOGETHER = 2  # answers graded at once
-PURGED_ERROR = {"code": "job_purged", "message": "the job was purged before it was graded", "param": None}
+PURGED_ERROR = {
+    "code": "job_purged",
+    "message": "the job was purged before it was graded",
+    "param": None,
+}
 
 _log = structlog.get_logger(__name__)
 
@@ -31,11 +35,27 @@ def unanswered(
 ) -> dict[str, Any]:
     """A sample without an answer."""
     return {
-        "run_id": run_id, "number": number, "item": item, "repeat": repeat, "job_id": job_id, "outcome": ERROR,
-        "output": None, "verdicts": [], "error": dict(error), **dict.fromkeys(
-            ("completion_tokens", "forwards", "latency_ms", "queued_ms", "device_ms", "started_at", "finished_at")
+        "run_id": run_id,
+        "number": number,
+        "item": item,
+        "repeat": repeat,
+        "job_id": job_id,
+        "outcome": ERROR,
+        "output": None,
+        "verdicts": [],
+        "error": dict(error),
+        **dict.fromkeys(
+            (
+                "completion_tokens",
+                "forwards",
+                "latency_ms",
+                "queued_ms",
+                "device_ms",
+                "started_at",
+                "finished_at",
+            )
         ),
-    }  # fmt: skip
+    }
 
 
 def text_of(result: Mapping[str, Any]) -> str:
@@ -71,7 +91,9 @@ async def grade_all(
         repeat = (row.batch_line - 1) // items
         if row.status != JobStatus.SUCCEEDED or row.result is None:
             error = row.error or (
-                PURGED_ERROR if row.purged_at is not None else {"code": row.status, "message": row.status}
+                PURGED_ERROR
+                if row.purged_at is not None
+                else {"code": row.status, "message": row.status}
             )
             return unanswered(run_id, row.batch_line, row.number, repeat, row.id, error)
         output = text_of(row.result)
@@ -79,13 +101,19 @@ async def grade_all(
             if begun and clock() >= ends_at:
                 return None
             begun += 1
-            verdicts = [await _verdict(grader, output, row.data, tenant, pool) for grader in graders]
+            verdicts = [
+                await _verdict(grader, output, row.data, tenant, pool) for grader in graders
+            ]
         return {
             **unanswered(run_id, row.batch_line, row.number, repeat, row.id, {}),
-            "error": None, "outcome": outcome_of(verdicts), "output": output,
-            "verdicts": [{"name": g.name, **v.to_json()} for g, v in zip(graders, verdicts, strict=True)],
+            "error": None,
+            "outcome": outcome_of(verdicts),
+            "output": output,
+            "verdicts": [
+                {"name": g.name, **v.to_json()} for g, v in zip(graders, verdicts, strict=True)
+            ],
             **_numbers(row),
-        }  # fmt: skip
+        }
 
     graded = await asyncio.gather(*(one(row) for row in rows))
     return [sample for sample in graded if sample is not None]
@@ -98,7 +126,9 @@ async def _verdict(
         if grader.type != "code":
             return await asyncio.to_thread(grader.grade, output, data)
         if pool is None:
-            return failed("code_graders_disabled", "graders that run code were turned off meanwhile")
+            return failed(
+                "code_graders_disabled", "graders that run code were turned off meanwhile"
+            )
         return await sandbox.grade(grader, output, data, pool, tenant)
     except Exception as exc:
         # Whatever one answer provokes in a grader must not keep the others from theirs.
@@ -110,7 +140,11 @@ def _numbers(row: Row[Any]) -> dict[str, Any]:
     timing, diffusion = row.timing or {}, row.diffusion or {}
     in_engine = [timing.get(name) for name in ("admitted_ms", "prompt_ms", "denoise_ms")]
     return {
-        "completion_tokens": row.usage["completion_tokens"], "forwards": diffusion.get("forwards"),
-        "latency_ms": sum(value or 0.0 for value in in_engine), "queued_ms": timing.get("queued_ms"),
-        "device_ms": timing.get("device_ms"), "started_at": row.started_at, "finished_at": row.finished_at,
-    }  # fmt: skip
+        "completion_tokens": row.usage["completion_tokens"],
+        "forwards": diffusion.get("forwards"),
+        "latency_ms": sum(value or 0.0 for value in in_engine),
+        "queued_ms": timing.get("queued_ms"),
+        "device_ms": timing.get("device_ms"),
+        "started_at": row.started_at,
+        "finished_at": row.finished_at,
+    }

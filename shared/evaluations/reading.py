@@ -13,7 +13,13 @@ from shared.db.session import AsyncDatabase
 from shared.evaluations import repository, results
 from shared.evaluations.graders import PASSED
 from shared.evaluations.status import RunStatus
-from shared.evaluations.views import OUTCOMES, configuration_object, counts_of, evaluation_object, item_object
+from shared.evaluations.views import (
+    OUTCOMES,
+    configuration_object,
+    counts_of,
+    evaluation_object,
+    item_object,
+)
 from shared.jobs.status import JobStatus
 from shared.settings import Settings
 
@@ -42,17 +48,24 @@ class EvaluationReader:
         runs = await self._read(repository.runs(row.id))
         outcomes = counts_of(await self._read(repository.progress(row.id)), OUTCOMES, "outcome")
         jobs = counts_of(await self._read(repository.open_jobs(row.id)), _OPEN_JOBS, "status")
-        live = {w.model for w in await self._read(serving.live_workers(stale_seconds=self._stale_seconds))}
+        live = {
+            w.model
+            for w in await self._read(serving.live_workers(stale_seconds=self._stale_seconds))
+        }
         made = []
         for run in runs:
             graded = outcomes[run.id]
             errors = await self._read(repository.top_errors(run.id)) if graded["error"] else []
             made.append(
                 configuration_object(
-                    run, graded, jobs[run.id], await self._results(run, graded) if any(graded.values()) else None,
-                    [dict(e._mapping) for e in errors], served=run.model in live,
+                    run,
+                    graded,
+                    jobs[run.id],
+                    await self._results(run, graded) if any(graded.values()) else None,
+                    [dict(e._mapping) for e in errors],
+                    served=run.model in live,
                 )
-            )  # fmt: skip
+            )
         return evaluation_object(row, made)
 
     async def _results(self, run: Row[Any], graded: dict[str, int]) -> dict[str, Any]:
@@ -83,7 +96,9 @@ class EvaluationReader:
         }
 
     async def report(self, row: Row[Any]) -> dict[str, Any]:
-        """The evaluation with every configuration compared with the first, latencies, and items that did not pass."""
+        """The evaluation with every configuration compared with the first, latencies, and items
+        that did not pass.
+        """
         runs = await self._read(repository.runs(row.id))
         shown = await self.show(row)
         rows = [await self.numbers(run) for run in runs]
@@ -96,7 +111,12 @@ class EvaluationReader:
             comparisons.append({"first_name": runs[0].name, "second_name": run.name, **made})
         for run in runs:
             statement = repository.samples(
-                row.id, configuration=run.name, outcome=None, after=None, limit=FAILURES_SHOWN, whole=True
+                row.id,
+                configuration=run.name,
+                outcome=None,
+                after=None,
+                limit=FAILURES_SHOWN,
+                whole=True,
             )
             samples = await self._read(statement)
             failures += [item_object(s) for s in samples[:FAILURES_SHOWN] if s.outcome != PASSED]
@@ -105,7 +125,8 @@ class EvaluationReader:
             "evaluation": shown,
             "comparisons": comparisons,
             "latency_curves": {
-                run.name: results.latency_curve(numbers) for run, numbers in zip(runs, rows, strict=True)
+                run.name: results.latency_curve(numbers)
+                for run, numbers in zip(runs, rows, strict=True)
             },
             "not_passed": failures,
         }

@@ -1,4 +1,6 @@
-"""All SQL about evaluations. Whatever the caretaker writes goes with `hold`: one that lost its lease changes nothing."""
+"""All SQL about evaluations. Whatever the caretaker writes goes with `hold`: one that lost its
+lease changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +54,18 @@ HIDDEN_SECONDS = 600.0  # in which the next items of a new evaluation are stored
 
 
 def create_hidden(values: Mapping[str, Any]) -> Executable:
-    """Store an evaluation that nobody sees, so that its items can be stored in many transactions before `show`.
+    """Store an evaluation that nobody sees, so that its items can be stored in many transactions
+    before `show`.
 
-    It is stored as one that will be deleted: if its creator dies, housekeeping removes it once `HIDDEN_SECONDS` are over.
+    It is stored as one that will be deleted: if its creator dies, housekeeping removes it once
+    `HIDDEN_SECONDS` are over.
     """
     hidden = {
-        "status": EvaluationStatus.CANCELLED.value, "content_hash": values["id"], "finished_at": func.now(),
+        "status": EvaluationStatus.CANCELLED.value,
+        "content_hash": values["id"],
+        "finished_at": func.now(),
         "deleted_at": func.now() + seconds(HIDDEN_SECONDS),
-    }  # fmt: skip
+    }
     return insert(EVALUATIONS).values(**values, **hidden)
 
 
@@ -93,12 +99,20 @@ def show(evaluation_id: str, content_hash: str) -> Update:
 
 def discard_hidden(evaluation_id: str) -> Update:
     """Have housekeeping remove a hidden evaluation now."""
-    return update(EVALUATIONS).where(_E.id == evaluation_id, _E.deleted_at > func.now()).values(deleted_at=func.now())
+    return (
+        update(EVALUATIONS)
+        .where(_E.id == evaluation_id, _E.deleted_at > func.now())
+        .values(deleted_at=func.now())
+    )
 
 
 def by_content(tenant: str, content_hash: str) -> Select[Any]:
     """Find and lock the tenant's evaluation of the same content. A deleted one has another hash."""
-    return select(EVALUATIONS).where(_E.tenant == tenant, _E.content_hash == content_hash).with_for_update()
+    return (
+        select(EVALUATIONS)
+        .where(_E.tenant == tenant, _E.content_hash == content_hash)
+        .with_for_update()
+    )
 
 
 def insert_items(rows: Sequence[Mapping[str, Any]]) -> Insert:
@@ -110,18 +124,31 @@ def insert_run(values: Mapping[str, Any], window_seconds: float) -> Insert:
 
 
 def get(evaluation_id: str, tenant: str) -> Select[Any]:
-    return select(EVALUATIONS).where(_E.id == evaluation_id, _E.tenant == tenant, _E.deleted_at.is_(None))
+    return select(EVALUATIONS).where(
+        _E.id == evaluation_id, _E.tenant == tenant, _E.deleted_at.is_(None)
+    )
 
 
 def lock(evaluation_id: str) -> Select[Any]:
-    """Lock the row against another change of its runs. Returns nothing if the evaluation is deleted."""
-    return select(EVALUATIONS).where(_E.id == evaluation_id, _E.deleted_at.is_(None)).with_for_update()
+    """Lock the row against another change of its runs. Returns nothing if the evaluation is
+    deleted.
+    """
+    return (
+        select(EVALUATIONS).where(_E.id == evaluation_id, _E.deleted_at.is_(None)).with_for_update()
+    )
 
 
 def list_evaluations(tenant: str, *, after: str | None, limit: int) -> Select[Any]:
     """Newest first, one row more than asked; without templates and graders, which may be large."""
     query = select(
-        _E.id, _E.name, _E.status, _E.created_at, _E.finished_at, _E.dataset, _E["items"], _E.metadata
+        _E.id,
+        _E.name,
+        _E.status,
+        _E.created_at,
+        _E.finished_at,
+        _E.dataset,
+        _E["items"],
+        _E.metadata,
     ).where(_E.tenant == tenant, _E.deleted_at.is_(None))
     if after is not None:
         query = query.where(_E.id < after)
@@ -148,28 +175,40 @@ def reopen(evaluation_id: str) -> Update:
         update(EVALUATIONS)
         .where(_E.id == evaluation_id)
         .values(
-            status=EvaluationStatus.IN_PROGRESS.value, cancelling_at=null(), finished_at=null(), holder=null(),
+            status=EvaluationStatus.IN_PROGRESS.value,
+            cancelling_at=null(),
+            finished_at=null(),
+            holder=null(),
             lease_until=null(),
         )
-    )  # fmt: skip
+    )
 
 
-def continue_run(run_id: str, *, key_id: str, seeds: Sequence[int], total: int, window_seconds: float) -> Update:
+def continue_run(
+    run_id: str, *, key_id: str, seeds: Sequence[int], total: int, window_seconds: float
+) -> Update:
     return (
         update(RUNS)
         .where(_R.id == run_id)
         .values(
-            status=RunStatus.IN_PROGRESS.value, error=null(), finished_at=null(), key_id=key_id, seeds=list(seeds), total=total,
+            status=RunStatus.IN_PROGRESS.value,
+            error=null(),
+            finished_at=null(),
+            key_id=key_id,
+            seeds=list(seeds),
+            total=total,
             expires_at=func.now() + seconds(window_seconds),
         )
         .returning(_R.expires_at)
-    )  # fmt: skip
+    )
 
 
 def forget_errors(run_id: str) -> Executable:
     """Samples that are no answers, though a job was made for them; returns their numbers."""
     return (
-        delete(SAMPLES).where(_S.run_id == run_id, _S.outcome == "error", _S.job_id.is_not(None)).returning(_S.number)
+        delete(SAMPLES)
+        .where(_S.run_id == run_id, _S.outcome == "error", _S.job_id.is_not(None))
+        .returning(_S.number)
     )
 
 
@@ -184,13 +223,20 @@ def request_cancel(evaluation_id: str) -> Update:
     return (
         update(EVALUATIONS)
         .where(_E.id == evaluation_id, _E.status == EvaluationStatus.IN_PROGRESS.value)
-        .values(status=EvaluationStatus.CANCELLING.value, cancelling_at=func.now(), holder=null(), lease_until=null())
+        .values(
+            status=EvaluationStatus.CANCELLING.value,
+            cancelling_at=func.now(),
+            holder=null(),
+            lease_until=null(),
+        )
         .returning(_E.id)
     )
 
 
 def remove(evaluation_id: str) -> Update:
-    """Mark it as deleted, unless it runs: nobody sees it, and the same may be created again. Returns its id."""
+    """Mark it as deleted, unless it runs: nobody sees it, and the same may be created again.
+    Returns its id.
+    """
     return (
         update(EVALUATIONS)
         .where(_E.id == evaluation_id, _E.status.not_in(_OPEN), _E.deleted_at.is_(None))
@@ -200,7 +246,9 @@ def remove(evaluation_id: str) -> Update:
 
 
 def remove_deleted(limit: int = REMOVE_CHUNK) -> list[Delete]:
-    """Statements that each remove a chunk of deleted evaluations: samples, then items, then runs and the evaluations."""
+    """Statements that each remove a chunk of deleted evaluations: samples, then items, then runs
+    and the evaluations.
+    """
     first = select(_E.id).where(_E.deleted_at <= func.now()).order_by(_E.deleted_at)
     some = first.limit(10).scalar_subquery()
     of_runs = select(_R.id).where(_R.evaluation_id.in_(some))
@@ -233,7 +281,9 @@ def open_jobs(evaluation_id: str) -> Select[Any]:
     return (
         select(_J.batch_id.label("run_id"), _J.status, func.count().label("count"))
         .where(
-            _J.batch_id.in_(select(_R.id).where(_R.evaluation_id == evaluation_id).scalar_subquery()),
+            _J.batch_id.in_(
+                select(_R.id).where(_R.evaluation_id == evaluation_id).scalar_subquery()
+            ),
             _J.status.in_(_OPEN_JOBS),
         )
         .group_by(_J.batch_id, _J.status)
@@ -246,22 +296,38 @@ def numbers(run_id: str) -> Select[Any]:
     """
     return (
         select(
-            _S.item, _S.repeat, _S.outcome, _I.key, _I.cluster, _S.completion_tokens, _S.forwards, _S.latency_ms,
-            _S.queued_ms, _S.device_ms, _S.started_at, _S.finished_at,
+            _S.item,
+            _S.repeat,
+            _S.outcome,
+            _I.key,
+            _I.cluster,
+            _S.completion_tokens,
+            _S.forwards,
+            _S.latency_ms,
+            _S.queued_ms,
+            _S.device_ms,
+            _S.started_at,
+            _S.finished_at,
         )
         .join_from(SAMPLES, RUNS, _S.run_id == _R.id)
         .join(ITEMS, and_(_I.evaluation_id == _R.evaluation_id, _I.number == _S.item))
         .where(_S.run_id == run_id)
         .order_by(_S.item, _S.repeat)
-    )  # fmt: skip
+    )
 
 
 def top_errors(run_id: str, limit: int = 5) -> Select[Any]:
     """(code, count, message): of jobs, and of graders that could not tell; the most frequent first."""
-    error = func.coalesce(_S.error, func.jsonb_path_query_first(_S.verdicts, cast_to("$[*].error", JSONPATH)))
+    error = func.coalesce(
+        _S.error, func.jsonb_path_query_first(_S.verdicts, cast_to("$[*].error", JSONPATH))
+    )
     code = error.op("->>")("code")
     return (
-        select(code.label("code"), func.count().label("count"), func.min(error.op("->>")("message")).label("message"))
+        select(
+            code.label("code"),
+            func.count().label("count"),
+            func.min(error.op("->>")("message")).label("message"),
+        )
         .where(_S.run_id == run_id, _S.outcome == "error")
         .group_by(code)
         .order_by(func.count().desc(), code)
@@ -270,18 +336,35 @@ def top_errors(run_id: str, limit: int = 5) -> Select[Any]:
 
 
 LISTED_SAMPLE = [
-    _R.evaluation_id, _R.name, _R.position, _S.item, _S.repeat, _R.seeds, _S.job_id, _S.outcome, _S.error,
-    _S.completion_tokens, _S.forwards, _S.latency_ms, _I.line,
-]  # fmt: skip
+    _R.evaluation_id,
+    _R.name,
+    _R.position,
+    _S.item,
+    _S.repeat,
+    _R.seeds,
+    _S.job_id,
+    _S.outcome,
+    _S.error,
+    _S.completion_tokens,
+    _S.forwards,
+    _S.latency_ms,
+    _I.line,
+]
 WHOLE_SAMPLE = [*LISTED_SAMPLE, _S.output, _S.verdicts, _I.data]
 Place = tuple[str, int, int, int]  # outcome, item, run's position, repeat
 
 
 def samples(
-    evaluation_id: str, *, configuration: str | None, outcome: str | None, after: Place | None, limit: int,
+    evaluation_id: str,
+    *,
+    configuration: str | None,
+    outcome: str | None,
+    after: Place | None,
+    limit: int,
     whole: bool = False,
-) -> Select[Any]:  # fmt: skip
-    """Errors, then failures, then what passed; an item's answers beside each other. One row more than asked.
+) -> Select[Any]:
+    """Errors, then failures, then what passed; an item's answers beside each other. One row more
+    than asked.
 
     Args:
         whole: with the item's data, the answer and what the graders said, which have no bound.
@@ -291,7 +374,7 @@ def samples(
         .join_from(RUNS, SAMPLES, _S.run_id == _R.id)
         .join(ITEMS, and_(_I.evaluation_id == _R.evaluation_id, _I.number == _S.item))
         .where(_R.evaluation_id == evaluation_id)
-    )  # fmt: skip
+    )
     place = (_S.outcome, _S.item, _R.position, _S.repeat)
     if configuration is not None:
         query = query.where(_R.name == configuration)
@@ -308,15 +391,24 @@ def sample(evaluation_id: str, configuration: str, item: int, repeat: int) -> Se
         select(*WHOLE_SAMPLE)
         .join_from(RUNS, SAMPLES, _S.run_id == _R.id)
         .join(ITEMS, and_(_I.evaluation_id == _R.evaluation_id, _I.number == _S.item))
-        .where(_R.evaluation_id == evaluation_id, _R.name == configuration, _S.item == item, _S.repeat == repeat)
+        .where(
+            _R.evaluation_id == evaluation_id,
+            _R.name == configuration,
+            _S.item == item,
+            _S.repeat == repeat,
+        )
     )
 
 
 # The caretaker's
 
 
-def claim(holder: str, lease_seconds: float, *, served: Sequence[str] = (), full: Sequence[str] = ()) -> Update:
-    """An evaluation that is not over and that nobody holds, of the tenant whose turn it is; returns its row."""
+def claim(
+    holder: str, lease_seconds: float, *, served: Sequence[str] = (), full: Sequence[str] = ()
+) -> Update:
+    """An evaluation that is not over and that nobody holds, of the tenant whose turn it is; returns
+    its row.
+    """
     free = (
         select(_E.id)
         .where(_E.status.in_(_OPEN), _E.deleted_at.is_(None))
@@ -356,7 +448,11 @@ def release(evaluation_id: str, holder: str, *, for_seconds: float) -> Update:
 
 def items(evaluation_id: str, first: int, last: int) -> Select[Any]:
     """Items `first` to `last`."""
-    return select(ITEMS).where(_I.evaluation_id == evaluation_id, _I.number.between(first, last)).order_by(_I.number)
+    return (
+        select(ITEMS)
+        .where(_I.evaluation_id == evaluation_id, _I.number.between(first, last))
+        .order_by(_I.number)
+    )
 
 
 def note_stored(run_id: str, stored: int) -> Update:
@@ -365,7 +461,11 @@ def note_stored(run_id: str, stored: int) -> Update:
 
 def insert_samples(rows: Sequence[Mapping[str, Any]]) -> Executable:
     """One that is there already stays as it is."""
-    return insert(SAMPLES).values(list(rows)).on_conflict_do_nothing(index_elements=[_S.run_id, _S.number])
+    return (
+        insert(SAMPLES)
+        .values(list(rows))
+        .on_conflict_do_nothing(index_elements=[_S.run_id, _S.number])
+    )
 
 
 def to_grade(run_id: str, *, cancelled_too: bool, limit: int) -> Select[Any]:
@@ -373,39 +473,68 @@ def to_grade(run_id: str, *, cancelled_too: bool, limit: int) -> Select[Any]:
     over = [s.value for s in TERMINAL if cancelled_too or s is not JobStatus.CANCELLED]
     return (
         select(
-            _J.id, _J.batch_line, _J.status, _J.result, _J.error, _J.usage, _J.timing, _J.diffusion, _J.started_at,
-            _J.finished_at, _J.purged_at, _I.number, _I.data,
+            _J.id,
+            _J.batch_line,
+            _J.status,
+            _J.result,
+            _J.error,
+            _J.usage,
+            _J.timing,
+            _J.diffusion,
+            _J.started_at,
+            _J.finished_at,
+            _J.purged_at,
+            _I.number,
+            _I.data,
         )
         .join_from(JOBS, RUNS, _J.batch_id == _R.id)
         .join(EVALUATIONS, _E.id == _R.evaluation_id)
-        .join(ITEMS, and_(_I.evaluation_id == _R.evaluation_id, _I.number == (_J.batch_line - 1) % _E["items"] + 1))
+        .join(
+            ITEMS,
+            and_(
+                _I.evaluation_id == _R.evaluation_id,
+                _I.number == (_J.batch_line - 1) % _E["items"] + 1,
+            ),
+        )
         .where(
-            _J.batch_id == run_id, _J.status.in_(over),
+            _J.batch_id == run_id,
+            _J.status.in_(over),
             ~exists().where(_S.run_id == run_id, _S.number == _J.batch_line),
         )
         .order_by(_J.batch_line)
         .limit(limit)
-    )  # fmt: skip
+    )
 
 
 def run_counts(run_id: str) -> Select[Any]:
     """(samples, open jobs) of a run."""
     graded = select(func.count()).where(_S.run_id == run_id).scalar_subquery()
-    waiting = select(func.count()).where(_J.batch_id == run_id, _J.status.in_(_OPEN_JOBS)).scalar_subquery()
+    waiting = (
+        select(func.count())
+        .where(_J.batch_id == run_id, _J.status.in_(_OPEN_JOBS))
+        .scalar_subquery()
+    )
     return select(graded.label("graded"), waiting.label("open"))
 
 
 def lost_samples(run_id: str, items: int, error: Mapping[str, Any]) -> Executable:
-    """Samples whose jobs are not there any more (their ledger rows were forgotten): errors that say so."""
+    """Samples whose jobs are not there any more (their ledger rows were forgotten): errors that say
+    so.
+    """
     stored = select(_R.stored).where(_R.id == run_id).scalar_subquery()
-    # Of a table of its own: a bare `number` within the subqueries would be the sample's, compared with itself.
+    # Of a table of its own: a bare `number` within the subqueries would be the sample's, compared
+    # with itself.
     series = func.generate_series(1, stored).table_valued(column("number", Integer), name="numbers")
     number = series.render_derived().c.number
     gone = ~exists().where(_S.run_id == run_id, _S.number == number)
     rows = select(
-        literal(run_id), number, (number - 1) % items + 1, (number - 1) // items, literal("error"),
+        literal(run_id),
+        number,
+        (number - 1) % items + 1,
+        (number - 1) // items,
+        literal("error"),
         literal(dict(error), _S.error.type),
-    ).where(gone, ~exists().where(_J.batch_id == run_id, _J.batch_line == number))  # fmt: skip
+    ).where(gone, ~exists().where(_J.batch_id == run_id, _J.batch_line == number))
     names = ["run_id", "number", "item", "repeat", "outcome", "error"]
     return insert(SAMPLES).from_select(names, rows).on_conflict_do_nothing()
 
@@ -413,7 +542,9 @@ def lost_samples(run_id: str, items: int, error: Mapping[str, Any]) -> Executabl
 def cancel_jobs(run_id: str) -> Update:
     """The next open jobs that nobody cancelled yet; returns (id, status)."""
     some = (
-        select(_J.id).where(_J.batch_id == run_id, _J.status.in_(_OPEN_JOBS), ~_J.cancel_requested).limit(CANCEL_CHUNK)
+        select(_J.id)
+        .where(_J.batch_id == run_id, _J.status.in_(_OPEN_JOBS), ~_J.cancel_requested)
+        .limit(CANCEL_CHUNK)
     )
     return jobs.cancel_where(_J.id.in_(some))
 
@@ -427,7 +558,11 @@ def end_run(run_id: str, status: RunStatus, error: Mapping[str, Any] | None = No
     return (
         update(RUNS)
         .where(_R.id == run_id, _R.status == RunStatus.IN_PROGRESS.value)
-        .values(status=status.value, error=null() if error is None else dict(error), finished_at=func.now())
+        .values(
+            status=status.value,
+            error=null() if error is None else dict(error),
+            finished_at=func.now(),
+        )
     )
 
 

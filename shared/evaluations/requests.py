@@ -1,4 +1,6 @@
-"""The body of `POST /v1/evaluations` and its configurations, checked: what can be told without the dataset. Pure."""
+"""The body of `POST /v1/evaluations` and its configurations, checked: what can be told without the
+dataset. Pure.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,31 @@ from shared.jobs.no_ops import changes_nothing, is_nothing
 from shared.jobs.responses import CHAT, COMPLETIONS
 from shared.sampling_params import GENERATION_FIELDS
 
-FIELDS = ("name", "dataset", "template", "endpoint", "graders", "configurations", "completion_window", "metadata")
+FIELDS = (
+    "name",
+    "dataset",
+    "template",
+    "endpoint",
+    "graders",
+    "configurations",
+    "completion_window",
+    "metadata",
+)
 DATASET_FIELDS = ("file_id", "bundled", "limit")
 CONFIGURATION_FIELDS = ("name", "model", "seed", "seeds", "repeats")
-# Of a request, and not of a configuration: what the evaluation itself decides, or what no grader reads.
-NOT_HERE = ("messages", "prompt", "n", "stream", "stream_options", "logprobs", "top_logprobs", "metadata", "user")
+# Of a request, and not of a configuration: what the evaluation itself decides, or what no grader
+# reads.
+NOT_HERE = (
+    "messages",
+    "prompt",
+    "n",
+    "stream",
+    "stream_options",
+    "logprobs",
+    "top_logprobs",
+    "metadata",
+    "user",
+)
 MAX_CONFIGURATIONS = 50
 MAX_MESSAGES = 50
 MAX_NAME = 64
@@ -33,11 +55,15 @@ MAX_SEED = checks.EXACT
 
 def digest(value: Any) -> str:
     """Return the hash of a JSON value, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def sample_seed(seed: int, item: int) -> int:
-    """The seed of one answer: other items get other random numbers, every configuration gets the same for the same item."""
+    """The seed of one answer: other items get other random numbers, every configuration gets the
+    same for the same item.
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}:{item}".encode()).digest()[:8], "big") & MAX_SEED
 
 
@@ -68,7 +94,11 @@ class Prompt:
         """Build the request body of an item. Raises MissingColumn."""
         if self.endpoint == COMPLETIONS:
             return {"prompt": self.messages[0][1].text(row)}
-        return {"messages": [{"role": role, "content": content.text(row)} for role, content in self.messages]}
+        return {
+            "messages": [
+                {"role": role, "content": content.text(row)} for role, content in self.messages
+            ]
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +120,14 @@ class NewEvaluation:
 
     def content_hash(self, keys: Sequence[str]) -> str:
         """Return the hash by which two evaluations are the same, whatever their names."""
-        return digest([list(keys), self.prompt.endpoint, self.prompt.source, [g.to_json() for g in self.graders]])
+        return digest(
+            [
+                list(keys),
+                self.prompt.endpoint,
+                self.prompt.source,
+                [g.to_json() for g in self.graders],
+            ]
+        )
 
 
 def _known(value: Any, at: str, fields: Sequence[str]) -> dict[str, Any]:
@@ -99,17 +136,27 @@ def _known(value: Any, at: str, fields: Sequence[str]) -> dict[str, Any]:
     for name in value:
         if name not in fields:
             where = f"{at}.{name[:80]}" if at else name[:80]
-            raise UnknownParameter(f"{where} is not a field here; known: {', '.join(fields)}", param=where)
+            raise UnknownParameter(
+                f"{where} is not a field here; known: {', '.join(fields)}", param=where
+            )
     return {k: v for k, v in value.items() if v is not None}
 
 
 def _name(value: Any, at: str) -> str:
-    if not isinstance(value, str) or not 1 <= len(value.strip()) <= MAX_NAME or not value.isprintable():
-        raise InvalidParameter(f"{at} must be a printable string of 1 to {MAX_NAME} characters", param=at)
+    if (
+        not isinstance(value, str)
+        or not 1 <= len(value.strip()) <= MAX_NAME
+        or not value.isprintable()
+    ):
+        raise InvalidParameter(
+            f"{at} must be a printable string of 1 to {MAX_NAME} characters", param=at
+        )
     return value.strip()
 
 
-def parse_evaluation(body: Any, *, code_allowed: bool, memory_mb_max: int = MEMORY_MB_MAX) -> NewEvaluation:
+def parse_evaluation(
+    body: Any, *, code_allowed: bool, memory_mb_max: int = MEMORY_MB_MAX
+) -> NewEvaluation:
     """Raises InvalidParameter, UnknownParameter, MissingParameter."""
     given = _known(body, "", FIELDS)
     for name in ("dataset", "template", "graders", "configurations"):
@@ -132,7 +179,9 @@ def parse_evaluation(body: Any, *, code_allowed: bool, memory_mb_max: int = MEMO
         bundled=dataset.get("bundled"),
         limit=limit,
         prompt=prompt,
-        graders=parse_graders(given["graders"], code_allowed=code_allowed, memory_mb_max=memory_mb_max),
+        graders=parse_graders(
+            given["graders"], code_allowed=code_allowed, memory_mb_max=memory_mb_max
+        ),
         configurations=parse_configurations(given["configurations"]),
         completion_window=window,
         metadata=metadata_of(given.get("metadata", {}), "metadata"),
@@ -140,7 +189,9 @@ def parse_evaluation(body: Any, *, code_allowed: bool, memory_mb_max: int = MEMO
 
 
 def parse_prompt(value: Any, endpoint: Any) -> Prompt:
-    """`template`: a text, or for chat a list of {role, content}. Raises InvalidParameter and its kinds."""
+    """`template`: a text, or for chat a list of {role, content}. Raises InvalidParameter and its
+    kinds.
+    """
     if endpoint not in (CHAT, COMPLETIONS):
         raise InvalidParameter(f"endpoint must be {CHAT} or {COMPLETIONS}", param="endpoint")
     if isinstance(value, str):
@@ -157,20 +208,26 @@ def parse_prompt(value: Any, endpoint: Any) -> Prompt:
         at = f"template[{i}]"
         given = _known(item, at, ("role", "content"))
         if given.get("role") not in ROLES:
-            raise InvalidParameter(f"{at}.role must be one of {', '.join(ROLES)}", param=f"{at}.role")
+            raise InvalidParameter(
+                f"{at}.role must be one of {', '.join(ROLES)}", param=f"{at}.role"
+            )
         messages.append((given["role"], parse_template(given.get("content"), f"{at}.content")))
     return Prompt(endpoint, tuple(messages), value)
 
 
 def parse_configurations(value: Any, at: str = "configurations") -> list[Configuration]:
-    """Raises InvalidParameter and its kinds; generation fields are checked later, against the model."""
+    """Raises InvalidParameter and its kinds; generation fields are checked later, against the
+    model.
+    """
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_CONFIGURATIONS:
         raise InvalidParameter(f"{at} must be a list of 1 to {MAX_CONFIGURATIONS}", param=at)
     made: list[Configuration] = []
     for i, item in enumerate(value):
         made.append(_configuration(item, f"{at}[{i}]"))
         if made[-1].name in (c.name for c in made[:-1]):
-            raise InvalidParameter(f"{at}[{i}].name: there is another {made[-1].name!r}", param=f"{at}[{i}].name")
+            raise InvalidParameter(
+                f"{at}[{i}].name: there is another {made[-1].name!r}", param=f"{at}[{i}].name"
+            )
     return made
 
 
@@ -179,11 +236,19 @@ def _configuration(item: Any, at: str) -> Configuration:
         raise InvalidParameter(f"{at} must be an object", param=at)
     given = {k: v for k, v in item.items() if v is not None}
     for name in NOT_HERE:
-        if name in given and not is_nothing(given[name]) and not changes_nothing(name, given[name], given):
-            raise UnknownParameter(f"{at}.{name} is not a field of a configuration", param=f"{at}.{name}")
+        if (
+            name in given
+            and not is_nothing(given[name])
+            and not changes_nothing(name, given[name], given)
+        ):
+            raise UnknownParameter(
+                f"{at}.{name} is not a field of a configuration", param=f"{at}.{name}"
+            )
         given.pop(name, None)
     for name in [name for name in given if name not in (*CONFIGURATION_FIELDS, *GENERATION_FIELDS)]:
-        if changes_nothing(name, given[name], given):  # so that two configurations that differ in nothing are the same
+        if changes_nothing(
+            name, given[name], given
+        ):  # so that two configurations that differ in nothing are the same
             del given[name]
     for name in ("name", "model"):
         if name not in given:
@@ -191,20 +256,26 @@ def _configuration(item: Any, at: str) -> Configuration:
     if not isinstance(given["model"], str) or not 1 <= len(given["model"]) <= 200:
         raise InvalidParameter(f"{at}.model must be a non-empty string", param=f"{at}.model")
     fields = {k: v for k, v in given.items() if k not in CONFIGURATION_FIELDS}
-    return Configuration(_name(given["name"], f"{at}.name"), given["model"], fields, _seeds(given, at), at)
+    return Configuration(
+        _name(given["name"], f"{at}.name"), given["model"], fields, _seeds(given, at), at
+    )
 
 
 def _seeds(given: Mapping[str, Any], at: str) -> tuple[int, ...]:
     if "seeds" in given:
         if "repeats" in given or "seed" in given:
-            raise InvalidParameter(f"{at}: seeds says it all; repeats and seed go without", param=f"{at}.seeds")
+            raise InvalidParameter(
+                f"{at}: seeds says it all; repeats and seed go without", param=f"{at}.seeds"
+            )
         seeds = given["seeds"]
         if not isinstance(seeds, list) or not 1 <= len(seeds) <= MAX_REPEATS:
             message = f"{at}.seeds must be a list of 1 to {MAX_REPEATS} integers"
             raise InvalidParameter(message, param=f"{at}.seeds")
         if len(set(map(str, seeds))) != len(seeds):
             raise InvalidParameter(f"{at}.seeds: one is there twice", param=f"{at}.seeds")
-        return tuple(checks.integer(seed, f"{at}.seeds[{i}]", 0, MAX_SEED) for i, seed in enumerate(seeds))
+        return tuple(
+            checks.integer(seed, f"{at}.seeds[{i}]", 0, MAX_SEED) for i, seed in enumerate(seeds)
+        )
     repeats = checks.integer(given.get("repeats", 1), f"{at}.repeats", 1, MAX_REPEATS)
     first = checks.integer(given.get("seed", 0), f"{at}.seed", 0, MAX_SEED - MAX_REPEATS)
     return tuple(range(first, first + repeats))

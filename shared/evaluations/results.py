@@ -1,7 +1,7 @@
 """Statistics of a configuration's samples, and the comparison of two configurations. Pure.
 
-An answer that is an error (its job failed, a grader could not tell) counts neither as right nor as wrong; the results say how
-many there are, and are worth the less the more there are.
+An answer that is an error (its job failed, a grader could not tell) counts neither as right nor as
+wrong; the results say how many there are, and are worth the less the more there are.
 """
 
 from __future__ import annotations
@@ -44,20 +44,29 @@ def scores_of(rows: Sequence[Any]) -> tuple[dict[Hashable, list[float]], dict[Ha
 
 
 def results_of(rows: Sequence[Any]) -> dict[str, Any]:
-    """Everything that is known of a configuration so far. Times in the engine; queueing is told apart."""
+    """Everything that is known of a configuration so far. Times in the engine; queueing is told
+    apart.
+    """
     scores, clusters = scores_of(rows)
     accuracy = None
     if scores:
-        accuracy = asdict(statistics.accuracy(list(scores.values()), [clusters[key] for key in scores]))
+        accuracy = asdict(
+            statistics.accuracy(list(scores.values()), [clusters[key] for key in scores])
+        )
     answered = [row for row in rows if row.completion_tokens is not None]
     latencies = [row.latency_ms for row in answered]
-    tokens, forwards = sum(row.completion_tokens for row in answered), sum(row.forwards or 0 for row in answered)
+    tokens, forwards = (
+        sum(row.completion_tokens for row in answered),
+        sum(row.forwards or 0 for row in answered),
+    )
     began = [row.started_at for row in answered if row.started_at is not None]
     ended = [row.finished_at for row in answered if row.finished_at is not None]
     wall = (max(ended) - min(began)).total_seconds() if began and ended else None
     device = [row.device_ms for row in answered if row.device_ms is not None]
     made: dict[str, Any] = {
-        "outcomes": {name: count for name, count in sorted(Counter(row.outcome for row in rows).items())},
+        "outcomes": {
+            name: count for name, count in sorted(Counter(row.outcome for row in rows).items())
+        },
         "accuracy": accuracy,
         "latency_ms": {
             "p50": statistics.quantile(latencies, 0.5),
@@ -79,7 +88,9 @@ def results_of(rows: Sequence[Any]) -> dict[str, Any]:
 
 
 def latency_curve(rows: Sequence[Any]) -> list[tuple[float, float]]:
-    """(milliseconds, share of the answers that took no longer): the distribution, at as many points as a plot shows."""
+    """(milliseconds, share of the answers that took no longer): the distribution, at as many points
+    as a plot shows.
+    """
     values = sorted(row.latency_ms for row in rows if row.completion_tokens is not None)
     if not values:
         return []
@@ -88,12 +99,26 @@ def latency_curve(rows: Sequence[Any]) -> list[tuple[float, float]]:
 
 
 def compare(
-    first: Sequence[Any], second: Sequence[Any], *, seed: int = 0, resamples: int = statistics.RESAMPLES
+    first: Sequence[Any],
+    second: Sequence[Any],
+    *,
+    seed: int = 0,
+    resamples: int = statistics.RESAMPLES,
 ) -> dict[str, Any]:
     """Two configurations on the items that both answered. Raises NothingToCompare."""
     (one, clusters), (other, more) = scores_of(first), scores_of(second)
     if not one.keys() & other.keys():
-        raise NothingToCompare("the two have no item that both answered; they need the same dataset")
+        raise NothingToCompare(
+            "the two have no item that both answered; they need the same dataset"
+        )
     made = statistics.compare(one, other, {**clusters, **more}, seed=seed, resamples=resamples)
     tests: Mapping[str, Any] = asdict(made.mcnemar)
-    return dict(rounded({**asdict(made), "mcnemar": dict(tests), "bootstrap": {"seed": seed, "resamples": resamples}}))
+    return dict(
+        rounded(
+            {
+                **asdict(made),
+                "mcnemar": dict(tests),
+                "bootstrap": {"seed": seed, "resamples": resamples},
+            }
+        )
+    )

@@ -1,7 +1,9 @@
-"""Runs the code of a `code` grader in a process of its own that shut itself in (`sandbox_child`), and ends it on time.
+"""Runs the code of a `code` grader in a process of its own that shut itself in (`sandbox_child`),
+and ends it on time.
 
-The parent's part: a slot of the host's pool (`sandbox_pool`), a new process group with an empty environment in an empty
-folder, a bounded answer, SIGKILL for the whole group when the time is over. Off unless VDIFF_CODE_GRADERS is set.
+The parent's part: a slot of the host's pool (`sandbox_pool`), a new process group with an empty
+environment in an empty folder, a bounded answer, SIGKILL for the whole group when the time is over.
+Off unless VDIFF_CODE_GRADERS is set.
 """
 
 from __future__ import annotations
@@ -38,22 +40,36 @@ class BadSource:
 
 
 async def check(sources: Sequence[str], pool: SandboxPool, tenant: str) -> BadSource | None:
-    """Compile the sources in one sandbox, without running them. Return the first that is wrong, or None.
+    """Compile the sources in one sandbox, without running them. Return the first that is wrong, or
+    None.
 
     Raises:
         SandboxesBusy
     """
     async with pool.slot(tenant, is_request=True):
-        answer = await _run({"sources": list(sources)}, seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB)
+        answer = await _run(
+            {"sources": list(sources)}, seconds=CHECK_SECONDS, memory_mb=CHECK_MEMORY_MB
+        )
     if answer.get("ok"):
         return None
-    return BadSource(int(answer.get("grader", 0)), str(answer.get("unavailable") or answer["error"]))
+    return BadSource(
+        int(answer.get("grader", 0)), str(answer.get("unavailable") or answer["error"])
+    )
 
 
-async def grade(grader: Grader, output: str, row: Mapping[str, Any], pool: SandboxPool, tenant: str) -> Verdict:
-    """Return the verdict of `grade(output, reference, item)`. The grader's time begins when a slot of the pool is free."""
+async def grade(
+    grader: Grader, output: str, row: Mapping[str, Any], pool: SandboxPool, tenant: str
+) -> Verdict:
+    """Return the verdict of `grade(output, reference, item)`. The grader's time begins when a slot
+    of the pool is free.
+    """
     reference = None if grader.reference is None else grader.reference.value(row)
-    task = {"source": grader.options["source"], "output": output, "reference": reference, "item": dict(row)}
+    task = {
+        "source": grader.options["source"],
+        "output": output,
+        "reference": reference,
+        "item": dict(row),
+    }
     memory_mb = min(grader.options["memory_mb"], pool.memory_mb)
     async with pool.slot(tenant):
         answer = await _run(task, seconds=grader.options["timeout_seconds"], memory_mb=memory_mb)
@@ -70,9 +86,19 @@ async def _run(task: Mapping[str, Any], *, seconds: float, memory_mb: int) -> di
     with tempfile.TemporaryDirectory(prefix="vdiff-grader-") as folder:
         os.chmod(folder, 0o755)  # under root it is another user that runs there
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-S", "-B", str(CHILD), *limits, cwd=folder, env={}, start_new_session=True,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+            sys.executable,
+            "-I",
+            "-S",
+            "-B",
+            str(CHILD),
+            *limits,
+            cwd=folder,
+            env={},
+            start_new_session=True,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
         try:
             async with asyncio.timeout(seconds + START_SECONDS):
                 raw = await _talk(process, json.dumps(task).encode())
@@ -82,7 +108,9 @@ async def _run(task: Mapping[str, Any], *, seconds: float, memory_mb: int) -> di
         finally:
             _kill(process)
             assert process.stdout is not None
-            while await process.stdout.read(ANSWER_BYTES_MAX):  # `wait` waits for the end of the pipe too
+            while await process.stdout.read(
+                ANSWER_BYTES_MAX
+            ):  # `wait` waits for the end of the pipe too
                 pass
             await process.wait()
     if -code in (signal.SIGALRM, signal.SIGXCPU):

@@ -1,7 +1,8 @@
 """The sandboxes that one host may run at once, shared by all API processes of the host.
 
-A slot is an advisory lock on a file (`flock`) in a folder of the user. The kernel frees the slot of a process that dies.
-One tenant holds all slots but one at most: slow graders of one tenant leave a sandbox to the others.
+A slot is an advisory lock on a file (`flock`) in a folder of the user. The kernel frees the slot of
+a process that dies. One tenant holds all slots but one at most: slow graders of one tenant leave a
+sandbox to the others.
 
 The pool counts sandboxes; `shared.evaluations.sandbox` runs them.
 """
@@ -52,8 +53,8 @@ class SandboxPool:
         """Hold one slot while the block runs.
 
         Args:
-            is_request: a client waits: give up after `WAIT_SECONDS`, or at once behind `WAITING_MAX` others. Without it the
-                caller waits as long as it takes.
+            is_request: a client waits: give up after `WAIT_SECONDS`, or at once behind
+                `WAITING_MAX` others. Without it the caller waits as long as it takes.
 
         Raises:
             SandboxesBusy
@@ -99,7 +100,12 @@ class SandboxPool:
         folder = self._open_folder()
         try:
             for name in names:
-                fd = os.open(name, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+                fd = os.open(
+                    name,
+                    os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW,
+                    0o600,
+                    dir_fd=folder,
+                )
                 with suppress(BlockingIOError):
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     return fd
@@ -109,12 +115,16 @@ class SandboxPool:
         return None
 
     def _open_folder(self) -> int:
-        """Open the folder, made if needed. Raises SandboxesBusy: the folder belongs to another user."""
+        """Open the folder, made if needed. Raises SandboxesBusy: the folder belongs to another
+        user.
+        """
         with suppress(FileExistsError):
             self._folder.mkdir(mode=0o700)
         fd = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         about = os.fstat(fd)
         if about.st_uid != os.getuid() or stat.S_IMODE(about.st_mode) & 0o022:
             os.close(fd)
-            raise SandboxesBusy(f"{self._folder} belongs to another user, so this process cannot count sandboxes")
+            raise SandboxesBusy(
+                f"{self._folder} belongs to another user, so this process cannot count sandboxes"
+            )
         return fd

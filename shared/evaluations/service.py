@@ -1,8 +1,10 @@
-"""Evaluations as requests see them: created, added to, looked at, cancelled, removed. What takes long is the caretaker's.
+"""Evaluations as requests see them: created, added to, looked at, cancelled, removed. What takes
+long is the caretaker's.
 
-The same dataset, template and graders are the same evaluation, whatever it is called: creating it again adds what is new to
-the one that is there, and a configuration that it has (same model, revision and fields) is not run again. More seeds of one
-are more answers; answers that are missing (cancelled, failed jobs, a grader that could not tell) are made up for.
+The same dataset, template and graders are the same evaluation, whatever it is called: creating it
+again adds what is new to the one that is there, and a configuration that it has (same model,
+revision and fields) is not run again. More seeds of one are more answers; answers that are missing
+(cancelled, failed jobs, a grader that could not tell) are made up for.
 """
 
 from __future__ import annotations
@@ -22,10 +24,22 @@ from shared.db.faults import sqlstate
 from shared.db.session import AsyncDatabase, AsyncWriteSession
 from shared.errors import Conflict, InvalidParameter, NotFound, VDiffError
 from shared.evaluations import repository, sandbox
-from shared.evaluations.dataset_items import DATASETS_TOGETHER, READS_TOGETHER, Datasets, DatasetSource, Turn
+from shared.evaluations.dataset_items import (
+    DATASETS_TOGETHER,
+    READS_TOGETHER,
+    Datasets,
+    DatasetSource,
+    Turn,
+)
 from shared.evaluations.datasets import DatasetReader, Item, described
 from shared.evaluations.graders import TYPES, Grader
-from shared.evaluations.requests import Configuration, NewEvaluation, Prompt, parse_prompt, sample_seed
+from shared.evaluations.requests import (
+    Configuration,
+    NewEvaluation,
+    Prompt,
+    parse_prompt,
+    sample_seed,
+)
 from shared.evaluations.sandbox_pool import SandboxPool
 from shared.evaluations.status import OPEN, EvaluationStatus, RunStatus
 from shared.fair_turns import FairTurns
@@ -60,7 +74,9 @@ class Made:
 
 @dataclass(frozen=True, slots=True)
 class _Checked:
-    """A configuration that can run: the model's revision, and the tokens of a job of the first item."""
+    """A configuration that can run: the model's revision, and the tokens of a job of the first
+    item.
+    """
 
     revision: str | None
     tokens: int
@@ -94,12 +110,18 @@ class EvaluationService:
     def options(self) -> dict[str, Any]:
         """Return the choices of a form: bundled datasets, and the graders that are allowed here."""
         graders = [kind for kind in TYPES if kind != "code" or self._settings.code_graders]
-        return {"object": "evaluation.options", "datasets": described(self._datasets), "graders": graders}
+        return {
+            "object": "evaluation.options",
+            "datasets": described(self._datasets),
+            "graders": graders,
+        }
 
     async def create(self, new: NewEvaluation, principal: Principal, window_seconds: float) -> Made:
-        """Check all of it, what is cheap first, then store it; it is visible when all of it is stored.
+        """Check all of it, what is cheap first, then store it; it is visible when all of it is
+        stored.
 
-        The code of graders is compiled here and runs when answers are graded, never before the evaluation exists.
+        The code of graders is compiled here and runs when answers are graded, never before the
+        evaluation exists.
 
         Raises:
             InvalidRequest (its kinds): also of the dataset's lines and of the generation fields.
@@ -119,14 +141,22 @@ class EvaluationService:
             checked = await self._check(new.configurations, new.prompt, reader.first, principal)
             content = await asyncio.to_thread(new.content_hash, reader.keys)
             values = {
-                "id": new_id("eval"), "tenant": principal.tenant, "name": new.name,
-                "dataset": new.dataset, "endpoint": new.prompt.endpoint, "template": new.prompt.source,
-                "graders": [g.to_json() for g in new.graders], "metadata": new.metadata, "items": len(reader.keys),
+                "id": new_id("eval"),
+                "tenant": principal.tenant,
+                "name": new.name,
+                "dataset": new.dataset,
+                "endpoint": new.prompt.endpoint,
+                "template": new.prompt.source,
+                "graders": [g.to_json() for g in new.graders],
+                "metadata": new.metadata,
+                "items": len(reader.keys),
                 "window_seconds": window_seconds,
-            }  # fmt: skip
+            }
 
             async def add(session: AsyncWriteSession, row: Row[Any]) -> list[dict[str, Any]]:
-                return await self._add(session, row, new.configurations, checked, principal, window_seconds)
+                return await self._add(
+                    session, row, new.configurations, checked, principal, window_seconds
+                )
 
             row, created, told = await self._store(new, source, values, content, principal, add)
         self._wake.set()
@@ -136,13 +166,18 @@ class EvaluationService:
         return functools.partial(self._pieces.turn, principal.tenant)
 
     async def _store(
-        self, new: NewEvaluation, source: DatasetSource, values: dict[str, Any], content: str, principal: Principal,
+        self,
+        new: NewEvaluation,
+        source: DatasetSource,
+        values: dict[str, Any],
+        content: str,
+        principal: Principal,
         add: Callable[[AsyncWriteSession, Row[Any]], Awaitable[list[dict[str, Any]]]],
-    ) -> tuple[Row[Any], bool, list[dict[str, Any]]]:  # fmt: skip
+    ) -> tuple[Row[Any], bool, list[dict[str, Any]]]:
         """Find the evaluation of this content or store it, and add the configurations to it.
 
-        Items are stored in short transactions, in an evaluation that nobody sees yet. No transaction is open while the
-        dataset is read.
+        Items are stored in short transactions, in an evaluation that nobody sees yet. No
+        transaction is open while the dataset is read.
 
         Returns: the evaluation, whether it is new, and what `add` returned.
         """
@@ -151,7 +186,9 @@ class EvaluationService:
         try:
             for _ in range(STORE_TRIES):
                 async with self._jobs.queue_writes.write(who) as session:
-                    found = (await session.execute(repository.by_content(principal.tenant, content))).one_or_none()
+                    found = (
+                        await session.execute(repository.by_content(principal.tenant, content))
+                    ).one_or_none()
                     if found is not None:
                         return found, False, await add(session, found)
                 if not stored:
@@ -159,7 +196,9 @@ class EvaluationService:
                     await self._store_items(values, source, self._reader(new), principal)
                 try:
                     async with self._jobs.queue_writes.write(who) as session:
-                        row = (await session.execute(repository.show(values["id"], content))).one_or_none()
+                        row = (
+                            await session.execute(repository.show(values["id"], content))
+                        ).one_or_none()
                         if row is None:
                             break
                         told = await add(session, row)
@@ -180,13 +219,19 @@ class EvaluationService:
             async with self._database.write() as session:
                 await session.execute(repository.discard_hidden(evaluation_id))
         except (SQLAlchemyError, OSError) as exc:
-            _log.warning("evaluation_not_discarded", evaluation_id=evaluation_id, error=type(exc).__name__)
+            _log.warning(
+                "evaluation_not_discarded", evaluation_id=evaluation_id, error=type(exc).__name__
+            )
 
     def _reader(self, new: NewEvaluation) -> DatasetReader:
         return DatasetReader(new.prompt, new.graders, self._settings.max_batch_lines, new.limit)
 
     async def _store_items(
-        self, values: dict[str, Any], source: DatasetSource, reader: DatasetReader, principal: Principal
+        self,
+        values: dict[str, Any],
+        source: DatasetSource,
+        reader: DatasetReader,
+        principal: Principal,
     ) -> None:
         """Store a hidden evaluation and its items. Raises Conflict: it was removed meanwhile."""
         async with self._database.write() as session:
@@ -194,21 +239,32 @@ class EvaluationService:
         async with aclosing(source.pieces(reader, self._turn(principal))) as pieces:
             async for items in pieces:
                 async with self._database.write() as session:
-                    if (await session.execute(repository.keep_hidden(values["id"]))).one_or_none() is None:
+                    if (
+                        await session.execute(repository.keep_hidden(values["id"]))
+                    ).one_or_none() is None:
                         raise Conflict("the evaluation took too long to store; try again")
                     for start in range(0, len(items), ITEMS_CHUNK):
-                        rows = [_item_row(values["id"], item) for item in items[start : start + ITEMS_CHUNK]]
+                        rows = [
+                            _item_row(values["id"], item)
+                            for item in items[start : start + ITEMS_CHUNK]
+                        ]
                         await session.execute(repository.insert_items(rows))
 
-    async def add(self, evaluation_id: str, configurations: Sequence[Configuration], principal: Principal) -> Made:
-        """More configurations, or more of one. Raises EvaluationNotFound and what `create` raises of configurations."""
+    async def add(
+        self, evaluation_id: str, configurations: Sequence[Configuration], principal: Principal
+    ) -> Made:
+        """More configurations, or more of one. Raises EvaluationNotFound and what `create` raises
+        of configurations.
+        """
         row = await self.get(evaluation_id, principal.tenant)
         async with self._database.read() as session:
             first = (await session.execute(repository.items(row.id, 1, 1))).one()
         prompt = parse_prompt(row.template, row.endpoint)
         checked = await self._check(configurations, prompt, first.data, principal)
         async with self._jobs.queue_writes.write((principal.tenant, principal.payer)) as session:
-            told = await self._add(session, row, configurations, checked, principal, row.window_seconds)
+            told = await self._add(
+                session, row, configurations, checked, principal, row.window_seconds
+            )
         self._wake.set()
         return Made(await self.get(row.id, principal.tenant), False, told)
 
@@ -217,15 +273,24 @@ class EvaluationService:
     ) -> None:
         """Check what needs no row of the dataset: the models and the generation fields."""
         stands_for = (
-            {"prompt": "x"} if prompt.endpoint == COMPLETIONS else {"messages": [{"role": "user", "content": "x"}]}
+            {"prompt": "x"}
+            if prompt.endpoint == COMPLETIONS
+            else {"messages": [{"role": "user", "content": "x"}]}
         )
         for configuration in configurations:
             with _naming(configuration):
-                body = {**configuration.fields, "model": configuration.model, **stands_for, "seed": 0}
+                body = {
+                    **configuration.fields,
+                    "model": configuration.model,
+                    **stands_for,
+                    "seed": 0,
+                }
                 request = parse(prompt.endpoint, body, streaming=False)
                 await self._jobs.served(request.model, request.endpoint)
 
-    async def _check_queue(self, configurations: Sequence[Configuration], principal: Principal) -> None:
+    async def _check_queue(
+        self, configurations: Sequence[Configuration], principal: Principal
+    ) -> None:
         """Refuse early when not even one item would fit. Raises TooManyRequests."""
         count = sum(len(c.seeds) for c in configurations)
         who = (principal.tenant, principal.payer)
@@ -235,7 +300,11 @@ class EvaluationService:
 
     async def _check_code(self, graders: Sequence[Grader], tenant: str) -> None:
         """Compile the code of all graders in one sandbox. Raises InvalidParameter, SandboxesBusy."""
-        of_code = [(i, grader.options["source"]) for i, grader in enumerate(graders) if grader.type == "code"]
+        of_code = [
+            (i, grader.options["source"])
+            for i, grader in enumerate(graders)
+            if grader.type == "code"
+        ]
         if not of_code:
             return
         wrong = await sandbox.check([source for _, source in of_code], self._sandboxes, tenant)
@@ -244,13 +313,19 @@ class EvaluationService:
             raise InvalidParameter(f"{at}: {wrong.message}", param=at, code="invalid_grader")
 
     async def _check(
-        self, configurations: Sequence[Configuration], prompt: Prompt, row: Mapping[str, Any], principal: Principal
+        self,
+        configurations: Sequence[Configuration],
+        prompt: Prompt,
+        row: Mapping[str, Any],
+        principal: Principal,
     ) -> list[_Checked]:
         """Each with the first item, as a job is checked."""
         checked: list[_Checked] = []
         seen: dict[str, Configuration] = {}
         for configuration in configurations:
-            submission = submission_of(configuration.model, configuration.fields, 0, prompt, row, principal)
+            submission = submission_of(
+                configuration.model, configuration.fields, 0, prompt, row, principal
+            )
             with _naming(configuration):
                 request = parse(submission.endpoint, submission.body, streaming=False)
                 served = await self._jobs.served(request.model, request.endpoint)
@@ -263,9 +338,14 @@ class EvaluationService:
         return checked
 
     async def _add(
-        self, session: AsyncWriteSession, row: Row[Any], configurations: Sequence[Configuration],
-        checked: Sequence[_Checked], principal: Principal, window_seconds: float,
-    ) -> list[dict[str, Any]]:  # fmt: skip
+        self,
+        session: AsyncWriteSession,
+        row: Row[Any],
+        configurations: Sequence[Configuration],
+        checked: Sequence[_Checked],
+        principal: Principal,
+        window_seconds: float,
+    ) -> list[dict[str, Any]]:
         """Add new runs and continue unfinished ones, in the caller's transaction.
 
         Raises:
@@ -283,7 +363,9 @@ class EvaluationService:
             revision = of_first.revision
             content = configuration.content_hash(revision)
             if (run := by_content.get(content)) is not None:
-                more_of, again = await self._more(session, row, run, configuration, principal, window_seconds)
+                more_of, again = await self._more(
+                    session, row, run, configuration, principal, window_seconds
+                )
                 told.append(more_of)
                 tokens += of_first.tokens * (more_of["new_samples"] - again)
                 retried += again
@@ -294,17 +376,28 @@ class EvaluationService:
             names.add(name)
             samples = row.items * len(configuration.seeds)
             values = {
-                "id": new_id("evalrun"), "evaluation_id": row.id, "position": len(there) + len(told) + 1, "name": name,
-                "model": configuration.model, "revision": revision, "fields": configuration.fields,
-                "seeds": list(configuration.seeds), "content_hash": content, "total": samples, "key_id": principal.payer,
-            }  # fmt: skip
+                "id": new_id("evalrun"),
+                "evaluation_id": row.id,
+                "position": len(there) + len(told) + 1,
+                "name": name,
+                "model": configuration.model,
+                "revision": revision,
+                "fields": configuration.fields,
+                "seeds": list(configuration.seeds),
+                "content_hash": content,
+                "total": samples,
+                "key_id": principal.payer,
+            }
             await session.execute(repository.insert_run(values, window_seconds))
-            told.append({"name": name, "run": values["id"], "reused": False, "new_samples": samples})
+            told.append(
+                {"name": name, "run": values["id"], "reused": False, "new_samples": samples}
+            )
             tokens += of_first.tokens * samples
         more = sum(t["new_samples"] for t in told)
         if more:
-            # As if every item were as long as the first: they are not tokenised yet. Those that are longer wait for room
-            # when they become jobs. Jobs that were retried are in the queue by now.
+            # As if every item were as long as the first: they are not tokenised yet. Those that are
+            # longer wait for room when they become jobs. Jobs that were retried are in the queue by
+            # now.
             who = (principal.tenant, principal.payer)
             await refuse_beyond(session, who, principal.limits, jobs=more - retried, tokens=tokens)
             await session.execute(repository.reopen(row.id))
@@ -347,17 +440,25 @@ class EvaluationService:
         """Raises EvaluationNotFound."""
         if may_be_an_id(evaluation_id):
             async with self._database.read() as session:
-                row: Row[Any] | None = (await session.execute(repository.get(evaluation_id, tenant))).one_or_none()
+                row: Row[Any] | None = (
+                    await session.execute(repository.get(evaluation_id, tenant))
+                ).one_or_none()
             if row is not None:
                 return row
         raise _not_found(evaluation_id)
 
-    async def page(self, tenant: str, *, after: str | None, limit: int) -> tuple[list[Row[Any]], list[Row[Any]]]:
+    async def page(
+        self, tenant: str, *, after: str | None, limit: int
+    ) -> tuple[list[Row[Any]], list[Row[Any]]]:
         """Evaluations, and the runs of all of them."""
         async with self._lists.read() as session:
             statement = repository.list_evaluations(tenant, after=after, limit=limit)
             rows = list((await session.execute(statement)).all())
-            runs = list((await session.execute(repository.run_names([row.id for row in rows]))).all()) if rows else []
+            runs = (
+                list((await session.execute(repository.run_names([row.id for row in rows]))).all())
+                if rows
+                else []
+            )
         return rows, runs
 
     async def samples(self, evaluation_id: str, tenant: str, **query: Any) -> list[Row[Any]]:
@@ -368,7 +469,9 @@ class EvaluationService:
         async with self._lists.read() as session:
             return list((await session.execute(repository.samples(evaluation_id, **query))).all())
 
-    async def sample(self, evaluation_id: str, tenant: str, *, configuration: str, item: int, repeat: int) -> Row[Any]:
+    async def sample(
+        self, evaluation_id: str, tenant: str, *, configuration: str, item: int, repeat: int
+    ) -> Row[Any]:
         """One graded answer with its item. Raises EvaluationNotFound, InvalidParameter, NotFound."""
         await self.get(evaluation_id, tenant)
         await self.run(evaluation_id, configuration, "configuration")
@@ -376,7 +479,9 @@ class EvaluationService:
             statement = repository.sample(evaluation_id, configuration, item, repeat)
             row: Row[Any] | None = (await session.execute(statement)).one_or_none()
         if row is None:
-            raise NotFound(f"item {item} has no graded answer {repeat} of that configuration", param="item")
+            raise NotFound(
+                f"item {item} has no graded answer {repeat} of that configuration", param="item"
+            )
         return row
 
     async def run(self, evaluation_id: str, name: str, param: str) -> Any:
@@ -388,7 +493,8 @@ class EvaluationService:
                 return run
         known = ", ".join(repr(run.name) for run in runs)
         raise InvalidParameter(
-            f"{param}: there is no configuration {name[:80]!r}; there are: {known[:500]}", param=param
+            f"{param}: there is no configuration {name[:80]!r}; there are: {known[:500]}",
+            param=param,
         )
 
     async def cancel(self, evaluation_id: str, tenant: str) -> Row[Any]:
@@ -400,7 +506,9 @@ class EvaluationService:
         return await self.get(evaluation_id, tenant)
 
     async def remove(self, evaluation_id: str, tenant: str) -> None:
-        """With its samples; the jobs stay, as jobs do. Raises EvaluationNotFound, Conflict: it runs."""
+        """With its samples; the jobs stay, as jobs do. Raises EvaluationNotFound, Conflict: it
+        runs.
+        """
         row = await self.get(evaluation_id, tenant)
         async with self._database.write() as session:
             gone = (await session.execute(repository.remove(evaluation_id))).one_or_none()
@@ -425,9 +533,14 @@ def _naming(configuration: Configuration) -> Iterator[None]:
 
 
 def submission_of(
-    model: str, fields: Mapping[str, Any], seed: int, prompt: Prompt, row: Mapping[str, Any], principal: Principal,
+    model: str,
+    fields: Mapping[str, Any],
+    seed: int,
+    prompt: Prompt,
+    row: Mapping[str, Any],
+    principal: Principal,
     **more: Any,
-) -> Submission:  # fmt: skip
+) -> Submission:
     """The job of one answer. Raises MissingColumn."""
     body = {**fields, "model": model, **prompt.body(row), "seed": seed}
     return Submission(endpoint=prompt.endpoint, body=body, principal=principal, **more)
@@ -435,17 +548,28 @@ def submission_of(
 
 def _item_row(evaluation_id: str, item: Item) -> dict[str, Any]:
     return {
-        "evaluation_id": evaluation_id, "number": item.number, "line": item.line, "key": item.key,
-        "cluster": item.cluster, "data": item.data,
-    }  # fmt: skip
+        "evaluation_id": evaluation_id,
+        "number": item.number,
+        "line": item.line,
+        "key": item.key,
+        "cluster": item.cluster,
+        "data": item.data,
+    }
 
 
 def _another_name(
-    name: str, revision: str | None, names: set[str], configuration: Configuration, there: Sequence[Row[Any]]
+    name: str,
+    revision: str | None,
+    names: set[str],
+    configuration: Configuration,
+    there: Sequence[Row[Any]],
 ) -> str:
-    """The same configuration on another revision of the model has the revision behind its name; else the name is taken."""
+    """The same configuration on another revision of the model has the revision behind its name;
+    else the name is taken.
+    """
     same = any(
-        run.name == name and run.model == configuration.model and run.fields == configuration.fields for run in there
+        run.name == name and run.model == configuration.model and run.fields == configuration.fields
+        for run in there
     )
     other = f"{name}@{(revision or 'none')[:8]}"
     if same and other not in names:
@@ -454,4 +578,11 @@ def _another_name(
     raise Conflict(message, param=f"{configuration.at}.name", code="configuration_name_taken")
 
 
-__all__ = ["Datasets", "EvaluationNotFound", "EvaluationService", "Made", "sample_seed", "submission_of"]
+__all__ = [
+    "Datasets",
+    "EvaluationNotFound",
+    "EvaluationService",
+    "Made",
+    "sample_seed",
+    "submission_of",
+]

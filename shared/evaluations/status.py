@@ -2,13 +2,15 @@
 
     create (API) ──► in_progress ──► completed    every run is over
                         │   ▲           │         at least one of them well, else failed
-                        │   └───────────┤         another configuration, or what was not done yet (API)
+                        │   └───────────┤         another configuration, or what was not done yet
+                                                  (API)
                 cancel (API)            │
                         ▼               │
                     cancelling ──► cancelled
 
-A run is in_progress, then completed (every answer is graded), failed (the rest of its jobs cannot be made or run; `error` says
-why) or cancelled. All moves but the API's are the caretaker's (`shared.evaluations.caretaker`).
+A run is in_progress, then completed (every answer is graded), failed (the rest of its jobs cannot
+be made or run; `error` says why) or cancelled. All moves but the API's are the caretaker's
+(`shared.evaluations.caretaker`).
 """
 
 from __future__ import annotations

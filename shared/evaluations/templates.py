@@ -1,7 +1,8 @@
-"""`{{column}}` templates: text with the columns of one item. Strict: a column that an item lacks is an error. Pure.
+"""`{{column}}` templates: text with the columns of one item. Strict: a column that an item lacks is
+an error. Pure.
 
-No conditions, loops or filters: a template comes from a client and runs in the API process. `{{a.b}}` reads inside a
-column, `\\{{` writes two braces.
+No conditions, loops or filters: a template comes from a client and runs in the API process.
+`{{a.b}}` reads inside a column, `\\{{` writes two braces.
 """
 
 from __future__ import annotations
@@ -40,14 +41,17 @@ class Template:
         return [".".join(path) for path in self.parts[1::2]]
 
     def value(self, row: Mapping[str, Any]) -> Any:
-        """The column itself when the template is nothing else, so that numbers and lists stay what they are; else text.
+        """The column itself when the template is nothing else, so that numbers and lists stay what
+        they are; else text.
 
         Raises:
             MissingColumn: without the line, which the caller knows.
         """
         if len(self.parts) == 3 and self.parts[0] == self.parts[2] == "":
             return self._lookup(row, self.parts[1])
-        return "".join(p if i % 2 == 0 else text_of(self._lookup(row, p)) for i, p in enumerate(self.parts))
+        return "".join(
+            p if i % 2 == 0 else text_of(self._lookup(row, p)) for i, p in enumerate(self.parts)
+        )
 
     def text(self, row: Mapping[str, Any]) -> str:
         """Raises MissingColumn."""

@@ -22,7 +22,10 @@ def _seconds(moment: datetime | None) -> int | None:
 
 def urls(evaluation_id: str) -> dict[str, str]:
     own = link(f"/v1/evaluations/{evaluation_id}")
-    return {"self": own, **{name: f"{own}/{name}" for name in ("items", "report", "configurations", "cancel")}}
+    return {
+        "self": own,
+        **{name: f"{own}/{name}" for name in ("items", "report", "configurations", "cancel")},
+    }
 
 
 def _common(row: Any) -> dict[str, Any]:
@@ -44,7 +47,10 @@ def short_object(row: Any, runs: Sequence[Any]) -> dict[str, Any]:
     mine = [run for run in runs if run.evaluation_id == row.id]
     return {
         **_common(row),
-        "progress": {"total": sum(run.total for run in mine), "graded": sum(run.graded for run in mine)},
+        "progress": {
+            "total": sum(run.total for run in mine),
+            "graded": sum(run.graded for run in mine),
+        },
         "configurations": [{"name": run.name, "status": run.status} for run in mine],
     }
 
@@ -97,14 +103,19 @@ def evaluation_object(row: Any, configurations: Sequence[Mapping[str, Any]]) -> 
         "template": row.template,
         "graders": row.graders,
         "content_hash": row.content_hash,
-        "progress": {"total": sum(c["progress"]["total"] for c in configurations), "graded": graded},
+        "progress": {
+            "total": sum(c["progress"]["total"] for c in configurations),
+            "graded": graded,
+        },
         "configurations": list(configurations),
         "urls": urls(row.id),
     }
 
 
 def listed_item(row: Any) -> dict[str, Any]:
-    """One graded answer in a list: `urls.self` leads to the item's data, the answer and what the graders said."""
+    """One graded answer in a list: `urls.self` leads to the item's data, the answer and what the
+    graders said.
+    """
     query = urlencode({"configuration": row.name, "repeat": row.repeat})
     return {
         "object": "evaluation.item",

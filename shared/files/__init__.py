@@ -1,1 +1,3 @@
-"""Files of tenants: their rows (repository), their content (store, objects), and what a request does with them (service)."""
+"""Files of tenants: their rows (repository), their content (store, objects), and what a request
+does with them (service).
+"""

@@ -1,4 +1,6 @@
-"""Content on a file system or in an object store (S3, GCS, Azure), by the obstore library: VDIFF_FILE_STORE is its URL."""
+"""Content on a file system or in an object store (S3, GCS, Azure), by the obstore library:
+VDIFF_FILE_STORE is its URL.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def open_store(url: str) -> ObjectStoreContent:
         from obstore.exceptions import BaseError
         from obstore.store import LocalStore, from_url
     except ModuleNotFoundError as exc:
-        raise ConfigurationError("VDIFF_FILE_STORE needs `pip install 'vdiff[api]'`", param="file_store") from exc
+        raise ConfigurationError(
+            "VDIFF_FILE_STORE needs `pip install 'vdiff[api]'`", param="file_store"
+        ) from exc
     try:
         if url.startswith("file://"):
             folder = Path(url.removeprefix("file://"))
@@ -34,7 +38,9 @@ def open_store(url: str) -> ObjectStoreContent:
 
 
 class _ObjectWriter:
-    """Raises StoreUnavailable. obstore's writers speak in OSErrors, which elsewhere mean the database."""
+    """Raises StoreUnavailable. obstore's writers speak in OSErrors, which elsewhere mean the
+    database.
+    """
 
     def __init__(self, writer: Any, file_id: str) -> None:
         self._writer, self._file_id = writer, file_id
@@ -51,7 +57,9 @@ class _ObjectWriter:
         try:
             await doing
         except (BaseError, OSError) as exc:
-            raise StoreUnavailable(f"the file store does not take {self._file_id}: {type(exc).__name__}") from exc
+            raise StoreUnavailable(
+                f"the file store does not take {self._file_id}: {type(exc).__name__}"
+            ) from exc
 
 
 class ObjectStoreContent:
@@ -88,9 +96,13 @@ class ObjectStoreContent:
         except (NotFoundError, FileNotFoundError) as exc:
             raise ContentMissing(f"the content of {file_id} is gone") from exc
         except BaseError as exc:
-            raise StoreUnavailable(f"the file store does not give {file_id}: {type(exc).__name__}") from exc
+            raise StoreUnavailable(
+                f"the file store does not give {file_id}: {type(exc).__name__}"
+            ) from exc
         if seen != size:
-            raise ContentMissing(f"{file_id} has {seen} bytes in the file store and should have {size}")
+            raise ContentMissing(
+                f"{file_id} has {seen} bytes in the file store and should have {size}"
+            )
 
     async def delete(self, file_id: str) -> None:
         import obstore
@@ -101,4 +113,6 @@ class ObjectStoreContent:
         except (NotFoundError, FileNotFoundError):
             return
         except BaseError as exc:
-            raise StoreUnavailable(f"the file store does not delete {file_id}: {type(exc).__name__}") from exc
+            raise StoreUnavailable(
+                f"the file store does not delete {file_id}: {type(exc).__name__}"
+            ) from exc

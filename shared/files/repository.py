@@ -41,7 +41,8 @@ def _needed() -> Any:
             _B.input_file_id == _F.id,
             or_(
                 _B.status == BatchStatus.VALIDATING.value,
-                _B.status.in_((BatchStatus.IN_PROGRESS.value, BatchStatus.CANCELLING.value)) & (_B.stored < _B.total),
+                _B.status.in_((BatchStatus.IN_PROGRESS.value, BatchStatus.CANCELLING.value))
+                & (_B.stored < _B.total),
             ),
         )
         .exists()
@@ -50,7 +51,9 @@ def _needed() -> Any:
 
 def stored_bytes(tenant: str) -> Select[Any]:
     """(bytes,) of the tenant's files that can be seen."""
-    return select(func.coalesce(func.sum(_F.bytes), 0)).where(_F.tenant == tenant, _F.status == "ready")
+    return select(func.coalesce(func.sum(_F.bytes), 0)).where(
+        _F.tenant == tenant, _F.status == "ready"
+    )
 
 
 def lock_storing(tenant: str) -> Select[Any]:
@@ -59,10 +62,14 @@ def lock_storing(tenant: str) -> Select[Any]:
 
 
 def begin(file_id: str, *, tenant: str, filename: str, purpose: str, store: str) -> Insert:
-    return insert(FILES).values(id=file_id, tenant=tenant, filename=filename, purpose=purpose, store=store)
+    return insert(FILES).values(
+        id=file_id, tenant=tenant, filename=filename, purpose=purpose, store=store
+    )
 
 
-def make_ready(file_id: str, *, size: int, filename: str, purpose: str, expires_seconds: float | None) -> Update:
+def make_ready(
+    file_id: str, *, size: int, filename: str, purpose: str, expires_seconds: float | None
+) -> Update:
     """The content is whole: from now on the file can be seen. Returns its row."""
     expires = None if expires_seconds is None else _F.created_at + seconds(expires_seconds)
     return (
@@ -83,7 +90,9 @@ def get_locked(file_id: str, tenant: str) -> Select[Any]:
     return get(file_id, tenant).with_for_update(read=True)
 
 
-def list_files(tenant: str, *, purpose: str | None, after: str | None, ascending: bool, limit: int) -> Select[Any]:
+def list_files(
+    tenant: str, *, purpose: str | None, after: str | None, ascending: bool, limit: int
+) -> Select[Any]:
     """One row more than asked."""
     query = select(FILES).where(_F.tenant == tenant, _F.status == "ready")
     query = query.where(or_(_F.expires_at.is_(None), _F.expires_at > func.now()))
@@ -95,8 +104,14 @@ def list_files(tenant: str, *, purpose: str | None, after: str | None, ascending
 
 
 def lock(file_id: str, tenant: str) -> Select[Any]:
-    """The row, locked, and whether a batch still needs it; the check runs under the lock when repeated after it."""
-    return select(_F.id).where(_F.id == file_id, _F.tenant == tenant, _F.status == "ready").with_for_update()
+    """The row, locked, and whether a batch still needs it; the check runs under the lock when
+    repeated after it.
+    """
+    return (
+        select(_F.id)
+        .where(_F.id == file_id, _F.tenant == tenant, _F.status == "ready")
+        .with_for_update()
+    )
 
 
 def start_deleting(file_ids: Sequence[str]) -> Update:
@@ -114,11 +129,21 @@ def delete_row(file_id: str) -> Delete:
 
 
 def due(*, upload_seconds: float) -> Select[Any]:
-    """(id, store, status) of what is to go: expired, deleted in part, or an upload that nobody finished."""
+    """(id, store, status) of what is to go: expired, deleted in part, or an upload that nobody
+    finished.
+    """
     columns = (_F.id, _F.store, _F.status)
     begun = (_F.status == "uploading") & (_F.created_at < func.now() - seconds(upload_seconds))
-    unfinished = select(*columns).where(_F.status != "ready", or_(_F.status == "deleting", begun)).limit(CLEAN_BATCH)
-    expired = select(*columns).where(_F.status == "ready", _F.expires_at < func.now(), ~_needed()).limit(CLEAN_BATCH)
+    unfinished = (
+        select(*columns)
+        .where(_F.status != "ready", or_(_F.status == "deleting", begun))
+        .limit(CLEAN_BATCH)
+    )
+    expired = (
+        select(*columns)
+        .where(_F.status == "ready", _F.expires_at < func.now(), ~_needed())
+        .limit(CLEAN_BATCH)
+    )
     return union_all(unfinished, expired).subquery("due").select()
 
 

@@ -37,7 +37,12 @@ class Upload:
     """A file being written. `bytes` counts; what it is called may become known at the end only."""
 
     def __init__(
-        self, file_id: str, writer: Writer, max_bytes: int, expires_seconds: float | None = None, tenant: str = ""
+        self,
+        file_id: str,
+        writer: Writer,
+        max_bytes: int,
+        expires_seconds: float | None = None,
+        tenant: str = "",
     ) -> None:
         self.id = file_id
         self.bytes = 0
@@ -74,8 +79,8 @@ class FileService:
 
         Args:
             expires_seconds: how long a file is kept that does not say; None is for ever.
-            quota_bytes: what one tenant's files may take together; None is no limit. Files that batches
-                write count too, but are never refused: their answers were paid for.
+            quota_bytes: what one tenant's files may take together; None is no limit. Files that
+                batches write count too, but are never refused: their answers were paid for.
             lists: the database as lists read it, if that is another one.
         """
         self._database = database
@@ -84,7 +89,10 @@ class FileService:
         self._expires_seconds = expires_seconds
         self._quota_bytes = quota_bytes
         self._max_bytes = max_bytes
-        stores: list[ContentStore] = [DatabaseStore(database), *([objects] if objects is not None else [])]
+        stores: list[ContentStore] = [
+            DatabaseStore(database),
+            *([objects] if objects is not None else []),
+        ]
         self._stores: Mapping[str, ContentStore] = {store.name: store for store in stores}
         self._store = stores[-1]  # of new files
 
@@ -94,7 +102,9 @@ class FileService:
         return self._stores[name]
 
     @asynccontextmanager
-    async def upload(self, tenant: str, *, purpose: str, max_bytes: int | None = None) -> AsyncIterator[Upload]:
+    async def upload(
+        self, tenant: str, *, purpose: str, max_bytes: int | None = None
+    ) -> AsyncIterator[Upload]:
         """Visible when `publish` was called, gone when the block raises before."""
         file_id = new_file_id()
         if self._quota_bytes is not None and max_bytes is None:
@@ -103,7 +113,9 @@ class FileService:
             if stored >= self._quota_bytes:  # before anything is read
                 raise self._full(stored, 1)
         async with self._database.write() as session:
-            statement = repository.begin(file_id, tenant=tenant, filename="", purpose=purpose, store=self._store.name)
+            statement = repository.begin(
+                file_id, tenant=tenant, filename="", purpose=purpose, store=self._store.name
+            )
             await session.execute(statement)
         try:
             async with self._store.writer(file_id) as writer:
@@ -116,10 +128,12 @@ class FileService:
             raise
 
     async def publish(self, upload: Upload) -> Row[Any]:
-        """Make a whole upload visible, if its tenant has room for it; call it after the block of `upload`.
+        """Make a whole upload visible, if its tenant has room for it; call it after the block of
+        `upload`.
 
         Raises:
-            QuotaExceeded: the tenant's files would take more than its quota. The upload is gone then.
+            QuotaExceeded: the tenant's files would take more than its quota. The upload is gone
+                then.
             LockTimeout: other uploads of the tenant took too long. The upload is gone then.
         """
         if self._quota_bytes is None:
@@ -128,7 +142,9 @@ class FileService:
         try:
             async with self._storing.write(upload.tenant) as session:
                 await session.execute(repository.lock_storing(upload.tenant))
-                stored = (await session.execute(repository.stored_bytes(upload.tenant))).scalar_one()
+                stored = (
+                    await session.execute(repository.stored_bytes(upload.tenant))
+                ).scalar_one()
                 if stored + upload.bytes <= self._quota_bytes:
                     return (await session.execute(publish_statement(upload))).one()
         except LockTimeout:
@@ -158,7 +174,9 @@ class FileService:
         """Raises FileNotFound."""
         if may_be_an_id(file_id):
             async with self._database.read() as session:
-                row: Row[Any] | None = (await session.execute(repository.get(file_id, tenant))).one_or_none()
+                row: Row[Any] | None = (
+                    await session.execute(repository.get(file_id, tenant))
+                ).one_or_none()
             if row is not None:
                 return row
         raise FileNotFound(f"no file {file_id[:80]!r}", param=param)
@@ -177,18 +195,26 @@ class FileService:
             await session.execute(repository.lock(file_id, tenant))
             gone = (await session.execute(repository.start_deleting([file_id]))).all()
         if not gone:
-            raise Conflict("a batch still reads this file; cancel the batch, or wait until its lines are jobs",
-                           param="file_id", code="file_in_use")  # fmt: skip
+            raise Conflict(
+                "a batch still reads this file; cancel the batch, or wait until its lines are jobs",
+                param="file_id",
+                code="file_in_use",
+            )
         await self._finish_deleting(file_id, row.store)
 
     async def clean(self) -> bool:
-        """Finish some of what is due: expired files, deletions and uploads that were cut off. Return whether any went."""
+        """Finish some of what is due: expired files, deletions and uploads that were cut off.
+        Return whether any went.
+        """
         async with self._database.read() as session:
             rows = (await session.execute(repository.due(upload_seconds=UPLOAD_SECONDS))).all()
         cleaned = 0
         for row in rows:
             async with self._database.write() as session:
-                gone = row.status == "deleting" or (await session.execute(repository.start_deleting([row.id]))).all()
+                gone = (
+                    row.status == "deleting"
+                    or (await session.execute(repository.start_deleting([row.id]))).all()
+                )
             if not gone:
                 continue
             try:
@@ -201,9 +227,12 @@ class FileService:
 
 def publish_statement(upload: Upload) -> Any:
     return repository.make_ready(
-        upload.id, size=upload.bytes, filename=upload.filename, purpose=upload.purpose,
+        upload.id,
+        size=upload.bytes,
+        filename=upload.filename,
+        purpose=upload.purpose,
         expires_seconds=upload.expires_seconds,
-    )  # fmt: skip
+    )
 
 
 def file_object(row: Row[Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@
     async for data in store.read(file_id): ...
     await store.delete(file_id)
 
-Both ways it streams, a chunk at a time. The other store, a file system or S3, is `shared.files.objects`.
+Both ways it streams, a chunk at a time. The other store, a file system or S3, is
+`shared.files.objects`.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ class DatabaseStore:
         seen = number = 0
         while seen < size:
             async with self._database.read() as session:  # none is held while a slow client reads
-                data = (await session.execute(repository.chunk(file_id, number))).scalar_one_or_none()
+                data = (
+                    await session.execute(repository.chunk(file_id, number))
+                ).scalar_one_or_none()
             if data is None:
                 raise ContentMissing(f"the content of {file_id} is gone")
             yield data

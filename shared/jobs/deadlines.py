@@ -1,4 +1,5 @@
-"""The four clocks of a job, as a client gives them. Pure; they are enforced in `shared.jobs.repository`.
+"""The four clocks of a job, as a client gives them. Pure; they are enforced in
+`shared.jobs.repository`.
 
 start_by         expired unless a worker began by then              a moment
 complete_by      expired unless it succeeded by then                a moment
@@ -33,7 +34,9 @@ class Deadlines:
         for name in ("start_by", "complete_by"):
             moment = getattr(self, name)
             if moment is not None and moment <= now:
-                raise InvalidParameter(f"deadlines.{name} is in the past", param=f"deadlines.{name}")
+                raise InvalidParameter(
+                    f"deadlines.{name} is in the past", param=f"deadlines.{name}"
+                )
 
     def columns(self) -> dict[str, Any]:
         return {
@@ -51,7 +54,8 @@ def moment_of(value: Any, param: str) -> datetime:
             return datetime.fromtimestamp(value, UTC)
         if isinstance(value, str):
             moment = datetime.fromisoformat(value)
-            # In UTC already here: at the ends of the calendar another zone's moment has none, and no driver could send it.
+            # In UTC already here: at the ends of the calendar another zone's moment has none, and
+            # no driver could send it.
             return moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
     except (ValueError, OverflowError, OSError):
         pass
@@ -59,20 +63,26 @@ def moment_of(value: Any, param: str) -> datetime:
 
 
 def deadlines_of(value: Any, *, default_retain_seconds: float | None = None) -> Deadlines:
-    """The `deadlines` of a request; `refuse_passed` looks at the clock. Raises InvalidParameter, UnknownParameter."""
+    """The `deadlines` of a request; `refuse_passed` looks at the clock. Raises InvalidParameter,
+    UnknownParameter.
+    """
     if not isinstance(value, dict):
         raise InvalidParameter("deadlines must be an object", param="deadlines")
     for name in value:
         if name not in FIELDS:
             param = f"deadlines.{name[:80]}"
-            raise UnknownParameter(f"{param} is not a deadline; known: {', '.join(FIELDS)}", param=param)
+            raise UnknownParameter(
+                f"{param} is not a deadline; known: {', '.join(FIELDS)}", param=param
+            )
     given = {name: v for name, v in value.items() if v is not None}
     moments: dict[str, datetime] = {}
     for name in ("start_by", "complete_by"):
         if name in given:
             moments[name] = moment_of(given[name], f"deadlines.{name}")
     if len(moments) == 2 and moments["complete_by"] < moments["start_by"]:
-        raise InvalidParameter("deadlines.complete_by is before start_by", param="deadlines.complete_by")
+        raise InvalidParameter(
+            "deadlines.complete_by is before start_by", param="deadlines.complete_by"
+        )
     retain = _seconds(given, "retain_for", MAX_RETAIN_SECONDS)
     return Deadlines(
         moments.get("start_by"),
@@ -88,5 +98,7 @@ def _seconds(given: dict[str, Any], name: str, longest: float) -> float | None:
     value, param = given[name], f"deadlines.{name}"
     number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     if not 0 < number <= longest:
-        raise InvalidParameter(f"{param} must be seconds above 0 and at most {plain(longest)}", param=param)
+        raise InvalidParameter(
+            f"{param} must be seconds above 0 and at most {plain(longest)}", param=param
+        )
     return float(number)

@@ -1,8 +1,10 @@
-"""`echo: true` on `/v1/completions`: the prompt's own tokens scored, as lm-eval asks. Its body, checked; and its answer. Pure.
+"""`echo: true` on `/v1/completions`: the prompt's own tokens scored, as lm-eval asks. Its body,
+checked; and its answer. Pure.
 
-OpenAI's models are autoregressive: each token's log-probability has all before it, and one forward gives them all. A diffusion
-model predicts masks: what comes back here is the chain rule, one forward for each token of the prompt, each with everything
-after it masked. `vdiff.estimate` says so. `/v1/loglikelihood` costs less, since it knows where the answer begins.
+OpenAI's models are autoregressive: each token's log-probability has all before it, and one forward
+gives them all. A diffusion model predicts masks: what comes back here is the chain rule, one
+forward for each token of the prompt, each with everything after it masked. `vdiff.estimate` says
+so. `/v1/loglikelihood` costs less, since it knows where the answer begins.
 """
 
 from __future__ import annotations
@@ -18,7 +20,13 @@ from shared.errors import InvalidParameter, MissingParameter, PromptTooLong
 from shared.jobs.fields import labels_of, model_of, opened
 from shared.jobs.no_ops import changes_nothing
 from shared.jobs.requests import Resolved, prompt_of
-from shared.jobs.responses import COMPLETIONS, LOGLIKELIHOOD, completion_logprobs, response_id, usage_of
+from shared.jobs.responses import (
+    COMPLETIONS,
+    LOGLIKELIHOOD,
+    completion_logprobs,
+    response_id,
+    usage_of,
+)
 from shared.jobs.scoring import MAX_PAIRS, ScoreRequest, checked_parse_special
 from shared.jobs.tasks import ScoreTask
 from shared.model_card import ModelCard
@@ -45,7 +53,9 @@ class EchoRequest(ScoreRequest):
 
     def resolve(self, card: ModelCard, tokenizer: TokenizerWrapper) -> Resolved:
         if LOGLIKELIHOOD not in card.capabilities.get("endpoints", ()):
-            raise InvalidParameter(f"{card.name} gives no likelihoods; leave echo out", param="echo")
+            raise InvalidParameter(
+                f"{card.name} gives no likelihoods; leave echo out", param="echo"
+            )
         ids: list[int] = []
         sizes = []
         for (text, _), (path, _) in zip(self.pairs, self.paths, strict=True):
@@ -74,28 +84,47 @@ def parse(body: Any) -> ScoreRequest:
     model, labels = model_of(given), labels_of(given)
     for name in ("prompt", "logprobs"):
         if name not in given:
-            raise MissingParameter(f"{name} is required with echo, which scores the prompt", param=name)
+            raise MissingParameter(
+                f"{name} is required with echo, which scores the prompt", param=name
+            )
     tokens, top = given.get("max_tokens", 0), given["logprobs"]
     if isinstance(tokens, bool) or tokens not in (0, 1):
-        raise InvalidParameter("max_tokens must be 0 or 1 with echo, which scores the prompt", param="max_tokens")
+        raise InvalidParameter(
+            "max_tokens must be 0 or 1 with echo, which scores the prompt", param="max_tokens"
+        )
     checks.integer(top, "logprobs", 0, MAX_LOGPROBS)
     fields = {name: given[name] for name in GENERATION if name in given}
     if not tokens:
         for name, value in fields.items():
-            off = name == "seed" or (name == "temperature" and value in (0, 1)) or changes_nothing(name, value, given)
+            off = (
+                name == "seed"
+                or (name == "temperature" and value in (0, 1))
+                or changes_nothing(name, value, given)
+            )
             if not off:
-                raise InvalidParameter(f"{name} has no effect with max_tokens 0: nothing is drawn", param=name)
+                raise InvalidParameter(
+                    f"{name} has no effect with max_tokens 0: nothing is drawn", param=name
+                )
     prompts, paths = _prompts(given["prompt"])
     pairs: tuple[tuple[str | list[int], str | list[int]], ...] = tuple((p, []) for p in prompts)
     return EchoRequest(
-        COMPLETIONS, model, pairs, tuple((path, path) for path in paths), labels,
-        parse_special=checked_parse_special(given, pairs), fields=fields, generate=bool(tokens), top=top,
-    )  # fmt: skip
+        COMPLETIONS,
+        model,
+        pairs,
+        tuple((path, path) for path in paths),
+        labels,
+        parse_special=checked_parse_special(given, pairs),
+        fields=fields,
+        generate=bool(tokens),
+        top=top,
+    )
 
 
 def _prompts(value: Any) -> tuple[list[str | list[int]], list[str]]:
     """One prompt or several, each text or token ids, with their names."""
-    several = isinstance(value, list) and bool(value) and all(isinstance(v, str | list) for v in value)
+    several = (
+        isinstance(value, list) and bool(value) and all(isinstance(v, str | list) for v in value)
+    )
     if several and len(value) > MAX_PAIRS:
         raise InvalidParameter(f"prompt takes at most {MAX_PAIRS} prompts", param="prompt")
     given = [(v, f"prompt[{i}]") for i, v in enumerate(value)] if several else [(value, "prompt")]
@@ -119,7 +148,8 @@ def build_result(
     """OpenAI's completion with the prompt in front.
 
     Args:
-        choices: {text, finish_reason, logprobs} each; logprobs as `completion_logprobs` takes them, null for a prompt's first.
+        choices: {text, finish_reason, logprobs} each; logprobs as `completion_logprobs` takes them,
+            null for a prompt's first.
     """
     return {
         "id": response_id(COMPLETIONS, job_id),

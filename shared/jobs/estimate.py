@@ -1,8 +1,8 @@
 """Estimates of when a job ends, from its place in the queue and the throughput of the live workers.
 None without measurements.
 
-Forecasts are kept honest: some are stored with their job, and `Calibration` compares them with what came; the range that
-clients see is made of that.
+Forecasts are kept honest: some are stored with their job, and `Calibration` compares them with what
+came; the range that clients see is made of that.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def queued_eta(position: int, workers: Sequence[Mapping[Any, Any]]) -> float | N
 
 
 def place(row: Mapping[Any, Any], depths: Sequence[Mapping[Any, Any]], ahead: int) -> int:
-    """The place of a queued job, 1 being next: more urgent jobs, those of its own lane, and the other lanes' turns.
+    """The place of a queued job, 1 being next: more urgent jobs, those of its own lane, and the
+    other lanes' turns.
 
     Args:
         depths: {priority, tenant, key_id, jobs} of the model's lanes.
@@ -77,7 +78,9 @@ def _who(row: Mapping[Any, Any]) -> Who:
     return row["tenant"], row["key_id"]
 
 
-def without_suspects(depths: Iterable[Row[Any]], suspected: Iterable[Row[Any]]) -> list[dict[str, Any]]:
+def without_suspects(
+    depths: Iterable[Row[Any]], suspected: Iterable[Row[Any]]
+) -> list[dict[str, Any]]:
     """Return the lanes with the jobs that take turns; suspects run apart from them.
 
     Args:
@@ -85,8 +88,12 @@ def without_suspects(depths: Iterable[Row[Any]], suspected: Iterable[Row[Any]]) 
         suspected: from `suspects.per_lane`.
     """
     apart = {(row.model, row.priority, row.tenant, row.key_id): row.jobs for row in suspected}
-    counted = [(row, apart.get((row.model, row.priority, row.tenant, row.key_id), 0)) for row in depths]
-    return [{**row._mapping, "jobs": max(0, row.jobs - suspect_jobs)} for row, suspect_jobs in counted]
+    counted = [
+        (row, apart.get((row.model, row.priority, row.tenant, row.key_id), 0)) for row in depths
+    ]
+    return [
+        {**row._mapping, "jobs": max(0, row.jobs - suspect_jobs)} for row, suspect_jobs in counted
+    ]
 
 
 async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> int:
@@ -98,11 +105,19 @@ async def queue_position(session: AsyncReadSession, row: Mapping[Any, Any]) -> i
         before: int = (await session.execute(suspects.ahead(row))).scalar_one()
         return before + 1
     depths = without_suspects(
-        await session.execute(lanes.depths(row["model"])), await session.execute(suspects.per_lane(row["model"]))
+        await session.execute(lanes.depths(row["model"])),
+        await session.execute(suspects.per_lane(row["model"])),
     )
     ahead: int = (await session.execute(lanes.ahead_in_lane(row))).scalar_one()
     if ahead >= lanes.AHEAD_MAX:
-        own = next((d["jobs"] for d in depths if d["priority"] == row["priority"] and _who(d) == _who(row)), 0)
+        own = next(
+            (
+                d["jobs"]
+                for d in depths
+                if d["priority"] == row["priority"] and _who(d) == _who(row)
+            ),
+            0,
+        )
         first = await session.execute(lanes.oldest([(row["model"], row["priority"], *_who(row))]))
         oldest = first.first()
         age = (datetime.now(UTC) - row["queued_at"]).total_seconds()
@@ -152,7 +167,9 @@ class Forecasts:
             return known
         self._known[model] = (time.monotonic(), known)  # others need not ask at the same time
         async with self._database.read() as session:
-            rows = (await session.execute(lanes.outcomes(model, within_seconds=OUTCOMES_SECONDS))).all()
+            rows = (
+                await session.execute(lanes.outcomes(model, within_seconds=OUTCOMES_SECONDS))
+            ).all()
         known = Calibration.of([(float(r.forecast), float(r.actual)) for r in rows])
         self._known[model] = (time.monotonic(), known)
         return known
@@ -174,7 +191,9 @@ async def eta_seconds(
         return running_eta(row["progress"], (datetime.now(UTC) - row["started_at"]).total_seconds())
     if position is None:
         return None
-    live = await session.execute(serving.live_workers(stale_seconds=stale_seconds, model=row["model"]))
+    live = await session.execute(
+        serving.live_workers(stale_seconds=stale_seconds, model=row["model"])
+    )
     return queued_eta(position, [w._mapping for w in live])
 
 
@@ -186,7 +205,9 @@ def forwards_of(params: SamplingParams) -> tuple[int, int]:
     if d.max_denoising_steps is not None:
         most = blocks * d.max_denoising_steps
     elif d.denoising_steps is not None:
-        most = (blocks + 1) * d.denoising_steps  # the prompt's end may share a block with the answer
+        most = (
+            blocks + 1
+        ) * d.denoising_steps  # the prompt's end may share a block with the answer
     elif d.steps is not None:
         most = min(d.steps, tokens)
     if d.max_post_edit_steps is not None:
@@ -207,7 +228,9 @@ def run_seconds(forwards: int, workers: Sequence[Mapping[Any, Any]]) -> float | 
     return expected
 
 
-async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], stale_seconds: float) -> dict[str, Any]:
+async def estimate_object(
+    database: AsyncDatabase, values: Mapping[str, Any], stale_seconds: float
+) -> dict[str, Any]:
     """Return the estimate of a prepared job as the wire shows it."""
     params, task = SamplingParams.from_json(values["params"]), task_of(values["params"])
     fewest, most = forwards_of(params)
@@ -217,13 +240,17 @@ async def estimate_object(database: AsyncDatabase, values: Mapping[str, Any], st
     elif isinstance(task, PromptsTask):
         fewest, most = fewest * len(task.tokens), most * len(task.tokens)
     elif task is not None:
-        prompt = values["tokens"] - params.max_tokens * params.n  # what is fixed behind the first hole counts as answer
+        prompt = (
+            values["tokens"] - params.max_tokens * params.n
+        )  # what is fixed behind the first hole counts as answer
     moments = [m for m in (values["start_by"], values["complete_by"]) if m is not None]
     deadline = min(moments, default=None)
     now = {**values, "queued_at": datetime.now(UTC), "deadline": deadline}
     async with database.read() as session:
         position = await queue_position(session, now)
-        live = await session.execute(serving.live_workers(stale_seconds=stale_seconds, model=values["model"]))
+        live = await session.execute(
+            serving.live_workers(stale_seconds=stale_seconds, model=values["model"])
+        )
         workers = [w._mapping for w in live]
     run = run_seconds(most, workers)
     waiting = queued_eta(position, workers)

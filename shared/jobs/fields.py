@@ -26,7 +26,10 @@ def opened(
     """
     known = ", ".join(sorted(own))
     return with_effect(
-        body, {*own, *LABELS}, lambda name: f"{name[:80]} is not a field of {endpoint}; known: {known}", refused=refused
+        body,
+        {*own, *LABELS},
+        lambda name: f"{name[:80]} is not a field of {endpoint}; known: {known}",
+        refused=refused,
     )
 
 
@@ -52,25 +55,34 @@ def labels_of(body: dict[str, Any]) -> dict[str, str]:
         if name != "metadata" and not isinstance(body.get(name, ""), str):
             raise InvalidParameter(f"{name} must be a string", param=name)
     if body.get("service_tier", "auto") not in SERVICE_TIERS:
-        raise InvalidParameter(f"service_tier must be one of {', '.join(SERVICE_TIERS)}", param="service_tier")
+        raise InvalidParameter(
+            f"service_tier must be one of {', '.join(SERVICE_TIERS)}", param="service_tier"
+        )
     return metadata_of(body.get("metadata", {}), "metadata")
 
 
 def template_variables_of(value: Any) -> dict[str, Any]:
-    """Return `chat_template_kwargs`: a few plain values by name. The model's template says which names there are.
+    """Return `chat_template_kwargs`: a few plain values by name. The model's template says which
+    names there are.
 
     Raises:
         InvalidParameter
     """
     at = "chat_template_kwargs"
     if not isinstance(value, dict) or len(value) > MAX_VARIABLES:
-        raise InvalidParameter(f"{at} must be an object of at most {MAX_VARIABLES} values", param=at)
+        raise InvalidParameter(
+            f"{at} must be an object of at most {MAX_VARIABLES} values", param=at
+        )
     for name, one in value.items():
         param = f"{at}.{name[:80]}"
         if one is None:
             continue
-        if not isinstance(one, bool | int | float | str) or (isinstance(one, str) and len(one) > MAX_VARIABLE_LENGTH):
-            message = f"{param} must be a plain value, text of at most {MAX_VARIABLE_LENGTH} characters"
+        if not isinstance(one, bool | int | float | str) or (
+            isinstance(one, str) and len(one) > MAX_VARIABLE_LENGTH
+        ):
+            message = (
+                f"{param} must be a plain value, text of at most {MAX_VARIABLE_LENGTH} characters"
+            )
             raise InvalidParameter(message, param=param)
         if isinstance(one, int):  # a template may write `"x" * n`, or count to n
             checks.integer(int(one), param, -MAX_VARIABLE_NUMBER, MAX_VARIABLE_NUMBER)
@@ -86,7 +98,9 @@ def metadata_of(value: Any, param: str) -> dict[str, str]:
         raise InvalidParameter(f"{param} takes at most {MAX_METADATA} pairs", param=param)
     for key, text in value.items():
         if not 1 <= len(key) <= MAX_METADATA_KEY:
-            raise InvalidParameter(f"keys of {param} have 1 to {MAX_METADATA_KEY} characters", param=param)
+            raise InvalidParameter(
+                f"keys of {param} have 1 to {MAX_METADATA_KEY} characters", param=param
+            )
         if not isinstance(text, str) or len(text) > MAX_METADATA_VALUE:
             message = f"{param}.{key} must be a string of at most {MAX_METADATA_VALUE} characters"
             raise InvalidParameter(message, param=f"{param}.{key}")

@@ -1,7 +1,8 @@
 """`/v1/infill`: a text with holes at any place. Its body, checked; and its answer. Pure.
 
-`parts` is the text in pieces: a string is fixed, `{"hole": n}` is a hole of n tokens. Everything is seen while a hole is
-filled, what follows it too. Each piece is tokenised by itself. A model that wants less than a hole puts its end token there:
+`parts` is the text in pieces: a string is fixed, `{"hole": n}` is a hole of n tokens. Everything is
+seen while a hole is filled, what follows it too. Each piece is tokenised by itself. A model that
+wants less than a hole puts its end token there:
 the hole's text ends before it.
 """
 
@@ -22,7 +23,18 @@ from shared.prompt_ids import PARSE_SPECIAL, parse_special_of, prompt_ids
 from shared.sampling_params import resolve_params
 from shared.tokenizer import TokenizerWrapper
 
-FIELDS = ("model", "parts", PARSE_SPECIAL, "n", "temperature", "top_p", "top_k", "seed", "logit_bias", "diffusion")
+FIELDS = (
+    "model",
+    "parts",
+    PARSE_SPECIAL,
+    "n",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "logit_bias",
+    "diffusion",
+)
 MAX_PARTS = 1000
 _NOT_IN_HOLES = ("max_forwards", "draft_token_ids", "draft_noise")
 
@@ -52,7 +64,9 @@ class InfillRequest:
                     raise _too_long(card, f"parts[{i}].hole")
                 piece = [card.mask_token_id] * part
             else:
-                piece = prompt_ids(part, f"parts[{i}]", card, tokenizer, parse_special=self.parse_special)
+                piece = prompt_ids(
+                    part, f"parts[{i}]", card, tokenizer, parse_special=self.parse_special
+                )
             counts.append(len(piece))
             ids += piece
             if len(ids) > card.context_length:
@@ -60,10 +74,14 @@ class InfillRequest:
         task = InfillTask(self.parts, tuple(counts))
         span = len(ids) - task.holes()[0][0]  # from the first hole to the end
         try:
-            params = resolve_params({**self.fields, "max_tokens": span}, card=card, prompt_tokens=len(ids) - span)
+            params = resolve_params(
+                {**self.fields, "max_tokens": span}, card=card, prompt_tokens=len(ids) - span
+            )
         except InvalidParameter as exc:
             # What bounds blocks and steps here is no field of the body.
-            message = exc.message.replace("max_tokens", "the tokens from the first hole to the end,")
+            message = exc.message.replace(
+                "max_tokens", "the tokens from the first hole to the end,"
+            )
             raise InvalidParameter(message, param=exc.param) from exc
         if params.diffusion.algorithm == "apd":
             message = "apd goes from left to right and fills no holes"
@@ -75,7 +93,10 @@ class InfillRequest:
 
 
 def _too_long(card: ModelCard, param: str) -> PromptTooLong:
-    return PromptTooLong(f"parts have more than {card.context_length} tokens, the context of {card.name}", param=param)
+    return PromptTooLong(
+        f"parts have more than {card.context_length} tokens, the context of {card.name}",
+        param=param,
+    )
 
 
 def parse(body: Any) -> InfillRequest:
@@ -88,7 +109,9 @@ def parse(body: Any) -> InfillRequest:
     diffusion = fields.get("diffusion")
     for name in _NOT_IN_HOLES:
         if isinstance(diffusion, Mapping) and diffusion.get(name) is not None:
-            raise InvalidParameter(f"diffusion.{name} does not fit {INFILL}", param=f"diffusion.{name}")
+            raise InvalidParameter(
+                f"diffusion.{name} does not fit {INFILL}", param=f"diffusion.{name}"
+            )
     parts = parts_of(given["parts"])
     parse_special = parse_special_of(given)
     if parse_special is False and not any(isinstance(part, str) for part in parts):
@@ -110,7 +133,9 @@ def parts_of(value: Any) -> tuple[str | int, ...]:
             raise InvalidParameter(f'{at} must be a string or {{"hole": tokens}}', param=at)
         for name, other in part.items():
             if name != "hole" and other is not None:
-                raise UnknownParameter(f"{at}.{name[:80]} is not a field of a hole", param=f"{at}.{name[:80]}")
+                raise UnknownParameter(
+                    f"{at}.{name[:80]} is not a field of a hole", param=f"{at}.{name[:80]}"
+                )
         made.append(checks.integer(part["hole"], f"{at}.hole", 1, checks.MOST))
     if not any(isinstance(part, int) for part in made):
         raise InvalidParameter('parts has no hole; a hole is {"hole": tokens}', param="parts")
@@ -118,7 +143,11 @@ def parts_of(value: Any) -> tuple[str | int, ...]:
 
 
 def filled(
-    task: InfillTask, ids: Sequence[int], answer: Sequence[int], ends: Sequence[int], tokenizer: TokenizerWrapper
+    task: InfillTask,
+    ids: Sequence[int],
+    answer: Sequence[int],
+    ends: Sequence[int],
+    tokenizer: TokenizerWrapper,
 ) -> tuple[list[str], str, int]:
     """The holes' texts, the whole text and how many tokens the holes took.
 
@@ -136,7 +165,11 @@ def filled(
         texts.append(tokenizer.decode(hole[:stop]))
         count += stop
     pieces = iter(texts)
-    return texts, "".join(part if isinstance(part, str) else next(pieces) for part in task.parts), count
+    return (
+        texts,
+        "".join(part if isinstance(part, str) else next(pieces) for part in task.parts),
+        count,
+    )
 
 
 def build_result(

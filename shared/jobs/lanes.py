@@ -1,8 +1,11 @@
-"""All SQL of the dispatcher: what is queued per lane, the candidates of a round, and what the round writes.
+"""All SQL of the dispatcher: what is queued per lane, the candidates of a round, and what the round
+writes.
 
-Each statement costs the same whether a thousand jobs wait or a million. Sums come from `lanes` and the few `lane_deltas` that
-are not summed up yet. Candidates are the first entries per lane of `ix_jobs_unpushed`, which has only jobs that may be pushed:
-a lane whose jobs are all pushed, or all suspects (`shared.jobs.suspects`), costs one look into that index.
+Each statement costs the same whether a thousand jobs wait or a million. Sums come from `lanes` and
+the few `lane_deltas` that are not summed up yet. Candidates are the first entries per lane of
+`ix_jobs_unpushed`, which has only jobs that may be pushed:
+a lane whose jobs are all pushed, or all suspects (`shared.jobs.suspects`), costs one look into that
+index.
 """
 
 from __future__ import annotations
@@ -72,7 +75,9 @@ def roll_up() -> Executable:
 
 def forget_idle_lanes() -> Delete:
     """Lanes that are empty and have no turn to wait for; they begin anew as if they had never been."""
-    behind = select(_Q.clock).where(_Q.model == _L.model, _Q.priority == _L.priority).scalar_subquery()
+    behind = (
+        select(_Q.clock).where(_Q.model == _L.model, _Q.priority == _L.priority).scalar_subquery()
+    )
     return delete(LANES).where(_L.jobs <= 0, _L.clock <= func.coalesce(behind, 0.0))
 
 
@@ -92,15 +97,19 @@ def lock_adding(tenant: str, key_id: str) -> Select[Any]:
 def queued_of(tenant: str, key_id: str) -> Select[Any]:
     """(jobs, tokens) that a key has queued."""
     now = _now()
-    return select(func.coalesce(func.sum(now.c.jobs), 0), func.coalesce(func.sum(now.c.tokens), 0)).where(
-        now.c.tenant == tenant, now.c.key_id == key_id
-    )
+    return select(
+        func.coalesce(func.sum(now.c.jobs), 0), func.coalesce(func.sum(now.c.tokens), 0)
+    ).where(now.c.tenant == tenant, now.c.key_id == key_id)
 
 
 def depths(model: str | None = None) -> Select[Any]:
-    """(model, priority, tenant, key_id, jobs, tokens) of every lane that has jobs; of one model or of all."""
+    """(model, priority, tenant, key_id, jobs, tokens) of every lane that has jobs; of one model or
+    of all.
+    """
     now = _now()
-    jobs, tokens = (cast_to(func.sum(column), BigInteger) for column in (now.c.jobs, now.c.tokens))  # sums are numeric
+    jobs, tokens = (
+        cast_to(func.sum(column), BigInteger) for column in (now.c.jobs, now.c.tokens)
+    )  # sums are numeric
     return (
         select(*(now.c[name] for name in _OF), jobs.label("jobs"), tokens.label("tokens"))
         .where(true() if model is None else now.c.model == model)
@@ -110,16 +119,20 @@ def depths(model: str | None = None) -> Select[Any]:
 
 
 def oldest(of: Sequence[LaneName]) -> Select[Any]:
-    """(model, priority, tenant, key_id, seconds) since the first job of each lane without a deadline came."""
+    """(model, priority, tenant, key_id, seconds) since the first job of each lane without a
+    deadline came.
+    """
     wanted = values(*(_L[name] for name in _OF), name="wanted").data(list(of))
     first = lateral(
         select(_J.queued_at)
         .where(
-            *(_J[name] == wanted.c[name] for name in _OF), _J.status == JobStatus.QUEUED.value, _J.deadline.is_(None),
+            *(_J[name] == wanted.c[name] for name in _OF),
+            _J.status == JobStatus.QUEUED.value,
+            _J.deadline.is_(None),
         )
         .order_by(_J.queued_at)
         .limit(1)
-    )  # fmt: skip
+    )
     return select(
         *(wanted.c[name] for name in _OF),
         extract("epoch", func.now() - first.c.queued_at).label("seconds"),
@@ -127,16 +140,24 @@ def oldest(of: Sequence[LaneName]) -> Select[Any]:
 
 
 def ahead_in_lane(row: Mapping[Any, Any]) -> Select[Any]:
-    """Count the jobs of the same lane that come before this one, to `AHEAD_MAX`; suspects take no turns."""
+    """Count the jobs of the same lane that come before this one, to `AHEAD_MAX`; suspects take no
+    turns.
+    """
     lane = (
-        *(_J[name] == row[name] for name in _OF), _J.status == JobStatus.QUEUED.value, _J.isolation.is_(None),
-    )  # fmt: skip
+        *(_J[name] == row[name] for name in _OF),
+        _J.status == JobStatus.QUEUED.value,
+        _J.isolation.is_(None),
+    )
     mine = (row["queued_at"], row["id"])
     if row["deadline"] is not None:
-        before = select(_J.id).where(*lane, tuple_(_J.deadline, _J.queued_at, _J.id) < tuple_(row["deadline"], *mine))
+        before = select(_J.id).where(
+            *lane, tuple_(_J.deadline, _J.queued_at, _J.id) < tuple_(row["deadline"], *mine)
+        )
         return select(func.count()).select_from(before.limit(AHEAD_MAX).subquery())
     urgent = select(_J.id).where(*lane, _J.deadline.is_not(None)).limit(AHEAD_MAX)
-    earlier = select(_J.id).where(*lane, _J.deadline.is_(None), tuple_(_J.queued_at, _J.id) < tuple_(*mine))
+    earlier = select(_J.id).where(
+        *lane, _J.deadline.is_(None), tuple_(_J.queued_at, _J.id) < tuple_(*mine)
+    )
     return select(func.count()).select_from(union_all(urgent, earlier.limit(AHEAD_MAX)).subquery())
 
 
@@ -146,35 +167,53 @@ def ensure_queue(model: str, priority: str) -> Executable:
 
 def lock_queue(model: str, priority: str) -> Select[Any]:
     """The queue's clock; nothing while another process dispatches from it."""
-    return select(_Q.clock).where(_Q.model == model, _Q.priority == priority).with_for_update(skip_locked=True)
+    return (
+        select(_Q.clock)
+        .where(_Q.model == model, _Q.priority == priority)
+        .with_for_update(skip_locked=True)
+    )
 
 
 def unpushed(model: str) -> Select[Any]:
-    """One row: per priority, whether a job waits to be pushed; `changes`, whether `roll_up` has much to sum up."""
-    # In the order of `ix_jobs_unpushed`. The planner ignores the order within EXISTS and may then scan the table, because
-    # it expects a match early in it.
+    """One row: per priority, whether a job waits to be pushed; `changes`, whether `roll_up` has
+    much to sum up.
+    """
+    # In the order of `ix_jobs_unpushed`. The planner ignores the order within EXISTS and may then
+    # scan the table, because it expects a match early in it.
     order = (_J.tenant, _J.key_id, _J.deadline, _J.queued_at, _J.id)
     mine = select(_J.id).where(_J.model == model, *_UNPUSHED).order_by(*order).limit(1)
     waits: list[Any] = [
-        mine.where(_J.priority == priority.value).scalar_subquery().is_not(None).label(priority.value)
+        mine.where(_J.priority == priority.value)
+        .scalar_subquery()
+        .is_not(None)
+        .label(priority.value)
         for priority in Priority
     ]
     changes = exists(select(_D.id).offset(ROLLUP_FROM - 1).limit(1)).label("changes")
     return select(*waits, changes)
 
 
-def candidates(model: str, priority: str, *, clock: float, lanes: int, per_lane: int) -> Select[Any]:
-    """(tenant, key_id, clock, weight, id): the first jobs to be pushed, of the lanes with such jobs whose turns come first."""
+def candidates(
+    model: str, priority: str, *, clock: float, lanes: int, per_lane: int
+) -> Select[Any]:
+    """(tenant, key_id, clock, weight, id): the first jobs to be pushed, of the lanes with such jobs
+    whose turns come first.
+    """
 
     def of_lane(lane: FromClause, *columns: Any) -> Select[Any]:
         return select(*columns).where(
-            _J.model == model, _J.priority == priority, _J.tenant == lane.c.tenant, _J.key_id == lane.c.key_id,
+            _J.model == model,
+            _J.priority == priority,
+            _J.tenant == lane.c.tenant,
+            _J.key_id == lane.c.key_id,
             *_UNPUSHED,
-        )  # fmt: skip
+        )
 
     # LIMIT 1 keeps the planner from reading every unpushed job to join them with the lanes.
     order = (_J.deadline, _J.queued_at, _J.id)
-    any_job = lateral(of_lane(LANES, literal(1).label("found")).order_by(*order).limit(1), name="any_job")
+    any_job = lateral(
+        of_lane(LANES, literal(1).label("found")).order_by(*order).limit(1), name="any_job"
+    )
     first = (
         select(_L.tenant, _L.key_id, _L.clock, func.coalesce(KEYS.c.weight, 1).label("weight"))
         .join_from(LANES, any_job, true())
@@ -184,7 +223,9 @@ def candidates(model: str, priority: str, *, clock: float, lanes: int, per_lane:
         .limit(lanes)
         .subquery("first")
     )
-    jobs = lateral(of_lane(first, _J.id, _J.deadline, _J.queued_at).order_by(*order).limit(per_lane))
+    jobs = lateral(
+        of_lane(first, _J.id, _J.deadline, _J.queued_at).order_by(*order).limit(per_lane)
+    )
     return (
         select(first.c.tenant, first.c.key_id, first.c.clock, first.c.weight, jobs.c.id)
         .join_from(first, jobs, true())
@@ -193,10 +234,14 @@ def candidates(model: str, priority: str, *, clock: float, lanes: int, per_lane:
 
 
 def take(job_ids: Sequence[str]) -> Update:
-    """Note that these jobs' messages are about to be pushed; returns the ids of those that still wait for one."""
+    """Note that these jobs' messages are about to be pushed; returns the ids of those that still
+    wait for one.
+    """
     return (
         update(JOBS)
-        .where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None))
+        .where(
+            _J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value, _J.pushed_at.is_(None)
+        )
         .values(pushed_at=func.now())
         .returning(_J.id)
     )
@@ -204,14 +249,25 @@ def take(job_ids: Sequence[str]) -> Update:
 
 def untake(job_ids: Sequence[str]) -> Update:
     """Redis did not take them: another round may."""
-    return update(JOBS).where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value).values(pushed_at=None)
+    return (
+        update(JOBS)
+        .where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value)
+        .values(pushed_at=None)
+    )
 
 
 def set_clocks(model: str, priority: str, lane_clocks: Mapping[Who, float]) -> Update:
-    clocks = values(_L.tenant, _L.key_id, _L.clock, name="clocks").data([(*who, at) for who, at in lane_clocks.items()])
+    clocks = values(_L.tenant, _L.key_id, _L.clock, name="clocks").data(
+        [(*who, at) for who, at in lane_clocks.items()]
+    )
     return (
         update(LANES)
-        .where(_L.model == model, _L.priority == priority, _L.tenant == clocks.c.tenant, _L.key_id == clocks.c.key_id)
+        .where(
+            _L.model == model,
+            _L.priority == priority,
+            _L.tenant == clocks.c.tenant,
+            _L.key_id == clocks.c.key_id,
+        )
         .values(clock=clocks.c.clock)
     )
 
@@ -227,9 +283,11 @@ def outcomes(model: str, *, within_seconds: float, limit: int = 200) -> Select[A
         select(_J.forecast_seconds.label("forecast"), actual.label("actual"))
         .where(
             _J.finished_at > func.now() - seconds(within_seconds),
-            _J.status == JobStatus.SUCCEEDED.value, _J.model == model, _J.forecast_seconds.is_not(None),
+            _J.status == JobStatus.SUCCEEDED.value,
+            _J.model == model,
+            _J.forecast_seconds.is_not(None),
             _J.life == 1,
         )
         .order_by(_J.finished_at.desc())
         .limit(limit)
-    )  # fmt: skip
+    )

@@ -1,9 +1,10 @@
 """Since when leases could be renewed: they do not run out while nobody could renew them.
 
-Every worker and every API process writes a pulse every few seconds. A gap between two pulses means that PostgreSQL took
-no writes: it was stopped, frozen or read-only, or another primary with another clock took over. After a gap the sweeper
-waits for one full lease before it takes a job from its worker, so that every live worker has renewed its leases by then.
-The clock is a row, so a sweeper that started a moment ago knows as much as one that saw the outage.
+Every worker and every API process writes a pulse every few seconds. A gap between two pulses means
+that PostgreSQL took no writes: it was stopped, frozen or read-only, or another primary with another
+clock took over. After a gap the sweeper waits for one full lease before it takes a job from its
+worker, so that every live worker has renewed its leases by then. The clock is a row, so a sweeper
+that started a moment ago knows as much as one that saw the outage.
 """
 
 from __future__ import annotations
@@ -48,10 +49,13 @@ def pulse(*, lease_seconds: float) -> Executable:
 def is_steady(*, lease_seconds: float) -> Select[Any]:
     """Return whether leases could be renewed all the time for one lease, as of this transaction.
 
-    False without a row. Ask in the transaction that acts on the answer: both then have the same `now()`.
+    False without a row. Ask in the transaction that acts on the answer: both then have the same
+    `now()`.
     """
     gap = seconds(gap_seconds(lease_seconds))
     steady = (
-        (_C.since <= func.now() - seconds(lease_seconds)) & (_C.at >= func.now() - gap) & (_C.at <= func.now() + gap)
+        (_C.since <= func.now() - seconds(lease_seconds))
+        & (_C.at >= func.now() - gap)
+        & (_C.at <= func.now() + gap)
     )
     return select(func.coalesce(func.bool_or(steady), False)).where(_C.id == _ROW)

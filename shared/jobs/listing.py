@@ -1,12 +1,16 @@
 """Pages of jobs, newest first, at a cost that does not grow with the ledger.
 
-Whatever is filtered, a page reads at most `WINDOW` entries of one index in the list's order, and the rows that it shows:
+Whatever is filtered, a page reads at most `WINDOW` entries of one index in the list's order, and
+the rows that it shows:
 
     status, model, both, batch    an index in the list's order
-    created_after                 a bound of the id, which begins with the time; `created_at` decides near the bound
-    metadata                      the newest `WINDOW` jobs first; the index of metadata (GIN) for what is rarer than that
+    created_after                 a bound of the id, which begins with the time; `created_at`
+                                  decides near the bound
+    metadata                      the newest `WINDOW` jobs first; the index of metadata (GIN) for
+                                  what is rarer than that
 
-A window may end before a page is full. Then the page is short, even empty, and `next_id` says where the next one goes on.
+A window may end before a page is full. Then the page is short, even empty, and `next_id` says where
+the next one goes on.
 """
 
 from __future__ import annotations
@@ -56,12 +60,17 @@ class Page:
 def _in_order(wanted: JobFilter, limit: int, *of: tuple[Any, str]) -> Select[Any]:
     """The newest ids with these values, by the index that has these columns and then the id.
 
-    Compared as rows, so that no other index gives the order: with plain equalities the planner may read the tenant's whole
-    ledger in the order of the ids, when it takes the values for common ones.
+    Compared as rows, so that no other index gives the order: with plain equalities the planner may
+    read the tenant's whole ledger in the order of the ids, when it takes the values for common
+    ones.
     """
     columns = [*(column for column, _ in of), _J.id]
     values = [value for _, value in of]
-    after = _FIRST if wanted.created_after is None else first_id("job", wanted.created_after - CLOCKS_APART)
+    after = (
+        _FIRST
+        if wanted.created_after is None
+        else first_id("job", wanted.created_after - CLOCKS_APART)
+    )
     return (
         select(_J.id)
         .where(
@@ -81,7 +90,10 @@ def candidates(wanted: JobFilter, limit: int) -> Select[Any]:
         return _in_order(wanted, limit, (_J.batch_id, wanted.batch_id))
     if wanted.model is not None and wanted.status is None:
         # One index serves model alone too: the newest of each state, merged.
-        states = [_in_order(wanted, limit, tenant, model, (_J.status, status.value)) for status in JobStatus]
+        states = [
+            _in_order(wanted, limit, tenant, model, (_J.status, status.value))
+            for status in JobStatus
+        ]
         newest = union_all(*(one.subquery().select() for one in states)).subquery("newest")
         return select(newest.c.id).order_by(newest.c.id.desc()).limit(limit)
     if wanted.status is None:
@@ -111,7 +123,8 @@ def of_window(wanted: JobFilter, limit: int) -> Select[Any]:
     """The first rows that fit among the candidates of one window."""
     rest = _rest(wanted)
     found = candidates(wanted, WINDOW if rest else limit).subquery("candidates")
-    # OFFSET 0: each row is looked up by its id and then looked at, whatever the planner thinks of other indexes.
+    # OFFSET 0: each row is looked up by its id and then looked at, whatever the planner thinks of
+    # other indexes.
     row = lateral(select(JOBS).where(_J.id == found.c.id, *rest).offset(0))
     shown = [row.c[column.name] for column in LISTED]
     return select(*shown).join_from(found, row, true()).order_by(found.c.id.desc()).limit(limit)
@@ -127,14 +140,22 @@ def of_rare_metadata(wanted: JobFilter, limit: int) -> Select[Any]:
     where = [_J.tenant == wanted.tenant, _J.metadata.contains(dict(wanted.metadata))]
     if wanted.before_id is not None:
         where.append(_J.id < wanted.before_id)
-    for column, value in ((_J.status, wanted.status), (_J.model, wanted.model), (_J.batch_id, wanted.batch_id)):
+    for column, value in (
+        (_J.status, wanted.status),
+        (_J.model, wanted.model),
+        (_J.batch_id, wanted.batch_id),
+    ):
         if value is not None:
             where.append(column == value)
     if wanted.created_after is not None:
         where.append(_J.created_at > wanted.created_after)
-    found = select(_J.id).where(*where).cte("found").prefix_with("MATERIALIZED", dialect="postgresql")
+    found = (
+        select(_J.id).where(*where).cte("found").prefix_with("MATERIALIZED", dialect="postgresql")
+    )
     newest = select(found.c.id).order_by(found.c.id.desc()).limit(limit).subquery("newest")
-    return select(*LISTED).join_from(newest, JOBS, _J.id == newest.c.id).order_by(newest.c.id.desc())
+    return (
+        select(*LISTED).join_from(newest, JOBS, _J.id == newest.c.id).order_by(newest.c.id.desc())
+    )
 
 
 async def read_page(database: AsyncDatabase, wanted: JobFilter, size: int) -> Page:

@@ -1,7 +1,8 @@
 """Operations that a job's batch or evaluation run forbids while it is not over.
 
-Its files and samples are made of the jobs as they are: a line that gets another life, loses its result or is forgotten
-meanwhile would be missing there, or stand there as something else than it was.
+Its files and samples are made of the jobs as they are: a line that gets another life, loses its
+result or is forgotten meanwhile would be missing there, or stand there as something else than it
+was.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Chat messages of a body, checked: what a client writes, and what it sends back of our answers. Pure."""
+"""Chat messages of a body, checked: what a client writes, and what it sends back of our answers.
+Pure.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +13,32 @@ from shared.jobs.no_ops import is_nothing
 ROLES = ("system", "user", "assistant", "developer")
 MAX_MESSAGES = 1000
 MAX_NAME = 256
-REASONING = ("reasoning_content", "reasoning")  # two names of one field; the chat template decides what it does with it
+REASONING = (
+    "reasoning_content",
+    "reasoning",
+)  # two names of one field; the chat template decides what it does with it
 # What answers of ours and of other servers carry beside their text: accepted while it says nothing.
 _EMPTY = (
-    "annotations", "audio", "function_call", "provider_specific_fields", "reasoning_details", "refusal", "thinking_blocks",
-    "tool_call_id", "tool_calls",
-)  # fmt: skip
-_CACHE_HINTS = ("cache_control", "prompt_cache_breakpoint")  # no prompt is cached between requests: nothing to control
+    "annotations",
+    "audio",
+    "function_call",
+    "provider_specific_fields",
+    "reasoning_details",
+    "refusal",
+    "thinking_blocks",
+    "tool_call_id",
+    "tool_calls",
+)
+_CACHE_HINTS = (
+    "cache_control",
+    "prompt_cache_breakpoint",
+)  # no prompt is cached between requests: nothing to control
 
 
 def messages_of(value: Any) -> list[dict[str, str]]:
-    """Return chat messages with text content. Raises InvalidParameter, UnknownParameter, MissingParameter."""
+    """Return chat messages with text content. Raises InvalidParameter, UnknownParameter,
+    MissingParameter.
+    """
     if not isinstance(value, list) or not value:
         raise InvalidParameter("messages must be a list of at least one message", param="messages")
     if len(value) > MAX_MESSAGES:
@@ -37,10 +54,14 @@ def _message(message: Any, at: str) -> dict[str, str]:
     known = ("role", "content", "name", *(REASONING if role == "assistant" else ()))
     for name, one in given.items():
         if name not in known and not (name in (*_EMPTY, *REASONING) and is_nothing(one)):
-            raise UnknownParameter(f"{at}.{name[:80]} is not supported; leave it out", param=f"{at}.{name[:80]}")
+            raise UnknownParameter(
+                f"{at}.{name[:80]} is not supported; leave it out", param=f"{at}.{name[:80]}"
+            )
     name = given.get("name", "")
     if not isinstance(name, str) or len(name) > MAX_NAME:
-        raise InvalidParameter(f"{at}.name must be a string of at most {MAX_NAME} characters", param=f"{at}.name")
+        raise InvalidParameter(
+            f"{at}.name must be a string of at most {MAX_NAME} characters", param=f"{at}.name"
+        )
     made = {"role": role, "content": content_of(given, at, ("text",))}
     if name:
         made["name"] = name  # whether it is said, the chat template decides
@@ -65,7 +86,8 @@ def content_of(given: Mapping[str, Any], at: str, types: tuple[str, ...]) -> str
     """Return a message's text, which may be empty; an assistant's may be absent.
 
     Raises:
-        InvalidParameter, UnknownParameter, MissingParameter: with the full name of the part's field.
+        InvalidParameter, UnknownParameter, MissingParameter: with the full name of the part's
+            field.
     """
     content, at = given.get("content"), f"{at}.content"
     if content is None:
@@ -88,7 +110,9 @@ def _part(part: Any, at: str, types: tuple[str, ...]) -> str:
         if name not in ("type", "text") and not (
             one is None or hint or sent_back or (name == "annotations" and one == [])
         ):
-            raise UnknownParameter(f"{at}.{name[:80]} is not supported; leave it out", param=f"{at}.{name[:80]}")
+            raise UnknownParameter(
+                f"{at}.{name[:80]} is not supported; leave it out", param=f"{at}.{name[:80]}"
+            )
     if not isinstance(part.get("text"), str):
         raise InvalidParameter(f"{at}.text must be a string", param=f"{at}.text")
     text: str = part["text"]

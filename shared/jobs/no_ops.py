@@ -1,8 +1,10 @@
-"""Values of a request that change nothing, by the names of all endpoints and of the servers that clients are written for. Pure.
+"""Values of a request that change nothing, by the names of all endpoints and of the servers that
+clients are written for. Pure.
 
-A client library sends its whole form: `presence_penalty: 0`, `tools: []`, `skip_special_tokens: true`. Such a value is
-accepted on every endpoint, in jobs, batches, evaluations and lines of `vdiff generate`, also where the field does not exist.
-A value that would have an effect is refused by name. null is never an effect.
+A client library sends its whole form: `presence_penalty: 0`, `tools: []`, `skip_special_tokens:
+true`. Such a value is accepted on every endpoint, in jobs, batches, evaluations and lines of `vdiff
+generate`, also where the field does not exist. A value that would have an effect is refused by
+name. null is never an effect.
 """
 
 from __future__ import annotations
@@ -12,26 +14,69 @@ from typing import Any
 
 from shared.errors import InvalidParameter, UnknownParameter
 
-# Fields of OpenAI's endpoints that vdiff does not serve; a test compares the lists with the SDK's own.
+# Fields of OpenAI's endpoints that vdiff does not serve; a test compares the lists with the SDK's
+# own.
 REFUSED = (
-    "access_programs", "audio", "background_options", "conversation", "image", "max_tool_calls", "moderation", "prediction",
-    "prompt", "web_search_options",
-)  # fmt: skip
+    "access_programs",
+    "audio",
+    "background_options",
+    "conversation",
+    "image",
+    "max_tool_calls",
+    "moderation",
+    "prediction",
+    "prompt",
+    "web_search_options",
+)
 # The values at which a field changes nothing.
 _VALUES: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,), "add_special_tokens": (False,), "background": (False,), "bad_words": ([],),
-    "chat_template_kwargs": ({},), "context_management": ([],), "continue_final_message": (False,),
-    "documents": ([],), "early_stopping": (False,), "echo": (False,), "frequency_penalty": (0,),
-    "function_call": ("none", "auto"), "functions": ([],), "ignore_eos": (False,), "include": ([],),
-    "include_reasoning": (True, False), "include_stop_str_in_output": (False,), "instructions": ("",),
-    "length_penalty": (1,), "logit_bias": ({},), "logprobs": (False,), "min_p": (0,), "min_tokens": (0,),
-    "modalities": (["text"],), "n": (1,), "parallel_tool_calls": (True, False), "presence_penalty": (0,),
-    "reasoning_effort": ("none",), "repetition_penalty": (1,), "response_format": ({"type": "text"},),
-    "return_token_ids": (False,), "return_tokens_as_token_ids": (False,), "skip_special_tokens": (True,),
-    "spaces_between_special_tokens": (True,), "stop": ("", [], [""]), "stop_token_ids": ([],), "store": (False,),
-    "stream": (False,), "suffix": ("",), "text": ({}, {"format": {"type": "text"}}), "top_k": (-1, 0),
-    "top_logprobs": (0,), "top_p": (1,), "truncation": ("disabled",), "use_beam_search": (False,), "verbosity": ("medium",),
-}  # fmt: skip
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (False,),
+    "background": (False,),
+    "bad_words": ([],),
+    "chat_template_kwargs": ({},),
+    "context_management": ([],),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "early_stopping": (False,),
+    "echo": (False,),
+    "frequency_penalty": (0,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "ignore_eos": (False,),
+    "include": ([],),
+    "include_reasoning": (True, False),
+    "include_stop_str_in_output": (False,),
+    "instructions": ("",),
+    "length_penalty": (1,),
+    "logit_bias": ({},),
+    "logprobs": (False,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "modalities": (["text"],),
+    "n": (1,),
+    "parallel_tool_calls": (True, False),
+    "presence_penalty": (0,),
+    "reasoning_effort": ("none",),
+    "repetition_penalty": (1,),
+    "response_format": ({"type": "text"},),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "stop": ("", [], [""]),
+    "stop_token_ids": ([],),
+    "store": (False,),
+    "stream": (False,),
+    "suffix": ("",),
+    "text": ({}, {"format": {"type": "text"}}),
+    "top_k": (-1, 0),
+    "top_logprobs": (0,),
+    "top_p": (1,),
+    "truncation": ("disabled",),
+    "use_beam_search": (False,),
+    "verbosity": ("medium",),
+}
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 _REASONING = ("context", "effort", "generate_summary", "mode", "summary")
 
@@ -77,9 +122,15 @@ def _reasoning(value: Any, body: Mapping[str, Any]) -> bool:
         return False
     for name, one in value.items():
         if name not in _REASONING and one is not None:
-            raise UnknownParameter(f"reasoning.{name[:80]} is not served; leave it out", param=f"reasoning.{name[:80]}")
-        if (name == "effort" and one not in (None, "none")) or (name == "mode" and one not in (None, "standard")):
-            raise UnknownParameter(f"reasoning.{name} is not served; leave it out", param=f"reasoning.{name}")
+            raise UnknownParameter(
+                f"reasoning.{name[:80]} is not served; leave it out", param=f"reasoning.{name[:80]}"
+            )
+        if (name == "effort" and one not in (None, "none")) or (
+            name == "mode" and one not in (None, "standard")
+        ):
+            raise UnknownParameter(
+                f"reasoning.{name} is not served; leave it out", param=f"reasoning.{name}"
+            )
     return True
 
 
@@ -87,7 +138,9 @@ _CHECKS: dict[str, Callable[[Any, Mapping[str, Any]], bool]] = {
     "background_options": lambda value, body: _same(value, {"completion_window": "soonest"}),
     "best_of": _best_of,
     "diffusion": lambda value, body: isinstance(value, dict) and is_nothing(value),
-    "prompt_cache_options": lambda value, body: isinstance(value, dict),  # no prompt is cached between requests
+    "prompt_cache_options": lambda value, body: isinstance(
+        value, dict
+    ),  # no prompt is cached between requests
     "prompt_cache_retention": lambda value, body: isinstance(value, str),
     "reasoning": _reasoning,
     "stream_options": lambda value, body: not stream_options_of(value),
@@ -107,11 +160,19 @@ def changes_nothing(name: str, value: Any, body: Mapping[str, Any]) -> bool:
     if value is None:
         return True
     check = _CHECKS.get(name)
-    return check(value, body) if check is not None else any(_same(value, one) for one in _VALUES.get(name, ()))
+    return (
+        check(value, body)
+        if check is not None
+        else any(_same(value, one) for one in _VALUES.get(name, ()))
+    )
 
 
 def with_effect(
-    body: Any, own: Collection[str], unknown: Callable[[str], str], *, refused: str = "is not served; leave it out"
+    body: Any,
+    own: Collection[str],
+    unknown: Callable[[str], str],
+    *,
+    refused: str = "is not served; leave it out",
 ) -> dict[str, Any]:
     """Return the fields of a body that say something.
 
@@ -137,7 +198,9 @@ def with_effect(
 
 
 def stream_options_of(value: Any) -> dict[str, bool]:
-    """Return the options that are on. Raises InvalidParameter, UnknownParameter: with the option's full name."""
+    """Return the options that are on. Raises InvalidParameter, UnknownParameter: with the option's
+    full name.
+    """
     if value is None:
         return {}
     if not isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Several prompts in one request of `/v1/completions`: its body, checked. Pure.
 
-OpenAI answers them in one object, the `n` choices of the first prompt first. Here they are one job, whose prompts the engine
-decodes beside each other.
+OpenAI answers them in one object, the `n` choices of the first prompt first. Here they are one job,
+whose prompts the engine decodes beside each other.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def are_several(body: Any) -> bool:
     of integers token ids.
     """
     value = body.get("prompt") if isinstance(body, Mapping) else None
-    return isinstance(value, list) and len(value) > 1 and all(isinstance(v, str | list) for v in value)
+    return (
+        isinstance(value, list) and len(value) > 1 and all(isinstance(v, str | list) for v in value)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,18 +86,23 @@ class PromptsRequest:
 def _of_prompt(exc: InvalidRequest, i: int) -> InvalidRequest:
     if exc.param != "prompt":
         return exc
-    return type(exc)(exc.message.replace("prompt", f"prompt[{i}]", 1), param=f"prompt[{i}]", code=exc.code)
+    return type(exc)(
+        exc.message.replace("prompt", f"prompt[{i}]", 1), param=f"prompt[{i}]", code=exc.code
+    )
 
 
 def parse(body: Mapping[str, Any], *, streaming: bool) -> PromptsRequest:
     """Raises InvalidParameter, UnknownParameter, MissingParameter."""
     prompts = body["prompt"]
     if len(prompts) > MAX_PROMPTS:
-        raise InvalidParameter(f"prompt takes at most {MAX_PROMPTS} prompts, not {len(prompts)}", param="prompt")
+        raise InvalidParameter(
+            f"prompt takes at most {MAX_PROMPTS} prompts, not {len(prompts)}", param="prompt"
+        )
     first = parse_one(COMPLETIONS, {**body, "prompt": "-"}, streaming=streaming)
     if first.stream:
         raise InvalidParameter(
-            "stream takes one prompt; send several without, or as requests of their own", param="stream"
+            "stream takes one prompt; send several without, or as requests of their own",
+            param="stream",
         )
     each = []
     for i, prompt in enumerate(prompts):

@@ -1,23 +1,27 @@
 """All moves of a job, as statements that a sync and an async session both execute.
 
-Each function returns one statement; a move and its row in `attempts` are one statement too (data-modifying CTEs), so
-they cannot come apart. Every move is `UPDATE ... WHERE status IN (allowed) ... RETURNING`: of two callers one gets the
-row back, the other nothing. `attempt` is the fence: a worker that lost its lease matches no row any more.
+Each function returns one statement; a move and its row in `attempts` are one statement too
+(data-modifying CTEs), so they cannot come apart. Every move is `UPDATE ... WHERE status IN
+(allowed) ... RETURNING`: of two callers one gets the row back, the other nothing. `attempt` is the
+fence: a worker that lost its lease matches no row any more.
 
     claim            queued -> running                      worker
     heartbeat        renews leases, carries progress        worker
     finish           running -> any end                     worker, fenced
     fail_attempt     running -> queued or failed            worker, fenced, counts a failure
     drain            running -> queued, no failure          worker that shuts down, fenced
-    sweep_expired    running -> queued or an end            sweeper, leases that ran out, counts a loss
-    lose_attempt     running -> queued or an end            worker whose engine stopped, fenced, counts a loss
+    sweep_expired    running -> queued or an end            sweeper, leases that ran out, counts a
+                                                            loss
+    lose_attempt     running -> queued or an end            worker whose engine stopped, fenced,
+                                                            counts a loss
     request_cancel   queued -> cancelled, running: a flag   API
     retry            failed|cancelled|expired -> queued     API, another life of the job
     purge            input and output go, the row stays     API
 
 What the sweeper alone asks (deadlines, retention, lost messages) is in `shared.jobs.caretaking`.
 
-Times are the database's (`now()`), so clocks of machines need not agree. Who may move what: `shared.jobs.status`.
+Times are the database's (`now()`), so clocks of machines need not agree. Who may move what:
+`shared.jobs.status`.
 """
 
 from __future__ import annotations
@@ -59,7 +63,12 @@ _A = ATTEMPTS.c
 SUSPECT_SPLIT = 4  # a group that was lost runs again in groups of this part of its size
 SWEEP_BATCH = 500  # rows that one sweep moves; the next round takes the rest
 
-CANCELLED_ERROR = {"code": "cancelled", "message": "the job was cancelled", "param": None, "retryable": False}
+CANCELLED_ERROR = {
+    "code": "cancelled",
+    "message": "the job was cancelled",
+    "param": None,
+    "retryable": False,
+}
 WORKER_LOST_ERROR = {
     "code": "worker_lost",
     "message": "the worker process stopped answering while it ran this attempt",
@@ -102,7 +111,14 @@ MAX_RUN_ERROR = {
 # A job that ended or went back has no holder; CHECK lease_while_running insists.
 RELEASED: dict[str, Any] = {"lease_until": None, "worker_id": None}
 
-MOVED = (_J.id, _J.attempt, _J.model, _J.priority, _J.status, _J.isolation)  # what every move returns
+MOVED = (
+    _J.id,
+    _J.attempt,
+    _J.model,
+    _J.priority,
+    _J.status,
+    _J.isolation,
+)  # what every move returns
 # What a worker needs to run the job that it claimed.
 CLAIMED = (
     _J.id,
@@ -141,7 +157,11 @@ def move(moved: Update, **attempt: ColumnElement[Any]) -> Select[Any]:
     outcome = attempt.get("outcome", rows.c.status)
     closed = (
         update(ATTEMPTS)
-        .where(_A.job_id == rows.c.id, _A.attempt == rows.c.attempt, _A.outcome == AttemptOutcome.RUNNING.value)
+        .where(
+            _A.job_id == rows.c.id,
+            _A.attempt == rows.c.attempt,
+            _A.outcome == AttemptOutcome.RUNNING.value,
+        )
         .values(outcome=outcome, ended_at=func.now(), error=attempt.get("error", rows.c.error))
         .cte("closed")
     )
@@ -153,7 +173,8 @@ def _held(pairs: Sequence[Pair]) -> ColumnElement[bool]:
 
 
 def _one_held(job_id: str, attempt: int, target: JobStatus) -> tuple[ColumnElement[bool], ...]:
-    # `sources` lists queued too for some targets; only a running attempt can be finished by its holder.
+    # `sources` lists queued too for some targets; only a running attempt can be finished by its
+    # holder.
     assert JobStatus.RUNNING.value in sources(target)
     return (_J.id == job_id, _J.status == JobStatus.RUNNING.value, _J.attempt == attempt)
 
@@ -182,7 +203,9 @@ def purge_after() -> ColumnElement[Any]:
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, _J.retain_seconds)
 
 
-def claimable(revision: str | None, understands: int = UNDERSTOOD_FORMAT) -> tuple[ColumnElement[bool], ...]:
+def claimable(
+    revision: str | None, understands: int = UNDERSTOOD_FORMAT
+) -> tuple[ColumnElement[bool], ...]:
     """The job waits, in time, for a worker with this revision of its model."""
     return (
         _J.status.in_(sources(JobStatus.RUNNING)),
@@ -207,12 +230,14 @@ def claim(
 ) -> Select[Any]:
     """queued -> running. Returns `CLAIMED`.
 
-    Return nothing for a duplicate message, a job that is cancelled or too late, a job of another model (a message in the
-    wrong queue), a replay of another revision of the model, or a row that a newer program wrote.
+    Return nothing for a duplicate message, a job that is cancelled or too late, a job of another
+    model (a message in the wrong queue), a replay of another revision of the model, or a row that a
+    newer program wrote.
 
     Args:
         model: the one that the worker serves; None claims a job of any model.
-        apart: claim a suspect. The worker promises to run it with no jobs but suspects; other claims leave suspects alone.
+        apart: claim a suspect. The worker promises to run it with no jobs but suspects; other
+            claims leave suspects alone.
         alone: the worker runs nothing else at all.
     """
     claimed = (
@@ -257,25 +282,32 @@ def claim(
 def cancels_of(pairs: Iterable[Pair]) -> Select[Any]:
     """Select (id, attempt) of these running attempts whose rows ask for a cancel."""
     return select(_J.id, _J.attempt).where(
-        tuple_(_J.id, _J.attempt).in_(list(pairs)), _J.status == JobStatus.RUNNING.value, _J.cancel_requested
+        tuple_(_J.id, _J.attempt).in_(list(pairs)),
+        _J.status == JobStatus.RUNNING.value,
+        _J.cancel_requested,
     )
 
 
 def heartbeat(held: Mapping[Pair, Mapping[str, Any] | None], *, lease_seconds: float) -> Update:
     """Renew the leases of all held attempts at once and store their progress.
 
-    Returns (id, attempt, cancel_requested) of the rows still held. A pair that does not come back is lost.
+    Returns (id, attempt, cancel_requested) of the rows still held. A pair that does not come back
+    is lost.
     """
     beats = values(_J.id, _J.attempt, _J.progress, name="beats").data(
         [(job_id, attempt, progress) for (job_id, attempt), progress in held.items()]
     )
     return (
         update(JOBS)
-        .where(_J.id == beats.c.id, _J.attempt == beats.c.attempt, _J.status == JobStatus.RUNNING.value)
+        .where(
+            _J.id == beats.c.id, _J.attempt == beats.c.attempt, _J.status == JobStatus.RUNNING.value
+        )
         .values(
             lease_until=func.now() + seconds(lease_seconds),
             # None arrives as JSON's null, so that the column has a type when all are None.
-            progress=func.coalesce(func.nullif(beats.c.progress, literal_column("'null'::jsonb")), _J.progress),
+            progress=func.coalesce(
+                func.nullif(beats.c.progress, literal_column("'null'::jsonb")), _J.progress
+            ),
         )
         .returning(_J.id, _J.attempt, _J.cancel_requested)
     )
@@ -294,9 +326,19 @@ def finish(
     progress: Mapping[str, Any] | None = None,
     steps: bytes | None = None,
 ) -> Select[Any]:
-    """running -> an end, by the holder of the attempt; nothing for a stale one. A success after complete_by is expired."""
-    columns = {"result": result, "error": error, "usage": usage, "timing": timing, "diffusion": diffusion}
-    values: dict[str, Any] = {name: null() if value is None else json_value(value) for name, value in columns.items()}
+    """running -> an end, by the holder of the attempt; nothing for a stale one. A success after
+    complete_by is expired.
+    """
+    columns = {
+        "result": result,
+        "error": error,
+        "usage": usage,
+        "timing": timing,
+        "diffusion": diffusion,
+    }
+    values: dict[str, Any] = {
+        name: null() if value is None else json_value(value) for name, value in columns.items()
+    }
     if result is not None:
         values["result"] = literal(dict(result), JSON)
     values["status"] = status.value
@@ -320,7 +362,9 @@ def finish(
 
 
 def fail_attempt(job_id: str, attempt: int, *, error: Mapping[str, Any]) -> Select[Any]:
-    """A retryable failure: back to queued, or failed when that was the last; cancelled if somebody asked for it."""
+    """A retryable failure: back to queued, or failed when that was the last; cancelled if somebody
+    asked for it.
+    """
     return move(
         _give_back(
             update(JOBS).where(*_one_held(job_id, attempt, JobStatus.QUEUED)),
@@ -334,7 +378,9 @@ def fail_attempt(job_id: str, attempt: int, *, error: Mapping[str, Any]) -> Sele
 
 
 def drain(pairs: Sequence[Pair]) -> Select[Any]:
-    """running -> queued for a worker that shuts down; no failure is counted. Push the returned ones after COMMIT."""
+    """running -> queued for a worker that shuts down; no failure is counted. Push the returned ones
+    after COMMIT.
+    """
     return move(
         _give_back(update(JOBS).where(_J.status == JobStatus.RUNNING.value, _held(pairs))),
         outcome=literal(AttemptOutcome.DRAINED.value),
@@ -343,7 +389,8 @@ def drain(pairs: Sequence[Pair]) -> Select[Any]:
 
 
 def sweep_expired(*, limit: int = SWEEP_BATCH) -> Select[Any]:
-    """running -> queued for jobs whose lease ran out; failed when quarantined; cancelled if that was asked for.
+    """running -> queued for jobs whose lease ran out; failed when quarantined; cancelled if that
+    was asked for.
 
     The caller has made sure that leases could be renewed (`shared.jobs.lease_clock`).
     """
@@ -356,8 +403,15 @@ def sweep_expired(*, limit: int = SWEEP_BATCH) -> Select[Any]:
         .with_for_update(skip_locked=True)
         .cte("expired_leases")
     )
-    group = select(_J.worker_id, func.count().label("size")).where(running).group_by(_J.worker_id).cte("groups")
-    statement = update(JOBS).where(_J.id == expired.c.id, running, group.c.worker_id == _J.worker_id)
+    group = (
+        select(_J.worker_id, func.count().label("size"))
+        .where(running)
+        .group_by(_J.worker_id)
+        .cte("groups")
+    )
+    statement = update(JOBS).where(
+        _J.id == expired.c.id, running, group.c.worker_id == _J.worker_id
+    )
     return move(
         _lose(statement, group_size=group.c.size),
         outcome=literal(AttemptOutcome.LOST.value),
@@ -365,23 +419,35 @@ def sweep_expired(*, limit: int = SWEEP_BATCH) -> Select[Any]:
     )
 
 
-def lose_attempt(job_id: str, attempt: int, *, group_size: int, error: Mapping[str, Any]) -> Select[Any]:
-    """running -> queued by its holder, whose engine stopped under it and `group_size` - 1 others; as `sweep_expired`."""
+def lose_attempt(
+    job_id: str, attempt: int, *, group_size: int, error: Mapping[str, Any]
+) -> Select[Any]:
+    """running -> queued by its holder, whose engine stopped under it and `group_size` - 1 others;
+    as `sweep_expired`.
+    """
     return move(
-        _lose(update(JOBS).where(*_one_held(job_id, attempt, JobStatus.QUEUED)), group_size=literal(group_size)),
+        _lose(
+            update(JOBS).where(*_one_held(job_id, attempt, JobStatus.QUEUED)),
+            group_size=literal(group_size),
+        ),
         outcome=literal(AttemptOutcome.LOST.value),
         error=json_value(error),
     )
 
 
 def _lose(statement: Update, *, group_size: ColumnElement[int]) -> Update:
-    """Give back what a worker took down with it. The jobs become suspects, to be run apart in smaller and smaller groups.
+    """Give back what a worker took down with it. The jobs become suspects, to be run apart in
+    smaller and smaller groups.
 
-    A worker's death proves nothing about one of several jobs, and it is no failure of the job. Only a loss while the job
-    ran alone counts towards its quarantine.
+    A worker's death proves nothing about one of several jobs, and it is no failure of the job. Only
+    a loss while the job ran alone counts towards its quarantine.
     """
     alone = func.coalesce(
-        select(_A.alone).where(_A.job_id == _J.id, _A.attempt == _J.attempt).correlate(JOBS).scalar_subquery(), False
+        select(_A.alone)
+        .where(_A.job_id == _J.id, _A.attempt == _J.attempt)
+        .correlate(JOBS)
+        .scalar_subquery(),
+        False,
     )
     lost_alone = _J.lost_alone + case((alone, 1), else_=0)
     return _give_back(
@@ -414,7 +480,9 @@ def _give_back(
         ends.append((exhausted, JobStatus.FAILED, error))
     over = or_(*(when for when, _, _ in ends))
     return statement.values(
-        status=case(*((when, status.value) for when, status, _ in ends), else_=JobStatus.QUEUED.value),
+        status=case(
+            *((when, status.value) for when, status, _ in ends), else_=JobStatus.QUEUED.value
+        ),
         error=case(*((when, why) for when, _, why in ends), else_=null()),
         finished_at=case((over, func.now()), else_=null()),
         purge_after=case((over, purge_after()), else_=null()),
@@ -427,9 +495,11 @@ def _give_back(
 
 
 def request_cancel(job_id: str) -> Update:
-    """queued -> cancelled at once; running: a flag that its worker sees. Nothing for finished or unknown jobs.
+    """queued -> cancelled at once; running: a flag that its worker sees. Nothing for finished or
+    unknown jobs.
 
-    Returns (id, status). Status `running` means: publish on `shared.events.CANCEL_CHANNEL` too, it is faster.
+    Returns (id, status). Status `running` means: publish on `shared.events.CANCEL_CHANNEL` too, it
+    is faster.
     """
     return cancel_where(_J.id == job_id)
 
@@ -466,14 +536,20 @@ def expire_where(*which: ColumnElement[bool]) -> Update:
     )
 
 
-def retry(job_id: str, tenant: str, *, key_id: str, deadlines: Mapping[str, Any] | None = None) -> Update:
-    """failed, cancelled or expired -> queued: a new life, with its attempts before it. Returns (id, model, priority).
+def retry(
+    job_id: str, tenant: str, *, key_id: str, deadlines: Mapping[str, Any] | None = None
+) -> Update:
+    """failed, cancelled or expired -> queued: a new life, with its attempts before it. Returns (id,
+    model, priority).
 
     Args:
         key_id: who asks, and pays for this life.
-        deadlines: columns that replace the former ones; without them, moments that have passed are dropped.
+        deadlines: columns that replace the former ones; without them, moments that have passed are
+            dropped.
     """
-    return retry_where(_J.id == job_id, _J.tenant == tenant, deadlines=deadlines).values(key_id=key_id)
+    return retry_where(_J.id == job_id, _J.tenant == tenant, deadlines=deadlines).values(
+        key_id=key_id
+    )
 
 
 def is_retriable() -> ColumnElement[bool]:
@@ -485,7 +561,8 @@ def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None
     """`retry` of many."""
     if deadlines is None:
         deadlines = {
-            name: case((_J[name] > func.now(), _J[name]), else_=null()) for name in ("start_by", "complete_by")
+            name: case((_J[name] > func.now(), _J[name]), else_=null())
+            for name in ("start_by", "complete_by")
         }
     quarantined = func.coalesce(_J.error["code"].astext == QUARANTINED_ERROR["code"], False)
     return (
@@ -499,18 +576,31 @@ def retry_where(*which: ColumnElement[bool], deadlines: Mapping[str, Any] | None
             lost_alone=0,
             # Quarantine ends a life; the next one begins as careful as that one ended.
             isolation=case((quarantined, 1), else_=null()),
-            format=case((quarantined, _J.format), (_J.format == SUSPECT_FORMAT, ROW_FORMAT), else_=_J.format),
+            format=case(
+                (quarantined, _J.format), (_J.format == SUSPECT_FORMAT, ROW_FORMAT), else_=_J.format
+            ),
             cancel_requested=False,
             queued_at=func.now(),
             **dict.fromkeys(
-                ("finished_at", "started_at", "purge_after", "pushed_at", "progress", "result", "steps", "error", "usage",
-                 "timing", "diffusion"),
+                (
+                    "finished_at",
+                    "started_at",
+                    "purge_after",
+                    "pushed_at",
+                    "progress",
+                    "result",
+                    "steps",
+                    "error",
+                    "usage",
+                    "timing",
+                    "diffusion",
+                ),
                 null(),
             ),
             **deadlines,
         )
         .returning(_J.id, _J.model, _J.priority)
-    )  # fmt: skip
+    )
 
 
 PURGED: dict[str, Any] = {
@@ -529,7 +619,12 @@ def purge(job_id: str, tenant: str) -> Update:
     """Forget what went in and came out of a job that is over; returns its id."""
     return (
         update(JOBS)
-        .where(_J.id == job_id, _J.tenant == tenant, _J.finished_at.is_not(None), _J.purged_at.is_(None))
+        .where(
+            _J.id == job_id,
+            _J.tenant == tenant,
+            _J.finished_at.is_not(None),
+            _J.purged_at.is_(None),
+        )
         .values(**PURGED)
         .returning(_J.id)
     )
@@ -538,5 +633,7 @@ def purge(job_id: str, tenant: str) -> Update:
 def mark_pushed(job_ids: Sequence[str]) -> Update:
     """Note that the messages of these jobs went to Redis just now."""
     return (
-        update(JOBS).where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value).values(pushed_at=func.now())
+        update(JOBS)
+        .where(_J.id.in_(list(job_ids)), _J.status == JobStatus.QUEUED.value)
+        .values(pushed_at=func.now())
     )

@@ -1,9 +1,11 @@
-"""The bodies of the generation endpoints, checked: what a job asks for, whoever accepts it. Pure; no FastAPI.
+"""The bodies of the generation endpoints, checked: what a job asks for, whoever accepts it. Pure;
+no FastAPI.
 
 `shared.jobs.bodies` has the one way in, for these and for the other endpoints.
 
-`parse` takes the body of an endpoint and gives prompt and generation fields; every field is known or refused by name.
-A field that vdiff does not serve is accepted at the value that changes nothing (`shared.jobs.no_ops`).
+`parse` takes the body of an endpoint and gives prompt and generation fields; every field is known
+or refused by name. A field that vdiff does not serve is accepted at the value that changes nothing
+(`shared.jobs.no_ops`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,13 @@ from shared.jobs.no_ops import changes_nothing, stream_options_of, with_effect
 from shared.jobs.responses import CHAT, COMPLETIONS, RESPONSES
 from shared.jobs.tasks import TASK, Task
 from shared.model_card import ModelCard
-from shared.prompt_ids import PARSE_SPECIAL, count_characters, message_ids, parse_special_of, prompt_ids
+from shared.prompt_ids import (
+    PARSE_SPECIAL,
+    count_characters,
+    message_ids,
+    parse_special_of,
+    prompt_ids,
+)
 from shared.sampling_params import GENERATION_FIELDS, SamplingParams, resolve_params
 from shared.stop_strings import check_stops
 from shared.tokenizer import TokenizerWrapper
@@ -43,7 +51,9 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """One generation request, its shape checked; values are checked by `resolve_params` against the model."""
+    """One generation request, its shape checked; values are checked by `resolve_params` against the
+    model.
+    """
 
     endpoint: str
     model: str
@@ -55,8 +65,12 @@ class ParsedRequest:
     include_usage: bool
     metadata: dict[str, str]
     template_variables: dict[str, Any] = field(default_factory=dict)
-    renamed: dict[str, str] = field(default_factory=dict)  # our name of a field -> the one that the client used
-    parse_special: bool | None = None  # whether special tokens in the prompt's text are tokens; None: as usual there
+    renamed: dict[str, str] = field(
+        default_factory=dict
+    )  # our name of a field -> the one that the client used
+    parse_special: bool | None = (
+        None  # whether special tokens in the prompt's text are tokens; None: as usual there
+    )
 
     @property
     def characters(self) -> int:
@@ -69,7 +83,9 @@ class ParsedRequest:
         params = self.params(card, tokenizer, len(ids))
         return Resolved(ids, params, len(ids) + params.max_tokens * params.n)
 
-    def params(self, card: ModelCard, tokenizer: TokenizerWrapper, prompt_tokens: int) -> SamplingParams:
+    def params(
+        self, card: ModelCard, tokenizer: TokenizerWrapper, prompt_tokens: int
+    ) -> SamplingParams:
         """Return the parameters, complete and checked.
 
         Raises what `resolve_params` and `check_stops` raise, with the client's own field names.
@@ -85,7 +101,9 @@ class ParsedRequest:
     def _as_written(self, exc: InvalidRequest) -> InvalidRequest:
         """The error with the names that the client used, inner ones too."""
         for ours, theirs in self.renamed.items():
-            if exc.param is not None and (exc.param == ours or exc.param.startswith((f"{ours}.", f"{ours}["))):
+            if exc.param is not None and (
+                exc.param == ours or exc.param.startswith((f"{ours}.", f"{ours}["))
+            ):
                 param = theirs + exc.param[len(ours) :]
                 return type(exc)(exc.message.replace(ours, theirs), param=param, code=exc.code)
         return exc
@@ -96,9 +114,13 @@ class ParsedRequest:
         try:
             if self.messages is not None:
                 ids = message_ids(
-                    self.messages, where, card, tokenizer,
-                    variables=self.template_variables, parse_special=self.parse_special,
-                )  # fmt: skip
+                    self.messages,
+                    where,
+                    card,
+                    tokenizer,
+                    variables=self.template_variables,
+                    parse_special=self.parse_special,
+                )
             else:
                 prompt = self.prompt if self.prompt is not None else self.prompt_token_ids or []
                 ids = prompt_ids(prompt, where, card, tokenizer, parse_special=self.parse_special)
@@ -115,16 +137,26 @@ def prompt_of(value: Any, param: str = "prompt") -> tuple[str | None, list[int] 
         value = value[0]  # a batch of one
     if isinstance(value, str) and value:
         return value, None
-    if isinstance(value, list) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+    if (
+        isinstance(value, list)
+        and value
+        and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    ):
         return None, value
     if isinstance(value, list) and any(isinstance(v, str | list) for v in value):
-        raise InvalidParameter(f"{param} must be a string, token ids, or a list of such", param=param)
-    raise InvalidParameter(f"{param} must be a non-empty string or a non-empty list of token ids", param=param)
+        raise InvalidParameter(
+            f"{param} must be a string, token ids, or a list of such", param=param
+        )
+    raise InvalidParameter(
+        f"{param} must be a non-empty string or a non-empty list of token ids", param=param
+    )
 
 
 def refuse_without_text() -> NoReturn:
     """Raises InvalidParameter: `parse_special` is false, and the prompt is token ids."""
-    raise InvalidParameter(f"{PARSE_SPECIAL} has no effect on token ids; leave it out", param=PARSE_SPECIAL)
+    raise InvalidParameter(
+        f"{PARSE_SPECIAL} has no effect on token ids; leave it out", param=PARSE_SPECIAL
+    )
 
 
 def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
@@ -149,7 +181,9 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
         elif not changes_nothing("max_completion_tokens", body["max_completion_tokens"], body):
             message = "max_completion_tokens and max_tokens differ; give one of them"
             raise InvalidParameter(message, param="max_completion_tokens")
-    body = with_effect(body, own, lambda name: f"{name[:80]} is not a field of {endpoint}{meant(name, hints)}")
+    body = with_effect(
+        body, own, lambda name: f"{name[:80]} is not a field of {endpoint}{meant(name, hints)}"
+    )
     model = model_of(body)
     fields = {k: body[k] for k in GENERATION_FIELDS if k in body}
     labels = labels_of(body)
@@ -170,7 +204,18 @@ def parse(endpoint: str, body: Any, *, streaming: bool) -> ParsedRequest:
     if parse_special is False and ids is not None:
         refuse_without_text()
     return ParsedRequest(
-        endpoint, model, prompt, ids, messages, fields, stream, include_usage, labels, variables, renamed, parse_special
+        endpoint,
+        model,
+        prompt,
+        ids,
+        messages,
+        fields,
+        stream,
+        include_usage,
+        labels,
+        variables,
+        renamed,
+        parse_special,
     )
 
 
@@ -179,10 +224,14 @@ def _stream(body: Mapping[str, Any], streaming: bool) -> tuple[bool, bool]:
     if not isinstance(stream, bool):
         raise InvalidParameter("stream must be true or false", param="stream")
     if stream and not streaming:
-        raise InvalidParameter("a job does not stream its answer; read /v1/jobs/{id}/events", param="stream")
+        raise InvalidParameter(
+            "a job does not stream its answer; read /v1/jobs/{id}/events", param="stream"
+        )
     options = stream_options_of(body.get("stream_options"))
     if options and not stream:
-        raise InvalidParameter("stream_options has no effect without stream", param="stream_options")
+        raise InvalidParameter(
+            "stream_options has no effect without stream", param="stream_options"
+        )
     return stream, "include_usage" in options
 
 

@@ -10,9 +10,13 @@ from shared.jobs.status import JobStatus
 from shared.jobs.tasks import ResponseTask, task_of
 
 _STATUS = {
-    JobStatus.QUEUED: "queued", JobStatus.RUNNING: "in_progress", JobStatus.SUCCEEDED: "completed",
-    JobStatus.FAILED: "failed", JobStatus.CANCELLED: "cancelled", JobStatus.EXPIRED: "failed",
-}  # fmt: skip
+    JobStatus.QUEUED: "queued",
+    JobStatus.RUNNING: "in_progress",
+    JobStatus.SUCCEEDED: "completed",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "cancelled",
+    JobStatus.EXPIRED: "failed",
+}
 
 
 def message_id(job_id: str) -> str:
@@ -79,7 +83,8 @@ def build_result(
     """The finished response.
 
     Args:
-        choice: {text, token_ids, finish_reason, logprobs?} as `shared.jobs.responses.build_result` takes them.
+        choice: {text, token_ids, finish_reason, logprobs?} as `shared.jobs.responses.build_result`
+            takes them.
         extras: what stands under the key `vdiff`.
     """
     cut = choice["finish_reason"] == "length"
@@ -95,13 +100,17 @@ def build_result(
         "total_tokens": prompt_tokens + tokens,
     }
     return response_object(
-        job_id, model, created, params, status,
+        job_id,
+        model,
+        created,
+        params,
+        status,
         completed_at=None if cut else completed,
         incomplete_details={"reason": "max_output_tokens"} if cut else None,
         output=[message(job_id, status, output_text(choice["text"], logprobs))],
         usage=usage,
         vdiff=dict(extras),
-    )  # fmt: skip
+    )
 
 
 def of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
@@ -115,13 +124,20 @@ def of_row(row: Mapping[Any, Any]) -> dict[str, Any]:
         told = row["error"] or {"code": row["status"], "message": f"the job is {row['status']}"}
         error = {"code": "server_error", "message": f"{told['code']}: {told['message']}"}
     return response_object(
-        row["id"], row["model"], int(row["created_at"].timestamp()), row["params"], status, error=error,
+        row["id"],
+        row["model"],
+        int(row["created_at"].timestamp()),
+        row["params"],
+        status,
+        error=error,
         vdiff={"job_id": row["id"]},
-    )  # fmt: skip
+    )
 
 
 def input_items(messages: Sequence[tuple[str, str]], of: str) -> list[dict[str, Any]]:
-    """The messages of a request's `input` as items of the response `of`, each with an id of its own."""
+    """The messages of a request's `input` as items of the response `of`, each with an id of its
+    own.
+    """
     made = []
     for number, (role, text) in enumerate(messages):
         content = (
@@ -130,5 +146,13 @@ def input_items(messages: Sequence[tuple[str, str]], of: str) -> list[dict[str, 
             else {"type": "input_text", "text": text}
         )
         item_id = f"msg_{of.removeprefix('resp_')}_in{number}"
-        made.append({"id": item_id, "type": "message", "role": role, "status": "completed", "content": [content]})
+        made.append(
+            {
+                "id": item_id,
+                "type": "message",
+                "role": role,
+                "status": "completed",
+                "content": [content],
+            }
+        )
     return made

@@ -1,7 +1,9 @@
-"""`/v1/responses`, OpenAI's Responses API: its body, checked. Pure; what comes out is in `shared.jobs.response_objects`.
+"""`/v1/responses`, OpenAI's Responses API: its body, checked. Pure; what comes out is in
+`shared.jobs.response_objects`.
 
-It is a chat with another form: `instructions` are the system message, `input` a text or messages, `text.format` the
-`response_format`. Tools, stored prompts, conversations and whatever else vdiff does not have are refused by name.
+It is a chat with another form: `instructions` are the system message, `input` a text or messages,
+`text.format` the `response_format`. Tools, stored prompts, conversations and whatever else vdiff
+does not have are refused by name.
 """
 
 from __future__ import annotations
@@ -25,13 +27,37 @@ from shared.tokenizer import TokenizerWrapper
 Messages = tuple[tuple[str, str], ...]  # role and content
 
 LOGPROBS = "message.output_text.logprobs"
-ENCRYPTED = "reasoning.encrypted_content"  # what agents always ask for; nothing reasons, so there is none
+ENCRYPTED = (
+    "reasoning.encrypted_content"  # what agents always ask for; nothing reasons, so there is none
+)
 # Fields of other endpoints of ours that have the same meaning here.
-_SAME = ("temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids", "ignore_eos", "logit_bias", "diffusion")
+_SAME = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "stop",
+    "stop_token_ids",
+    "ignore_eos",
+    "logit_bias",
+    "diffusion",
+)
 _OWN = (
-    "model", "input", "instructions", "max_output_tokens", "text", "include", "top_logprobs", "previous_response_id",
-    "background", "store", "stream", "stream_options", "chat_template_kwargs", PARSE_SPECIAL,
-)  # fmt: skip
+    "model",
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "text",
+    "include",
+    "top_logprobs",
+    "previous_response_id",
+    "background",
+    "store",
+    "stream",
+    "stream_options",
+    "chat_template_kwargs",
+    PARSE_SPECIAL,
+)
 FIELDS = (*_OWN, *_SAME, *LABELS, "parallel_tool_calls", "tool_choice")
 _ITEM = ("type", "role", "content", "id", "status", "phase")
 _TEXT_PARTS = ("input_text", "output_text", "text")
@@ -59,7 +85,9 @@ class ResponseRequest:
 
     @property
     def characters(self) -> int:
-        return len(self.instructions or "") + sum(len(text) for _, text in (*(self.earlier or ()), *self.messages))
+        return len(self.instructions or "") + sum(
+            len(text) for _, text in (*(self.earlier or ()), *self.messages)
+        )
 
     def continuing(self, earlier: Messages) -> ResponseRequest:
         return replace(self, earlier=earlier)
@@ -72,11 +100,24 @@ class ResponseRequest:
         said = (*(self.earlier or ()), *self.messages)
         system = [] if self.instructions is None else [("system", self.instructions)]
         chat = ParsedRequest(
-            RESPONSES, self.model, None, None, [{"role": r, "content": c} for r, c in (*system, *said)], self.fields,
-            False, False, {}, self.template_variables,
-            {"max_tokens": "max_output_tokens", "response_format.json_schema": "text.format", "response_format": "text.format",
-             "messages": "input"}, self.parse_special,
-        )  # fmt: skip
+            RESPONSES,
+            self.model,
+            None,
+            None,
+            [{"role": r, "content": c} for r, c in (*system, *said)],
+            self.fields,
+            False,
+            False,
+            {},
+            self.template_variables,
+            {
+                "max_tokens": "max_output_tokens",
+                "response_format.json_schema": "text.format",
+                "response_format": "text.format",
+                "messages": "input",
+            },
+            self.parse_special,
+        )
         resolved = chat.resolve(card, tokenizer)
         return replace(resolved, task=ResponseTask(self.shown, said))
 
@@ -95,7 +136,9 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
     Raises:
         InvalidParameter, UnknownParameter, MissingParameter: with the field's full name.
     """
-    given = with_effect(body, FIELDS, lambda name: f"{name[:80]} is not a field of {RESPONSES}{meant(name, FIELDS)}")
+    given = with_effect(
+        body, FIELDS, lambda name: f"{name[:80]} is not a field of {RESPONSES}{meant(name, FIELDS)}"
+    )
     model, labels = model_of(given), labels_of(given)
     if "input" not in given:
         raise MissingParameter("input is required", param="input")
@@ -107,7 +150,9 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
         raise InvalidParameter("instructions must be a string", param="instructions")
     previous = given.get("previous_response_id")
     if previous is not None and not (isinstance(previous, str) and is_id(previous, "resp")):
-        raise InvalidParameter("previous_response_id must be the id of a response", param="previous_response_id")
+        raise InvalidParameter(
+            "previous_response_id must be the id of a response", param="previous_response_id"
+        )
     stream, background, stored = _ways(given, streaming)
     fields, text = _generation(given)
     shown = {
@@ -124,10 +169,19 @@ def parse(body: Any, *, streaming: bool) -> ResponseRequest:
         **{name: given[name] for name in LABELS if name in given and name != "metadata"},
     }
     return ResponseRequest(
-        model, messages_of(given["input"]), fields, labels, shown, stream, background, stored, instructions, previous,
+        model,
+        messages_of(given["input"]),
+        fields,
+        labels,
+        shown,
+        stream,
+        background,
+        stored,
+        instructions,
+        previous,
         template_variables=template_variables_of(given.get("chat_template_kwargs", {})),
         parse_special=parse_special_of(given),
-    )  # fmt: skip
+    )
 
 
 def _ways(given: Mapping[str, Any], streaming: bool) -> tuple[bool, bool, bool]:
@@ -138,14 +192,18 @@ def _ways(given: Mapping[str, Any], streaming: bool) -> tuple[bool, bool, bool]:
         if not isinstance(value, bool):
             raise InvalidParameter(f"{name} must be true or false", param=name)
         if not streaming and value != usual:
-            reason = {"stream": "a job does not stream its answer; read /v1/jobs/{id}/events",
-                      "background": "a job is always in the background",
-                      "store": "of a job, deadlines.retain_for says how long it is kept"}[name]  # fmt: skip
+            reason = {
+                "stream": "a job does not stream its answer; read /v1/jobs/{id}/events",
+                "background": "a job is always in the background",
+                "store": "of a job, deadlines.retain_for says how long it is kept",
+            }[name]
             raise InvalidParameter(f"{name}: {reason}", param=name)
         made.append(value)
     stream, background, stored = made
     if background and not stored:
-        raise InvalidParameter("store false contradicts background true: nobody could read it", param="store")
+        raise InvalidParameter(
+            "store false contradicts background true: nobody could read it", param="store"
+        )
     if "include_usage" in stream_options_of(given.get("stream_options")):
         message = "stream_options.include_usage is not served: a response carries its usage"
         raise InvalidParameter(message, param="stream_options.include_usage")
@@ -170,8 +228,14 @@ def _generation(given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
     if not isinstance(text, dict):
         raise InvalidParameter("text must be an object", param="text")
     for name, value in text.items():
-        if name != "format" and not (name == "verbosity" and changes_nothing(name, value, text)) and value is not None:
-            raise UnknownParameter(f"text.{name[:80]} is not served; leave it out", param=f"text.{name[:80]}")
+        if (
+            name != "format"
+            and not (name == "verbosity" and changes_nothing(name, value, text))
+            and value is not None
+        ):
+            raise UnknownParameter(
+                f"text.{name[:80]} is not served; leave it out", param=f"text.{name[:80]}"
+            )
     form = text.get("format") or {"type": "text"}
     fields["response_format"] = _response_format(form)
     return fields, {"format": form}
@@ -205,13 +269,19 @@ def _message(item: Any, at: str) -> tuple[str, str] | None:
         raise InvalidParameter(f"{at} must be an object", param=at)
     given = {k: v for k, v in item.items() if v is not None}
     kind = given.get("type", "message")
-    if kind == "reasoning" and all(is_nothing(v) for k, v in given.items() if k not in ("type", "id", "status")):
+    if kind == "reasoning" and all(
+        is_nothing(v) for k, v in given.items() if k not in ("type", "id", "status")
+    ):
         return None
     if kind != "message":
-        raise InvalidParameter(f"{at}.type must be message; {str(kind)[:80]!r} is not served", param=f"{at}.type")
+        raise InvalidParameter(
+            f"{at}.type must be message; {str(kind)[:80]!r} is not served", param=f"{at}.type"
+        )
     for name in given:
         if name not in _ITEM:
-            raise UnknownParameter(f"{at}.{name[:80]} is not served; leave it out", param=f"{at}.{name[:80]}")
+            raise UnknownParameter(
+                f"{at}.{name[:80]} is not served; leave it out", param=f"{at}.{name[:80]}"
+            )
     for name in ("id", "status", "phase"):
         if not isinstance(given.get(name, ""), str):
             raise InvalidParameter(f"{at}.{name} must be a string", param=f"{at}.{name}")
@@ -220,5 +290,7 @@ def _message(item: Any, at: str) -> tuple[str, str] | None:
 
 def next_messages(task: ResponseTask, output: Sequence[Mapping[str, Any]]) -> Messages:
     """Return the messages of the conversation up to the end of a finished response."""
-    answers = [("assistant", part["text"]) for item in output for part in item["content"] if part["text"]]
+    answers = [
+        ("assistant", part["text"]) for item in output for part in item["content"] if part["text"]
+    ]
     return (*task.messages, *answers)

@@ -1,4 +1,6 @@
-"""A job's result: the very object that its endpoint answers with. Pure, so that compatibility is tested without a server."""
+"""A job's result: the very object that its endpoint answers with. Pure, so that compatibility is
+tested without a server.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,19 @@ def chat_logprobs(tokens: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         return {"token": token, "logprob": logprob, "bytes": list(raw)}
 
     content = [
-        {**one(t["token"], t["bytes"], t["logprob"]), "top_logprobs": [one(*top) for top in t.get("top", ())]}
+        {
+            **one(t["token"], t["bytes"], t["logprob"]),
+            "top_logprobs": [one(*top) for top in t.get("top", ())],
+        }
         for t in tokens
     ]
     return {"content": content, "refusal": None}
 
 
 def _by_text(top: Sequence[tuple[str, Sequence[int], float]] | None) -> dict[str, float] | None:
-    """Return the alternatives by text, the likeliest first. One that reads as a likelier one is named by its bytes."""
+    """Return the alternatives by text, the likeliest first. One that reads as a likelier one is
+    named by its bytes.
+    """
     if top is None:
         return None
     made: dict[str, float] = {}
@@ -85,8 +92,8 @@ def build_result(
     Args:
         endpoint: `CHAT` or `COMPLETIONS`.
         created: Unix seconds.
-        choices: {index, text, token_ids, finish_reason, logprobs?} each; token_ids are counted for `usage` (real tokens,
-            up to the end token). logprobs, when asked for: of each token
+        choices: {index, text, token_ids, finish_reason, logprobs?} each; token_ids are counted for
+            `usage` (real tokens, up to the end token). logprobs, when asked for: of each token
             {token, bytes, offset, logprob, top: [[token, bytes, logprob], ...]}.
         extras: what stands under the key `vdiff`.
     """
@@ -102,7 +109,12 @@ def build_result(
         if choice.get("logprobs") is not None:
             logprobs = (chat_logprobs if chat else completion_logprobs)(choice["logprobs"])
         made.append(
-            {"index": choice["index"], **content, "logprobs": logprobs, "finish_reason": choice["finish_reason"]}
+            {
+                "index": choice["index"],
+                **content,
+                "logprobs": logprobs,
+                "finish_reason": choice["finish_reason"],
+            }
         )
     return {
         "id": response_id(endpoint, job_id),

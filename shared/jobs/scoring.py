@@ -1,7 +1,7 @@
 """`/v1/loglikelihood`: how likely a text is after another. Its body, checked; and its answer. Pure.
 
-`monte_carlo` is LLaDA's own estimate, with its standard error; `chain_rule` scores the tokens from left to right, each with all
-that follow masked. What they mean is in `worker.engine.likelihood`.
+`monte_carlo` is LLaDA's own estimate, with its standard error; `chain_rule` scores the tokens from
+left to right, each with all that follow masked. What they mean is in `worker.engine.likelihood`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,17 @@ from shared.prompt_ids import PARSE_SPECIAL, parse_special_of, prompt_ids
 from shared.sampling_params import SamplingParams
 from shared.tokenizer import TokenizerWrapper
 
-FIELDS = ("model", "context", "continuation", "pairs", "method", "mc_num", "seed", "cfg_scale", PARSE_SPECIAL)
+FIELDS = (
+    "model",
+    "context",
+    "continuation",
+    "pairs",
+    "method",
+    "mc_num",
+    "seed",
+    "cfg_scale",
+    PARSE_SPECIAL,
+)
 METHODS = (MONTE_CARLO, CHAIN_RULE)
 MAX_PAIRS = 128
 DEFAULT_MC_NUM, MAX_MC_NUM = 128, 1024
@@ -60,25 +70,29 @@ class ScoreRequest:
         ids: list[int] = []
         sizes = []
         for pair, paths in zip(self.pairs, self.paths, strict=True):
-            context, target = (self.tokens(text, path, card, tokenizer) for text, path in zip(pair, paths, strict=True))
+            context, target = (
+                self.tokens(text, path, card, tokenizer)
+                for text, path in zip(pair, paths, strict=True)
+            )
             if len(context) + len(target) > card.context_length:
-                message = (
-                    f"{len(context)} and {len(target)} tokens exceed the context of {card.name}, {card.context_length}"
-                )
+                message = f"{len(context)} and {len(target)} tokens exceed the context of {card.name}, {card.context_length}"
                 raise PromptTooLong(message, param=paths[1])
             ids += [*context, *target]
             sizes.append((len(context), len(target)))
         monte_carlo = method == MONTE_CARLO
         mc_num = (self.mc_num or DEFAULT_MC_NUM) if monte_carlo else 1
         task = ScoreTask(method, tuple(sizes), mc_num, self.cfg_scale)
-        # The method stands where other jobs have their algorithm, so that metrics and the job object tell it.
+        # The method stands where other jobs have their algorithm, so that metrics and the job
+        # object tell it.
         diffusion = DiffusionParams(algorithm=method, cache="none", cfg_scale=self.cfg_scale)
         scored = sum(target for _, target in sizes)
         seed = self.seed if monte_carlo else 0  # the chain rule draws nothing
         params = SamplingParams(max_tokens=scored, temperature=0.0, seed=seed, diffusion=diffusion)
         return Resolved(ids, params, len(ids), task)
 
-    def tokens(self, text: Text, path: str, card: ModelCard, tokenizer: TokenizerWrapper) -> list[int]:
+    def tokens(
+        self, text: Text, path: str, card: ModelCard, tokenizer: TokenizerWrapper
+    ) -> list[int]:
         """Return the token ids of a text, at least one. Raises InvalidParameter."""
         ids = prompt_ids(text, path, card, tokenizer, parse_special=self.parse_special)
         if not ids:
@@ -92,7 +106,9 @@ class ScoreRequest:
             raise InvalidParameter(message, param="method")
         for name in ("mc_num", "seed"):
             if method == CHAIN_RULE and getattr(self, name) is not None:
-                raise InvalidParameter(f"{name} has no effect with {CHAIN_RULE}, which draws nothing", param=name)
+                raise InvalidParameter(
+                    f"{name} has no effect with {CHAIN_RULE}, which draws nothing", param=name
+                )
         return method
 
 
@@ -120,21 +136,29 @@ def parse(body: Any) -> ScoreRequest:
     )
 
 
-def checked_parse_special(given: Mapping[str, Any], pairs: Sequence[tuple[Text, Text]]) -> bool | None:
-    """Return the request's `parse_special`. Raises InvalidParameter: it has no effect on these texts."""
+def checked_parse_special(
+    given: Mapping[str, Any], pairs: Sequence[tuple[Text, Text]]
+) -> bool | None:
+    """Return the request's `parse_special`. Raises InvalidParameter: it has no effect on these
+    texts.
+    """
     value = parse_special_of(given)
     if value is False and not any(isinstance(text, str) for pair in pairs for text in pair):
         refuse_without_text()
     return value
 
 
-def _pairs(given: Mapping[str, Any]) -> tuple[tuple[tuple[Text, Text], ...], tuple[tuple[str, str], ...]]:
+def _pairs(
+    given: Mapping[str, Any],
+) -> tuple[tuple[tuple[Text, Text], ...], tuple[tuple[str, str], ...]]:
     """The pairs with the names of their fields: one in the body itself, or a list under `pairs`."""
     if "pairs" not in given:
         return (_pair(given, ""),), (("context", "continuation"),)
     for name in ("context", "continuation"):
         if name in given:
-            raise InvalidParameter(f"give pairs, or context and continuation; not {name} too", param=name)
+            raise InvalidParameter(
+                f"give pairs, or context and continuation; not {name} too", param=name
+            )
     value = given["pairs"]
     if not isinstance(value, list) or not 1 <= len(value) <= MAX_PAIRS:
         raise InvalidParameter(f"pairs must be a list of 1 to {MAX_PAIRS} pairs", param="pairs")
@@ -145,7 +169,9 @@ def _pairs(given: Mapping[str, Any]) -> tuple[tuple[tuple[Text, Text], ...], tup
             raise InvalidParameter(f"{at} must be an object of context and continuation", param=at)
         for name, value in pair.items():
             if name not in ("context", "continuation") and value is not None:
-                raise UnknownParameter(f"{at}.{name[:80]} is not a field of a pair", param=f"{at}.{name[:80]}")
+                raise UnknownParameter(
+                    f"{at}.{name[:80]} is not a field of a pair", param=f"{at}.{name[:80]}"
+                )
         made.append(_pair(pair, f"{at}."))
         paths.append((f"{at}.context", f"{at}.continuation"))
     return tuple(made), tuple(paths)
@@ -180,7 +206,9 @@ def build_result(
     scores: Sequence[Score],
     extras: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The response object. One draw has no standard error; whether a text is greedy only the chain rule knows."""
+    """The response object. One draw has no standard error; whether a text is greedy only the chain
+    rule knows.
+    """
     data = [
         {
             "index": i,

@@ -5,7 +5,8 @@ endpoints.
     waiter.register(prepared.id)                     only if somebody waits
     accepted = await service.enqueue(prepared)       INSERT, COMMIT, then push
 
-The row is the job: once it is committed, a lost push costs seconds (the sweeper pushes again), never the job.
+The row is the job: once it is committed, a lost push costs seconds (the sweeper pushes again),
+never the job.
 """
 
 from __future__ import annotations
@@ -97,7 +98,11 @@ class Prepared:
         """
         body, params = self.values["body"], self.values["params"]
         diffusion = params.get("diffusion") or {}
-        drawn = params.get("temperature") != 0 or diffusion.get("algorithm") == "random" or diffusion.get("alg_temp")
+        drawn = (
+            params.get("temperature") != 0
+            or diffusion.get("algorithm") == "random"
+            or diffusion.get("alg_temp")
+        )
         return body.get("seed") is not None or not drawn
 
 
@@ -140,7 +145,10 @@ class JobService:
         served = await self.served(request.model, request.endpoint)
         if isinstance(request, ResponseRequest):
             request = await self._continued(request, submission.principal.tenant)
-        compiles = isinstance(request, ParsedRequest | ResponseRequest) and "response_format" in request.fields
+        compiles = (
+            isinstance(request, ParsedRequest | ResponseRequest)
+            and "response_format" in request.fields
+        )
         if compiles or request.characters > THREAD_CHARACTERS:
             prepared = await asyncio.to_thread(self.complete, submission, request, served)
         else:
@@ -149,7 +157,9 @@ class JobService:
         return prepared
 
     async def _continued(self, request: ResponseRequest, tenant: str) -> ResponseRequest:
-        """The request with what was said before it. Raises InvalidParameter: no such response, or it has no answer."""
+        """The request with what was said before it. Raises InvalidParameter: no such response, or
+        it has no answer.
+        """
         if request.previous is None:
             return request
         try:
@@ -169,12 +179,16 @@ class JobService:
         return request.continuing(next_messages(task, row.result["output"]))
 
     async def served(self, model_name: str, endpoint: str) -> Served:
-        """The model with its tokenizer. Raises ModelNotFound, InvalidParameter (it does not serve the endpoint)."""
+        """The model with its tokenizer. Raises ModelNotFound, InvalidParameter (it does not serve
+        the endpoint).
+        """
         model = await self._models.get(model_name)
         endpoints = model.card.capabilities.get("endpoints", ())
         if endpoint not in endpoints:
             reason = " has no chat template: it" if endpoint in (CHAT, RESPONSES) else ""
-            raise InvalidParameter(f"{model.name}{reason} serves {', '.join(endpoints)} only", param="endpoint")
+            raise InvalidParameter(
+                f"{model.name}{reason} serves {', '.join(endpoints)} only", param="endpoint"
+            )
         return model, await self._models.tokenizer(model)
 
     def complete(self, submission: Submission, request: Request, served: Served) -> Prepared:
@@ -183,7 +197,9 @@ class JobService:
         resolved = request.resolve(model.card, tokenizer)
         if resolved.params.seed is None:
             # A second attempt must give the same answer.
-            resolved = replace(resolved, params=resolved.params.with_seed(secrets.randbits(_SEED_BITS)))
+            resolved = replace(
+                resolved, params=resolved.params.with_seed(secrets.randbits(_SEED_BITS))
+            )
         values = {
             "id": new_id("job"),
             "tenant": submission.principal.tenant,
@@ -217,10 +233,14 @@ class JobService:
             async with self._database.read() as session:
                 statement = webhooks.get_endpoint(webhook["endpoint_id"], who.tenant)
                 if (await session.execute(statement)).one_or_none() is None:
-                    raise InvalidParameter("webhook.endpoint_id: no such endpoint", param="webhook.endpoint_id")
+                    raise InvalidParameter(
+                        "webhook.endpoint_id: no such endpoint", param="webhook.endpoint_id"
+                    )
         elif who.key_id is None and who.tenant not in self._with_secret:
             async with self._database.write() as session:
-                await session.execute(webhooks.ensure_secret(who.tenant, self._vault.seal(new_secret())))
+                await session.execute(
+                    webhooks.ensure_secret(who.tenant, self._vault.seal(new_secret()))
+                )
             self._with_secret.add(who.tenant)
         return webhook if who.key_id is None else {**webhook, "key_id": who.key_id}
 
@@ -238,24 +258,37 @@ class JobService:
             if (found := await self._earlier(prepared)) is not None:
                 _log.info("job_attached", job_id=found)
                 return Accepted(found, created=False)
-            with tracing.span("vdiff.enqueue", kind="PRODUCER", job_id=values["id"], model=values["model"]):
+            with tracing.span(
+                "vdiff.enqueue", kind="PRODUCER", job_id=values["id"], model=values["model"]
+            ):
                 created = await self._insert(values, prepared.limits)
             if created:
-                _log.info("job_accepted", job_id=prepared.id, model=values["model"], endpoint=values["endpoint"])
+                _log.info(
+                    "job_accepted",
+                    job_id=prepared.id,
+                    model=values["model"],
+                    endpoint=values["endpoint"],
+                )
                 return Accepted(prepared.id, created=True)
-            # Lost a race for the key: the winner's row is there now (or its key was freed just then).
-        raise Conflict("the Idempotency-Key is being used by another request; try again", param="Idempotency-Key")
+            # Lost a race for the key: the winner's row is there now (or its key was freed just
+            # then).
+        raise Conflict(
+            "the Idempotency-Key is being used by another request; try again",
+            param="Idempotency-Key",
+        )
 
     async def _insert(self, values: dict[str, Any], limits: Limits) -> bool:
-        """Store the row and push its message, or leave that to the dispatcher; False when the key is taken.
+        """Store the row and push its message, or leave that to the dispatcher; False when the key
+        is taken.
 
         Raises TooManyRequests, LockTimeout.
         """
         model, priority = values["model"], values["priority"]
         push = await self._window.reserve(model, priority)
         try:
-            # Written before the push, so that the usual case needs no second UPDATE; unset when the push fails.
-            # The database's moment: by the clock of a machine that is ahead, a lost message would be missed too late.
+            # Written before the push, so that the usual case needs no second UPDATE; unset when the
+            # push fails. The database's moment: by the clock of a machine that is ahead, a lost
+            # message would be missed too late.
             values = {**values, "pushed_at": func.now() if push else None}
             who = (values["tenant"], values["key_id"])
             async with self._adding(who, limits) as session:
@@ -274,7 +307,9 @@ class JobService:
         return True
 
     def _adding(self, who: Who, limits: Limits) -> AbstractAsyncContextManager[AsyncWriteSession]:
-        """Open a transaction that adds to a queue. Keys without limits need not wait for each other's requests."""
+        """Open a transaction that adds to a queue. Keys without limits need not wait for each
+        other's requests.
+        """
         return self.queue_writes.write(who) if limits.of_queue else self._database.write()
 
     async def announce(self, model: str, priority: Priority) -> None:
@@ -286,13 +321,16 @@ class JobService:
         key = values["idempotency_key"]
         if key is not None:
             async with self._database.read() as session:
-                row = (await session.execute(queries.by_idempotency_key(values["tenant"], key))).one_or_none()
+                row = (
+                    await session.execute(queries.by_idempotency_key(values["tenant"], key))
+                ).one_or_none()
             if row is None:
                 return None
             refuse_purged(row)  # with the prompt went what the request could be compared with
             if row.request_hash != values["request_hash"]:
                 raise IdempotencyMismatch(
-                    f"this Idempotency-Key was used with another body, for job {row.id}", param="Idempotency-Key"
+                    f"this Idempotency-Key was used with another body, for job {row.id}",
+                    param="Idempotency-Key",
                 )
             return str(row.id)
         if prepared.automatic_retry:
@@ -304,11 +342,14 @@ class JobService:
             return await self._whose_answer_was_lost(made, prepared) if made else None
         return None
 
-    async def _whose_answer_was_lost(self, made: Sequence[Row[Any]], prepared: Prepared) -> str | None:
+    async def _whose_answer_was_lost(
+        self, made: Sequence[Row[Any]], prepared: Prepared
+    ) -> str | None:
         """Find the job created by the call that is being retried.
 
-        It is one that its client left. Failing that, where the same request gives the same answer any will do; otherwise
-        several calls may have made it that want an answer each, and it is one that runs and for which nobody waits any more.
+        It is one that its client left. Failing that, where the same request gives the same answer
+        any will do; otherwise several calls may have made it that want an answer each, and it is
+        one that runs and for which nobody waits any more.
         """
         try:
             pipe = self._redis.pipeline(transaction=False)
@@ -329,8 +370,10 @@ class JobService:
         return None
 
     async def made_before(self, submission: Submission) -> str | None:
-        """The job that this same request made under its Idempotency-Key; also when the request would not be accepted any more,
-        because a deadline passed since, or the model or the endpoint that it names went."""
+        """The job that this same request made under its Idempotency-Key; also when the request
+        would not be accepted any more, because a deadline passed since, or the model or the
+        endpoint that it names went.
+        """
         principal, key = submission.principal, submission.idempotency_key
         if key is None:
             return None
@@ -343,23 +386,31 @@ class JobService:
         """The job's row. Raises JobNotFound."""
         if is_id(job_id, "job"):
             async with self._database.read() as session:
-                row: Row[Any] | None = (await session.execute(queries.get(job_id, tenant))).one_or_none()
+                row: Row[Any] | None = (
+                    await session.execute(queries.get(job_id, tenant))
+                ).one_or_none()
             if row is not None:
                 return row
         raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")
 
     async def get_shared(self, job_id: str, tenant: str) -> Row[Any]:
-        """Return what `get` does; callers that the same message woke share one query. Raises JobNotFound."""
+        """Return what `get` does; callers that the same message woke share one query. Raises
+        JobNotFound.
+        """
         task = self._reading.get((job_id, tenant))
         if task is None:
 
             async def read() -> Row[Any]:
                 await asyncio.sleep(GATHER_SECONDS)
-                del self._reading[job_id, tenant]  # a caller that comes from now on may know of a later change
+                del self._reading[
+                    job_id, tenant
+                ]  # a caller that comes from now on may know of a later change
                 return await self.get(job_id, tenant)
 
             task = self._reading[job_id, tenant] = asyncio.create_task(read())
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # its callers may be gone
+            task.add_done_callback(
+                lambda done: done.cancelled() or done.exception()
+            )  # its callers may be gone
         return await asyncio.shield(task)
 
     async def wait(self, job_id: str, seconds: float, tenant: str) -> Row[Any]:
@@ -369,7 +420,9 @@ class JobService:
         row: Row[Any] | None = None
 
         async def read() -> Row[Any]:
-            """Return the row as it was while the database is away: the job is there, and its client can go on waiting."""
+            """Return the row as it was while the database is away: the job is there, and its client
+            can go on waiting.
+            """
             nonlocal row
             try:
                 row = await self.get_shared(job_id, tenant)
@@ -381,12 +434,15 @@ class JobService:
 
         return await self._waiter.wait_for(job_id, read, is_done=is_over, timeout_seconds=seconds)
 
-    async def retry(self, job_id: str, principal: Principal, deadlines: Deadlines | None = None) -> Row[Any]:
+    async def retry(
+        self, job_id: str, principal: Principal, deadlines: Deadlines | None = None
+    ) -> Row[Any]:
         """Another life for a job that failed, was cancelled or expired.
 
         Raises:
             JobNotFound, Gone, TooManyRequests, LockTimeout.
-            Conflict: it succeeded (replay it), or is not over, or the batch or evaluation that it is part of is not.
+            Conflict: it succeeded (replay it), or is not over, or the batch or evaluation that it
+                is part of is not.
         """
         row = await self.get(job_id, principal.tenant)
         refuse_purged(row)
@@ -395,23 +451,37 @@ class JobService:
         async with self._adding(who, principal.limits) as session:
             await refuse_part_of_open(session, row)
             await refuse_beyond(session, who, principal.limits, jobs=1, tokens=row.tokens)
-            statement = repository.retry(job_id, principal.tenant, key_id=principal.payer, deadlines=columns)
+            statement = repository.retry(
+                job_id, principal.tenant, key_id=principal.payer, deadlines=columns
+            )
             moved = (await session.execute(statement)).one_or_none()
         if moved is None:
             row = await self.get(job_id, principal.tenant)
             if row.status == JobStatus.SUCCEEDED:
-                raise Conflict("the job succeeded, which is final; replay makes a new job of it", code="job_succeeded")
-            raise Conflict(f"the job is {row.status}; only a job that is over can be retried", code="job_not_done")
+                raise Conflict(
+                    "the job succeeded, which is final; replay makes a new job of it",
+                    code="job_succeeded",
+                )
+            raise Conflict(
+                f"the job is {row.status}; only a job that is over can be retried",
+                code="job_not_done",
+            )
         await self._window.leave(moved.model, moved.priority)  # behind those that wait
         return await self.get(job_id, principal.tenant)
 
     async def prepare_replay(
-        self, job_id: str, principal: Principal, *, idempotency_key: str | None = None, automatic_retry: bool = False
+        self,
+        job_id: str,
+        principal: Principal,
+        *,
+        idempotency_key: str | None = None,
+        automatic_retry: bool = False,
     ) -> Prepared:
         """A new job that asks for the same again: prompt, parameters, seed, revision of the model.
 
         Args:
-            idempotency_key, automatic_retry: as of a `Submission`; the request is the same when it replays the same job.
+            idempotency_key, automatic_retry: as of a `Submission`; the request is the same when it
+                replays the same job.
 
         Raises:
             JobNotFound, Gone.
@@ -420,13 +490,16 @@ class JobService:
         row = None
         if is_id(job_id, "job"):
             async with self._database.read() as session:
-                row = (await session.execute(queries.for_replay(job_id, principal.tenant))).one_or_none()
+                row = (
+                    await session.execute(queries.for_replay(job_id, principal.tenant))
+                ).one_or_none()
         if row is None:
             raise JobNotFound(f"no job {job_id[:80]!r}", param="job_id")
         refuse_purged(row)
         if row.status != JobStatus.SUCCEEDED:
             raise Conflict(
-                f"the job is {row.status}; only one that succeeded can be replayed", code="job_not_succeeded"
+                f"the job is {row.status}; only one that succeeded can be replayed",
+                code="job_not_succeeded",
             )
         model = await self._models.get(row.model)
         if model.card.revision != row.revision:
@@ -436,15 +509,29 @@ class JobService:
             "id": new_id("job"),
             "key_id": principal.payer,
             "format": ROW_FORMAT,
-            **{name: getattr(row, name) for name in ("tenant", "endpoint", "model", "priority", "custom_id", "metadata",
-                                                     "body", "params", "prompt_token_ids", "tokens", "max_attempts",
-                                                     "retain_seconds")},
+            **{
+                name: getattr(row, name)
+                for name in (
+                    "tenant",
+                    "endpoint",
+                    "model",
+                    "priority",
+                    "custom_id",
+                    "metadata",
+                    "body",
+                    "params",
+                    "prompt_token_ids",
+                    "tokens",
+                    "max_attempts",
+                    "retain_seconds",
+                )
+            },
             "idempotency_key": principal.scoped(idempotency_key),
             "request_hash": hashlib.sha256(f"replay of {row.id}".encode()).hexdigest(),
             "pinned_revision": row.revision,
             "replay_of": row.id,
             "traceparent": tracing.current(),
-        }  # fmt: skip
+        }
         request = parse(row.endpoint, row.body, streaming=True)
         return Prepared(values["id"], request, values, automatic_retry, principal.limits)
 
@@ -458,14 +545,18 @@ class JobService:
         return dict(row.body)
 
     async def purge(self, job_id: str, tenant: str) -> None:
-        """Forget input and output; a second time is as good. Raises JobNotFound, Conflict (as `retry`)."""
+        """Forget input and output; a second time is as good. Raises JobNotFound, Conflict (as
+        `retry`).
+        """
         row = await self.get(job_id, tenant)
         if not is_over(row):
             raise Conflict(f"the job is {row.status}; cancel it first", code="job_not_done")
         async with self._database.write() as session:
             await refuse_part_of_open(session, row)
             await session.execute(repository.purge(job_id, tenant))
-        with suppress(RedisError, OSError, TimeoutError):  # while Redis is away: its stream goes by itself in minutes
+        with suppress(
+            RedisError, OSError, TimeoutError
+        ):  # while Redis is away: its stream goes by itself in minutes
             async with asyncio.timeout(REDIS_SECONDS):
                 await self._redis.delete(events_key(job_id))
 
@@ -474,7 +565,9 @@ class JobService:
         if row.replay_of is None or row.result is None:
             return None
         async with self._database.read() as session:
-            found = (await session.execute(queries.result_of(row.replay_of, row.tenant))).one_or_none()
+            found = (
+                await session.execute(queries.result_of(row.replay_of, row.tenant))
+            ).one_or_none()
         return None if found is None else found.result
 
     async def cancel(self, job_id: str, tenant: str) -> Row[Any]:
@@ -489,9 +582,13 @@ class JobService:
                         await publish_cancel(self._redis, job_id)
                     else:
                         seconds = self._settings.event_stream_seconds
-                        await publish_done(self._redis, job_id, moved.status, stream_seconds=seconds)
+                        await publish_done(
+                            self._redis, job_id, moved.status, stream_seconds=seconds
+                        )
             except (RedisError, OSError, TimeoutError) as exc:
-                _log.warning("publish_failed", job_id=job_id, error=type(exc).__name__)  # the heartbeat brings it
+                _log.warning(
+                    "publish_failed", job_id=job_id, error=type(exc).__name__
+                )  # the heartbeat brings it
         return await self.get(job_id, tenant)
 
 
@@ -508,7 +605,14 @@ def is_over(row: Row[Any]) -> bool:
 def _hash(submission: Submission) -> str:
     """Return the hash of everything that makes two requests the same."""
     whole = [
-        submission.endpoint, submission.body, submission.priority.value, submission.custom_id, dict(submission.metadata),
-        {k: str(v) for k, v in submission.deadlines.columns().items() if v is not None}, submission.webhook,
-    ]  # fmt: skip
-    return hashlib.sha256(json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        submission.endpoint,
+        submission.body,
+        submission.priority.value,
+        submission.custom_id,
+        dict(submission.metadata),
+        {k: str(v) for k, v in submission.deadlines.columns().items() if v is not None},
+        submission.webhook,
+    ]
+    return hashlib.sha256(
+        json.dumps(whole, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()

@@ -4,19 +4,25 @@
               │
               ▼      claim (worker)
            queued ───────────────────► running ──┬─► succeeded   finish (worker)
-            │ ▲ ▲                        │       ├─► failed      finish (worker), sweeper at max_attempts
-            │ │ └────────────────────────┘       ├─► cancelled   finish (worker), sweeper when its worker is gone
-            │ │   drain, retryable failure       └─► expired     finish (worker), sweeper: complete_by, max_run_seconds
+            │ ▲ ▲                        │       ├─► failed      finish (worker), sweeper at
+                                                                 max_attempts
+            │ │ └────────────────────────┘       ├─► cancelled   finish (worker), sweeper when its
+                                                                 worker is gone
+            │ │   drain, retryable failure       └─► expired     finish (worker), sweeper:
+                                                                 complete_by, max_run_seconds
             │ │   (worker), lease ran out (sweeper)
             │ │
-            │ └── failed, cancelled, expired      retry (API): another life of the job; succeeded is final
-            ├─► failed                            sweeper: a replay whose revision of the model nobody serves any more
+            │ └── failed, cancelled, expired      retry (API): another life of the job; succeeded is
+                  final
+            ├─► failed                            sweeper: a replay whose revision of the model
+                                                  nobody serves any more
             ├─► cancelled                         cancel (API)
             └─► expired                           sweeper: start_by, complete_by
 
 Per state, who moves a job in and out: docs/jobs.md.
 
-Every move is `UPDATE jobs ... WHERE status IN (allowed) RETURNING` in `shared.jobs.repository`, so two cannot both win.
+Every move is `UPDATE jobs ... WHERE status IN (allowed) RETURNING` in `shared.jobs.repository`, so
+two cannot both win.
 """
 
 from __future__ import annotations
@@ -33,10 +39,14 @@ class JobStatus(StrEnum):
     EXPIRED = "expired"
 
 
-TERMINAL = frozenset({JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED})
+TERMINAL = frozenset(
+    {JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED}
+)
 
 TRANSITIONS: dict[JobStatus, frozenset[JobStatus]] = {
-    JobStatus.QUEUED: frozenset({JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED}),
+    JobStatus.QUEUED: frozenset(
+        {JobStatus.RUNNING, JobStatus.FAILED, JobStatus.CANCELLED, JobStatus.EXPIRED}
+    ),
     JobStatus.RUNNING: frozenset({JobStatus.QUEUED, *TERMINAL}),
     JobStatus.SUCCEEDED: frozenset(),
     # Only by an explicit retry.

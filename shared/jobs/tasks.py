@@ -1,8 +1,9 @@
 """Tasks of jobs beyond one answer to one prompt: fill holes, score, answer several prompts,
 respond.
 
-Frozen when the job is accepted. Stored beside the sampling parameters, as `task` in the job's `params`, and read by the worker.
-The token ids are all in `prompt_token_ids`; a task says where in them its pieces lie. A purge forgets both.
+Frozen when the job is accepted. Stored beside the sampling parameters, as `task` in the job's
+`params`, and read by the worker. The token ids are all in `prompt_token_ids`; a task says where in
+them its pieces lie. A purge forgets both.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ TASK = "task"  # the key in a job's `params`
 
 @dataclass(frozen=True, slots=True)
 class InfillTask:
-    """Holes in a text. `tokens` counts the tokens of each part; `prompt_token_ids` holds them all, masks in the holes."""
+    """Holes in a text. `tokens` counts the tokens of each part; `prompt_token_ids` holds them all,
+    masks in the holes.
+    """
 
     parts: tuple[str | int, ...]  # fixed text, or a hole of so many tokens
     tokens: tuple[int, ...]
@@ -38,10 +41,14 @@ class InfillTask:
 
 @dataclass(frozen=True, slots=True)
 class ScoreTask:
-    """Continuations to score after their contexts, or prompts to score from their second token on (`echo`)."""
+    """Continuations to score after their contexts, or prompts to score from their second token on
+    (`echo`).
+    """
 
     method: str
-    pairs: tuple[tuple[int, int], ...]  # tokens of each context and of its continuation, in `prompt_token_ids` in a row
+    pairs: tuple[
+        tuple[int, int], ...
+    ]  # tokens of each context and of its continuation, in `prompt_token_ids` in a row
     mc_num: int = 1
     cfg_scale: float = 0.0
     top: int = 0  # alternatives of each token
@@ -86,10 +93,14 @@ class PromptsTask:
 
 @dataclass(frozen=True, slots=True)
 class ResponseTask:
-    """An answer of the Responses API: what its object repeats of the request, and what the next turn goes on from."""
+    """An answer of the Responses API: what its object repeats of the request, and what the next
+    turn goes on from.
+    """
 
     shown: dict[str, Any]
-    messages: tuple[tuple[str, str], ...]  # role and content of all turns so far, without instructions
+    messages: tuple[
+        tuple[str, str], ...
+    ]  # role and content of all turns so far, without instructions
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": "response", **asdict(self)}
@@ -109,5 +120,7 @@ def task_of(params: Mapping[str, Any]) -> Task | None:
     if kind == "prompts":
         return PromptsTask(tuple(data["tokens"]))
     if kind == "response":
-        return ResponseTask(data["shown"], tuple((role, content) for role, content in data["messages"]))
+        return ResponseTask(
+            data["shown"], tuple((role, content) for role, content in data["messages"])
+        )
     return ScoreTask(**{**data, "pairs": tuple((a, b) for a, b in data["pairs"])})

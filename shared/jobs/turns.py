@@ -1,9 +1,10 @@
 """Weighted turns between keys. Pure, so that fairness is tested without a database.
 
-Start-time fair queueing. A lane's clock is the virtual time at which its next turn begins; a turn moves it on by
-1 / weight. The lane with the earliest clock is next. A lane that was idle begins at the queue's clock, the beginning
-of the turn that was given last: it neither saves turns up nor waits for those that others had meanwhile. So a key's
-first job is next after the turn that is being given, however many jobs another one has.
+Start-time fair queueing. A lane's clock is the virtual time at which its next turn begins; a turn
+moves it on by 1 / weight. The lane with the earliest clock is next. A lane that was idle begins at
+the queue's clock, the beginning of the turn that was given last: it neither saves turns up nor
+waits for those that others had meanwhile. So a key's first job is next after the turn that is being
+given, however many jobs another one has.
 """
 
 from __future__ import annotations

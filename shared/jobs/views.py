@@ -40,7 +40,9 @@ def deadlines_object(row: Mapping[Any, Any]) -> dict[str, Any]:
     }
 
 
-def replay_object(row: Mapping[Any, Any], original: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def replay_object(
+    row: Mapping[Any, Any], original: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     """Return the comparison of a replay with the job that it repeats.
 
     Args:
@@ -60,7 +62,10 @@ def _texts(result: Mapping[str, Any]) -> list[str]:
         return [f"{score['loglikelihood']:.4f}" for score in result["data"]]
     if "output" in result:
         return [part["text"] for item in result["output"] for part in item["content"]]
-    return [c["message"]["content"] if "message" in c else c.get("text", "") for c in result.get("choices", ())]
+    return [
+        c["message"]["content"] if "message" in c else c.get("text", "")
+        for c in result.get("choices", ())
+    ]
 
 
 def first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -70,9 +75,15 @@ def first_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dic
         one, other = (texts[index] if index < len(texts) else "" for texts in (old, new))
         if one != other:
             at = next(
-                (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
+                (i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b),
+                min(len(one), len(other)),
             )
-            return {"choice": index, "position": at, "before": one[at : at + 40], "after": other[at : at + 40]}
+            return {
+                "choice": index,
+                "position": at,
+                "before": one[at : at + 40],
+                "after": other[at : at + 40],
+            }
     return None
 
 

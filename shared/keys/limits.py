@@ -13,7 +13,9 @@ from shared.settings import Settings
 
 
 def default_limits(settings: Settings) -> Limits:
-    return Limits(settings.requests_per_minute, settings.max_queued_jobs, settings.max_queued_tokens)
+    return Limits(
+        settings.requests_per_minute, settings.max_queued_jobs, settings.max_queued_tokens
+    )
 
 
 def limits_of(row: Mapping[Any, Any], defaults: Limits) -> Limits:
@@ -26,7 +28,9 @@ def limits_of(row: Mapping[Any, Any], defaults: Limits) -> Limits:
 
 
 async def read_limits(session: AsyncSession, key_id: str, settings: Settings) -> Limits:
-    """Read the limits of a key as they are now; the server's for an empty id, or a key that is gone."""
+    """Read the limits of a key as they are now; the server's for an empty id, or a key that is
+    gone.
+    """
     defaults = default_limits(settings)
     row = (await session.execute(repository.get(key_id))).one_or_none() if key_id else None
     return defaults if row is None else limits_of(row._mapping, defaults)

@@ -36,8 +36,9 @@ class Limits:
     def beyond(self, *, jobs: int, tokens: int, queued_jobs: int, queued_tokens: int) -> str | None:
         """Return which limit so many more queued jobs and tokens would exceed; None if none."""
         for what, now, more, limit in (
-            ("jobs", queued_jobs, jobs, self.queued_jobs), ("tokens", queued_tokens, tokens, self.queued_tokens),
-        ):  # fmt: skip
+            ("jobs", queued_jobs, jobs, self.queued_jobs),
+            ("tokens", queued_tokens, tokens, self.queued_tokens),
+        ):
             if limit is not None and now + more > limit:
                 return f"{now} {what} are queued, this would add {more}, and {limit} may be; wait until some are done"
         return None
@@ -66,8 +67,14 @@ class Principal:
         return self.operator or (self.tenant == ANONYMOUS and self.may(Scope.ADMIN))
 
     def scoped(self, idempotency_key: str | None) -> str | None:
-        """An idempotency key as it is stored. Two keys of a tenant may choose the same one and mean two jobs."""
-        return idempotency_key if idempotency_key is None or not self.key_id else f"{self.key_id} {idempotency_key}"
+        """An idempotency key as it is stored. Two keys of a tenant may choose the same one and mean
+        two jobs.
+        """
+        return (
+            idempotency_key
+            if idempotency_key is None or not self.key_id
+            else f"{self.key_id} {idempotency_key}"
+        )
 
     @property
     def reads_results(self) -> bool:

@@ -6,7 +6,19 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Insert, Select, Table, Update, func, insert, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Insert,
+    Select,
+    Table,
+    Update,
+    func,
+    insert,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from shared.db.expressions import seconds
 from shared.db.tables import ApiKey
@@ -31,21 +43,38 @@ def create(
     expires_at: datetime | None,
 ) -> Insert:
     return insert(KEYS).values(
-        id=key_id, name=name, tenant=tenant, key_hash=key_hash, scopes=list(scopes), webhook_secret=webhook_secret,
-        requests_per_minute=requests_per_minute, max_queued_jobs=max_queued_jobs, max_queued_tokens=max_queued_tokens,
-        weight=weight, expires_at=expires_at,
-    )  # fmt: skip
+        id=key_id,
+        name=name,
+        tenant=tenant,
+        key_hash=key_hash,
+        scopes=list(scopes),
+        webhook_secret=webhook_secret,
+        requests_per_minute=requests_per_minute,
+        max_queued_jobs=max_queued_jobs,
+        max_queued_tokens=max_queued_tokens,
+        weight=weight,
+        expires_at=expires_at,
+    )
 
 
 def _with_state() -> Select[Any]:
-    """Select rows with `usable`, `previous_usable` and `use_is_old` (see `note_use`), by the database's clock."""
+    """Select rows with `usable`, `previous_usable` and `use_is_old` (see `note_use`), by the
+    database's clock.
+    """
     usable = _K.revoked_at.is_(None) & or_(_K.expires_at.is_(None), _K.expires_at > func.now())
     previous = (_K.previous_until.is_not(None)) & (_K.previous_until > func.now())
-    return select(KEYS, usable.label("usable"), previous.label("previous_usable"), _use_is_old().label("use_is_old"))
+    return select(
+        KEYS,
+        usable.label("usable"),
+        previous.label("previous_usable"),
+        _use_is_old().label("use_is_old"),
+    )
 
 
 def _use_is_old() -> ColumnElement[bool]:
-    return or_(_K.last_used_at.is_(None), _K.last_used_at < func.now() - seconds(USED_EVERY_SECONDS))
+    return or_(
+        _K.last_used_at.is_(None), _K.last_used_at < func.now() - seconds(USED_EVERY_SECONDS)
+    )
 
 
 def get(key_id: str) -> Select[Any]:

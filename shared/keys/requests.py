@@ -23,13 +23,20 @@ _TEXT_MAX = 100
 def name_of(value: Any) -> str:
     """Raises InvalidParameter."""
     if not isinstance(value, str) or not 1 <= len(value) <= _TEXT_MAX or not value.isprintable():
-        raise InvalidParameter(f"a key's name has 1 to {_TEXT_MAX} printable characters", param="name")
+        raise InvalidParameter(
+            f"a key's name has 1 to {_TEXT_MAX} printable characters", param="name"
+        )
     return value
 
 
 def tenant_of(value: Any) -> str:
     """Raises InvalidParameter."""
-    good = isinstance(value, str) and 1 <= len(value) <= _TEXT_MAX and value.isprintable() and " " not in value
+    good = (
+        isinstance(value, str)
+        and 1 <= len(value) <= _TEXT_MAX
+        and value.isprintable()
+        and " " not in value
+    )
     if not good:
         message = f"a tenant has 1 to {_TEXT_MAX} printable characters without spaces"
         raise InvalidParameter(message, param="tenant")
@@ -39,7 +46,9 @@ def tenant_of(value: Any) -> str:
 def _scopes(value: Any) -> list[str]:
     known = [s.value for s in Scope]
     if not isinstance(value, list) or not value or any(s not in known for s in value):
-        raise InvalidParameter(f"scopes must be a list of some of {', '.join(known)}", param="scopes")
+        raise InvalidParameter(
+            f"scopes must be a list of some of {', '.join(known)}", param="scopes"
+        )
     return list(dict.fromkeys(value))
 
 
@@ -48,7 +57,8 @@ class Giver:
     """The caller that makes or rotates a key. It cannot give more than it has: tenant, limits,
     weight and time.
 
-    The operator (`VDIFF_API_KEY`) has no bounds. `scopes` need no look: who may make keys has `admin`, which is all of them.
+    The operator (`VDIFF_API_KEY`) has no bounds. `scopes` need no look: who may make keys has
+    `admin`, which is all of them.
     """
 
     tenant: str
@@ -62,7 +72,10 @@ class Giver:
         if self.operator:
             return
         if tenant != self.tenant:
-            raise Forbidden("a key of another tenant is for the operator (VDIFF_API_KEY) to give", param="tenant")
+            raise Forbidden(
+                "a key of another tenant is for the operator (VDIFF_API_KEY) to give",
+                param="tenant",
+            )
         own = (self.limits.requests_per_minute, self.limits.queued_jobs, self.limits.queued_tokens)
         asked = (limits.requests_per_minute, limits.queued_jobs, limits.queued_tokens)
         for name, mine, theirs in zip(LIMITS, own, asked, strict=True):
@@ -75,29 +88,42 @@ class Giver:
 
 
 def key_values(body: Any, giver: Giver) -> dict[str, Any]:
-    """Columns of a new key; limits and end that are not named are the giver's. Raises the kinds of InvalidRequest."""
+    """Columns of a new key; limits and end that are not named are the giver's. Raises the kinds of
+    InvalidRequest.
+    """
     if not isinstance(body, dict):
         raise InvalidParameter("the body must be an object", param="body")
     for name in body:
         if name not in FIELDS:
             known = ", ".join(FIELDS)
-            raise UnknownParameter(f"{name[:80]} is not a field of a key; known: {known}", param=name[:80])
+            raise UnknownParameter(
+                f"{name[:80]} is not a field of a key; known: {known}", param=name[:80]
+            )
     given = {k: v for k, v in body.items() if v is not None}
     if "name" not in given:
         raise MissingParameter("name is required", param="name")
     own: dict[str, Any] = {}
     if not giver.operator:
-        limits = (giver.limits.requests_per_minute, giver.limits.queued_jobs, giver.limits.queued_tokens)
+        limits = (
+            giver.limits.requests_per_minute,
+            giver.limits.queued_jobs,
+            giver.limits.queued_tokens,
+        )
         own = {**dict(zip(LIMITS, limits, strict=True)), "expires_at": giver.expires_at}
     return {
         "name": name_of(given["name"]),
         "tenant": tenant_of(given.get("tenant", giver.tenant)),
         "scopes": _scopes(given.get("scopes", [s.value for s in DEFAULT_SCOPES])),
         **{
-            name: checks.integer(given[name], name, 1, LIMIT_MAX) if name in given else own.get(name) for name in LIMITS
+            name: checks.integer(given[name], name, 1, LIMIT_MAX)
+            if name in given
+            else own.get(name)
+            for name in LIMITS
         },
         "weight": checks.integer(given.get("weight", 1), "weight", 1, WEIGHT_MAX),
-        "expires_at": moment_of(given["expires_at"], "expires_at") if "expires_at" in given else own.get("expires_at"),
+        "expires_at": moment_of(given["expires_at"], "expires_at")
+        if "expires_at" in given
+        else own.get("expires_at"),
     }
 
 
@@ -113,7 +139,11 @@ def key_object(row: Mapping[Any, Any], *, key: str | None = None) -> dict[str, A
         "name": row["name"],
         "tenant": row["tenant"],
         "scopes": row["scopes"],
-        "state": "revoked" if row["revoked_at"] is not None else "good" if row["usable"] else "expired",
+        "state": "revoked"
+        if row["revoked_at"] is not None
+        else "good"
+        if row["usable"]
+        else "expired",
         **{name: row[name] for name in LIMITS},
         "weight": row["weight"],
         "created_at": _moment(row["created_at"]),

@@ -1,9 +1,10 @@
 """The format of API keys, and the comparison of a given key with a stored hash. Pure.
 
-    vdk_01j9z3k8w5q2e7r4t6y8u0i2o4_5Qw...      prefix, the key's public id, 43 characters (256 random bits)
+    vdk_01j9z3k8w5q2e7r4t6y8u0i2o4_5Qw...      prefix, the key's public id, 43 characters (256
+                                               random bits)
 
-Stored is the SHA-256 of the whole: with 256 random bits nothing can be guessed from it, so a slow hash would only make
-every request slow.
+Stored is the SHA-256 of the whole: with 256 random bits nothing can be guessed from it, so a slow
+hash would only make every request slow.
 """
 
 from __future__ import annotations

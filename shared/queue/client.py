@@ -15,7 +15,9 @@ HEALTH_CHECK_SECONDS = 30
 
 
 def connect(redis_url: str, *, timeout_seconds: float = TIMEOUT_SECONDS) -> redis.Redis:
-    """Return a client that connects on first use. Raises ValueError for a URL that redis-py does not know."""
+    """Return a client that connects on first use. Raises ValueError for a URL that redis-py does
+    not know.
+    """
     return redis.Redis.from_url(
         redis_url,
         socket_timeout=timeout_seconds,

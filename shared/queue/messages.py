@@ -1,9 +1,10 @@
 """The message that says "this job is queued", built and pushed without a Celery connection.
 
-It carries an id and nothing else; the row in PostgreSQL is the job. The API pushes from its event loop, where
-`apply_async` costs a third of the throughput, so the envelope is built with Celery's own `as_task_v2` and kombu's own
-encoders and pushed with redis-py. `tests/integration/test_queue_contract.py` holds it against a real worker and against
-what `apply_async` itself would push.
+It carries an id and nothing else; the row in PostgreSQL is the job. The API pushes from its event
+loop, where `apply_async` costs a third of the throughput, so the envelope is built with Celery's
+own `as_task_v2` and kombu's own encoders and pushed with redis-py.
+`tests/integration/test_queue_contract.py` holds it against a real worker and against what
+`apply_async` itself would push.
 """
 
 from __future__ import annotations
@@ -66,14 +67,17 @@ def push_deliveries(client: redis.Redis, delivery_ids: Iterable[int]) -> None:
     pipe = client.pipeline(transaction=False)
     for delivery_id in delivery_ids:
         content = {"v": PAYLOAD_VERSION, "delivery_id": delivery_id}
-        pipe.lpush(WEBHOOK_QUEUE, task_message(DELIVER_TASK, content, str(delivery_id), WEBHOOK_QUEUE))
+        pipe.lpush(
+            WEBHOOK_QUEUE, task_message(DELIVER_TASK, content, str(delivery_id), WEBHOOK_QUEUE)
+        )
     pipe.execute()
 
 
 def task_message(task: str, content: dict[str, Any], shown: str, queue: str) -> bytes:
     """Celery's message for a task with one argument.
 
-    The task id is fresh each time: the same job may be pushed twice, and Celery must not take that for one task.
+    The task id is fresh each time: the same job may be pushed twice, and Celery must not take that
+    for one task.
     """
     task_id = str(uuid.uuid4())
     message = _amqp().as_task_v2(

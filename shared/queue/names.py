@@ -1,6 +1,7 @@
 """Names of the Celery task and of the queues: one queue per model and priority.
 
-A name is also a Redis key, and model names are free text (`org/model:tag`), so they are percent-encoded.
+A name is also a Redis key, and model names are free text (`org/model:tag`), so they are
+percent-encoded.
 """
 
 from __future__ import annotations

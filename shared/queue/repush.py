@@ -13,8 +13,11 @@ from shared.jobs.status import JobStatus
 from shared.queue.messages import push_sync
 
 
-def push_again(database: Database, client: redis.Redis, rows: Sequence[Row[tuple[object, ...]]]) -> None:
-    """Push the messages of those rows that are queued and no suspects, and note it. Call it after their COMMIT.
+def push_again(
+    database: Database, client: redis.Redis, rows: Sequence[Row[tuple[object, ...]]]
+) -> None:
+    """Push the messages of those rows that are queued and no suspects, and note it. Call it after
+    their COMMIT.
 
     Raises:
         redis.RedisError: Redis is away; `pushed_at` stays as it was and a later sweep pushes them.
@@ -22,7 +25,8 @@ def push_again(database: Database, client: redis.Redis, rows: Sequence[Row[tuple
     queued = [
         row
         for row in rows
-        if getattr(row, "status", JobStatus.QUEUED) == JobStatus.QUEUED and getattr(row, "isolation", None) is None
+        if getattr(row, "status", JobStatus.QUEUED) == JobStatus.QUEUED
+        and getattr(row, "isolation", None) is None
     ]
     if not queued:
         return

@@ -1,13 +1,14 @@
 """The window of a queue in Redis: about as many messages as the workers have slots. The rest waits
 in PostgreSQL.
 
-    vdiff:window:MODEL    the window's size, kept by the workers' dispatchers; expires when there are none
+    vdiff:window:MODEL    the window's size, kept by the workers' dispatchers; expires when there
+                          are none
     vdiff:backlog:QUEUE   jobs wait in PostgreSQL for their message: do not overtake them
     vdiff:dispatch        channel; a model that has a new job without a message
 
-The API pushes a job itself while the window has room and nothing waits, which costs no delay; else it leaves it to the
-dispatcher (`worker.dispatcher`), which takes keys in turns. All three are hints: without them a round of the dispatcher
-(`worker.dispatcher.LOOK_SECONDS`) finds every job.
+The API pushes a job itself while the window has room and nothing waits, which costs no delay; else
+it leaves it to the dispatcher (`worker.dispatcher`), which takes keys in turns. All three are
+hints: without them a round of the dispatcher (`worker.dispatcher.LOOK_SECONDS`) finds every job.
 """
 
 from __future__ import annotations
@@ -109,4 +110,6 @@ class PushWindow:
 
     def _is_away(self, exc: Exception) -> None:
         self._away_until = time.monotonic() + REDIS_AWAY_SECONDS
-        _log.warning("redis_away", error=type(exc).__name__)  # the dispatcher pushes when it is back
+        _log.warning(
+            "redis_away", error=type(exc).__name__
+        )  # the dispatcher pushes when it is back

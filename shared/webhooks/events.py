@@ -55,7 +55,10 @@ def event_body(event: Mapping[Any, Any], result: Mapping[str, Any] | None = None
         data["result_url"] = link(f"/v1/jobs/{event['job_id']}/result")
     elif event["batch_id"] is not None:
         data["result_url"] = link(f"/v1/batches/{event['batch_id']}")
-    if result is not None and len(json.dumps(result, ensure_ascii=False).encode()) <= INLINE_MAX_BYTES:
+    if (
+        result is not None
+        and len(json.dumps(result, ensure_ascii=False).encode()) <= INLINE_MAX_BYTES
+    ):
         data["result"] = result
     body = {
         "id": event["id"],
@@ -68,7 +71,9 @@ def event_body(event: Mapping[Any, Any], result: Mapping[str, Any] | None = None
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
-def signed_headers(event_id: str, body: bytes, secrets: Sequence[str], *, now: datetime) -> dict[str, str]:
+def signed_headers(
+    event_id: str, body: bytes, secrets: Sequence[str], *, now: datetime
+) -> dict[str, str]:
     """The headers of one attempt; several secrets while one is being replaced."""
     text = body.decode()
     signatures = [Webhook(secret).sign(event_id, now, text) for secret in secrets]

@@ -22,7 +22,9 @@ def _object(value: Any, known: tuple[str, ...], prefix: str, what: str) -> dict[
     for name in value:
         if name not in known:
             param = f"{prefix}{name[:80]}"
-            raise UnknownParameter(f"{param} is not a field of {what}; known: {', '.join(known)}", param=param)
+            raise UnknownParameter(
+                f"{param} is not a field of {what}; known: {', '.join(known)}", param=param
+            )
     return {k: v for k, v in value.items() if v is not None}
 
 
@@ -33,7 +35,9 @@ def _flag(value: Any, param: str) -> bool:
 
 
 def endpoint_values(value: Any, *, allow_private: bool, partial: bool) -> dict[str, Any]:
-    """Columns of an endpoint that a body gives. Raises InvalidParameter, MissingParameter, UnknownParameter."""
+    """Columns of an endpoint that a body gives. Raises InvalidParameter, MissingParameter,
+    UnknownParameter.
+    """
     given = _object(value, ENDPOINT_FIELDS, "", "a webhook endpoint")
     values: dict[str, Any] = {}
     if "url" in given:
@@ -47,7 +51,8 @@ def endpoint_values(value: Any, *, allow_private: bool, partial: bool) -> dict[s
         text = given["description"]
         if not isinstance(text, str) or len(text) > MAX_DESCRIPTION:
             raise InvalidParameter(
-                f"description must be a string of at most {MAX_DESCRIPTION} characters", param="description"
+                f"description must be a string of at most {MAX_DESCRIPTION} characters",
+                param="description",
             )
         values["description"] = text
     if "metadata_filter" in given:
@@ -61,13 +66,17 @@ def endpoint_values(value: Any, *, allow_private: bool, partial: bool) -> dict[s
 
 
 def job_webhook(value: Any, *, allow_private: bool) -> dict[str, Any] | None:
-    """The `webhook` of a job, as its column holds it. Raises InvalidParameter, MissingParameter, UnknownParameter."""
+    """The `webhook` of a job, as its column holds it. Raises InvalidParameter, MissingParameter,
+    UnknownParameter.
+    """
     if value is None:
         return None
     given = _object(value, JOB_FIELDS, "webhook.", "webhook")
     if ("url" in given) == ("endpoint_id" in given):
         raise MissingParameter("webhook needs one of url and endpoint_id", param="webhook.url")
-    made: dict[str, Any] = {"events": event_types(given.get("events", DEFAULT_TYPES), "webhook.events", JOB_TYPES)}
+    made: dict[str, Any] = {
+        "events": event_types(given.get("events", DEFAULT_TYPES), "webhook.events", JOB_TYPES)
+    }
     if "url" in given:
         parse_target(given["url"], allow_private=allow_private, param="webhook.url")
         made["url"] = given["url"]
@@ -75,10 +84,13 @@ def job_webhook(value: Any, *, allow_private: bool) -> dict[str, Any] | None:
         return made
     if "inline_result" in given:
         raise InvalidParameter(
-            "webhook.inline_result is the endpoint's own setting; leave it out", param="webhook.inline_result"
+            "webhook.inline_result is the endpoint's own setting; leave it out",
+            param="webhook.inline_result",
         )
     if not isinstance(given["endpoint_id"], str) or not is_id(given["endpoint_id"], "we"):
-        raise InvalidParameter("webhook.endpoint_id must be the id of a webhook endpoint", param="webhook.endpoint_id")
+        raise InvalidParameter(
+            "webhook.endpoint_id must be the id of a webhook endpoint", param="webhook.endpoint_id"
+        )
     return {**made, "endpoint_id": given["endpoint_id"]}
 
 

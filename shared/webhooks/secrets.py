@@ -1,4 +1,6 @@
-"""Secrets that sign webhooks: `whsec_` and base64 of 32 random bytes (Standard Webhooks allows 24 to 64)."""
+"""Secrets that sign webhooks: `whsec_` and base64 of 32 random bytes (Standard Webhooks allows 24
+to 64).
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""All SQL on secrets at rest as a whole: which keys encrypt them, and their encryption with another key."""
+"""All SQL on secrets at rest as a whole: which keys encrypt them, and their encryption with another
+key.
+"""
 
 from __future__ import annotations
 
@@ -27,16 +29,22 @@ BATCH = 200
 
 def counts() -> Select[Any]:
     """(key_id, stored) of all stored secrets; `clear` for those that are not encrypted."""
-    every = union_all(*(select(_of(table).c[name].label("secret")) for table, _, name in COLUMNS)).subquery()
+    every = union_all(
+        *(select(_of(table).c[name].label("secret")) for table, _, name in COLUMNS)
+    ).subquery()
     sealed = every.c.secret.startswith(f"{vault.PREFIX}:")
     key_id = case((sealed, func.split_part(every.c.secret, ":", 2)), else_=vault.CLEAR)
     return (
-        select(key_id.label("key_id"), func.count().label("stored")).where(every.c.secret.is_not(None)).group_by(key_id)
+        select(key_id.label("key_id"), func.count().label("stored"))
+        .where(every.c.secret.is_not(None))
+        .group_by(key_id)
     )
 
 
 def check(session: ReadSession, keys: Vault) -> Counter[str]:
-    """Count the stored secrets by key id. Raises ConfigurationError: one of the keys is not among ours."""
+    """Count the stored secrets by key id. Raises ConfigurationError: one of the keys is not among
+    ours.
+    """
     found = Counter({row.key_id: int(row.stored) for row in session.execute(counts())})
     if missing := sorted(set(found) - {vault.CLEAR, *keys.key_ids}):
         raise ConfigurationError(vault.unknown_keys_message(missing), param="secret_keys")
@@ -46,7 +54,8 @@ def check(session: ReadSession, keys: Vault) -> Counter[str]:
 def reseal(database: Database, keys: Vault) -> int:
     """Encrypt every stored secret with the first key, a batch at a time; return how many changed.
 
-    A secret that is replaced meanwhile keeps its new value: a row changes only while it has the old one.
+    A secret that is replaced meanwhile keeps its new value: a row changes only while it has the old
+    one.
 
     Raises:
         ConfigurationError: there is no key, or a secret's key is not among ours.
@@ -59,7 +68,8 @@ def reseal(database: Database, keys: Vault) -> int:
         while rows := _page(database, _of(table), key, name, keys.seals_as, after):
             after = rows[-1][0]
             values = [
-                {"row_key": row_key, "old": stored, "new": keys.seal(keys.unseal(stored))} for row_key, stored in rows
+                {"row_key": row_key, "old": stored, "new": keys.seal(keys.unseal(stored))}
+                for row_key, stored in rows
             ]
             with database.write() as session:
                 for value in values:
@@ -77,7 +87,11 @@ def _page(
     column = table.c[name]
     statement = (
         select(table.c[key], column)
-        .where(table.c[key] > after, column.is_not(None), ~column.startswith(f"{vault.PREFIX}:{seals_as}:"))
+        .where(
+            table.c[key] > after,
+            column.is_not(None),
+            ~column.startswith(f"{vault.PREFIX}:{seals_as}:"),
+        )
         .order_by(table.c[key])
         .limit(BATCH)
     )

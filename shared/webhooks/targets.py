@@ -1,9 +1,9 @@
 """Guard against SSRF: the form of webhook URLs, and the addresses that their names resolve to.
 
-`parse_target` refuses at once what no attempt could ever reach.
-A name is resolved once per attempt, every address must be public, and the connection goes to the address that was checked:
-a name that answers differently a moment later (DNS rebinding) gains nothing. `allow_private` opens loopback and private
-ranges, and plain http.
+`parse_target` refuses at once what no attempt could ever reach. A name is resolved once per
+attempt, every address must be public, and the connection goes to the address that was checked:
+a name that answers differently a moment later (DNS rebinding) gains nothing. `allow_private` opens
+loopback and private ranges, and plain http.
 """
 
 from __future__ import annotations
@@ -19,14 +19,20 @@ from shared.errors import InvalidParameter
 
 MAX_URL = 2048
 _NAME = re.compile(
-    r"(?=.{1,253}$)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.?", re.I
+    r"(?=.{1,253}$)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.?",
+    re.I,
 )
 _NUMBERLIKE = re.compile(r"(?:0x[0-9a-f]*|\d+)(?:\.(?:0x[0-9a-f]*|\d+))*\.?", re.I)
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _COMPATIBLE = ipaddress.ip_network("::/96")
-_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that is routed; site-local fec0::/10 is `is_global` to Python
-_NEVER = tuple(ipaddress.ip_network(n) for n in ("3fff::/20", "192.88.99.0/24"))  # documentation; dead 6to4 relays
-# Names that stand for this machine or a private network alone: RFC 6761, RFC 6762, and ICANN's reservation of `internal`.
+_GLOBAL_UNICAST = ipaddress.ip_network(
+    "2000::/3"
+)  # all that is routed; site-local fec0::/10 is `is_global` to Python
+_NEVER = tuple(
+    ipaddress.ip_network(n) for n in ("3fff::/20", "192.88.99.0/24")
+)  # documentation; dead 6to4 relays
+# Names that stand for this machine or a private network alone: RFC 6761, RFC 6762, and ICANN's
+# reservation of `internal`.
 _PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa")
 SETTING = "VDIFF_WEBHOOK_ALLOW_PRIVATE"
 _ISATAP = (0x00005EFE, 0x02005EFE)  # in the interface id, before an IPv4 address
@@ -48,14 +54,17 @@ class Target:
     @property
     def authority(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == {"https": 443, "http": 80}[self.scheme] else f"{host}:{self.port}"
+        return (
+            host if self.port == {"https": 443, "http": 80}[self.scheme] else f"{host}:{self.port}"
+        )
 
 
 def parse_target(url: object, *, allow_private: bool, param: str = "url") -> Target:
     """Return the parts of a URL that a webhook may go to.
 
     Raises:
-        InvalidParameter: no attempt could reach it, with the setting that would allow it, if one does.
+        InvalidParameter: no attempt could reach it, with the setting that would allow it, if one
+            does.
     """
 
     def bad(why: str) -> InvalidParameter:
@@ -74,7 +83,11 @@ def parse_target(url: object, *, allow_private: bool, param: str = "url") -> Tar
     except ValueError as exc:
         raise bad("has a port that is not a number from 1 to 65535") from exc
     if parts.scheme != "https" and not (allow_private and parts.scheme == "http"):
-        also = " or http://" if allow_private else f"; {SETTING}=true allows http and private addresses"
+        also = (
+            " or http://"
+            if allow_private
+            else f"; {SETTING}=true allows http and private addresses"
+        )
         raise bad(f"must start with https://{also}")
     if "@" in parts.netloc:
         raise bad("must not hold credentials")
@@ -119,7 +132,9 @@ def _check_host(host: str, bad: Callable[[str], InvalidParameter]) -> None:
 
 
 def _is_private_host(host: str) -> bool:
-    """Return whether a host, as it is written, can only be this machine or one of a private network."""
+    """Return whether a host, as it is written, can only be this machine or one of a private
+    network.
+    """
     try:
         return not is_public(host)
     except ValueError:
@@ -154,7 +169,9 @@ def resolve(host: str, port: int) -> Sequence[str]:
     return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
 
 
-def checked_addresses(target: Target, *, allow_private: bool, resolver: Resolver = resolve) -> list[str]:
+def checked_addresses(
+    target: Target, *, allow_private: bool, resolver: Resolver = resolve
+) -> list[str]:
     """The addresses to connect to, in order.
 
     Raises:

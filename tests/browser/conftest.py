@@ -1,4 +1,6 @@
-"""A real Chromium before a real vdiff. `$CHROMIUM`, or a chromium or chrome on PATH; Playwright only drives it."""
+"""A real Chromium before a real vdiff. `$CHROMIUM`, or a chromium or chrome on PATH; Playwright
+only drives it.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +22,18 @@ __all__ = ["migrated_template", "served"]
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 HOW = "the browser tests need a Chromium: `apt-get install chromium` (Debian, Ubuntu), or set CHROMIUM to its program"
 WIDE = {"width": 1280, "height": 900}
-SCREENSHOTS = os.environ.get("VDIFF_SCREENSHOTS")  # a folder: every page is drawn into it, light and dark
+SCREENSHOTS = os.environ.get(
+    "VDIFF_SCREENSHOTS"
+)  # a folder: every page is drawn into it, light and dark
 
 
 expect.set_options(timeout=20_000)  # the machine may be busy with other things
 
 
 def chromium() -> str:
-    found = os.environ.get("CHROMIUM") or next((p for name in NAMES if (p := shutil.which(name))), None)
+    found = os.environ.get("CHROMIUM") or next(
+        (p for name in NAMES if (p := shutil.which(name))), None
+    )
     if found is None:
         pytest.exit(HOW, returncode=2)
     return found
@@ -44,15 +50,25 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, served: Served) -> Iterator[Page]:
-    """A fresh tab at the dashboard; a script error, or anything loaded from elsewhere, fails the test."""
+    """A fresh tab at the dashboard; a script error, or anything loaded from elsewhere, fails the
+    test.
+    """
     context = browser.new_context(base_url=served.url, viewport=WIDE)  # type: ignore[arg-type]
     tab = context.new_page()
     tab.set_default_timeout(20_000)
     errors: list[str] = []
     tab.on("pageerror", lambda error: errors.append(str(error)))
-    tab.on("console", lambda m: errors.append(m.text) if "Content Security Policy" in m.text else None)
-    ours = ("http://127.0.0.1:", "blob:")  # `served`, or another API of the test; files that a page saves
-    tab.on("request", lambda r: errors.append(f"foreign: {r.url}") if not r.url.startswith(ours) else None)
+    tab.on(
+        "console", lambda m: errors.append(m.text) if "Content Security Policy" in m.text else None
+    )
+    ours = (
+        "http://127.0.0.1:",
+        "blob:",
+    )  # `served`, or another API of the test; files that a page saves
+    tab.on(
+        "request",
+        lambda r: errors.append(f"foreign: {r.url}") if not r.url.startswith(ours) else None,
+    )
     yield tab
     context.close()
     assert errors == []
@@ -75,11 +91,16 @@ def unfold(page: Page, words: str) -> None:
 
 
 def sse(events: list[tuple[str, dict[str, Any]]]) -> str:
-    return "".join(f"event: {kind}\ndata: {json.dumps(data)}\nid: {i}-0\n\n" for i, (kind, data) in enumerate(events))
+    return "".join(
+        f"event: {kind}\ndata: {json.dumps(data)}\nid: {i}-0\n\n"
+        for i, (kind, data) in enumerate(events)
+    )
 
 
 def look(page: Page, name: str, *, whole: bool = True) -> None:
-    """The page as it stands, in both schemes and on a phone: axe finds nothing, and nothing sticks out."""
+    """The page as it stands, in both schemes and on a phone: axe finds nothing, and nothing sticks
+    out.
+    """
     for scheme in ("light", "dark"):
         page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
         found = Axe().run(page)
@@ -87,7 +108,9 @@ def look(page: Page, name: str, *, whole: bool = True) -> None:
         if SCREENSHOTS:
             page.screenshot(path=f"{SCREENSHOTS}/{name}-{scheme}.png", full_page=whole)
     page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 360, "a phone would have to scroll sideways"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360, (
+        "a phone would have to scroll sideways"
+    )
     if SCREENSHOTS:
         page.screenshot(path=f"{SCREENSHOTS}/{name}-phone.png", full_page=whole)
     page.set_viewport_size(WIDE)  # type: ignore[arg-type]

@@ -21,7 +21,10 @@ MANY = 100_000
 
 @pytest.fixture(scope="module")
 def long_ledger(
-    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str,
+    redis_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[ApiProcess, Jobs]]:
     """An API that wants a key, without a worker, on a database with many jobs of the tenant `team`."""
     with ExitStack() as stack:
@@ -45,7 +48,9 @@ def with_key(page: Page, key: str) -> None:
     page.add_init_script(f"sessionStorage.setItem('vdiff-api-key', '{key}')")
 
 
-def test_a_hundred_thousand_jobs_and_no_worker(page: Page, long_ledger: tuple[ApiProcess, Jobs]) -> None:
+def test_a_hundred_thousand_jobs_and_no_worker(
+    page: Page, long_ledger: tuple[ApiProcess, Jobs]
+) -> None:
     api, jobs = long_ledger
     with_key(page, new_key(jobs, tenant="team"))
     visit(page, "#/", api.url)
@@ -67,14 +72,18 @@ def test_a_hundred_thousand_jobs_and_no_worker(page: Page, long_ledger: tuple[Ap
     expect(page.get_by_text("were not kept", exact=False)).to_be_visible()
 
 
-def test_a_key_that_is_revoked_while_it_is_used(page: Page, long_ledger: tuple[ApiProcess, Jobs]) -> None:
+def test_a_key_that_is_revoked_while_it_is_used(
+    page: Page, long_ledger: tuple[ApiProcess, Jobs]
+) -> None:
     api, jobs = long_ledger
     key = new_key(jobs)
     with_key(page, key)
     visit(page, "#/batches", api.url)
     expect(page.get_by_text("No batch yet.")).to_be_visible()
     jobs.execute(
-        text("UPDATE api_keys SET revoked_at = now() WHERE id = :id RETURNING id").bindparams(id=key_id_of(key) or "")
+        text("UPDATE api_keys SET revoked_at = now() WHERE id = :id RETURNING id").bindparams(
+            id=key_id_of(key) or ""
+        )
     )
     page.wait_for_timeout(1_200)  # a key's row is trusted for a second
     page.get_by_role("link", name="Webhooks").click()

@@ -19,7 +19,11 @@ pytestmark = pytest.mark.integration
 
 
 def answer(page: Page) -> Locator:
-    return page.locator("section").filter(has=page.get_by_role("heading", name="Answer", exact=True)).locator("pre")
+    return (
+        page.locator("section")
+        .filter(has=page.get_by_role("heading", name="Answer", exact=True))
+        .locator("pre")
+    )
 
 
 def test_overview_counts_jobs_and_workers(page: Page, served: Served) -> None:
@@ -66,7 +70,9 @@ def test_a_finished_job_shows_how_its_answer_came_about(page: Page, served: Serv
     job = finished(served, metadata={"team": "x"})
     visit(page, f"#/jobs/{job['id']}")
     expect(answer(page)).to_have_text("42")
-    expect(page.locator("section", has_text="Asked").locator("pre").first).to_have_text("What is 17 + 25?")
+    expect(page.locator("section", has_text="Asked").locator("pre").first).to_have_text(
+        "What is 17 + 25?"
+    )
     expect(page.get_by_text("Attempt 1")).to_be_visible()
     expect(page.get_by_text("low_confidence")).to_be_visible()
     grid = page.get_by_role("group", name=re.compile("tokens committed"))
@@ -114,7 +120,9 @@ def test_a_running_job_fills_in_and_can_be_cancelled(page: Page, served: Served)
     expect(tokens).not_to_have_count(0)
     seen = tokens.count()
     expect(page.locator(".token")).to_have_count(480)
-    page.wait_for_function("n => document.querySelectorAll('.token:not(.mask)').length > n", arg=seen)
+    page.wait_for_function(
+        "n => document.querySelectorAll('.token:not(.mask)').length > n", arg=seen
+    )
     page.get_by_role("button", name="Cancel").click()
     expect(page.locator(".status", has_text="cancelled").first).to_be_visible()
     page.get_by_role("button", name="Retry").click()
@@ -155,7 +163,10 @@ def test_playground_says_which_parameter_is_wrong(page: Page, served: Served) ->
 def test_html_in_a_prompt_and_in_an_answer_is_text(page: Page, served: Served) -> None:
     evil = "<img src=x onerror=\"document.title='run'\"><script>document.title='run'</script>"
     job = finished(
-        served, metadata={"note": evil}, custom_id=evil, body={"messages": [{"role": "user", "content": evil}]}
+        served,
+        metadata={"note": evil},
+        custom_id=evil,
+        body={"messages": [{"role": "user", "content": evil}]},
     )
     shown = {**job, "result": {"choices": [{"index": 0, "message": {"content": evil}}]}}
     page.route(f"**/v1/jobs/{job['id']}", lambda route: route.fulfill(json=shown))
@@ -169,7 +180,9 @@ def test_html_in_a_prompt_and_in_an_answer_is_text(page: Page, served: Served) -
 
 
 def test_4000_tokens_provisional_and_replaced_ones(page: Page, served: Served) -> None:
-    """A crafted stream, as no bundled model makes these: long, edited, and with tokens that are only proposed."""
+    """A crafted stream, as no bundled model makes these: long, edited, and with tokens that are
+    only proposed.
+    """
     job = finished(served)
     common = {"attempt": 1, "index": 0}
     events: list[tuple[str, dict[str, Any]]] = [
@@ -186,15 +199,27 @@ def test_4000_tokens_provisional_and_replaced_ones(page: Page, served: Served) -
             "offset": 0,
             "text": "",
         }
-        denoise = {**common, "step": step, "positions": places, "tokens": [7] * 20, "texts": ["ab"] * 20,
-                   "confidence": [0.5] * 20}  # fmt: skip
+        denoise = {
+            **common,
+            "step": step,
+            "positions": places,
+            "tokens": [7] * 20,
+            "texts": ["ab"] * 20,
+            "confidence": [0.5] * 20,
+        }
         if step == 2:
             denoise["positions"] = [0, *places[1:]]
             denoise["texts"] = ["new", *["ab"] * 19]
             denoise["provisional"] = {"positions": [3999], "tokens": [8], "texts": ["maybe"]}
         events += [("progress", progress), ("denoise", denoise)]
-    page.route("**/events", lambda r: r.fulfill(body=sse([*events, ("done", job)]), content_type="text/event-stream")
-               if job["id"] in r.request.url else r.continue_())  # fmt: skip
+    page.route(
+        "**/events",
+        lambda r: (
+            r.fulfill(body=sse([*events, ("done", job)]), content_type="text/event-stream")
+            if job["id"] in r.request.url
+            else r.continue_()
+        ),
+    )
     visit(page, f"#/jobs/{job['id']}")
     expect(page.locator(".token")).to_have_count(4000)
     expect(page.locator(".token").first).to_have_text("new")
@@ -210,7 +235,10 @@ def test_4000_tokens_provisional_and_replaced_ones(page: Page, served: Served) -
 
 def test_a_lost_stream_says_so_and_comes_back(page: Page, served: Served) -> None:
     lost = sse([("overview", served.client.get("/v1/overview").json())])  # it ends after one event
-    page.route("**/v1/overview/events", lambda route: route.fulfill(body=lost, content_type="text/event-stream"))
+    page.route(
+        "**/v1/overview/events",
+        lambda route: route.fulfill(body=lost, content_type="text/event-stream"),
+    )
     visit(page)
     expect(page.get_by_text("Workers ready")).to_be_visible()
     expect(page.get_by_text("The connection was lost", exact=False)).to_be_visible()
@@ -231,7 +259,10 @@ def test_an_unknown_job_and_an_unknown_page_say_so(page: Page, served: Served) -
 
 def test_no_worker_says_so(page: Page, served: Served) -> None:
     def without(route: Route) -> None:
-        shown = served.client.get("/v1/overview").json() | {"workers": [], "pace": {"tokens_per_second": None}}
+        shown = served.client.get("/v1/overview").json() | {
+            "workers": [],
+            "pace": {"tokens_per_second": None},
+        }
         route.fulfill(body=sse([("overview", shown)]), content_type="text/event-stream")
 
     page.route("**/v1/overview/events", without)
@@ -241,8 +272,14 @@ def test_no_worker_says_so(page: Page, served: Served) -> None:
 
 def test_a_model_that_did_not_load_says_why(page: Page, served: Served) -> None:
     reason = "/models/x: tensor <b>wte</b> is missing"
-    failure = {"model": "big-model", "hostname": "gpu-7", "message": reason, "code": "model_load_failed", "count": 12,
-               "last_at": time.time() - 60}  # fmt: skip
+    failure = {
+        "model": "big-model",
+        "hostname": "gpu-7",
+        "message": reason,
+        "code": "model_load_failed",
+        "count": 12,
+        "last_at": time.time() - 60,
+    }
 
     def failing(route: Route) -> None:
         shown = served.client.get("/v1/overview").json() | {"failures": [failure]}
@@ -260,11 +297,22 @@ def test_a_model_that_did_not_load_says_why(page: Page, served: Served) -> None:
 def test_a_job_that_nobody_can_take_says_so(page: Page, served: Served) -> None:
     job = finished(served)
     deadlines = job["deadlines"] | {"complete_by": int(time.time()) + 3600}
-    waiting = job | {"status": "queued", "done": False, "result": None, "timing": None, "deadlines": deadlines}
+    waiting = job | {
+        "status": "queued",
+        "done": False,
+        "result": None,
+        "timing": None,
+        "deadlines": deadlines,
+    }
     model = served.client.get(f"/v1/models/{job['model']}").json()
     page.route(f"**/v1/jobs/{job['id']}", lambda route: route.fulfill(json=waiting))
-    page.route(f"**/v1/jobs/{job['id']}/events", lambda route: route.fulfill(body="", content_type="text/event-stream"))
-    page.route(f"**/v1/models/{job['model']}", lambda route: route.fulfill(json=model | {"workers": 0}))
+    page.route(
+        f"**/v1/jobs/{job['id']}/events",
+        lambda route: route.fulfill(body="", content_type="text/event-stream"),
+    )
+    page.route(
+        f"**/v1/models/{job['model']}", lambda route: route.fulfill(json=model | {"workers": 0})
+    )
     visit(page, f"#/jobs/{job['id']}")
     expect(page.get_by_text(f"No live worker serves {job['model']}")).to_be_visible()
     expect(page.get_by_text("Expires unless done by")).to_be_visible()
@@ -275,12 +323,16 @@ def test_a_job_that_nobody_can_take_says_so(page: Page, served: Served) -> None:
 
 def test_no_database_says_so(page: Page, served: Served) -> None:
     body = sse([("trouble", {"code": "database_unavailable"})])
-    page.route("**/v1/overview/events", lambda r: r.fulfill(body=body, content_type="text/event-stream"))
+    page.route(
+        "**/v1/overview/events", lambda r: r.fulfill(body=body, content_type="text/event-stream")
+    )
     visit(page)
     expect(page.get_by_text("PostgreSQL does not answer", exact=False)).to_be_visible()
 
 
-def test_a_key_is_asked_for_and_kept_in_the_tab_alone(page: Page, served: Served, tmp_path: Path) -> None:
+def test_a_key_is_asked_for_and_kept_in_the_tab_alone(
+    page: Page, served: Served, tmp_path: Path
+) -> None:
     api = ApiProcess(served.jobs, tmp_path / "api.log", auth="required", api_key="let-me-in")
     try:
         api.wait_ready()
@@ -312,15 +364,21 @@ PAGES = ("overview", "jobs", "job", "playground", "workers")
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_are_accessible(page: Page, served: Served, name: str) -> None:
-    question = "Fill in NAME = Kate, DAY = Sunday, CITY = Vienna: The train to CITY leaves on DAY, NAME."
+    question = (
+        "Fill in NAME = Kate, DAY = Sunday, CITY = Vienna: The train to CITY leaves on DAY, NAME."
+    )
     messages = [{"role": "user", "content": question}]
     job = finished(served, metadata={"team": "docs"}, body={"max_tokens": 64, "messages": messages})
-    fragment = {"overview": "#/", "jobs": "#/jobs", "job": f"#/jobs/{job['id']}"}.get(name, f"#/{name}")
+    fragment = {"overview": "#/", "jobs": "#/jobs", "job": f"#/jobs/{job['id']}"}.get(
+        name, f"#/{name}"
+    )
     visit(page, fragment)
     if name == "job":
         expect(page.locator(".token").first).to_be_visible()
     elif name == "playground":
-        page.get_by_label("Prompt").fill("Leo has 5 eggs, gets 3 more and loses 1. How many eggs are left?")
+        page.get_by_label("Prompt").fill(
+            "Leo has 5 eggs, gets 3 more and loses 1. How many eggs are left?"
+        )
         page.get_by_role("button", name="Run both").click()
         expect(page.get_by_text("times less time", exact=False)).to_be_visible()
     elif name == "jobs":
@@ -344,7 +402,12 @@ def test_a_keyboard_reaches_everything(page: Page, served: Served) -> None:
 def test_a_large_request_is_cut_where_it_is_shown(page: Page, served: Served) -> None:
     job = finished(served)
     content = [{"type": "text", "text": "a" * 100_000}, {"type": "text", "text": "tail"}]
-    body = {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]}
+    body = {
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": content},
+        ]
+    }
     page.route(f"**/v1/jobs/{job['id']}/input", lambda route: route.fulfill(json={"body": body}))
     visit(page, f"#/jobs/{job['id']}")
     turns = page.locator("section", has_text="Asked").locator("> pre")

@@ -1,4 +1,6 @@
-"""Work that is begun on the dashboard: the forms for evaluations and batches, filled in as a person does."""
+"""Work that is begun on the dashboard: the forms for evaluations and batches, filled in as a person
+does.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def said(field: Locator) -> Locator:
 
 
 def jsonl(rows: list[dict[str, object]], name: str) -> dict[str, object]:
-    return {"name": name, "mimeType": "application/jsonl", "buffer": "\n".join(map(json.dumps, rows)).encode()}
+    return {
+        "name": name,
+        "mimeType": "application/jsonl",
+        "buffer": "\n".join(map(json.dumps, rows)).encode(),
+    }
 
 
 def test_an_evaluation_is_begun_and_comes_to_its_end(page: Page, served: Served) -> None:
@@ -35,8 +41,14 @@ def test_an_evaluation_is_begun_and_comes_to_its_end(page: Page, served: Served)
     expect(dataset).to_have_value("bundled:vdiff-tiny")
     expect(page.get_by_text("{{reference}}").first).to_be_visible()
     look(page, "evaluation-form")
-    rows = [{"question": f"What is {row['input'].split()[2]} + 5?", "answer": row["reference"], "mark": row["mark"]}
-            for row in sums(6, wrong=1)]  # fmt: skip
+    rows = [
+        {
+            "question": f"What is {row['input'].split()[2]} + 5?",
+            "answer": row["reference"],
+            "mark": row["mark"],
+        }
+        for row in sums(6, wrong=1)
+    ]
     dataset.select_option("A file of this machine")
     page.get_by_label("File").set_input_files(jsonl(rows, "sums.jsonl"))  # type: ignore[arg-type]
     page.get_by_label("Name").first.fill("by <i>hand</i>")
@@ -87,14 +99,25 @@ def test_an_evaluation_is_begun_and_comes_to_its_end(page: Page, served: Served)
     assert [m["content"] for m in evaluation["template"]] == ["Be brief.", "{{question}}"]
     assert [(c["name"], c["fields"], c["seeds"]) for c in evaluation["configurations"]] == [
         ("default", {"max_tokens": 16}, [3, 4]),
-        ("threshold", {"max_tokens": 16, "diffusion": {"algorithm": "threshold", "threshold": 0.9, "block_length": 8}}, [0]),
-    ]  # fmt: skip
+        (
+            "threshold",
+            {
+                "max_tokens": 16,
+                "diffusion": {"algorithm": "threshold", "threshold": 0.9, "block_length": 8},
+            },
+            [0],
+        ),
+    ]
     assert evaluation["graders"][1]["relative"] == 0.001
     expect(page.get_by_text("the last match of (\\d+), group 1, is {{answer}}")).to_be_visible()
-    expect(page.get_by_text("the last number of the answer is that of {{answer}}, give or take 0.1 %")).to_be_visible()
+    expect(
+        page.get_by_text("the last number of the answer is that of {{answer}}, give or take 0.1 %")
+    ).to_be_visible()
     answers = page.get_by_role("region", name="Answers").locator("tbody tr")
     expect(answers).to_have_count(18)
-    expect(answers.first).to_contain_text(re.compile(r"regex failed, read “\d+”; number failed, read “\d+”"))
+    expect(answers.first).to_contain_text(
+        re.compile(r"regex failed, read “\d+”; number failed, read “\d+”")
+    )
 
     page.get_by_role("link", name="Evaluations").first.click()
     unfold(page, "New evaluation")  # what was filled in is still there
@@ -102,14 +125,20 @@ def test_an_evaluation_is_begun_and_comes_to_its_end(page: Page, served: Served)
     kept = page.get_by_label("Dataset").locator("option", has_text="sums.jsonl")
     expect(kept).to_have_count(1)  # uploaded once, however often the server refused the rest
     page.get_by_label("Dataset").select_option(kept.get_attribute("value"))
-    expect(said(page.get_by_label("User message"))).to_contain_text("{{question}}")  # read from the server's file
+    expect(said(page.get_by_label("User message"))).to_contain_text(
+        "{{question}}"
+    )  # read from the server's file
     start.click()
     expect(page.get_by_text("so nothing runs")).to_be_visible()
 
 
 def test_what_a_form_offers_is_what_the_server_takes(page: Page, served: Served) -> None:
     options = served.client.get("/v1/evaluations/options").json()
-    assert {"name": "vdiff-tiny", "items": 480, "columns": ["id", "kind", "input", "reference"]} in options["datasets"]
+    assert {
+        "name": "vdiff-tiny",
+        "items": 480,
+        "columns": ["id", "kind", "input", "reference"],
+    } in options["datasets"]
     visit(page, "#/evaluations")
     unfold(page, "New evaluation")
     kinds = part(page, "Grader 1").get_by_label("Type")
@@ -139,7 +168,9 @@ def test_a_batch_of_a_file_that_is_there(page: Page, served: Served) -> None:
     content = json.dumps(row).encode()
 
     def upload(name: str) -> str:
-        answer = served.client.post("/v1/files", data={"purpose": "batch"}, files={"file": (name, content)})
+        answer = served.client.post(
+            "/v1/files", data={"purpose": "batch"}, files={"file": (name, content)}
+        )
         return str(answer.json()["id"])
 
     gone, kept = upload("gone.jsonl"), upload("kept.jsonl")
@@ -148,7 +179,9 @@ def test_a_batch_of_a_file_that_is_there(page: Page, served: Served) -> None:
     requests = page.get_by_label("Requests")
     expect(requests.locator("option", has_text="gone.jsonl")).to_have_count(1)
     requests.select_option(gone)
-    expect(page.get_by_label("Endpoint")).to_have_value("/v1/completions")  # as its first line has it
+    expect(page.get_by_label("Endpoint")).to_have_value(
+        "/v1/completions"
+    )  # as its first line has it
     served.client.delete(f"/v1/files/{gone}")
     start = page.get_by_role("button", name="Check and start")
     start.click()
@@ -160,5 +193,7 @@ def test_a_batch_of_a_file_that_is_there(page: Page, served: Served) -> None:
     expect(page.locator(".status").first).to_have_text("completed")
     expect(page.get_by_role("region", name="Items").locator("tbody tr")).to_have_count(1)
     page.get_by_role("link", name="Batches").first.click()
-    expect(page.get_by_role("region", name="Batches").locator("tbody tr").first).to_contain_text("1 of 1")
+    expect(page.get_by_role("region", name="Batches").locator("tbody tr").first).to_contain_text(
+        "1 of 1"
+    )
     expect(page.get_by_label("Requests")).to_be_hidden()

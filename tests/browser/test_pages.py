@@ -1,4 +1,6 @@
-"""Batches and webhooks in a real browser: from an upload to the files, from a new endpoint to its redelivered events."""
+"""Batches and webhooks in a real browser: from an upload to the files, from a new endpoint to its
+redelivered events.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +27,14 @@ __all__ = ["hooks", "receiver"]
 def line(custom_id: str, question: str, **body: Any) -> str:
     messages = [{"role": "user", "content": question}]
     request = {"model": "vdiff-tiny", "messages": messages, "max_tokens": 16, **body}
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": request})
+    return json.dumps(
+        {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": request}
+    )
 
 
-LONG = line("long", "What?", max_tokens=200, ignore_eos=True, diffusion={"block_length": 200})  # runs for seconds
+LONG = line(
+    "long", "What?", max_tokens=200, ignore_eos=True, diffusion={"block_length": 200}
+)  # runs for seconds
 
 
 def upload(page: Page, lines: list[str]) -> None:
@@ -52,7 +58,9 @@ def test_a_batch_from_upload_to_its_files(page: Page, served: Served, tmp_path: 
     expect(failed).to_be_visible()
     expect(items.locator(".status", has_text=re.compile("running|queued"))).to_have_count(0)
     states = items.locator(".status").all_inner_texts()
-    assert states[0] == "cancelled" and states == sorted(states), states  # cancelled before succeeded
+    assert states[0] == "cancelled" and states == sorted(states), (
+        states
+    )  # cancelled before succeeded
     look(page, "batch")
     failed.click()
     expect(page.locator(".status").first).to_have_text("completed", timeout=60_000)
@@ -64,7 +72,9 @@ def test_a_batch_from_upload_to_its_files(page: Page, served: Served, tmp_path: 
     rows = [json.loads(row) for row in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["custom_id"] for row in rows] == ["a-1", "a-2", "a-3", "long"]
     visit(page, "#/batches")
-    expect(page.get_by_role("region", name="Batches").locator("tbody tr").first).to_contain_text("4 of 4")
+    expect(page.get_by_role("region", name="Batches").locator("tbody tr").first).to_contain_text(
+        "4 of 4"
+    )
     unfold(page, "New batch")
     look(page, "batches")
 
@@ -79,7 +89,9 @@ def test_a_bad_batch_says_which_line(page: Page, served: Served) -> None:
     look(page, "batch-failed")
 
 
-def test_webhooks_from_an_endpoint_to_its_redelivery(page: Page, hooks: httpx.Client, receiver: Receiver) -> None:
+def test_webhooks_from_an_endpoint_to_its_redelivery(
+    page: Page, hooks: httpx.Client, receiver: Receiver
+) -> None:
     visit(page, "#/webhooks", str(hooks.base_url))
     unfold(page, "New endpoint")
     page.get_by_label("URL").fill("ftp://example.com")
@@ -101,7 +113,9 @@ def test_webhooks_from_an_endpoint_to_its_redelivery(page: Page, hooks: httpx.Cl
     rows = page.get_by_role("region", name="Deliveries").locator("tbody tr")
     expect(rows.first.locator(".status")).to_have_text("failed")
     expect(rows.first.locator(".attempts li")).to_have_count(4)
-    expect(page.locator(".bar .status").first).to_have_text("disabled")  # a whole schedule without a success
+    expect(page.locator(".bar .status").first).to_have_text(
+        "disabled"
+    )  # a whole schedule without a success
     page.get_by_role("button", name="Enable").click()
     receiver.answers["/page"] = 200
     rows.first.get_by_role("button", name="Redeliver").click()
@@ -119,7 +133,9 @@ def test_webhooks_from_an_endpoint_to_its_redelivery(page: Page, hooks: httpx.Cl
     expect(page.get_by_text("Sent again: 1.")).to_be_visible()
     expect(rows.first.locator(".status")).to_have_text("delivered")
 
-    job = hooks.post("/v1/jobs", json=chat_job(metadata={"hook": "page"}), headers={"prefer": "wait=30"}).json()
+    job = hooks.post(
+        "/v1/jobs", json=chat_job(metadata={"hook": "page"}), headers={"prefer": "wait=30"}
+    ).json()
     expect(rows).to_have_count(3)  # no reload: the stream brings started and succeeded
     look(page, "webhook")
     visit(page, f"#/jobs/{job['id']}", str(hooks.base_url))
@@ -136,7 +152,9 @@ def test_webhooks_from_an_endpoint_to_its_redelivery(page: Page, hooks: httpx.Cl
     expect(page.get_by_role("link", name=receiver.url + "/page")).to_have_count(0)
 
 
-def test_an_evaluation_shows_intervals_plots_and_failures_first(page: Page, served: Served, tmp_path: Path) -> None:
+def test_an_evaluation_shows_intervals_plots_and_failures_first(
+    page: Page, served: Served, tmp_path: Path
+) -> None:
     lines = sums(12, wrong=2)
     lines[0]["note"] = "<b>not bold</b>"
     made = begin(served, request(upload_dataset(served, lines), FAST, SLOW, name="<i>sums</i>"))
@@ -153,7 +171,9 @@ def test_an_evaluation_shows_intervals_plots_and_failures_first(page: Page, serv
         "Share of answers by latency",
     ):
         expect(page.get_by_role("img", name=name)).to_be_visible()
-    expect(page.get_by_role("region", name="Comparisons").locator("tbody tr")).to_contain_text("slow against fast")
+    expect(page.get_by_role("region", name="Comparisons").locator("tbody tr")).to_contain_text(
+        "slow against fast"
+    )
     outcomes = page.get_by_role("region", name="Answers").locator("tbody .status")
     expect(outcomes).to_have_count(24)
     assert outcomes.all_inner_texts() == ["failed"] * 4 + ["passed"] * 20
@@ -166,7 +186,9 @@ def test_an_evaluation_shows_intervals_plots_and_failures_first(page: Page, serv
     saved.value.save_as(tmp_path / "report.html")
     assert made["id"] in (tmp_path / "report.html").read_text()
     visit(page, "#/evaluations")
-    expect(page.get_by_role("region", name="Evaluations").locator("tbody tr").first).to_contain_text("24 of 24")
+    expect(
+        page.get_by_role("region", name="Evaluations").locator("tbody tr").first
+    ).to_contain_text("24 of 24")
     look(page, "evaluations")
 
 
@@ -183,7 +205,10 @@ def test_keys_are_made_rotated_and_revoked(page: Page, served: Served) -> None:
     page.get_by_role("button", name="Create").click()
     key = page.get_by_label("Secret").input_value()
     bearer = {"authorization": f"Bearer {key}"}
-    assert served.client.get("/v1/keys/self", headers=bearer).json()["scopes"] == ["jobs", "batches"]
+    assert served.client.get("/v1/keys/self", headers=bearer).json()["scopes"] == [
+        "jobs",
+        "batches",
+    ]
     look(page, "keys")
     page.get_by_role("button", name="I have it").click()
     row = page.get_by_role("region", name="Keys").locator("tbody tr").first
@@ -194,7 +219,9 @@ def test_keys_are_made_rotated_and_revoked(page: Page, served: Served) -> None:
     row.get_by_role("button", name="Revoke").click()
     row.get_by_role("button", name="End it").click()
     expect(row.locator(".status")).to_have_text("revoked")
-    eventually(lambda: served.client.get("/v1/keys/self", headers=bearer).json()["key"] is None)  # back to anonymous
+    eventually(
+        lambda: served.client.get("/v1/keys/self", headers=bearer).json()["key"] is None
+    )  # back to anonymous
 
 
 def test_a_key_without_the_scope_is_told_so(page: Page, served: Served) -> None:
@@ -205,7 +232,9 @@ def test_a_key_without_the_scope_is_told_so(page: Page, served: Served) -> None:
 
 
 def test_a_tab_that_nobody_sees_gives_its_connection_back(page: Page, served: Served) -> None:
-    """A browser has six connections to a server for all of its tabs: a few of ours in the background must not use them up."""
+    """A browser has six connections to a server for all of its tabs: a few of ours in the
+    background must not use them up.
+    """
     visit(page)
     states = page.locator(".states li", has_text="succeeded").locator("b")
     expect(states).to_be_visible()

@@ -1,4 +1,5 @@
-"""A witness of our own in the database: a trigger that notes every change of a job's status, or of an end. And the final rows.
+"""A witness of our own in the database: a trigger that notes every change of a job's status, or of
+an end. And the final rows.
 
 The product's own tables say how things are; only this says how they came to be so.
 """
@@ -76,9 +77,17 @@ def read(url: str) -> Database:
                 "FROM chaos.moves ORDER BY n"
             )
         )
-        attempts = tuple(AttemptRow(*row) for row in rows("SELECT job_id, attempt, life, outcome FROM attempts"))
+        attempts = tuple(
+            AttemptRow(*row) for row in rows("SELECT job_id, attempt, life, outcome FROM attempts")
+        )
         pending = rows("SELECT count(*) FROM webhook_deliveries WHERE status = 'pending'")[0][0]
         pids: dict[int, list[str]] = defaultdict(list)
         for pid, worker_id in rows("SELECT pid, id FROM workers"):
             pids[pid].append(worker_id)
-    return Database({job.id: job for job in jobs}, moves, attempts, pending, {k: tuple(v) for k, v in pids.items()})
+    return Database(
+        {job.id: job for job in jobs},
+        moves,
+        attempts,
+        pending,
+        {k: tuple(v) for k, v in pids.items()},
+    )

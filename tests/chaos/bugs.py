@@ -1,4 +1,6 @@
-"""Bugs to plant into the children, one at a time, and which rule of the checker has to complain. Never part of the product."""
+"""Bugs to plant into the children, one at a time, and which rule of the checker has to complain.
+Never part of the product.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def _no_tenants() -> None:
     """Whoever knows an id sees the job."""
     from shared.jobs import queries
 
-    queries.get = lambda job_id, tenant: queries.select(*queries.PUBLIC).where(queries.JOBS.c.id == job_id)  # type: ignore[attr-defined]
+    queries.get = lambda job_id, tenant: queries.select(*queries.PUBLIC).where(
+        queries.JOBS.c.id == job_id
+    )  # type: ignore[attr-defined]
 
 
 def _no_idempotency() -> None:
@@ -78,7 +82,9 @@ def _no_seed() -> None:
     from shared.sampling_params import SamplingParams
 
     from_json = SamplingParams.from_json.__func__  # type: ignore[attr-defined]
-    SamplingParams.from_json = classmethod(lambda cls, value: from_json(cls, {**value, "seed": random.getrandbits(32)}))  # type: ignore[assignment]
+    SamplingParams.from_json = classmethod(
+        lambda cls, value: from_json(cls, {**value, "seed": random.getrandbits(32)})
+    )  # type: ignore[assignment]
 
 
 def _no_truth() -> None:
@@ -126,16 +132,25 @@ def _quits() -> None:
 
 BUGS = {
     "fence": Bug(
-        "a worker that lost its job ends it all the same", frozenset({"ends once per life", "ends stay"}), _no_fence
+        "a worker that lost its job ends it all the same",
+        frozenset({"ends once per life", "ends stay"}),
+        _no_fence,
     ),
     "outbox": Bug(
         "moves write no events",
         frozenset({"events arrive"}),
-        statements=("DROP TRIGGER webhook_outbox_update ON jobs", "DROP TRIGGER webhook_outbox_insert ON jobs"),
+        statements=(
+            "DROP TRIGGER webhook_outbox_update ON jobs",
+            "DROP TRIGGER webhook_outbox_insert ON jobs",
+        ),
     ),
-    "cancels": Bug("a cancel is answered and forgotten", frozenset({"cancels are heeded"}), _no_cancel),
+    "cancels": Bug(
+        "a cancel is answered and forgotten", frozenset({"cancels are heeded"}), _no_cancel
+    ),
     "tenants": Bug("a job is shown to any key", frozenset({"tenants are apart"}), _no_tenants),
-    "idempotency": Bug("the Idempotency-Key is not kept", frozenset({"one key, one job"}), _no_idempotency),
+    "idempotency": Bug(
+        "the Idempotency-Key is not kept", frozenset({"one key, one job"}), _no_idempotency
+    ),
     "suspects": Bug(
         "lost jobs run together again, and every loss counts against each of them",
         frozenset({"neighbours succeed"}),
@@ -150,7 +165,9 @@ BUGS = {
     ),
     "health": Bug("/health is always ok", frozenset({"health tells the truth"}), _no_truth),
     "maintenance": Bug(
-        "deadlines pass unnoticed while no worker lives", frozenset({"deadlines are kept"}), _no_maintenance_in_apis
+        "deadlines pass unnoticed while no worker lives",
+        frozenset({"deadlines are kept"}),
+        _no_maintenance_in_apis,
     ),
     "deaf": Bug(
         "a worker takes nothing after an outage of Redis",
@@ -158,5 +175,7 @@ BUGS = {
         _deaf,
     ),
     "quits": Bug("a worker ends when Redis refuses it", frozenset({"outages end nobody"}), _quits),
-    "seeds": Bug("each attempt draws its own seed", frozenset({"same request, same text"}), _no_seed),
+    "seeds": Bug(
+        "each attempt draws its own seed", frozenset({"same request, same text"}), _no_seed
+    ),
 }

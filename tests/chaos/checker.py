@@ -1,7 +1,8 @@
-"""What must hold, judged from the history and the database's rows alone. Pure; imports nothing of the product.
+"""What must hold, judged from the history and the database's rows alone. Pure; imports nothing of
+the product.
 
-Each rule is a function that yields what breaks it. The states and moves are written down here once more, on purpose: a
-mistake in the product's own table must not excuse itself.
+Each rule is a function that yields what breaks it. The states and moves are written down here once
+more, on purpose: a mistake in the product's own table must not excuse itself.
 """
 
 from __future__ import annotations
@@ -35,7 +36,11 @@ class Violation:
 
 def check(history: History, database: Database) -> list[Violation]:
     """Every violation of every rule."""
-    return [Violation(name, subject, what) for name, rule in RULES.items() for subject, what in rule(history, database)]
+    return [
+        Violation(name, subject, what)
+        for name, rule in RULES.items()
+        for subject, what in rule(history, database)
+    ]
 
 
 Found = Iterator[tuple[str, str]]
@@ -62,12 +67,18 @@ def accepted_jobs_end(history: History, database: Database) -> Found:
 
 
 def ends_once_per_life(history: History, database: Database) -> Found:
-    """Only allowed moves; one end a life; another life only by a retry; each attempt claimed once and ended by its holder."""
+    """Only allowed moves; one end a life; another life only by a retry; each attempt claimed once
+    and ended by its holder.
+    """
     asked = Counter(retry.job_id for retry in history.retries)
     for job_id, moves in _moves_of(database).items():
         yield from _walk(job_id, moves)
         lives = moves[-1].life
-        if lives - 1 > asked[job_id] and (row := database.jobs.get(job_id)) is not None and row.batch_id is None:
+        if (
+            lives - 1 > asked[job_id]
+            and (row := database.jobs.get(job_id)) is not None
+            and row.batch_id is None
+        ):
             yield job_id, f"has {lives} lives after {asked[job_id]} retries"
     ends: Counter[tuple[str, int]] = Counter()
     for attempt in database.attempts:
@@ -94,9 +105,15 @@ def _walk(job_id: str, moves: list[Move]) -> Found:
             yield job_id, f"moved {move.before} -> {move.after}"
         reborn = move.before in TERMINAL and move.after == "queued"
         if move.life != before.life + reborn:
-            yield job_id, f"moved {move.before} -> {move.after} from life {before.life} to {move.life}"
+            yield (
+                job_id,
+                f"moved {move.before} -> {move.after} from life {before.life} to {move.life}",
+            )
         if move.attempt != before.attempt + (move.after == "running"):
-            yield job_id, f"moved {move.before} -> {move.after} from attempt {before.attempt} to {move.attempt}"
+            yield (
+                job_id,
+                f"moved {move.before} -> {move.after} from attempt {before.attempt} to {move.attempt}",
+            )
         ends[move.life] += move.after in TERMINAL
     for life, count in ends.items():
         if count > 1:
@@ -104,7 +121,9 @@ def _walk(job_id: str, moves: list[Move]) -> Found:
 
 
 def ends_stay(history: History, database: Database) -> Found:
-    """What was read as an end is read so ever after, in its life; lives only go up; success is for good."""
+    """What was read as an end is read so ever after, in its life; lives only go up; success is for
+    good.
+    """
     seen: dict[str, list[Seen]] = defaultdict(list)
     for one in history.seen:
         seen[one.job_id].append(one)
@@ -123,14 +142,19 @@ def ends_stay(history: History, database: Database) -> Found:
             earlier = [s for s in known if s.at < look.asked_at]
             if any(s.life > look.life for s in earlier):
                 yield job_id, f"life {look.life} was shown after a later one"
-            if look.status not in TERMINAL and any(s.life == look.life and s.status in TERMINAL for s in earlier):
+            if look.status not in TERMINAL and any(
+                s.life == look.life and s.status in TERMINAL for s in earlier
+            ):
                 yield job_id, f"was over, then {look.status}, life {look.life}"
         row = database.jobs.get(job_id)
         for life, end in ends.items():
             if row is None:
                 break
             if end.status == "succeeded" and (row.life, row.status) != (life, "succeeded"):
-                yield job_id, f"was read as succeeded in life {life}, and is {row.status} in life {row.life}"
+                yield (
+                    job_id,
+                    f"was read as succeeded in life {life}, and is {row.status} in life {row.life}",
+                )
             elif row.life == life and (row.status, text_of(row.result)) != (end.status, end.text):
                 yield job_id, f"was read as {end.status}, and is {row.status} with another text"
 
@@ -139,7 +163,9 @@ def cancelled_stay_cancelled(history: History, database: Database) -> Found:
     """No job that was seen cancelled succeeded later, unless by a retry."""
     moves = _moves_of(database)
     for job_id, life in {(s.job_id, s.life) for s in history.seen if s.status == "cancelled"}:
-        if any(m.life == life and m.after in TERMINAL - {"cancelled"} for m in moves.get(job_id, ())):
+        if any(
+            m.life == life and m.after in TERMINAL - {"cancelled"} for m in moves.get(job_id, ())
+        ):
             yield job_id, f"was cancelled, and ended otherwise, life {life}"
 
 
@@ -151,7 +177,10 @@ def cancels_are_heeded(history: History, database: Database) -> Found:
         after = [m for m in life if m.at > cancel.at]
         for move in after:
             if move.after == "running":
-                yield cancel.job_id, f"began {move.at - cancel.at:.1f} s after its cancel was answered"
+                yield (
+                    cancel.job_id,
+                    f"began {move.at - cancel.at:.1f} s after its cancel was answered",
+                )
         end = next((m for m in after if m.after in TERMINAL), None)
         if end is not None and end.after != "cancelled":
             patience = quiet_seconds(history, cancel.at, end.at, margin=FAULT_MARGIN_SECONDS)
@@ -163,7 +192,8 @@ def cancels_are_heeded(history: History, database: Database) -> Found:
 
 
 def failures_have_reasons(history: History, database: Database) -> Found:
-    """Nothing we send is wrong: a job fails only when workers died under it as often as max_attempts says.
+    """Nothing we send is wrong: a job fails only when workers died under it as often as
+    max_attempts says.
 
     Whether those deaths count against it is the rule `neighbours succeed`.
     """
@@ -203,8 +233,14 @@ def one_key_one_job(history: History, database: Database) -> Found:
 
 def same_request_same_text(history: History, database: Database) -> Found:
     """Prompt, parameters and seed decide the text, whatever died in between."""
-    texts: dict[str, dict[str, str]] = defaultdict(dict)  # by request: a text, and one job that has it
-    signs = {(b.batch_id, custom_id): sign for b in history.batches for custom_id, sign in b.requests.items()}
+    texts: dict[str, dict[str, str]] = defaultdict(
+        dict
+    )  # by request: a text, and one job that has it
+    signs = {
+        (b.batch_id, custom_id): sign
+        for b in history.batches
+        for custom_id, sign in b.requests.items()
+    }
     requests = {accepted.job_id: accepted.request for accepted in history.accepted}
     for row in database.jobs.values():
         sign = requests.get(row.id) or signs.get((row.batch_id or "", row.custom_id or ""))
@@ -223,7 +259,10 @@ def streams_tell_the_text(history: History, database: Database) -> Found:
         text = None if row is None else text_of(row.result)
         if text is None:
             if stream.complete:
-                yield stream.job_id, f"streamed to its end, and is {row.status if row else 'nowhere'}"
+                yield (
+                    stream.job_id,
+                    f"streamed to its end, and is {row.status if row else 'nowhere'}",
+                )
         elif stream.text != text[: len(stream.text)] or (stream.complete and stream.text != text):
             yield stream.job_id, f"streamed {stream.text!r}, and its text is {text!r}"
 
@@ -233,12 +272,22 @@ def usage_adds_up(history: History, database: Database) -> Found:
     known = {accepted.job_id: accepted for accepted in history.accepted}
     for row in database.jobs.values():
         if row.status == "succeeded":
-            yield from _usage_of(row, known[row.id].max_tokens if row.id in known else None,
-                                 row.id in known and known[row.id].whole)  # fmt: skip
+            yield from _usage_of(
+                row,
+                known[row.id].max_tokens if row.id in known else None,
+                row.id in known and known[row.id].whole,
+            )
     for batch in history.batches:
-        lines = [row.usage for row in database.jobs.values() if row.batch_id == batch.batch_id and row.usage]
+        lines = [
+            row.usage
+            for row in database.jobs.values()
+            if row.batch_id == batch.batch_id and row.usage
+        ]
         shown = batch.shown.get("usage") or {}
-        for name, ours in (("input_tokens", "prompt_tokens"), ("output_tokens", "completion_tokens")):
+        for name, ours in (
+            ("input_tokens", "prompt_tokens"),
+            ("output_tokens", "completion_tokens"),
+        ):
             total = sum(usage[ours] for usage in lines)
             if shown.get(name, 0) != total:
                 yield batch.batch_id, f"says {shown.get(name, 0)} {name}, its lines have {total}"
@@ -253,7 +302,9 @@ def _usage_of(row: JobRow, max_tokens: int | None, whole: bool) -> Found:
         yield row.id, f"total_tokens {usage.get('total_tokens')} is not {prompt} + {completion}"
     if prompt != row.prompt_tokens:
         yield row.id, f"prompt_tokens {prompt}, and the prompt has {row.prompt_tokens}"
-    if max_tokens is not None and not (completion == max_tokens if whole else 0 <= completion <= max_tokens):
+    if max_tokens is not None and not (
+        completion == max_tokens if whole else 0 <= completion <= max_tokens
+    ):
         yield row.id, f"completion_tokens {completion} of {max_tokens}{' whole' if whole else ''}"
 
 
@@ -276,7 +327,10 @@ def batches_have_every_line(history: History, database: Database) -> Found:
         good = sum(row.status == "succeeded" for row in rows[batch_id])
         counts = (shown["request_counts"]["completed"], shown["request_counts"]["failed"])
         if counts != (good, wanted.total() - good) or len(batch.output) != good:
-            yield batch_id, f"counts {counts}, {len(batch.output)} lines of output, {good} jobs succeeded"
+            yield (
+                batch_id,
+                f"counts {counts}, {len(batch.output)} lines of output, {good} jobs succeeded",
+            )
         results = {row.custom_id: digest(row.result) for row in rows[batch_id] if row.result}
         for line in batch.output:
             if digest(line["response"]["body"]) != results.get(line["custom_id"]):

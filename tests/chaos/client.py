@@ -1,4 +1,6 @@
-"""What one client says and hears: HTTP to any of the APIs with a tenant's key, every answer noted in the history."""
+"""What one client says and hears: HTTP to any of the APIs with a tenant's key, every answer noted
+in the history.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,17 @@ TIMEOUT_SECONDS = 15.0
 HEALTH_EVERY_SECONDS = 0.5
 HEALTH_TIMEOUT_SECONDS = 10.0
 PAUSE_SECONDS = (0.1, 0.5)  # after an answer that was none
-_END = ("status", "result", "error", "usage", "timing", "diffusion", "started_at", "finished_at", "attempts")
+_END = (
+    "status",
+    "result",
+    "error",
+    "usage",
+    "timing",
+    "diffusion",
+    "started_at",
+    "finished_at",
+    "attempts",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +64,9 @@ class Request:
     @property
     def sign(self) -> str:
         """The same for two requests that must give the same text."""
-        return digest([self.endpoint, {k: v for k, v in self.body.items() if k not in ("stream", "metadata")}])
+        return digest(
+            [self.endpoint, {k: v for k, v in self.body.items() if k not in ("stream", "metadata")}]
+        )
 
     @property
     def max_tokens(self) -> int:
@@ -83,14 +97,23 @@ class Clients:
         return rng.choice(self._urls) + path
 
     async def ask(
-        self, rng: random.Random, tenant: Tenant, method: str, path: str, *, timeout: float = TIMEOUT_SECONDS,
-        headers: Mapping[str, str] = {}, **given: Any,
-    ) -> httpx.Response | None:  # fmt: skip
+        self,
+        rng: random.Random,
+        tenant: Tenant,
+        method: str,
+        path: str,
+        *,
+        timeout: float = TIMEOUT_SECONDS,
+        headers: Mapping[str, str] = {},
+        **given: Any,
+    ) -> httpx.Response | None:
         """The answer; None when there was none."""
         sent = {"Authorization": f"Bearer {tenant.key}", **headers}
         try:
             async with asyncio.timeout(timeout + 5):
-                answer = await self._http.request(method, self._url(rng, path), headers=sent, timeout=timeout, **given)
+                answer = await self._http.request(
+                    method, self._url(rng, path), headers=sent, timeout=timeout, **given
+                )
         except (httpx.TransportError, TimeoutError) as exc:
             self.count(f"none: {type(exc).__name__}")
             return None
@@ -110,16 +133,37 @@ class Clients:
 
     # What is noted
 
-    def accepted(self, tenant: Tenant, job_id: str, request: Request, how: str, **more: Any) -> None:
+    def accepted(
+        self, tenant: Tenant, job_id: str, request: Request, how: str, **more: Any
+    ) -> None:
         self.history.accepted.append(
-            Accepted(time.time(), tenant.name, job_id, request.sign, request.max_tokens, request.whole, how, **more)
+            Accepted(
+                time.time(),
+                tenant.name,
+                job_id,
+                request.sign,
+                request.max_tokens,
+                request.whole,
+                how,
+                **more,
+            )
         )
 
     def saw(self, asked_at: float, tenant: Tenant, job: Mapping[str, Any]) -> None:
         done = job["status"] in TERMINAL
         end = digest({name: job[name] for name in _END}) if done else ""
         text, usage = text_of(job["result"]), job["usage"]
-        seen = Seen(asked_at, time.time(), tenant.name, job["id"], job["life"], job["status"], end, text, usage)
+        seen = Seen(
+            asked_at,
+            time.time(),
+            tenant.name,
+            job["id"],
+            job["life"],
+            job["status"],
+            end,
+            text,
+            usage,
+        )
         self.history.seen.append(seen)
 
     # Health
@@ -137,7 +181,9 @@ class Clients:
                 async with asyncio.timeout(HEALTH_TIMEOUT_SECONDS):
                     answer = await self._http.get(f"{url}/health", timeout=HEALTH_TIMEOUT_SECONDS)
                 body = answer.json()
-                seen = HealthSeen(asked_at, time.time(), url, body["database"] == "ok", body["redis"] == "ok")
+                seen = HealthSeen(
+                    asked_at, time.time(), url, body["database"] == "ok", body["redis"] == "ok"
+                )
                 self.history.health.append(seen)
             except (httpx.TransportError, TimeoutError, ValueError, KeyError):
                 pass  # the API is away, or stands still: that says nothing untrue
@@ -149,7 +195,9 @@ class Clients:
         self, rng: random.Random, tenant: Tenant, job_id: str, *, wait: float = 0.0
     ) -> dict[str, Any] | None:
         asked_at = time.time()
-        answer = await self.ask(rng, tenant, "GET", f"/v1/jobs/{job_id}", params={"wait": wait} if wait else None)
+        answer = await self.ask(
+            rng, tenant, "GET", f"/v1/jobs/{job_id}", params={"wait": wait} if wait else None
+        )
         if answer is None or answer.status_code >= 500:
             return None
         if answer.status_code != 200:
@@ -159,7 +207,9 @@ class Clients:
         self.saw(asked_at, tenant, job)
         return job
 
-    async def until_over(self, rng: random.Random, tenant: Tenant, job_id: str) -> dict[str, Any] | None:
+    async def until_over(
+        self, rng: random.Random, tenant: Tenant, job_id: str
+    ) -> dict[str, Any] | None:
         while not self.stopping:
             job = await self.look(rng, tenant, job_id, wait=rng.choice((1, 5, 10)))
             if job is not None and job["status"] in TERMINAL:
@@ -168,14 +218,18 @@ class Clients:
                 await asyncio.sleep(rng.uniform(*PAUSE_SECONDS))
         return None
 
-    async def cancel(self, rng: random.Random, tenant: Tenant, job_id: str) -> dict[str, Any] | None:
+    async def cancel(
+        self, rng: random.Random, tenant: Tenant, job_id: str
+    ) -> dict[str, Any] | None:
         """Ask until it is answered."""
         while not self.stopping:
             asked_at = time.time()
             answer = await self.ask(rng, tenant, "POST", f"/v1/jobs/{job_id}/cancel")
             if answer is not None and answer.status_code in (200, 202):
                 job: dict[str, Any] = answer.json()
-                self.history.cancels.append(CancelAnswered(asked_at, time.time(), job_id, job["life"], job["status"]))
+                self.history.cancels.append(
+                    CancelAnswered(asked_at, time.time(), job_id, job["life"], job["status"])
+                )
                 self.saw(asked_at, tenant, job)
                 return job
             if answer is not None and answer.status_code < 500:
@@ -188,7 +242,9 @@ class Clients:
         """Once; whether it was taken for sure."""
         asked_at = time.time()
         answer = await self.ask(rng, tenant, "POST", f"/v1/jobs/{job_id}/retry")
-        self.history.retries.append(RetryAsked(time.time(), job_id, None if answer is None else answer.status_code))
+        self.history.retries.append(
+            RetryAsked(time.time(), job_id, None if answer is None else answer.status_code)
+        )
         if answer is not None and answer.status_code == 202:
             self.saw(asked_at, tenant, answer.json())
             return True
@@ -197,23 +253,36 @@ class Clients:
     async def peek(self, rng: random.Random, stranger: Tenant, job_id: str) -> None:
         """Try what must be 404."""
         method, path = rng.choice(
-            (("GET", ""), ("GET", "/result"), ("GET", "/attempts"), ("POST", "/cancel"), ("POST", "/retry"),
-             ("POST", "/replay"), ("DELETE", ""))
-        )  # fmt: skip
+            (
+                ("GET", ""),
+                ("GET", "/result"),
+                ("GET", "/attempts"),
+                ("POST", "/cancel"),
+                ("POST", "/retry"),
+                ("POST", "/replay"),
+                ("DELETE", ""),
+            )
+        )
         answer = await self.ask(rng, stranger, method, f"/v1/jobs/{job_id}{path}")
         if answer is not None:
-            self.history.foreign.append(Foreign(stranger.name, f"{method} /v1/jobs/{job_id}{path}", answer.status_code))
+            self.history.foreign.append(
+                Foreign(stranger.name, f"{method} /v1/jobs/{job_id}{path}", answer.status_code)
+            )
 
     async def list_jobs(self, rng: random.Random, tenant: Tenant) -> None:
         answer = await self.ask(rng, tenant, "GET", "/v1/jobs", params={"limit": 50})
         if answer is not None and answer.status_code == 200:
-            self.history.listed.append(Listed(tenant.name, tuple(job["id"] for job in answer.json()["data"])))
+            self.history.listed.append(
+                Listed(tenant.name, tuple(job["id"] for job in answer.json()["data"]))
+            )
 
     @asynccontextmanager
     async def stream(
         self, rng: random.Random, tenant: Tenant, request: Request, headers: Mapping[str, str]
     ) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[dict[str, Any] | None]]]:
-        """A streamed answer and its chunks, None for [DONE]. Raises httpx.TransportError, TimeoutError."""
+        """A streamed answer and its chunks, None for [DONE]. Raises httpx.TransportError,
+        TimeoutError.
+        """
         sent = {"Authorization": f"Bearer {tenant.key}", **headers}
         url, body = self._url(rng, request.endpoint), {**request.body, "stream": True}
         async with self._http.stream("POST", url, json=body, headers=sent) as answer:

@@ -1,4 +1,6 @@
-"""Carries out the plan: begins each fault when its job was begun, ends it in time. Called by the main thread alone."""
+"""Carries out the plan: begins each fault when its job was begun, ends it in time. Called by the
+main thread alone.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,34 @@ SETTLE_SECONDS = 1.0  # between a fault that ended and the next that does not ov
 SKEWS_SECONDS = (-7200.0, -90.0, 90.0, 7200.0)
 MESSAGES = 60  # that are put into Redis at once
 _MODES = {
-    "receiver fails": "fails", "receiver hangs": "hangs", "receiver redirects": "redirects", "receiver is slow": "slow",
-    "receiver refuses": "refuses", "receiver talks nonsense": "nonsense", "receiver hangs up": "hangs up",
+    "receiver fails": "fails",
+    "receiver hangs": "hangs",
+    "receiver redirects": "redirects",
+    "receiver is slow": "slow",
+    "receiver refuses": "refuses",
+    "receiver talks nonsense": "nonsense",
+    "receiver hangs up": "hangs up",
     "receiver never ends its answer": "endless",
-}  # fmt: skip
+}
 BUSY_SECONDS = 0.8  # for the long jobs of a Redis fault to begin
 LONG_JOBS = 2
 OVERDUE_JOBS = 3
 THREADS = {  # of which one raises, or all of them ("vdiff-")
-    "worker": ("vdiff-sweeper", "vdiff-housekeeping", "vdiff-heartbeat", "vdiff-dispatcher", "vdiff-"),
+    "worker": (
+        "vdiff-sweeper",
+        "vdiff-housekeeping",
+        "vdiff-heartbeat",
+        "vdiff-dispatcher",
+        "vdiff-",
+    ),
     "api": ("vdiff-sweeper", "vdiff-housekeeping", "vdiff-"),
     "deliver": ("vdiff-pump", "vdiff-cleaner"),
 }
 _READ_ONLY = "ALTER ROLE CURRENT_USER SET default_transaction_read_only = on"
 _WRITABLE = "ALTER ROLE CURRENT_USER RESET default_transaction_read_only"
 _END_CONNECTIONS = (
-    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = current_user AND pid <> pg_backend_pid()"
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE usename = current_user AND pid <> pg_backend_pid()"
 )
 
 
@@ -57,23 +71,29 @@ class _Running:
 
 
 ALL_WORKERS = "workers"
-# How Redis comes to refuse what it is sent, and how that ends. Nothing listens at port 1: the replica never syncs.
+# How Redis comes to refuse what it is sent, and how that ends. Nothing listens at port 1: the
+# replica never syncs.
 REDIS_REFUSALS = {
     "Redis is full": (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
     "Redis is a replica": (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
     "Redis refuses writes": (
-        ("CONFIG", "SET", "min-replicas-to-write", "1"), ("CONFIG", "SET", "min-replicas-to-write", "0"),
+        ("CONFIG", "SET", "min-replicas-to-write", "1"),
+        ("CONFIG", "SET", "min-replicas-to-write", "0"),
     ),
-}  # fmt: skip
+}
 
 
 def _conflict(one: str, other: str) -> bool:
     """Return whether two faults meet at the same target."""
-    return one == other or any(a == ALL_WORKERS and b.startswith("worker") for a, b in ((one, other), (other, one)))
+    return one == other or any(
+        a == ALL_WORKERS and b.startswith("worker") for a, b in ((one, other), (other, one))
+    )
 
 
 class Faults:
-    def __init__(self, stack: Stack, receiver: Receiver, history: History, load: Load, plan: Sequence[Fault]) -> None:
+    def __init__(
+        self, stack: Stack, receiver: Receiver, history: History, load: Load, plan: Sequence[Fault]
+    ) -> None:
         self._stack, self._receiver, self._history, self._load = stack, receiver, history, load
         self._waiting = list(plan)
         self._running: list[_Running] = []
@@ -93,7 +113,9 @@ class Faults:
         fault = self._waiting[0]
         if jobs_begun < fault.at_job and not hurry:
             return
-        if (self._running or time.monotonic() < self._quiet_at) and not (fault.overlaps and len(self._running) < 2):
+        if (self._running or time.monotonic() < self._quiet_at) and not (
+            fault.overlaps and len(self._running) < 2
+        ):
             return
         if any(_conflict(r.target, self._target(fault)) for r in self._running):
             return
@@ -111,7 +133,9 @@ class Faults:
         target = self._target(fault)
         began_at = time.time()
         pid, end = self._act(fault, target)
-        running = _Running(fault, target, began_at, pid, end or (lambda: None), time.monotonic() + fault.seconds)
+        running = _Running(
+            fault, target, began_at, pid, end or (lambda: None), time.monotonic() + fault.seconds
+        )
         self._running.append(running)
         if end is None:
             self._end(running)
@@ -121,7 +145,9 @@ class Faults:
         self._running.remove(running)
         self._quiet_at = time.monotonic() + SETTLE_SECONDS
         self._history.faults.append(
-            FaultDone(running.fault.kind, running.target, running.began_at, time.time(), running.pid)
+            FaultDone(
+                running.fault.kind, running.target, running.began_at, time.time(), running.pid
+            )
         )
         self.done += 1
 
@@ -260,7 +286,8 @@ class Faults:
             return None, lambda: self._as_owner(_WRITABLE)
         if kind != "kill -9 a backend of PostgreSQL":
             return self._server(kind, self._stack.postgres)
-        # The server then ends all others and recovers, as after a crash. Clients come and go: a backend may be gone by now.
+        # The server then ends all others and recovers, as after a crash. Clients come and go: a
+        # backend may be gone by now.
         server = self._stack.postgres.process
         assert server is not None
         children = psutil.Process(server.pid).children()
@@ -277,9 +304,11 @@ class Faults:
         while True:
             try:
                 with psycopg.connect(
-                    self._stack.database_url, autocommit=True, connect_timeout=5,
+                    self._stack.database_url,
+                    autocommit=True,
+                    connect_timeout=5,
                     options="-c default_transaction_read_only=off",
-                ) as connection:  # fmt: skip
+                ) as connection:
                     for statement in statements:
                         connection.execute(statement)
                 return
@@ -321,7 +350,10 @@ class Faults:
         known = [accepted.job_id for accepted in self._history.accepted[-400:]]
         if kind == "messages of nothing":
             queue = queue_name(MODEL, "normal")
-            strange = [{"v": 999, "job_id": "job_x"}, {"v": 1, "job_id": "job_00000000000000000000000000"}]
+            strange = [
+                {"v": 999, "job_id": "job_x"},
+                {"v": 1, "job_id": "job_00000000000000000000000000"},
+            ]
             for content in strange * (MESSAGES // 2):
                 client.lpush(queue, task_message(GENERATE_TASK, content, "chaos", queue))
             return
@@ -329,11 +361,17 @@ class Faults:
             over = {seen.job_id for seen in self._history.seen[-2000:] if seen.end}
             known = [job_id for job_id in known if job_id in over]
         else:
-            for queue in (queue_name(MODEL, priority) for priority in ("interactive", "normal", "bulk")):
+            for queue in (
+                queue_name(MODEL, priority) for priority in ("interactive", "normal", "bulk")
+            ):
                 replayed = client.lrange(queue, 0, MESSAGES)
                 if replayed:
                     client.lpush(queue, *replayed)
         rng.shuffle(known)
         push_sync(
-            client, [(job_id, MODEL, rng.choice(("interactive", "normal", "bulk"))) for job_id in known[:MESSAGES]]
+            client,
+            [
+                (job_id, MODEL, rng.choice(("interactive", "normal", "bulk")))
+                for job_id in known[:MESSAGES]
+            ],
         )

@@ -1,4 +1,5 @@
-"""Faults inside a process of the product: a request that kills its worker, and background threads that raise.
+"""Faults inside a process of the product: a request that kills its worker, and background threads
+that raise.
 
 `tests.chaos.launch` installs these before the program starts; the product has no switch for them.
 """
@@ -14,10 +15,19 @@ from pathlib import Path
 from typing import Any
 
 KILLER_SEED = 66_666  # a request with this seed kills the process that runs it
-LOOPS = frozenset({
-    "vdiff-sweeper", "vdiff-housekeeping", "vdiff-heartbeat", "vdiff-dispatcher", "vdiff-pump", "vdiff-cleaner",
-    "vdiff-relay", "vdiff-cancels", "vdiff-express",
-})  # fmt: skip
+LOOPS = frozenset(
+    {
+        "vdiff-sweeper",
+        "vdiff-housekeeping",
+        "vdiff-heartbeat",
+        "vdiff-dispatcher",
+        "vdiff-pump",
+        "vdiff-cleaner",
+        "vdiff-relay",
+        "vdiff-cancels",
+        "vdiff-express",
+    }
+)
 KILL_AFTER_SECONDS = 0.3  # so that it shares the batch with others first
 
 
@@ -31,7 +41,9 @@ def kill_on_seed() -> None:
 
     submit = VDiffEngine.submit
 
-    def deadly(self: VDiffEngine, request_id: str, prompt_token_ids: Any, params: Any, **given: Any) -> Any:
+    def deadly(
+        self: VDiffEngine, request_id: str, prompt_token_ids: Any, params: Any, **given: Any
+    ) -> Any:
         handle = submit(self, request_id, prompt_token_ids, params, **given)
         if params.seed == KILLER_SEED:
             timer = threading.Timer(KILL_AFTER_SECONDS, os.kill, (os.getpid(), signal.SIGKILL))
@@ -43,7 +55,8 @@ def kill_on_seed() -> None:
 
 
 def raise_in_threads(trigger: Path) -> None:
-    """Make each use of the database raise in the threads whose names begin with the trigger file's text.
+    """Make each use of the database raise in the threads whose names begin with the trigger file's
+    text.
 
     The file is read at each use; without it nothing happens.
     """

@@ -1,10 +1,11 @@
-"""`vdiff ...` as a child of the chaos suite: the real program, with what only a test may change put in before it starts.
+"""`vdiff ...` as a child of the chaos suite: the real program, with what only a test may change put
+in before it starts.
 
-CHAOS_SKEW_SECONDS      how wrong this process's clock is
-CHAOS_BUG               one of `tests.chaos.bugs`
-CHAOS_DELIVERY_MARGIN   a shorter lease of webhooks than the product's, as all clocks here are shorter
-CHAOS_TRIGGER           the file that names the threads that raise (`tests.chaos.hooks`)
-CHAOS_KILLER            set: a request with the killer's seed ends this process (`tests.chaos.hooks`)
+CHAOS_SKEW_SECONDS      how wrong this process's clock is CHAOS_BUG               one of
+`tests.chaos.bugs` CHAOS_DELIVERY_MARGIN   a shorter lease of webhooks than the product's, as all
+clocks here are shorter CHAOS_TRIGGER           the file that names the threads that raise
+(`tests.chaos.hooks`) CHAOS_KILLER            set: a request with the killer's seed ends this
+process (`tests.chaos.hooks`)
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 
 def skew_clock(seconds: float) -> None:
-    """Before anything else is imported, so that whoever asks for the time gets the wrong one; waiting is not affected."""
+    """Before anything else is imported, so that whoever asks for the time gets the wrong one;
+    waiting is not affected.
+    """
     now, now_ns = time.time, time.time_ns
     time.time = lambda: now() + seconds
     time.time_ns = lambda: now_ns() + int(seconds * 1e9)

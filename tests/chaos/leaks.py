@@ -1,7 +1,9 @@
-"""A leak run: thousands of small jobs, then memory, connections, handles, threads and Redis's keys must be where they were.
+"""A leak run: thousands of small jobs, then memory, connections, handles, threads and Redis's keys
+must be where they were.
 
-The load comes in waves. After each the clients are silent until everything settled, and every process is looked at. The first
-waves fill caches and pools, and what is allowed to grow has grown; from the baseline on nothing may, beyond what is said here.
+The load comes in waves. After each the clients are silent until everything settled, and every
+process is looked at. The first waves fill caches and pools, and what is allowed to grow has grown;
+from the baseline on nothing may, beyond what is said here.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ from tests.chaos.run import make_tenants
 from tests.chaos.stack import MODEL, Stack
 
 WARM_WAVES = 2
-IDLE_SECONDS = 8.0  # after a wave: connections that were borrowed are back, short-lived keys are gone
+IDLE_SECONDS = (
+    8.0  # after a wave: connections that were borrowed are back, short-lived keys are gone
+)
 EVENT_SECONDS = 5  # how long a job's events stay in Redis here; ten minutes by default
 ALLOWED = {  # growth from the baseline to the end, of one process
     "memory_mb": 24.0,  # allocators keep some; a leak of a kilobyte a job would show
@@ -60,7 +64,9 @@ class Growth:
 
 
 def growth(looks: Sequence[Look]) -> list[Growth]:
-    """From the baseline, the first after the warm waves, to the lowest of the last two: a wave's own noise is no leak."""
+    """From the baseline, the first after the warm waves, to the lowest of the last two: a wave's
+    own noise is no leak.
+    """
     baseline, last = looks[WARM_WAVES - 1], looks[-2:]
     found = []
     for who, held in looks[-1].items():
@@ -85,14 +91,18 @@ def look(stack: Stack) -> Look:
             }
     found["Redis"] = _redis(stack.redis_url)
     with psycopg.connect(stack.database_url) as connection:
-        row = connection.execute("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vdiff'").fetchone()
+        row = connection.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'vdiff'"
+        ).fetchone()
     assert row is not None
     found["PostgreSQL"] = {"connections": float(row[0])}
     return found
 
 
 def _redis(url: str) -> dict[str, float]:
-    """Its clients, and its keys by kind: a job's or a worker's id left out, and whether they go by themselves."""
+    """Its clients, and its keys by kind: a job's or a worker's id left out, and whether they go by
+    themselves.
+    """
     client = redis.Redis.from_url(url)
     try:
         kinds: Counter[str] = Counter()
@@ -111,7 +121,9 @@ def settle(stack: Stack, seconds: float = 120.0) -> None:
     deadline = time.monotonic() + seconds
     while any(audit.open_work(stack.database_url)):
         if time.monotonic() > deadline:
-            raise RuntimeError("jobs or deliveries are still open; `python -m tests.chaos --faults 0` says which")
+            raise RuntimeError(
+                "jobs or deliveries are still open; `python -m tests.chaos --faults 0` says which"
+            )
         time.sleep(0.5)
     time.sleep(IDLE_SECONDS)
 
@@ -128,19 +140,27 @@ def run(
             tenants = make_tenants(stack, history, receiver)
             for wave in range(waves):
                 load = Load(
-                    clients, tenants, model=MODEL, seed=seed + wave, jobs=jobs, concurrency=concurrency,
+                    clients,
+                    tenants,
+                    model=MODEL,
+                    seed=seed + wave,
+                    jobs=jobs,
+                    concurrency=concurrency,
                     receiver_url=receiver.url,
-                )  # fmt: skip
+                )
                 began = time.monotonic()
                 working = asyncio.run_coroutine_threadsafe(load.run(), stack.background.loop)
                 working.result(3600)
                 settle(stack)
                 looks.append(look(stack))
                 shown = ", ".join(
-                    f"{who} {held['memory_mb']:.0f} MB" for who, held in looks[-1].items() if "memory_mb" in held
+                    f"{who} {held['memory_mb']:.0f} MB"
+                    for who, held in looks[-1].items()
+                    if "memory_mb" in held
                 )
                 console.print(
-                    f"wave {wave + 1}/{waves}: {jobs} jobs, {time.monotonic() - began:.0f} s; {shown}", highlight=False
+                    f"wave {wave + 1}/{waves}: {jobs} jobs, {time.monotonic() - began:.0f} s; {shown}",
+                    highlight=False,
                 )
             database = audit.read(stack.database_url)
         finally:
@@ -156,14 +176,18 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos.leaks", description=__doc__.splitlines()[0] if __doc__ else None
     )
-    parser.add_argument("--waves", type=int, default=6, help=f"at least {WARM_WAVES + 2} [%(default)s]")
+    parser.add_argument(
+        "--waves", type=int, default=6, help=f"at least {WARM_WAVES + 2} [%(default)s]"
+    )
     parser.add_argument("--jobs", type=int, default=500, help="of each wave [%(default)s]")
     parser.add_argument("--concurrency", type=int, default=32, help="clients at once [%(default)s]")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every look there")
     given = parser.parse_args(arguments)
     if given.waves < WARM_WAVES + 2 or given.jobs < 1 or given.concurrency < 1:
-        parser.error(f"--waves must be at least {WARM_WAVES + 2}, --jobs and --concurrency at least 1")
+        parser.error(
+            f"--waves must be at least {WARM_WAVES + 2}, --jobs and --concurrency at least 1"
+        )
     console = Console()
     try:
         looks, violations = run(given.waves, given.jobs, given.concurrency, given.seed, console)
@@ -171,7 +195,14 @@ def main(arguments: list[str]) -> int:
         console.print("stopped; every process was ended, nothing was judged")
         return 130
     found = growth(looks)
-    table = Table("process", "what", f"after wave {WARM_WAVES}", f"after wave {given.waves}", "growth", "allowed")
+    table = Table(
+        "process",
+        "what",
+        f"after wave {WARM_WAVES}",
+        f"after wave {given.waves}",
+        "growth",
+        "allowed",
+    )
     for one in found:
         grew = f"{one.end - one.baseline:+g}"
         table.add_row(
@@ -185,10 +216,15 @@ def main(arguments: list[str]) -> int:
     console.print(table)
     for violation in violations:
         console.print(
-            f"{violation.rule}: {violation.subject} {violation.what}", style="red", highlight=False, markup=False
+            f"{violation.rule}: {violation.subject} {violation.what}",
+            style="red",
+            highlight=False,
+            markup=False,
         )
     if given.json is not None:
-        given.json.write_text(json.dumps({"looks": looks, "growth": [asdict(one) for one in found]}, indent=1) + "\n")
+        given.json.write_text(
+            json.dumps({"looks": looks, "growth": [asdict(one) for one in found]}, indent=1) + "\n"
+        )
     return 1 if violations or any(one.leaks for one in found) else 0
 
 

@@ -1,7 +1,8 @@
-"""What the clients do: jobs in every way there is to submit, await, follow, cancel and retry them. Decided by the seed alone.
+"""What the clients do: jobs in every way there is to submit, await, follow, cancel and retry them.
+Decided by the seed alone.
 
-Job number i draws from a random generator of its own, so the same seed gives the same jobs whatever the faults did to
-others; only how they interleave is the machine's.
+Job number i draws from a random generator of its own, so the same seed gives the same jobs whatever
+the faults did to others; only how they interleave is the machine's.
 """
 
 from __future__ import annotations
@@ -22,7 +23,14 @@ from tests.chaos.hooks import KILLER_SEED
 from tests.chaos.records import BatchEnded, Streamed
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
-EVENT_TYPES = ("job.queued", "job.started", "job.succeeded", "job.failed", "job.cancelled", "job.expired")
+EVENT_TYPES = (
+    "job.queued",
+    "job.started",
+    "job.succeeded",
+    "job.failed",
+    "job.cancelled",
+    "job.expired",
+)
 PROMPTS = (
     "a small step",
     "the queue is long",
@@ -97,11 +105,18 @@ class Load:
     def _request(self, rng: random.Random) -> Request:
         endpoint = rng.choice((CHAT, COMPLETIONS))
         body: dict[str, Any] = {
-            "model": self._model, "max_tokens": rng.choice(LENGTHS), "seed": rng.choice(SEEDS),
-            "temperature": rng.choice((0.0, 0.8)), "ignore_eos": rng.random() < 0.5,
-        }  # fmt: skip
+            "model": self._model,
+            "max_tokens": rng.choice(LENGTHS),
+            "seed": rng.choice(SEEDS),
+            "temperature": rng.choice((0.0, 0.8)),
+            "ignore_eos": rng.random() < 0.5,
+        }
         prompt = rng.choice(PROMPTS)
-        body.update({"messages": [{"role": "user", "content": prompt}]} if endpoint == CHAT else {"prompt": prompt})
+        body.update(
+            {"messages": [{"role": "user", "content": prompt}]}
+            if endpoint == CHAT
+            else {"prompt": prompt}
+        )
         return Request(endpoint, body)
 
     def _endless(self, rng: random.Random) -> Request:
@@ -114,17 +129,23 @@ class Load:
         }
         return Request(COMPLETIONS, {**body, "diffusion": {"block_length": 4}})
 
-    def _job(self, rng: random.Random, tenant: Tenant, request: Request) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _job(
+        self, rng: random.Random, tenant: Tenant, request: Request
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         """A native job's body, and what to note of it."""
         job: dict[str, Any] = {
-            "endpoint": request.endpoint, "body": request.body, "priority": rng.choice(("interactive", "normal", "bulk")),
-        }  # fmt: skip
+            "endpoint": request.endpoint,
+            "body": request.body,
+            "priority": rng.choice(("interactive", "normal", "bulk")),
+        }
         noted: dict[str, Any] = {}
         if rng.random() < 0.3:
             events = sorted(rng.sample(EVENT_TYPES, rng.randint(1, 6)))
             job["webhook"] = {
-                "url": f"{self._receiver_url}/own/{tenant.name}", "events": events, "inline_result": rng.random() < 0.5,
-            }  # fmt: skip
+                "url": f"{self._receiver_url}/own/{tenant.name}",
+                "events": events,
+                "inline_result": rng.random() < 0.5,
+            }
             noted["hooks"] = tuple(events)
         if rng.random() < 0.2:
             job["metadata"] = {"watched": "yes"}
@@ -141,19 +162,31 @@ class Load:
         key: str | None = None,
         wait: int | None = None,
     ) -> str | None:
-        """The job's id once somebody accepted it. Without a key a lost answer may leave a job behind that nobody knows."""
+        """The job's id once somebody accepted it. Without a key a lost answer may leave a job
+        behind that nobody knows.
+        """
         job, noted = self._job(rng, tenant, request)
         return await self._send(rng, tenant, request, job, noted, how, key=key, wait=wait)
 
     async def _send(
-        self, rng: random.Random, tenant: Tenant, request: Request, job: dict[str, Any], noted: dict[str, Any], how: str,
-        *, key: str | None = None, wait: int | None = None,
-    ) -> str | None:  # fmt: skip
+        self,
+        rng: random.Random,
+        tenant: Tenant,
+        request: Request,
+        job: dict[str, Any],
+        noted: dict[str, Any],
+        how: str,
+        *,
+        key: str | None = None,
+        wait: int | None = None,
+    ) -> str | None:
         headers = {} if key is None else {"Idempotency-Key": key}
         if wait is not None:
             headers["Prefer"] = f"wait={wait}"
         asked_at = time.time()
-        answer = await self._clients.insist(rng, tenant, "POST", "/v1/jobs", json=job, headers=headers)
+        answer = await self._clients.insist(
+            rng, tenant, "POST", "/v1/jobs", json=job, headers=headers
+        )
         if answer is None:
             return None
         if answer.status_code not in (200, 202):
@@ -172,7 +205,9 @@ class Load:
             await self._clients.until_over(rng, tenant, job_id)
 
     async def prefer_wait(self, rng: random.Random, tenant: Tenant, count: int) -> None:
-        job_id = await self._submit(rng, tenant, self._request(rng), "prefer-wait", wait=rng.randint(1, 5))
+        job_id = await self._submit(
+            rng, tenant, self._request(rng), "prefer-wait", wait=rng.randint(1, 5)
+        )
         if job_id is not None:
             await self._clients.until_over(rng, tenant, job_id)
 
@@ -216,7 +251,9 @@ class Load:
         """A deadline that most miss; then a life without it."""
         request = self._request(rng)
         job, noted = self._job(rng, tenant, request)
-        job["deadlines"] = rng.choice(({"max_run_seconds": 0.001}, {"start_by": int(time.time()) + 1}))
+        job["deadlines"] = rng.choice(
+            ({"max_run_seconds": 0.001}, {"start_by": int(time.time()) + 1})
+        )
         noted["start_by"] = job["deadlines"].get("start_by")
         job_id = await self._send(rng, tenant, request, job, noted, "late")
         if job_id is None:
@@ -244,8 +281,14 @@ class Load:
 
     async def killer(self, rng: random.Random, tenant: Tenant, count: int) -> None:
         """A job that ends each worker that runs it."""
-        body = {"model": self._model, "prompt": rng.choice(PROMPTS), "max_tokens": ENDLESS_TOKENS,
-                "seed": KILLER_SEED, "ignore_eos": True, "diffusion": {"block_length": 4}}  # fmt: skip
+        body = {
+            "model": self._model,
+            "prompt": rng.choice(PROMPTS),
+            "max_tokens": ENDLESS_TOKENS,
+            "seed": KILLER_SEED,
+            "ignore_eos": True,
+            "diffusion": {"block_length": 4},
+        }
         request = Request(COMPLETIONS, body)
         job, noted = self._job(rng, tenant, request)
         noted["kills"] = True
@@ -266,7 +309,11 @@ class Load:
         self._clients.accepted(tenant, answer.json()["id"], request, "replay")
         self._clients.saw(asked_at, tenant, answer.json())
         over = await self._clients.until_over(rng, tenant, answer.json()["id"])
-        if over is not None and over["status"] == "succeeded" and over["replay"]["same_text"] is not True:
+        if (
+            over is not None
+            and over["status"] == "succeeded"
+            and over["replay"]["same_text"] is not True
+        ):
             self._clients.count(f"unexpected: replay says {over['replay']}")
 
     async def curious(self, rng: random.Random, tenant: Tenant, count: int) -> None:
@@ -284,15 +331,27 @@ class Load:
         """An OpenAI call; the client may hang up, and comes back as its SDK would."""
         request = self._request(rng)
         patience = rng.choice((0.05, rng.uniform(0.1, 1.0), 60.0, 60.0))
-        headers = {"Idempotency-Key": str(uuid.UUID(int=rng.getrandbits(128)))} if rng.random() < 0.5 else {}
+        headers = (
+            {"Idempotency-Key": str(uuid.UUID(int=rng.getrandbits(128)))}
+            if rng.random() < 0.5
+            else {}
+        )
         for tries in range(3):
             again = {"x-stainless-retry-count": str(tries)}
             answer = await self._clients.ask(
-                rng, tenant, "POST", request.endpoint, json=request.body, headers={**headers, **again}, timeout=patience
+                rng,
+                tenant,
+                "POST",
+                request.endpoint,
+                json=request.body,
+                headers={**headers, **again},
+                timeout=patience,
             )
             if answer is not None and "x-job-id" in answer.headers:
                 job_id = answer.headers["x-job-id"]
-                self._clients.accepted(tenant, job_id, request, "sync", idempotency_key=headers.get("Idempotency-Key"))
+                self._clients.accepted(
+                    tenant, job_id, request, "sync", idempotency_key=headers.get("Idempotency-Key")
+                )
                 job = await self._clients.until_over(rng, tenant, job_id)
                 if answer.status_code == 200 and job is not None and job["result"] != answer.json():
                     self._clients.count("unexpected: a sync answer is not the job's result")
@@ -306,7 +365,11 @@ class Load:
         """A stream, read to its end or left in the middle."""
         request = self._request(rng)
         leaves_after = rng.choice((None, None, rng.randint(0, 4)))
-        headers = {"Idempotency-Key": str(uuid.UUID(int=rng.getrandbits(128)))} if rng.random() < 0.3 else {}
+        headers = (
+            {"Idempotency-Key": str(uuid.UUID(int=rng.getrandbits(128)))}
+            if rng.random() < 0.3
+            else {}
+        )
         job_id, text, complete = None, "", False
         try:
             async with self._clients.stream(rng, tenant, request, headers) as (answer, chunks):
@@ -314,7 +377,11 @@ class Load:
                     return
                 job_id = answer.headers["x-job-id"]
                 self._clients.accepted(
-                    tenant, job_id, request, "stream", idempotency_key=headers.get("Idempotency-Key")
+                    tenant,
+                    job_id,
+                    request,
+                    "stream",
+                    idempotency_key=headers.get("Idempotency-Key"),
                 )
                 seen, failed = 0, False
                 async for chunk in chunks:
@@ -323,7 +390,11 @@ class Load:
                         break
                     failed |= "error" in chunk
                     for choice in chunk.get("choices", ()):
-                        text += choice["delta"].get("content") or "" if "delta" in choice else choice["text"]
+                        text += (
+                            choice["delta"].get("content") or ""
+                            if "delta" in choice
+                            else choice["text"]
+                        )
                     seen += 1
                     if leaves_after is not None and seen > leaves_after:
                         break
@@ -336,7 +407,8 @@ class Load:
     async def batch(self, rng: random.Random, tenant: Tenant, count: int) -> None:
         lines = {f"line-{k}": _as_chat(self._request(rng)) for k in range(count)}
         text = "\n".join(
-            json.dumps({"custom_id": k, "method": "POST", "url": CHAT, "body": r.body}) for k, r in lines.items()
+            json.dumps({"custom_id": k, "method": "POST", "url": CHAT, "body": r.body})
+            for k, r in lines.items()
         )
         key = str(uuid.UUID(int=rng.getrandbits(128)))
         ask = self._clients.insist
@@ -351,12 +423,16 @@ class Load:
         if file is None or file.status_code != 200:
             return self._clients.count("unexpected: no file") if file is not None else None
         body = {"input_file_id": file.json()["id"], "endpoint": CHAT, "completion_window": "24h"}
-        made = await ask(rng, tenant, "POST", "/v1/batches", json=body, headers={"Idempotency-Key": key})
+        made = await ask(
+            rng, tenant, "POST", "/v1/batches", json=body, headers={"Idempotency-Key": key}
+        )
         if made is None or made.status_code != 200:
             return self._clients.count("unexpected: no batch") if made is not None else None
         batch = made.json()
         if rng.random() < 0.15:
-            await asyncio.sleep(rng.choice((0.0, rng.uniform(0, 3))))  # half of them before the lines are checked
+            await asyncio.sleep(
+                rng.choice((0.0, rng.uniform(0, 3)))
+            )  # half of them before the lines are checked
             await ask(rng, tenant, "POST", f"/v1/batches/{batch['id']}/cancel")
         while batch["status"] not in ("completed", "failed", "expired", "cancelled"):
             await asyncio.sleep(rng.uniform(0.5, 1.5))
@@ -366,10 +442,20 @@ class Load:
             batch = answer.json()
         files = []
         for name in ("output_file_id", "error_file_id"):
-            content = await ask(rng, tenant, "GET", f"/v1/files/{batch[name]}/content") if batch[name] else None
-            files.append(tuple(json.loads(line) for line in content.text.splitlines()) if content is not None else ())
+            content = (
+                await ask(rng, tenant, "GET", f"/v1/files/{batch[name]}/content")
+                if batch[name]
+                else None
+            )
+            files.append(
+                tuple(json.loads(line) for line in content.text.splitlines())
+                if content is not None
+                else ()
+            )
         self._clients.history.batches.append(
-            BatchEnded(tenant.name, batch["id"], {k: r.sign for k, r in lines.items()}, batch, *files)
+            BatchEnded(
+                tenant.name, batch["id"], {k: r.sign for k, r in lines.items()}, batch, *files
+            )
         )
         return None
 
@@ -386,6 +472,15 @@ async def _awaited(work: Awaitable[None]) -> None:
 
 
 _SCENARIOS: list[tuple[Scenario, float]] = [
-    (Load.plain, 20), (Load.prefer_wait, 10), (Load.idempotent, 12), (Load.cancelled, 12), (Load.retried, 6), (Load.late, 4),
-    (Load.replayed, 4), (Load.curious, 6), (Load.sync, 14), (Load.streamed, 10), (Load.batch, 2),
-]  # fmt: skip
+    (Load.plain, 20),
+    (Load.prefer_wait, 10),
+    (Load.idempotent, 12),
+    (Load.cancelled, 12),
+    (Load.retried, 6),
+    (Load.late, 4),
+    (Load.replayed, 4),
+    (Load.curious, 6),
+    (Load.sync, 14),
+    (Load.streamed, 10),
+    (Load.batch, 2),
+]

@@ -1,4 +1,5 @@
-"""What must hold of outages: the rules of `tests.chaos.checker` about servers that refuse, workers that die, and health.
+"""What must hold of outages: the rules of `tests.chaos.checker` about servers that refuse, workers
+that die, and health.
 
 Pure, like the checker; imports nothing of the product.
 """
@@ -23,16 +24,32 @@ LOST_CODES = frozenset({"worker_lost", "job_quarantined"})
 
 REDIS_REFUSES = frozenset({"Redis is full", "Redis is a replica", "Redis refuses writes"})
 REDIS_OUTAGES = REDIS_REFUSES | {"kill -9 Redis", "SIGSTOP Redis"}
-DATABASE_OUTAGES = frozenset({"PostgreSQL is read-only", "kill -9 PostgreSQL", "SIGSTOP PostgreSQL"})
-# A process may end when PostgreSQL goes away while it starts, when its own thread fails for long, or when it stood still.
-EXPLAINS_A_DEATH = frozenset({
-    "kill -9 PostgreSQL", "SIGSTOP PostgreSQL", "kill -9 a backend of PostgreSQL", "a background thread raises",
-    "connections paused", "connections cut", "SIGSTOP worker", "SIGSTOP API", "clock of a worker wrong",
-})  # fmt: skip
+DATABASE_OUTAGES = frozenset(
+    {"PostgreSQL is read-only", "kill -9 PostgreSQL", "SIGSTOP PostgreSQL"}
+)
+# A process may end when PostgreSQL goes away while it starts, when its own thread fails for long,
+# or when it stood still.
+EXPLAINS_A_DEATH = frozenset(
+    {
+        "kill -9 PostgreSQL",
+        "SIGSTOP PostgreSQL",
+        "kill -9 a backend of PostgreSQL",
+        "a background thread raises",
+        "connections paused",
+        "connections cut",
+        "SIGSTOP worker",
+        "SIGSTOP API",
+        "clock of a worker wrong",
+    }
+)
 DELAYS_A_DEADLINE = DATABASE_OUTAGES | {
-    "kill -9 a backend of PostgreSQL", "connections paused", "connections cut", "kill -9 API", "SIGSTOP API",
+    "kill -9 a backend of PostgreSQL",
+    "connections paused",
+    "connections cut",
+    "kill -9 API",
+    "SIGSTOP API",
     "a background thread raises",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +70,15 @@ def runs_of(database: Database) -> list[Run]:
     for move in sorted(database.moves, key=lambda m: m.n):
         began = open_runs.pop(move.job_id, None)
         if began is not None:
-            runs.append(Run(move.job_id, began.life, began.worker_id or "", began.at, move.at, move.after))
+            runs.append(
+                Run(move.job_id, began.life, began.worker_id or "", began.at, move.at, move.after)
+            )
         if move.after == "running":
             open_runs[move.job_id] = move
-    runs += [Run(m.job_id, m.life, m.worker_id or "", m.at, float("inf"), None) for m in open_runs.values()]
+    runs += [
+        Run(m.job_id, m.life, m.worker_id or "", m.at, float("inf"), None)
+        for m in open_runs.values()
+    ]
     return runs
 
 
@@ -71,7 +93,9 @@ def lost_alone(database: Database) -> dict[tuple[str, int], int]:
         for run in runs:
             if (run.job_id, run.life) not in lost or run.after not in ("queued", "failed"):
                 continue
-            others = (o for o in runs if o is not run and o.began < run.ended and run.began < o.ended)
+            others = (
+                o for o in runs if o is not run and o.began < run.ended and run.began < o.ended
+            )
             counts[run.job_id, run.life] += not any(others)
     return counts
 
@@ -88,29 +112,46 @@ def neighbours_succeed(history: History, database: Database) -> Found:
         if row is not None and row.status != "failed":
             yield job_id, f"kills its workers, and is {row.status}"
     for row in database.jobs.values():
-        if row.id in killers or row.status != "failed" or (row.error or {}).get("code") not in LOST_CODES:
+        if (
+            row.id in killers
+            or row.status != "failed"
+            or (row.error or {}).get("code") not in LOST_CODES
+        ):
             continue
         if alone[row.id, row.life] < row.max_attempts:
             yield row.id, f"failed after {alone[row.id, row.life]} attempts that were lost alone"
 
 
 def outages_end_nobody(history: History, database: Database) -> Found:
-    """No process ends because a server refuses what it is sent; none ends with success unless it is told to end."""
+    """No process ends because a server refuses what it is sent; none ends with success unless it is
+    told to end.
+    """
     killed_by_jobs = bool(_killers(history))
     for death in history.deaths:
         if death.code == 0:
             yield death.name, "ended by itself with exit code 0"
-        elif not (death.code == KILLED and killed_by_jobs) and not _explained(death, history.faults):
-            yield death.name, f"ended by itself with {death.code}, {death.seconds:.0f} s after its start"
+        elif not (death.code == KILLED and killed_by_jobs) and not _explained(
+            death, history.faults
+        ):
+            yield (
+                death.name,
+                f"ended by itself with {death.code}, {death.seconds:.0f} s after its start",
+            )
 
 
 def _explained(death: Death, faults: Collection[FaultDone]) -> bool:
     began = death.at - death.seconds
     for fault in faults:
-        if fault.kind in EXPLAINS_A_DEATH and fault.began_at < death.at < fault.ended_at + EXPLAIN_SECONDS:
+        if (
+            fault.kind in EXPLAINS_A_DEATH
+            and fault.began_at < death.at < fault.ended_at + EXPLAIN_SECONDS
+        ):
             return True
         # Started while a server refused: it may end, for its supervisor to try again.
-        if fault.kind in REDIS_OUTAGES | DATABASE_OUTAGES and fault.began_at - 1 < began < fault.ended_at + 1:
+        if (
+            fault.kind in REDIS_OUTAGES | DATABASE_OUTAGES
+            and fault.began_at - 1 < began < fault.ended_at + 1
+        ):
             return True
     return False
 
@@ -125,7 +166,9 @@ def outages_leave_nobody_deaf(history: History, database: Database) -> Found:
         if fault.kind not in REDIS_OUTAGES | {"PostgreSQL is read-only"}:
             continue
         begin, end = fault.ended_at, fault.ended_at + PICK_UP_SECONDS
-        quiet = not any(f is not fault and f.began_at < end and f.ended_at > begin for f in history.faults)
+        quiet = not any(
+            f is not fault and f.began_at < end and f.ended_at > begin for f in history.faults
+        )
         if not quiet or any(begin - PICK_UP_SECONDS < at < end for at in deaths):
             continue
         waiting = [job_id for job_id, since, until in waits if since < begin and until > end]
@@ -164,7 +207,9 @@ def _waits_of(database: Database) -> list[tuple[str, float, float]]:
 
 
 def deadlines_are_kept(history: History, database: Database) -> Found:
-    """A job that did not begin by its deadline expires soon after it, whether or not a worker lives."""
+    """A job that did not begin by its deadline expires soon after it, whether or not a worker
+    lives.
+    """
     moves: dict[str, list[Move]] = defaultdict(list)
     for move in sorted(database.moves, key=lambda m: m.n):
         moves[move.job_id].append(move)
@@ -177,15 +222,27 @@ def deadlines_are_kept(history: History, database: Database) -> Found:
         late = next((m for m in life if m.at > accepted.start_by), None)
         if late is None or late.after not in TERMINAL:
             continue  # it ended before, or began in the moment of its deadline
-        waited = quiet_seconds(history, accepted.start_by, late.at, DELAYS_A_DEADLINE, margin=DEADLINE_SECONDS)
+        waited = quiet_seconds(
+            history, accepted.start_by, late.at, DELAYS_A_DEADLINE, margin=DEADLINE_SECONDS
+        )
         if waited > DEADLINE_SECONDS:
-            yield accepted.job_id, f"{late.after} {late.at - accepted.start_by:.1f} s after its deadline"
+            yield (
+                accepted.job_id,
+                f"{late.after} {late.at - accepted.start_by:.1f} s after its deadline",
+            )
 
 
 def quiet_seconds(
-    history: History, since: float, until: float, kinds: Collection[str] | None = None, *, margin: float
+    history: History,
+    since: float,
+    until: float,
+    kinds: Collection[str] | None = None,
+    *,
+    margin: float,
 ) -> float:
-    """Return how much of a span no fault (of these kinds) covers; a fault lasts `margin` seconds longer."""
+    """Return how much of a span no fault (of these kinds) covers; a fault lasts `margin` seconds
+    longer.
+    """
     spans = sorted(
         (max(f.began_at, since), min(f.ended_at + margin, until))
         for f in history.faults
@@ -207,15 +264,26 @@ def health_tells_the_truth(history: History, database: Database) -> Found:
                 continue
             for look in history.health:
                 ok = look.redis_ok if part == "redis" else look.database_ok
-                during = fault.began_at + HEALTH_GRACE_SECONDS < look.asked_at and look.at < fault.ended_at
+                during = (
+                    fault.began_at + HEALTH_GRACE_SECONDS < look.asked_at
+                    and look.at < fault.ended_at
+                )
                 if during and ok:
                     yield look.api, f"said {part} ok during «{fault.kind}»"
-                after = fault.ended_at + PICK_UP_SECONDS < look.asked_at < fault.ended_at + 2 * PICK_UP_SECONDS
+                after = (
+                    fault.ended_at + PICK_UP_SECONDS
+                    < look.asked_at
+                    < fault.ended_at + 2 * PICK_UP_SECONDS
+                )
                 quiet = after and not any(
-                    f.began_at < look.at and f.ended_at > fault.ended_at and f is not fault for f in history.faults
+                    f.began_at < look.at and f.ended_at > fault.ended_at and f is not fault
+                    for f in history.faults
                 )
                 if quiet and not ok:
-                    yield look.api, f"said {part} is away {look.asked_at - fault.ended_at:.0f} s after «{fault.kind}»"
+                    yield (
+                        look.api,
+                        f"said {part} is away {look.asked_at - fault.ended_at:.0f} s after «{fault.kind}»",
+                    )
 
 
 RULES: dict[str, Callable[[History, Database], Found]] = {

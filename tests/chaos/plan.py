@@ -53,8 +53,12 @@ class Fault:
     overlaps: bool
 
 
-def make_plan(seed: int, *, jobs: int, faults: int, kinds: tuple[str, ...] = tuple(KINDS)) -> list[Fault]:
-    """Decks of all kinds, each shuffled, dealt evenly over the run; so many faults as there are cards show every kind."""
+def make_plan(
+    seed: int, *, jobs: int, faults: int, kinds: tuple[str, ...] = tuple(KINDS)
+) -> list[Fault]:
+    """Decks of all kinds, each shuffled, dealt evenly over the run; so many faults as there are
+    cards show every kind.
+    """
     rng = random.Random(f"plan {seed}")
     dealt: list[str] = []
     while len(dealt) < faults:

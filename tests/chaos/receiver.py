@@ -1,4 +1,6 @@
-"""Where webhooks arrive: notes every request with its headers and bytes, and behaves as badly as it is told."""
+"""Where webhooks arrive: notes every request with its headers and bytes, and behaves as badly as it
+is told.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +10,57 @@ import time
 
 from tests.chaos.records import History, Received
 
-MODES = ("good", "fails", "hangs", "redirects", "slow", "refuses", "nonsense", "hangs up", "endless")
+MODES = (
+    "good",
+    "fails",
+    "hangs",
+    "redirects",
+    "slow",
+    "refuses",
+    "nonsense",
+    "hangs up",
+    "endless",
+)
 HANG_SECONDS = 6.0  # longer than VDIFF_WEBHOOK_TIMEOUT_SECONDS
 SLOW_SECONDS = (0.3, 1.5)
 SINGLE_FAILURES = 0.03  # also in good times
-# Every status that is no success, but for 410, which disables the endpoint, and 1xx, which is no answer.
-REFUSALS = (300, 301, 303, 304, 307, 308, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 425, 429, 451,
-            500, 501, 502, 503, 504, 507, 599)  # fmt: skip
+# Every status that is no success, but for 410, which disables the endpoint, and 1xx, which is no
+# answer.
+REFUSALS = (
+    300,
+    301,
+    303,
+    304,
+    307,
+    308,
+    400,
+    401,
+    403,
+    404,
+    405,
+    408,
+    409,
+    413,
+    415,
+    422,
+    425,
+    429,
+    451,
+    500,
+    501,
+    502,
+    503,
+    504,
+    507,
+    599,
+)
 DRIP_SECONDS = 0.1
 
 
 class Receiver:
-    """Answers at /own/TENANT and /endpoint/TENANT; what arrives at /redirected followed a redirect, which nothing may."""
+    """Answers at /own/TENANT and /endpoint/TENANT; what arrives at /redirected followed a redirect,
+    which nothing may.
+    """
 
     def __init__(self, history: History, seed: int) -> None:
         self._history = history
@@ -56,7 +97,10 @@ class Receiver:
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         path = head[0].split(" ")[1].strip("/")
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in head[1:] if line)}
+        headers = {
+            name.lower(): value.strip()
+            for name, _, value in (line.partition(":") for line in head[1:] if line)
+        }
         body = await reader.readexactly(int(headers.get("content-length", "0")))
         at, mode = time.time(), self.mode
         code = 200
@@ -81,7 +125,9 @@ class Receiver:
         location = f"Location: {self.url}/redirected\r\n" if 300 <= code < 400 else ""
         endless = mode == "endless" and code == 200
         length = "" if endless else "Content-Length: 0\r\n"
-        writer.write(f"HTTP/1.1 {code} Chaos\r\n{location}{length}Connection: close\r\n\r\n".encode())
+        writer.write(
+            f"HTTP/1.1 {code} Chaos\r\n{location}{length}Connection: close\r\n\r\n".encode()
+        )
         await writer.drain()
         if endless:
             await self._drip(writer)

@@ -1,7 +1,9 @@
-"""What the checker judges: what clients saw, what receivers got, and the rows of the database at the end. Data only.
+"""What the checker judges: what clients saw, what receivers got, and the rows of the database at
+the end. Data only.
 
-Times are Unix seconds of the one machine that everything runs on. `asked_at` is before the request went out, `at` after the
-answer came, so `a.at < b.asked_at` means that a was known before b was asked.
+Times are Unix seconds of the one machine that everything runs on. `asked_at` is before the request
+went out, `at` after the answer came, so `a.at < b.asked_at` means that a was known before b was
+asked.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ def text_of(result: Mapping[str, Any] | None) -> str | None:
     """The texts of all choices of a response object."""
     if not result:
         return None
-    return "\n".join(c["message"]["content"] if "message" in c else c["text"] for c in result["choices"])
+    return "\n".join(
+        c["message"]["content"] if "message" in c else c["text"] for c in result["choices"]
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,12 @@ class Report:
     attempts: dict[str, int]  # by outcome
     ways: dict[str, int]  # accepted answers, by how they were asked for
     faults: dict[str, int]
-    recovery_seconds: dict[str, list[float]]  # by kind of fault: from its end to the first job that succeeded after it
-    given_back_seconds: list[float]  # from a kill -9 of a worker until each job that it held was queued again, or over
+    recovery_seconds: dict[
+        str, list[float]
+    ]  # by kind of fault: from its end to the first job that succeeded after it
+    given_back_seconds: list[
+        float
+    ]  # from a kill -9 of a worker until each job that it held was queued again, or over
     taken_up_seconds: list[float]  # and until it ran again: what was queued before it counts too
     webhooks: dict[str, int]
     answers: dict[str, int]
@@ -41,9 +45,15 @@ class Report:
 
 
 def make_report(
-    history: History, database: Database, violations: Sequence[Violation], *, seed: int, command: str, seconds: float,
+    history: History,
+    database: Database,
+    violations: Sequence[Violation],
+    *,
+    seed: int,
+    command: str,
+    seconds: float,
     unplanned: Sequence[str],
-) -> Report:  # fmt: skip
+) -> Report:
     recovery: dict[str, list[float]] = defaultdict(list)
     succeeded = sorted(move.at for move in database.moves if move.after == "succeeded")
     for fault in history.faults:
@@ -52,28 +62,41 @@ def make_report(
             recovery[fault.kind].append(round(after - fault.ended_at, 3))
     events = Counter("none" if r.answered is None else str(r.answered) for r in history.received)
     return Report(
-        seed=seed, command=command, seconds=round(seconds, 1),
+        seed=seed,
+        command=command,
+        seconds=round(seconds, 1),
         jobs=dict(Counter(row.status for row in database.jobs.values())),
         lives=sum(row.life for row in database.jobs.values()),
         attempts=dict(Counter(attempt.outcome for attempt in database.attempts)),
         ways=dict(Counter(accepted.how for accepted in history.accepted)),
         faults=dict(Counter(fault.kind for fault in history.faults)),
-        recovery_seconds=dict(recovery), given_back_seconds=held_by_the_dead(history.faults, database, {"queued", *TERMINAL}),
+        recovery_seconds=dict(recovery),
+        given_back_seconds=held_by_the_dead(history.faults, database, {"queued", *TERMINAL}),
         taken_up_seconds=held_by_the_dead(history.faults, database, {"running", *TERMINAL}),
-        webhooks={"requests": len(history.received), **{f"answered {code}": n for code, n in sorted(events.items())},
-                  "events": len({r.headers.get("webhook-id") for r in history.received})},
-        answers=dict(sorted(history.answers.items())), unplanned=list(unplanned),
+        webhooks={
+            "requests": len(history.received),
+            **{f"answered {code}": n for code, n in sorted(events.items())},
+            "events": len({r.headers.get("webhook-id") for r in history.received}),
+        },
+        answers=dict(sorted(history.answers.items())),
+        unplanned=list(unplanned),
         checked={
-            "answers that showed a job": len(history.seen), "cancels": len(history.cancels), "retries": len(history.retries),
-            "streams": len(history.streams), "batches": len(history.batches),
-            "batch lines": sum(len(b.requests) for b in history.batches), "requests for another's job": len(history.foreign),
+            "answers that showed a job": len(history.seen),
+            "cancels": len(history.cancels),
+            "retries": len(history.retries),
+            "streams": len(history.streams),
+            "batches": len(history.batches),
+            "batch lines": sum(len(b.requests) for b in history.batches),
+            "requests for another's job": len(history.foreign),
             "moves": len(database.moves),
         },
         violations=list(violations),
-    )  # fmt: skip
+    )
 
 
-def held_by_the_dead(faults: Sequence[FaultDone], database: Database, until: Collection[str]) -> list[float]:
+def held_by_the_dead(
+    faults: Sequence[FaultDone], database: Database, until: Collection[str]
+) -> list[float]:
     """How long it took until the jobs that a killed worker held were in one of these states."""
     moves = defaultdict(list)
     for move in database.moves:
@@ -93,7 +116,9 @@ def held_by_the_dead(faults: Sequence[FaultDone], database: Database, until: Col
 
 
 def show(report: Report, console: Console) -> None:
-    faults = Table("fault", "times", "recovery, median s", "worst s", title="Faults", title_justify="left")
+    faults = Table(
+        "fault", "times", "recovery, median s", "worst s", title="Faults", title_justify="left"
+    )
     for kind, times in sorted(report.faults.items()):
         waits = report.recovery_seconds.get(kind, [])
         row = (f"{statistics.median(waits):.2f}", f"{max(waits):.2f}") if waits else ("", "")
@@ -111,7 +136,10 @@ def show(report: Report, console: Console) -> None:
         jobs.add_row(f"attempts {outcome}", str(number))
     console.print(jobs)
     judged = Table("what was judged", "number", title="Judged", title_justify="left")
-    for name, number in {**report.checked, **{f"webhooks: {k}": v for k, v in report.webhooks.items()}}.items():
+    for name, number in {
+        **report.checked,
+        **{f"webhooks: {k}": v for k, v in report.webhooks.items()},
+    }.items():
         judged.add_row(name, str(number))
     console.print(judged)
     if report.given_back_seconds:
@@ -126,7 +154,8 @@ def show(report: Report, console: Console) -> None:
     if odd:
         console.print(f"Odd answers, not violations: {odd}", highlight=False)
     console.print(
-        "Answers: " + ", ".join(f"{n} x {name}" for name, n in report.answers.items() if name not in odd),
+        "Answers: "
+        + ", ".join(f"{n} x {name}" for name, n in report.answers.items() if name not in odd),
         highlight=False,
     )
     for line in report.unplanned:
@@ -141,6 +170,9 @@ def show(report: Report, console: Console) -> None:
         shown[violation.rule] += 1
         if shown[violation.rule] <= SHOWN_PER_RULE:
             console.print(
-                f"{violation.rule}: {violation.subject} {violation.what}", style="red", highlight=False, markup=False
+                f"{violation.rule}: {violation.subject} {violation.what}",
+                style="red",
+                highlight=False,
+                markup=False,
             )
     console.print(f"seed {report.seed}, {report.seconds:.0f} s: {report.command}", highlight=False)

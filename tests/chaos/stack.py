@@ -1,7 +1,8 @@
-"""The processes: PostgreSQL, Redis, APIs, workers, the sender of webhooks. Each ended by its id, also on failure.
+"""The processes: PostgreSQL, Redis, APIs, workers, the sender of webhooks. Each ended by its id,
+also on failure.
 
-Whoever dies is begun anew after a while, as a supervisor would. All of it is driven by one thread: the kernel ends a child
-when the *thread* that began it is gone.
+Whoever dies is begun anew after a while, as a supervisor would. All of it is driven by one thread:
+the kernel ends a child when the *thread* that began it is gone.
 """
 
 from __future__ import annotations
@@ -43,18 +44,34 @@ MODEL = "chaos-tiny"
 READY_SECONDS = 120
 RESTART_SECONDS = 0.5  # after an end of its own accord
 SETTINGS: dict[str, object] = {
-    "model": MODEL_FOLDER, "served_model_name": MODEL, "max_num_seqs": 8, "num_threads": 1, "device": "cpu",
-    "lease_seconds": 4.5, "heartbeat_seconds": 1.5, "sweep_seconds": 0.5, "repush_after_seconds": 2, "drain_seconds": 1,
-    "max_attempts": 4, "auth": "required", "worker_stale_seconds": 10, "webhook_allow_private": True,
-    "webhook_timeout_seconds": 2, "webhook_retry_seconds": ",".join(["0.5", "1", *["2"] * 300]), "webhook_per_receiver": 8,
-    "log_format": "json", "log_level": "INFO",
-}  # fmt: skip
+    "model": MODEL_FOLDER,
+    "served_model_name": MODEL,
+    "max_num_seqs": 8,
+    "num_threads": 1,
+    "device": "cpu",
+    "lease_seconds": 4.5,
+    "heartbeat_seconds": 1.5,
+    "sweep_seconds": 0.5,
+    "repush_after_seconds": 2,
+    "drain_seconds": 1,
+    "max_attempts": 4,
+    "auth": "required",
+    "worker_stale_seconds": 10,
+    "webhook_allow_private": True,
+    "webhook_timeout_seconds": 2,
+    "webhook_retry_seconds": ",".join(["0.5", "1", *["2"] * 300]),
+    "webhook_per_receiver": 8,
+    "log_format": "json",
+    "log_level": "INFO",
+}
 DELIVERY_MARGIN_SECONDS = 3.0
 T = TypeVar("T")
 
 
 class Background:
-    """An event loop in a thread, for clients, receiver and proxies; the main thread has the children for itself."""
+    """An event loop in a thread, for clients, receiver and proxies; the main thread has the
+    children for itself.
+    """
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -140,15 +157,22 @@ class Stack:
             self._add(f"api-{i}", ("api",), proxied=i == 1, port=free_port())
         for i in range(self._workers):
             self._add(f"worker-{i}", ("worker",), proxied=i == 1, extra={"CHAOS_KILLER": "1"})
-        self._add("deliver", ("deliver",), extra={"CHAOS_DELIVERY_MARGIN": str(DELIVERY_MARGIN_SECONDS)})
+        self._add(
+            "deliver", ("deliver",), extra={"CHAOS_DELIVERY_MARGIN": str(DELIVERY_MARGIN_SECONDS)}
+        )
         for slot in self.slots.values():
             self.begin(slot)
         self.wait_ready()
 
     def _add(
-        self, name: str, arguments: tuple[str, ...], *, proxied: bool = False, port: int | None = None,
+        self,
+        name: str,
+        arguments: tuple[str, ...],
+        *,
+        proxied: bool = False,
+        port: int | None = None,
         extra: Mapping[str, str] = {},
-    ) -> None:  # fmt: skip
+    ) -> None:
         database, redis = self.database_url, self.redis_url
         if proxied:
             pair = (Proxy(self.postgres.port), Proxy(self.redis.port))
@@ -191,9 +215,15 @@ class Stack:
             env["CHAOS_BUG"] = self._bug_name
         with self.log(slot).open("ab") as output:
             slot.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.launch", *slot.arguments], cwd=ROOT, env=env, stdout=output, stderr=output,
-                stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_parent(signal.SIGKILL),
-            )  # fmt: skip
+                [sys.executable, "-m", "tests.chaos.launch", *slot.arguments],
+                cwd=ROOT,
+                env=env,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGKILL),
+            )
         slot.starts += 1
         slot.started_at = time.time()
         slot.expected = False
@@ -229,7 +259,9 @@ class Stack:
             if slot.process is not None and slot.due_at <= 0:
                 if not slot.expected:
                     now = time.time()
-                    self.deaths.append(Death(slot.name, slot.process.returncode, now, now - slot.started_at))
+                    self.deaths.append(
+                        Death(slot.name, slot.process.returncode, now, now - slot.started_at)
+                    )
                     said = self.log(slot).read_text(errors="replace").strip().splitlines()
                     self.unplanned.append(
                         f"{slot.name} ended with {slot.process.returncode}: {said[-1][:300] if said else ''}"
@@ -240,7 +272,9 @@ class Stack:
                 slot.due_at = 0.0
 
     def freeze(self, pid: int, *, stop: bool) -> None:
-        """SIGSTOP, or SIGCONT, to a server and to everything below it: PostgreSQL's backends are processes of their own."""
+        """SIGSTOP, or SIGCONT, to a server and to everything below it: PostgreSQL's backends are
+        processes of their own.
+        """
         with suppress(psutil.NoSuchProcess):
             server = psutil.Process(pid)
             for process in [server, *server.children(recursive=True)]:
@@ -250,7 +284,9 @@ class Stack:
     # Servers
 
     def restart_server(self, server: EmbeddedPostgres | EmbeddedRedis) -> None:
-        """Begin PostgreSQL or Redis anew on its data; a PostgreSQL whose backends still go refuses for a moment."""
+        """Begin PostgreSQL or Redis anew on its data; a PostgreSQL whose backends still go refuses
+        for a moment.
+        """
         deadline = time.monotonic() + 60
         while True:
             try:
@@ -264,11 +300,17 @@ class Stack:
     # Looking
 
     def api_urls(self) -> list[str]:
-        return [f"http://127.0.0.1:{slot.port}" for slot in self.slots.values() if slot.port is not None]
+        return [
+            f"http://127.0.0.1:{slot.port}" for slot in self.slots.values() if slot.port is not None
+        ]
 
     def workers_ready(self) -> int:
         with psycopg.connect(self.database_url, connect_timeout=5) as connection:
-            pids = [slot.process.pid for slot in self.slots.values() if slot.name.startswith("worker") and slot.process]
+            pids = [
+                slot.process.pid
+                for slot in self.slots.values()
+                if slot.name.startswith("worker") and slot.process
+            ]
             row = connection.execute(
                 "SELECT count(*) FROM workers WHERE state = 'ready' AND pid = ANY (%s)", [pids]
             ).fetchone()
@@ -280,7 +322,9 @@ class Stack:
         while not (self._apis_ready() and self.workers_ready() == self._workers):
             self.tend()
             if time.monotonic() > deadline or len(self.unplanned) > 20:
-                raise RuntimeError(f"the processes are not ready after {READY_SECONDS} s: {self.unplanned[-3:]}")
+                raise RuntimeError(
+                    f"the processes are not ready after {READY_SECONDS} s: {self.unplanned[-3:]}"
+                )
             time.sleep(0.1)
 
     def _apis_ready(self) -> bool:

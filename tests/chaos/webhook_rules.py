@@ -1,4 +1,6 @@
-"""What must hold of webhooks: the rules of `tests.chaos.checker` about them. Pure; signatures are computed here, by hand."""
+"""What must hold of webhooks: the rules of `tests.chaos.checker` about them. Pure; signatures are
+computed here, by hand.
+"""
 
 from __future__ import annotations
 
@@ -40,15 +42,20 @@ def _parsed(received: Received) -> Event | None:
 
 
 def events_arrive(history: History, database: Database) -> Found:
-    """Every move that somebody subscribed to arrived and was taken; what the sender has left is nothing."""
-    taken = {_parsed(r) for r in history.received if r.answered is not None and 200 <= r.answered < 300}
+    """Every move that somebody subscribed to arrived and was taken; what the sender has left is
+    nothing.
+    """
+    taken = {
+        _parsed(r) for r in history.received if r.answered is not None and 200 <= r.answered < 300
+    }
     events = _moves(database)
     jobs = {accepted.job_id: accepted for accepted in history.accepted}
     for job_id, accepted in jobs.items():
         for kind, sequence in events.get(job_id, ()):
             for receiver, wanted in (
-                (f"own/{accepted.tenant}", kind in accepted.hooks), (f"endpoint/{accepted.tenant}", accepted.labelled),
-            ):  # fmt: skip
+                (f"own/{accepted.tenant}", kind in accepted.hooks),
+                (f"endpoint/{accepted.tenant}", accepted.labelled),
+            ):
                 if wanted and (receiver, job_id, kind, sequence) not in taken:
                     yield job_id, f"{kind} (sequence {sequence}) never reached {receiver}"
     if database.pending_deliveries:
@@ -91,7 +98,9 @@ def events_are_signed(history: History, database: Database) -> Found:
         secret = history.secrets.get(received.receiver)
         if secret is None:
             continue
-        webhook_id, moment = (received.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp"))
+        webhook_id, moment = (
+            received.headers.get(f"webhook-{name}", "") for name in ("id", "timestamp")
+        )
         signed = f"{webhook_id}.{moment}.".encode() + received.body
         key = base64.b64decode(secret.removeprefix("whsec_"))
         good = "v1," + base64.b64encode(hmac.new(key, signed, hashlib.sha256).digest()).decode()

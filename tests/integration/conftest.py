@@ -1,4 +1,5 @@
-"""Fixtures of the job tests: a migrated database of one's own, jobs in it, and real worker processes.
+"""Fixtures of the job tests: a migrated database of one's own, jobs in it, and real worker
+processes.
 
 `postgres_url` and `redis_url` (servers for the whole run) come from `tests/conftest.py`.
 """
@@ -47,16 +48,21 @@ from vdiff.embedded.process import free_port
 ROOT = Path(__file__).resolve().parents[2]
 TINY_MODEL = ROOT / "tests" / "golden" / "llada"
 RUN_WORKER = (
-    "import sys; from shared.settings import load_settings; from worker.main import run; sys.exit(run(load_settings()))"
+    "import sys; from shared.settings import load_settings; from worker.main import run; "
+    "sys.exit(run(load_settings()))"
 )
 REDIS_DB = 7  # apart from what other tests use, so that one may be flushed
 
 
-PATIENCE = 4.0  # a machine that is shared takes several times as long; only a test that fails waits for it
+PATIENCE = (
+    4.0  # a machine that is shared takes several times as long; only a test that fails waits for it
+)
 
 
 def eventually(check: Callable[[], Any], *, seconds: float = 20.0, what: str = "") -> Any:
-    """Return the first true value of `check`, called every 20 ms for up to `PATIENCE` times `seconds`."""
+    """Return the first true value of `check`, called every 20 ms for up to `PATIENCE` times
+    `seconds`.
+    """
     seconds *= PATIENCE
     deadline = time.monotonic() + seconds
     while True:
@@ -72,7 +78,9 @@ def create_database(postgres_url: str, name: str, template: str | None = None) -
     """A new database on the server; its URL."""
     engine = sync_engine_unpooled(postgres_url).execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else "")))
+        connection.execute(
+            text(f'CREATE DATABASE "{name}"' + (f' TEMPLATE "{template}"' if template else ""))
+        )
     return make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
 
 
@@ -101,7 +109,12 @@ class WorkerProcess:
     """One `vdiff worker` in a process of its own, with short clocks."""
 
     def __init__(
-        self, jobs: Jobs, log: Path, *, program: tuple[str, ...] = ("-c", RUN_WORKER), **settings: object
+        self,
+        jobs: Jobs,
+        log: Path,
+        *,
+        program: tuple[str, ...] = ("-c", RUN_WORKER),
+        **settings: object,
     ) -> None:
         values = {
             "database_url": jobs.database_url,
@@ -125,12 +138,16 @@ class WorkerProcess:
         self.log = log
         self._jobs = jobs
         with log.open("wb") as output:
-            self.process = subprocess.Popen([sys.executable, *program], cwd=ROOT, env=env, stdout=output, stderr=output)
+            self.process = subprocess.Popen(
+                [sys.executable, *program], cwd=ROOT, env=env, stdout=output, stderr=output
+            )
 
     def wait_ready(self) -> WorkerProcess:
         def is_ready() -> bool:
             if self.process.poll() is not None:
-                raise AssertionError(f"the worker ended with {self.process.returncode}:\n{self.tail()}")
+                raise AssertionError(
+                    f"the worker ended with {self.process.returncode}:\n{self.tail()}"
+                )
             return self.row() is not None
 
         eventually(is_ready, seconds=60, what="worker ready")
@@ -179,7 +196,9 @@ class Jobs:
     ) -> str:
         """Insert a queued job and push its message `push` times; a slow one runs for many seconds."""
         job_id = new_id("job")
-        sampling = SamplingParams(**{"max_tokens": 1000 if slow else 8, "temperature": 0.0, "seed": 1, **params})
+        sampling = SamplingParams(
+            **{"max_tokens": 1000 if slow else 8, "temperature": 0.0, "seed": 1, **params}
+        )
         with self.database.write() as session:
             session.execute(
                 insert(JOBS).values(
@@ -208,11 +227,15 @@ class Jobs:
             return [row.outcome for row in session.execute(repository.job_attempts(job_id))]
 
     def wait_status(self, job_id: str, status: JobStatus, *, seconds: float = 20.0) -> Row[Any]:
-        return eventually(lambda: (row := self.row(job_id)).status == status and row, seconds=seconds, what=status)
+        return eventually(
+            lambda: (row := self.row(job_id)).status == status and row, seconds=seconds, what=status
+        )
 
     def wait_done(self, job_id: str, *, seconds: float = 30.0) -> Row[Any]:
         return eventually(
-            lambda: (row := self.row(job_id)).status in TERMINAL and row, seconds=seconds, what=f"{job_id} done"
+            lambda: (row := self.row(job_id)).status in TERMINAL and row,
+            seconds=seconds,
+            what=f"{job_id} done",
         )
 
     def wait_progress(self, job_id: str, *, seconds: float = 20.0) -> Row[Any]:
@@ -236,7 +259,10 @@ def jobs_with_database(postgres_url: str, redis_url: str, template: str, stack: 
     name = f"vdiff_jobs_{uuid.uuid4().hex[:8]}"
     stack.callback(drop_database, postgres_url, name)
     parts = urlsplit(redis_url)
-    jobs = Jobs(create_database(postgres_url, name, template), urlunsplit(parts._replace(path=f"/{REDIS_DB}")))
+    jobs = Jobs(
+        create_database(postgres_url, name, template),
+        urlunsplit(parts._replace(path=f"/{REDIS_DB}")),
+    )
     stack.callback(jobs.close)
     return jobs
 
@@ -271,7 +297,10 @@ def start_worker(jobs: Jobs, tmp_path: Path) -> Iterator[Callable[..., WorkerPro
 
 @pytest.fixture(scope="module")
 def served_jobs(
-    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str,
+    redis_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Jobs]:
     """Jobs with one worker that serves all tests of a module."""
     with ExitStack() as stack:
@@ -290,20 +319,30 @@ class ApiProcess:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         values = {
-            "database_url": jobs.database_url, "redis_url": jobs.redis_url, "port": self.port, "log_format": "json", **settings,
-        }  # fmt: skip
+            "database_url": jobs.database_url,
+            "redis_url": jobs.redis_url,
+            "port": self.port,
+            "log_format": "json",
+            **settings,
+        }
         env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
         env.update({f"VDIFF_{name.upper()}": str(value) for name, value in values.items()})
         self.log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "vdiff", "api"], cwd=ROOT, env=env, stdout=output, stderr=output
+                [sys.executable, "-m", "vdiff", "api"],
+                cwd=ROOT,
+                env=env,
+                stdout=output,
+                stderr=output,
             )
 
     def wait_ready(self, *, path: str = "/health/ready") -> ApiProcess:
         def is_ready() -> bool:
             if self.process.poll() is not None:
-                raise AssertionError(f"the API ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
+                raise AssertionError(
+                    f"the API ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}"
+                )
             with suppress(httpx.HTTPError):
                 return httpx.get(self.url + path, timeout=120).status_code == 200
             return False
@@ -331,7 +370,10 @@ class Served:
 
 @pytest.fixture(scope="session")
 def served(
-    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str,
+    redis_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
     with ExitStack() as stack:
@@ -358,28 +400,47 @@ def register_tiny(jobs: Jobs) -> None:
     tokenizer = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
     mask, end = tokenizer.special_id("mask_token") or 0, tokenizer.special_id("eos_token") or 0
     card = ModelCard(
-        name="vdiff-tiny", family="llada", context_length=512, vocab_size=tokenizer.vocab_size, mask_token_id=mask,
-        end_token_ids=(end,), suppress_token_ids={"logits": (end,), "confidence": (end,)}, block_length=8,
+        name="vdiff-tiny",
+        family="llada",
+        context_length=512,
+        vocab_size=tokenizer.vocab_size,
+        mask_token_id=mask,
+        end_token_ids=(end,),
+        suppress_token_ids={"logits": (end,), "confidence": (end,)},
+        block_length=8,
         capabilities={
-            "algorithms": list(algorithms_of(FULL, verifier=False)), "caches": list(CACHES[FULL]), "logprobs": True,
-            "infill": True, "endpoints": list(ENDPOINTS),
+            "algorithms": list(algorithms_of(FULL, verifier=False)),
+            "caches": list(CACHES[FULL]),
+            "logprobs": True,
+            "infill": True,
+            "endpoints": list(ENDPOINTS),
         },
-    )  # fmt: skip
+    )
     with jobs.database.write() as session:
         session.execute(serving.register_model(card, tokenizer.files()))
 
 
 @pytest.fixture(scope="module")
 def workerless(
-    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str,
+    redis_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ApiProcess]:
-    """An API on a database of its own that knows the bundled model and has no worker: accepted jobs stay queued."""
+    """An API on a database of its own that knows the bundled model and has no worker: accepted jobs
+    stay queued.
+    """
     with ExitStack() as stack:
         jobs = jobs_with_database(postgres_url, redis_url, migrated_template, stack)
         register_tiny(jobs)
         log = tmp_path_factory.mktemp("workerless") / "api.log"
         api = ApiProcess(
-            jobs, log, sync_timeout_seconds=0.2, max_wait_seconds=0.2, webhook_allow_private="true", code_graders="true"
+            jobs,
+            log,
+            sync_timeout_seconds=0.2,
+            max_wait_seconds=0.2,
+            webhook_allow_private="true",
+            code_graders="true",
         )
         stack.callback(api.end)
         yield api.wait_ready()
@@ -393,13 +454,19 @@ def new_key(jobs: Jobs, *, tenant: str | None = None, **options: Any) -> str:
     values: dict[str, Any] = dict.fromkeys(
         ("requests_per_minute", "max_queued_jobs", "max_queued_tokens", "expires_at")
     )
-    values.update({"scopes": [s.value for s in DEFAULT_SCOPES], "weight": 1, "name": "test", **options})
+    values.update(
+        {"scopes": [s.value for s in DEFAULT_SCOPES], "weight": 1, "name": "test", **options}
+    )
     with jobs.database.write() as session:
         session.execute(
             keys.create(
-                key_id, tenant=tenant or new_id("tenant"), key_hash=tokens.hash_key(key), webhook_secret=new_secret(), **values
+                key_id,
+                tenant=tenant or new_id("tenant"),
+                key_hash=tokens.hash_key(key),
+                webhook_secret=new_secret(),
+                **values,
             )
-        )  # fmt: skip
+        )
     return key
 
 

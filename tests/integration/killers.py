@@ -1,7 +1,7 @@
 """Plant a job that kills its worker, into worker processes of tests only.
 
-`python -m tests.integration.killers` is `vdiff worker` whose engine is killed by SIGKILL when it takes a request whose
-prompt holds `KILLER_TOKEN`, as a fault of a kernel or of a driver does it.
+`python -m tests.integration.killers` is `vdiff worker` whose engine is killed by SIGKILL when it
+takes a request whose prompt holds `KILLER_TOKEN`, as a fault of a kernel or of a driver does it.
 """
 
 from __future__ import annotations

@@ -23,13 +23,20 @@ from vdiff.embedded.process import free_port
 READY_SECONDS = 150
 STOP_SECONDS = 20
 SHORT_CLOCKS = {
-    "LEASE_SECONDS": 3, "HEARTBEAT_SECONDS": 1, "SWEEP_SECONDS": 0.75, "REPUSH_AFTER_SECONDS": 2, "NUM_THREADS": 1,
-}  # fmt: skip
+    "LEASE_SECONDS": 3,
+    "HEARTBEAT_SECONDS": 1,
+    "SWEEP_SECONDS": 0.75,
+    "REPUSH_AFTER_SECONDS": 2,
+    "NUM_THREADS": 1,
+}
 
 
 def chat_job(content: str = "What is 17 + 25?", **body: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": content}]
-    return {"endpoint": "/v1/chat/completions", "body": {"model": "vdiff-tiny", "messages": messages, **body}}
+    return {
+        "endpoint": "/v1/chat/completions",
+        "body": {"model": "vdiff-tiny", "messages": messages, **body},
+    }
 
 
 def long_job(n: int = 1) -> dict[str, Any]:
@@ -79,13 +86,29 @@ class Up:
         env = {k: v for k, v in os.environ.items() if not k.startswith(("VDIFF_", "PYTHON"))}
         if path is not None:
             env["PYTHONPATH"] = str(path)
-        env.update({f"VDIFF_{name.upper()}": str(value) for name, value in {**SHORT_CLOCKS, **settings}.items()})
-        own = ["up", "--data-dir", self.data_dir, "--port", self.port, *([] if flower else ["--no-flower"])]
+        env.update(
+            {
+                f"VDIFF_{name.upper()}": str(value)
+                for name, value in {**SHORT_CLOCKS, **settings}.items()
+            }
+        )
+        own = [
+            "up",
+            "--data-dir",
+            self.data_dir,
+            "--port",
+            self.port,
+            *([] if flower else ["--no-flower"]),
+        ]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [str(part) for part in (*command, *own, *options)], cwd=folder, env=env, stdout=log, stderr=subprocess.PIPE,
+                [str(part) for part in (*command, *own, *options)],
+                cwd=folder,
+                env=env,
+                stdout=log,
+                stderr=subprocess.PIPE,
                 stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            )
         self.seen: dict[int, psutil.Process] = {}
 
     @property
@@ -102,11 +125,15 @@ class Up:
         return self.left()
 
     def left(self) -> list[psutil.Process]:
-        """What still runs of all that was ever seen below it; psutil tells a pid that was given anew."""
+        """What still runs of all that was ever seen below it; psutil tells a pid that was given
+        anew.
+        """
         return [child for child in self.seen.values() if alive(child)]
 
     def command_lines(self) -> list[str]:
-        """Of what runs below it now, but for what ends meanwhile (PostgreSQL's helpers come and go)."""
+        """Of what runs below it now, but for what ends meanwhile (PostgreSQL's helpers come and
+        go).
+        """
         lines = []
         for child in self.below():
             with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,6 @@
-"""Native jobs over real HTTP: submit, poll, wait, list, follow, cancel; API, worker, PostgreSQL and Redis are real."""
+"""Native jobs over real HTTP: submit, poll, wait, list, follow, cancel; API, worker, PostgreSQL and
+Redis are real.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def chat_job(**more: Any) -> dict[str, Any]:
 
 def long_job(**more: Any) -> dict[str, Any]:
     """Runs for seconds: one token a step, no early end."""
-    return chat_job(body={"max_tokens": 480, "ignore_eos": True, "diffusion": {"block_length": 480}}, **more)
+    return chat_job(
+        body={"max_tokens": 480, "ignore_eos": True, "diffusion": {"block_length": 480}}, **more
+    )
 
 
 def test_submit_then_poll(served: Served) -> None:
@@ -72,14 +76,18 @@ def test_wait_answers_when_the_job_is_done(served: Served) -> None:
     job = served.client.post("/v1/jobs", json=chat_job()).json()
     waited = served.client.get(f"/v1/jobs/{job['id']}", params={"wait": 30})
     assert waited.json()["status"] == "succeeded"
-    again = served.client.get(f"/v1/jobs/{job['id']}", headers={"if-none-match": waited.headers["etag"]})
+    again = served.client.get(
+        f"/v1/jobs/{job['id']}", headers={"if-none-match": waited.headers["etag"]}
+    )
     assert (again.status_code, again.content) == (304, b"")
     other = served.client.get(f"/v1/jobs/{job['id']}", headers={"if-none-match": '"other"'})
     assert other.status_code == 200
 
 
 def test_prefer_wait(served: Served) -> None:
-    answer = served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "respond-async, wait=30"})
+    answer = served.client.post(
+        "/v1/jobs", json=chat_job(), headers={"prefer": "respond-async, wait=30"}
+    )
     assert answer.status_code == 200
     assert answer.headers["preference-applied"] == "wait=30"
     assert answer.json()["result"]["choices"][0]["message"]["content"] == "42"
@@ -90,7 +98,9 @@ def test_prefer_wait(served: Served) -> None:
 
 def test_the_seed_is_frozen_and_reported(served: Served) -> None:
     hot = {"temperature": 1.0, "max_tokens": 24, "ignore_eos": True}
-    first = served.client.post("/v1/jobs", json=chat_job(body=hot), headers={"prefer": "wait=30"}).json()
+    first = served.client.post(
+        "/v1/jobs", json=chat_job(body=hot), headers={"prefer": "wait=30"}
+    ).json()
     seed = first["result"]["vdiff"]["seed"]
     second = served.client.post(
         "/v1/jobs", json=chat_job(body={**hot, "seed": seed}), headers={"prefer": "wait=30"}
@@ -100,7 +110,10 @@ def test_the_seed_is_frozen_and_reported(served: Served) -> None:
 
 def test_list_pages_and_filters(served: Served) -> None:
     tag = f"list-{time.time_ns()}"
-    ids = [served.client.post("/v1/jobs", json=chat_job(metadata={"tag": tag})).json()["id"] for _ in range(5)]
+    ids = [
+        served.client.post("/v1/jobs", json=chat_job(metadata={"tag": tag})).json()["id"]
+        for _ in range(5)
+    ]
     for job_id in ids:
         served.client.get(f"/v1/jobs/{job_id}", params={"wait": 30})
     seen: list[str] = []
@@ -115,7 +128,10 @@ def test_list_pages_and_filters(served: Served) -> None:
     one = {"metadata[tag]": tag, "status": "succeeded", "model": "vdiff-tiny", "created_after": 0}
     assert len(served.client.get("/v1/jobs", params=one).json()["data"]) == 5
     assert served.client.get("/v1/jobs", params={**one, "status": "failed"}).json()["data"] == []
-    assert served.client.get("/v1/jobs", params={**one, "created_after": "2999-01-01"}).json()["data"] == []
+    assert (
+        served.client.get("/v1/jobs", params={**one, "created_after": "2999-01-01"}).json()["data"]
+        == []
+    )
     for bad in (
         {"limit": 0},
         {"limit": "x"},
@@ -167,7 +183,9 @@ def test_events_tell_the_whole_story_and_resume(served: Served) -> None:
     middle = len(events) // 2
     rest = follow(served, job["id"], **{"last-event-id": events[middle][0]})
     assert rest == events[middle + 1 :]
-    assert [kind for _, kind, _ in follow(served, job["id"], **{"last-event-id": events[-1][0]})] == ["done"]
+    assert [
+        kind for _, kind, _ in follow(served, job["id"], **{"last-event-id": events[-1][0]})
+    ] == ["done"]
     for last in ("x", "99999999999999999999-0", "1-"):
         bad = served.client.get(f"/v1/jobs/{job['id']}/events", headers={"last-event-id": last})
         assert (bad.status_code, bad.json()["error"]["param"]) == (400, "Last-Event-ID")
@@ -199,14 +217,20 @@ def test_idempotency(served: Served) -> None:
     assert again.json()["id"] == first["id"]
     other = served.client.post("/v1/jobs", json=chat_job(custom_id="other"), headers=key)
     assert (other.status_code, other.json()["error"]["param"]) == (422, "Idempotency-Key")
-    long_key = served.client.post("/v1/jobs", json=chat_job(), headers={"idempotency-key": "k" * 256})
+    long_key = served.client.post(
+        "/v1/jobs", json=chat_job(), headers={"idempotency-key": "k" * 256}
+    )
     assert (long_key.status_code, long_key.json()["error"]["param"]) == (400, "Idempotency-Key")
 
 
 def test_an_automatic_retry_of_the_sdk_does_not_pay_twice(served: Served) -> None:
     body = chat_job(metadata={"once": str(time.time_ns())})
-    first = served.client.post("/v1/jobs", json=body, headers={"x-stainless-retry-count": "0"}).json()
-    retry = served.client.post("/v1/jobs", json=body, headers={"x-stainless-retry-count": "1"}).json()
+    first = served.client.post(
+        "/v1/jobs", json=body, headers={"x-stainless-retry-count": "0"}
+    ).json()
+    retry = served.client.post(
+        "/v1/jobs", json=body, headers={"x-stainless-retry-count": "1"}
+    ).json()
     fresh = served.client.post("/v1/jobs", json=body).json()
     assert retry["id"] == first["id"] != fresh["id"]
 
@@ -214,12 +238,21 @@ def test_an_automatic_retry_of_the_sdk_does_not_pay_twice(served: Served) -> Non
 def test_health_version_models_and_metrics(served: Served) -> None:
     assert served.client.get("/health/live").json() == {"status": "ok"}
     health = served.client.get("/health").json()
-    assert (health["status"], health["database"], health["redis"], health["workers"]) == ("ok", "ok", "ok", 1)
+    assert (health["status"], health["database"], health["redis"], health["workers"]) == (
+        "ok",
+        "ok",
+        "ok",
+        1,
+    )
     assert served.client.get("/version").json()["version"]
     assert "vdiff" in served.client.get("/docs").text
     models = served.client.get("/v1/models").json()["data"]
     assert models[0]["id"] == "vdiff-tiny"
-    assert (models[0]["family"], models[0]["workers"], models[0]["context_length"]) == ("llada", 1, 512)
+    assert (models[0]["family"], models[0]["workers"], models[0]["context_length"]) == (
+        "llada",
+        1,
+        512,
+    )
     assert served.client.get("/v1/models/vdiff-tiny").json() == models[0]
     assert served.client.get("/v1/models/none").json()["error"]["code"] == "model_not_found"
 
@@ -235,7 +268,11 @@ def test_a_model_that_is_only_away_queues(served: Served) -> None:
         session.execute(serving.register_model(card, row.tokenizer_files))
     time.sleep(1.1)  # what the API trusts a list of models for
     job = served.client.post("/v1/jobs", json=chat_job(body={"model": "away"}))
-    assert (job.status_code, job.json()["status"], job.json()["queue_position"]) == (202, "queued", 1)
+    assert (job.status_code, job.json()["status"], job.json()["queue_position"]) == (
+        202,
+        "queued",
+        1,
+    )
     second = served.client.post("/v1/jobs", json=chat_job(body={"model": "away"})).json()
     assert second["queue_position"] == 2
     assert metric(served, "vdiff_queue_depth", model="away", priority="normal") == 2
@@ -261,7 +298,9 @@ def test_pages_hold_still_while_jobs_come_in(served: Served) -> None:
     tag = f"keyset-{time.time_ns()}"
 
     def add() -> str:
-        job_id: str = served.client.post("/v1/jobs", json=chat_job(metadata={"tag": tag})).json()["id"]
+        job_id: str = served.client.post("/v1/jobs", json=chat_job(metadata={"tag": tag})).json()[
+            "id"
+        ]
         return job_id
 
     before = [add() for _ in range(6)]
@@ -280,7 +319,9 @@ def test_pages_hold_still_while_jobs_come_in(served: Served) -> None:
 
 def test_a_reader_that_was_cut_off_misses_nothing(served: Served) -> None:
     """Reads a running job's events in pieces, each time from the last id it saw."""
-    job = served.client.post("/v1/jobs", json=chat_job(body={"max_tokens": 128, "ignore_eos": True})).json()
+    job = served.client.post(
+        "/v1/jobs", json=chat_job(body={"max_tokens": 128, "ignore_eos": True})
+    ).json()
     pieces: list[tuple[str, str, Any]] = []
     last: dict[str, str] = {}
     for _ in range(200):
@@ -327,7 +368,9 @@ def database_away(served: Served, postgres_url: str) -> Iterator[None]:
             connection.execute(text(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true'))
 
 
-def test_who_waits_goes_on_waiting_while_the_database_is_away(served: Served, postgres_url: str) -> None:
+def test_who_waits_goes_on_waiting_while_the_database_is_away(
+    served: Served, postgres_url: str
+) -> None:
     """A restart of PostgreSQL ends no wait: the job is stored, and who is told so pays for it once."""
     admin = {"authorization": f"Bearer {new_key(served.jobs, scopes=['admin'])}"}
     assert "\nvdiff_database_up 1.0\n" in served.client.get("/metrics", headers=admin).text
@@ -336,17 +379,27 @@ def test_who_waits_goes_on_waiting_while_the_database_is_away(served: Served, po
     try:
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(
-                served.client.post, "/v1/jobs", json=chat_job(metadata={"tag": tag}), headers={"prefer": "wait=40"}
+                served.client.post,
+                "/v1/jobs",
+                json=chat_job(metadata={"tag": tag}),
+                headers={"prefer": "wait=40"},
             )
             listed = {"metadata[tag]": tag}
-            eventually(lambda: served.client.get("/v1/jobs", params=listed).json()["data"], what="accepted")
+            eventually(
+                lambda: served.client.get("/v1/jobs", params=listed).json()["data"], what="accepted"
+            )
             with database_away(served, postgres_url):
-                eventually(lambda: served.client.get("/v1/jobs").status_code == 503, what="the database is away")
+                eventually(
+                    lambda: served.client.get("/v1/jobs").status_code == 503,
+                    what="the database is away",
+                )
                 # What scrapes still hears this process, also with a key that was known.
                 for headers in ({}, admin):
                     scrape = served.client.get("/metrics", headers=headers)
                     assert scrape.status_code == 200 and "\nvdiff_database_up 0.0\n" in scrape.text
-                    assert "vdiff_requests_total" in scrape.text and "vdiff_jobs{" not in scrape.text
+                    assert (
+                        "vdiff_requests_total" in scrape.text and "vdiff_jobs{" not in scrape.text
+                    )
                 time.sleep(2.0)  # longer than a wait goes without reading the row
             served.worker.signal(signal.SIGCONT)
             answer = waiting.result(60)

@@ -1,4 +1,6 @@
-"""Backup and restore as docs/operations.md has it: dump while it runs, lose everything, restore, go on."""
+"""Backup and restore as docs/operations.md has it: dump while it runs, lose everything, restore, go
+on.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,22 @@ from shared import counts
 from shared.db.session import AsyncDatabase, Database
 from shared.jobs.listing import JobFilter, Page, read_page
 from shared.jobs.status import JobStatus
-from tests.integration.conftest import Jobs, WorkerProcess, create_database, drop_database, eventually
+from tests.integration.conftest import (
+    Jobs,
+    WorkerProcess,
+    create_database,
+    drop_database,
+    eventually,
+)
 from vdiff.embedded import postgres
 
 pytestmark = pytest.mark.integration
 
 
 def tool(name: str, *args: object) -> None:
-    done = subprocess.run([postgres._binaries() / name, *map(str, args)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [postgres._binaries() / name, *map(str, args)], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -37,7 +47,9 @@ def test_dump_lose_everything_restore_go_on(
 
     dump = tmp_path / "vdiff.dump"
     tool("pg_dump", "--format=custom", f"--file={dump}", jobs.database_url)
-    lost = jobs.submit(push=0)  # accepted after the dump: the price of a backup without WAL archiving
+    lost = jobs.submit(
+        push=0
+    )  # accepted after the dump: the price of a backup without WAL archiving
 
     first.end()
     jobs.database.dispose()
@@ -57,8 +69,14 @@ def test_dump_lose_everything_restore_go_on(
     start_worker().wait_ready()
     for job_id in waiting:
         assert jobs.wait_done(job_id, seconds=60).status == JobStatus.SUCCEEDED
-    eventually(lambda: jobs.row(running).attempt == 2, seconds=60, what="the next attempt of what ran")
-    jobs.execute(text("UPDATE jobs SET cancel_requested = true WHERE id = :id RETURNING id").bindparams(id=running))
+    eventually(
+        lambda: jobs.row(running).attempt == 2, seconds=60, what="the next attempt of what ran"
+    )
+    jobs.execute(
+        text("UPDATE jobs SET cancel_requested = true WHERE id = :id RETURNING id").bindparams(
+            id=running
+        )
+    )
     jobs.wait_done(running, seconds=60)
     assert {job_id: jobs.row(job_id).result for job_id in finished} == results
 
@@ -86,12 +104,18 @@ def test_a_hundred_thousand_jobs_are_looked_at_in_pages(jobs: Jobs) -> None:
     newest = [f"job_{i:026d}" for i in range(100_000, 99_975, -1)]
     assert [row.id for row in page.rows] == newest and page.next_id == newest[-1]
     with jobs.database.read() as session:
-        counted = {row.status: row.count for row in session.execute(counts.jobs_by_status("anonymous")) if row.count}
+        counted = {
+            row.status: row.count
+            for row in session.execute(counts.jobs_by_status("anonymous"))
+            if row.count
+        }
         assert counted == {"succeeded": 100_000}
         plan = "\n".join(
             row[0]
             for row in session.execute(
-                text("EXPLAIN SELECT id FROM jobs WHERE tenant = 'anonymous' ORDER BY id DESC LIMIT 26")
+                text(
+                    "EXPLAIN SELECT id FROM jobs WHERE tenant = 'anonymous' ORDER BY id DESC LIMIT 26"
+                )
             )
         )
     assert "Index" in plan and "Seq Scan" not in plan and "Sort" not in plan

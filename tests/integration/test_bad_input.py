@@ -1,4 +1,6 @@
-"""Bad input: each is a 4xx that names the field, never a 500, never accepted; and the engine's other requests go on."""
+"""Bad input: each is a 4xx that names the field, never a 500, never accepted; and the engine's
+other requests go on.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,11 @@ pytestmark = pytest.mark.integration
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 PROMPT = {"model": "vdiff-tiny", "prompt": "What is 1 + 1?", "max_tokens": 16}
-MESSAGES = {"model": "vdiff-tiny", "messages": [{"role": "user", "content": "What is 1 + 1?"}], "max_tokens": 16}
+MESSAGES = {
+    "model": "vdiff-tiny",
+    "messages": [{"role": "user", "content": "What is 1 + 1?"}],
+    "max_tokens": 16,
+}
 NAN = float("nan")
 
 BODIES: list[tuple[dict[str, Any], str]] = [
@@ -73,18 +79,32 @@ BODIES: list[tuple[dict[str, Any], str]] = [
     ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
 ]
 PROMPTS: list[tuple[Any, str]] = [
-    ("", "prompt"), (None, "prompt"), (5, "prompt"), ([], "prompt"), (["a", ""], "prompt[1]"), ([1, "a"], "prompt"),
-    ([10**9], "prompt"), ([-1], "prompt"), ("seven " * 600, "prompt"), ({}, "prompt"), ([[1], [-2]], "prompt[1]"),
+    ("", "prompt"),
+    (None, "prompt"),
+    (5, "prompt"),
+    ([], "prompt"),
+    (["a", ""], "prompt[1]"),
+    ([1, "a"], "prompt"),
+    ([10**9], "prompt"),
+    ([-1], "prompt"),
+    ("seven " * 600, "prompt"),
+    ({}, "prompt"),
+    ([[1], [-2]], "prompt[1]"),
     (["a"] * 129, "prompt"),
-]  # fmt: skip
+]
 MESSAGE_LISTS: list[tuple[Any, str]] = [
-    ([], "messages"), (None, "messages"), ("hi", "messages"), ([5], "messages[0]"), ([{}], "messages[0].role"),
-    ([{"role": "user"}], "messages[0].content"), ([{"role": "king", "content": "x"}], "messages[0].role"),
+    ([], "messages"),
+    (None, "messages"),
+    ("hi", "messages"),
+    ([5], "messages[0]"),
+    ([{}], "messages[0].role"),
+    ([{"role": "user"}], "messages[0].content"),
+    ([{"role": "king", "content": "x"}], "messages[0].role"),
     ([{"role": "user", "content": None}], "messages[0].content"),
     ([{"role": "user", "content": [{"type": "image_url"}]}], "messages[0].content[0]"),
     ([{"role": "user", "content": "x", "tool_calls": [{}]}], "messages[0].tool_calls"),
     ([{"role": "user", "content": "seven " * 600}], "messages"),
-]  # fmt: skip
+]
 
 
 def refused(served: Served, path: str, body: Any, param: str, status: int = 400) -> None:
@@ -99,7 +119,10 @@ def refused(served: Served, path: str, body: Any, param: str, status: int = 400)
 def test_a_bad_field_is_named(served: Served, wrong: dict[str, Any], param: str) -> None:
     refused(served, CHAT, {**MESSAGES, **wrong}, param)
     refused(served, COMPLETIONS, {**PROMPT, **wrong}, param)
-    job = {"endpoint": CHAT, "body": {**MESSAGES, **{k: v for k, v in wrong.items() if k != "stream"}}}
+    job = {
+        "endpoint": CHAT,
+        "body": {**MESSAGES, **{k: v for k, v in wrong.items() if k != "stream"}},
+    }
     if "stream" not in wrong:
         refused(served, "/v1/jobs", job, param)
 
@@ -107,13 +130,17 @@ def test_a_bad_field_is_named(served: Served, wrong: dict[str, Any], param: str)
 @pytest.mark.parametrize(("prompt", "param"), PROMPTS, ids=lambda value: str(value)[:40])
 def test_a_bad_prompt_is_named(served: Served, prompt: Any, param: str) -> None:
     refused(served, COMPLETIONS, {**PROMPT, "prompt": prompt}, param)
-    refused(served, "/v1/jobs", {"endpoint": COMPLETIONS, "body": {**PROMPT, "prompt": prompt}}, param)
+    refused(
+        served, "/v1/jobs", {"endpoint": COMPLETIONS, "body": {**PROMPT, "prompt": prompt}}, param
+    )
 
 
 @pytest.mark.parametrize(("messages", "param"), MESSAGE_LISTS, ids=lambda value: str(value)[:40])
 def test_bad_messages_are_named(served: Served, messages: Any, param: str) -> None:
     refused(served, CHAT, {**MESSAGES, "messages": messages}, param)
-    refused(served, "/v1/jobs", {"endpoint": CHAT, "body": {**MESSAGES, "messages": messages}}, param)
+    refused(
+        served, "/v1/jobs", {"endpoint": CHAT, "body": {**MESSAGES, "messages": messages}}, param
+    )
 
 
 @pytest.mark.parametrize(
@@ -131,7 +158,10 @@ def test_bad_messages_are_named(served: Served, messages: Any, param: str) -> No
         ({"endpoint": CHAT, "body": MESSAGES, "priority": "urgent"}, "priority"),
         ({"endpoint": CHAT, "body": MESSAGES, "priority": []}, "priority"),
         ({"endpoint": CHAT, "body": MESSAGES, "custom_id": ""}, "custom_id"),
-        ({"endpoint": CHAT, "body": MESSAGES, "metadata": {str(i): "x" for i in range(17)}}, "metadata"),
+        (
+            {"endpoint": CHAT, "body": MESSAGES, "metadata": {str(i): "x" for i in range(17)}},
+            "metadata",
+        ),
         ({"endpoint": CHAT, "body": {**MESSAGES, "stream": True}}, "stream"),
     ],
     ids=lambda value: str(value)[:60],
@@ -143,8 +173,15 @@ def test_a_bad_job_is_named(served: Served, job: Any, param: str) -> None:
 def test_unknown_things_are_404(served: Served) -> None:
     refused(served, CHAT, {**MESSAGES, "model": "none"}, "model", 404)
     refused(served, COMPLETIONS, {**PROMPT, "model": "none", "stream": True}, "model", 404)
-    refused(served, "/v1/jobs", {"endpoint": CHAT, "body": {**MESSAGES, "model": "none"}}, "model", 404)
-    for path in ("/v1/jobs/none", "/v1/jobs/job_01arz3ndektsv4rrffq69g5fav", "/v1/jobs/%00", "/v1/jobs/none/events"):
+    refused(
+        served, "/v1/jobs", {"endpoint": CHAT, "body": {**MESSAGES, "model": "none"}}, "model", 404
+    )
+    for path in (
+        "/v1/jobs/none",
+        "/v1/jobs/job_01arz3ndektsv4rrffq69g5fav",
+        "/v1/jobs/%00",
+        "/v1/jobs/none/events",
+    ):
         answer = served.client.get(path)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "job_not_found"), path
     assert served.client.post("/v1/jobs/none/cancel").status_code == 404
@@ -166,18 +203,27 @@ def test_unknown_things_are_404(served: Served) -> None:
         (b"[" * 100_000 + b"]" * 100_000, 400, "invalid_json", "body"),
         (b'{"model": "vdiff-tiny", "prompt": "a\\u0000b"}', 400, "invalid_characters", "prompt"),
         (b'{"model": "vdiff-tiny", "prompt": "a\\ud800b"}', 400, "invalid_characters", "prompt"),
-        (b'{"model": "vdiff-tiny", "prompt": "x", "\\u0000": 1}', 400, "invalid_characters", "body"),
+        (
+            b'{"model": "vdiff-tiny", "prompt": "x", "\\u0000": 1}',
+            400,
+            "invalid_characters",
+            "body",
+        ),
     ],
 )
 @pytest.mark.parametrize("path", [CHAT, COMPLETIONS, "/v1/jobs"])
-def test_a_body_that_is_no_json(served: Served, path: str, raw: bytes, status: int, code: str, param: str) -> None:
+def test_a_body_that_is_no_json(
+    served: Served, path: str, raw: bytes, status: int, code: str, param: str
+) -> None:
     answer = served.client.post(path, content=raw, headers={"content-type": "application/json"})
     error = answer.json()["error"]
     assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
 
 
 def test_a_body_of_another_kind(served: Served) -> None:
-    answer = served.client.post(CHAT, content=b"a=b", headers={"content-type": "application/x-www-form-urlencoded"})
+    answer = served.client.post(
+        CHAT, content=b"a=b", headers={"content-type": "application/x-www-form-urlencoded"}
+    )
     assert (answer.status_code, answer.json()["error"]["param"]) == (415, "content-type")
 
 
@@ -190,7 +236,9 @@ def test_a_body_of_20_mb(served: Served, chunked: bool, path: str) -> None:
         answer = served.client.post(
             path, content=pieces if chunked else body, headers={"content-type": "application/json"}
         )
-    except Exception as exc:  # the server may close while we still send; ask again over a raw connection
+    except (
+        Exception
+    ) as exc:  # the server may close while we still send; ask again over a raw connection
         connection = http.client.HTTPConnection("127.0.0.1", served.api.port, timeout=120)
         connection.putrequest("POST", path)
         connection.putheader("content-type", "application/json")
@@ -210,7 +258,10 @@ def test_the_default_limit_is_below_20_mb() -> None:
 def test_a_stream_that_cannot_begin_is_an_ordinary_error(served: Served) -> None:
     for path, body in ((CHAT, MESSAGES), (COMPLETIONS, PROMPT)):
         answer = served.client.post(path, json={**body, "stream": True, "max_tokens": 0})
-        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json")
+        assert (answer.status_code, answer.headers["content-type"]) == (
+            400,
+            "application/problem+json",
+        )
         assert answer.json()["error"]["param"] == "max_tokens"
         assert "x-job-id" not in answer.headers
 
@@ -224,14 +275,20 @@ def test_a_bad_field_has_the_clients_own_name(served: Served) -> None:
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("GET", "/v1/jobs/none?wiat=30"), ("GET", "/v1/jobs/none/result?wiat=1"), ("POST", "/v1/jobs?wiat=1"),
-        ("POST", f"{CHAT}?wiat=1"), ("GET", "/v1/models?wiat=1"), ("GET", "/v1/jobs?wiat=1"),
+        ("GET", "/v1/jobs/none?wiat=30"),
+        ("GET", "/v1/jobs/none/result?wiat=1"),
+        ("POST", "/v1/jobs?wiat=1"),
+        ("POST", f"{CHAT}?wiat=1"),
+        ("GET", "/v1/models?wiat=1"),
+        ("GET", "/v1/jobs?wiat=1"),
         ("GET", "/v1/jobs/none?metadata[a]=1&wiat=1"),
     ],
-)  # fmt: skip
+)
 def test_an_unknown_query_parameter_is_named(served: Served, method: str, path: str) -> None:
     answer = served.client.request(method, path, json=None if method == "GET" else MESSAGES)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter"), answer.text
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unknown_parameter"), (
+        answer.text
+    )
     assert answer.json()["error"]["param"] in ("wiat", "metadata[a]")
     assert served.client.get("/health/live?probe=1").status_code == 200
 
@@ -239,20 +296,28 @@ def test_an_unknown_query_parameter_is_named(served: Served, method: str, path: 
 @pytest.mark.parametrize(
     ("path", "param"),
     [
-        ("/v1/jobs?limit=1&limit=2", "limit"), ("/v1/jobs?metadata[a]=b&metadata[a]=c", "metadata[a]"),
-        ("/v1/jobs/none?wait=1&wait=2", "wait"), ("/v1/files?after=a&after=b", "after"),
+        ("/v1/jobs?limit=1&limit=2", "limit"),
+        ("/v1/jobs?metadata[a]=b&metadata[a]=c", "metadata[a]"),
+        ("/v1/jobs/none?wait=1&wait=2", "wait"),
+        ("/v1/files?after=a&after=b", "after"),
     ],
-)  # fmt: skip
-def test_a_query_parameter_that_is_given_twice_is_named(served: Served, path: str, param: str) -> None:
+)
+def test_a_query_parameter_that_is_given_twice_is_named(
+    served: Served, path: str, param: str
+) -> None:
     answer = served.client.get(path)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_parameter"), answer.text
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_parameter"), (
+        answer.text
+    )
     assert answer.json()["error"]["param"] == param
 
 
 def test_others_do_not_notice(served: Served) -> None:
     """A long job runs while a storm of bad requests comes in, and ends as if nothing had been."""
     body = {**MESSAGES, "max_tokens": 256, "ignore_eos": True, "temperature": 0}
-    quiet = served.client.post("/v1/jobs", json={"endpoint": CHAT, "body": body}, headers={"prefer": "wait=60"}).json()
+    quiet = served.client.post(
+        "/v1/jobs", json={"endpoint": CHAT, "body": body}, headers={"prefer": "wait=60"}
+    ).json()
     job = served.client.post("/v1/jobs", json={"endpoint": CHAT, "body": body}).json()
     for wrong, _ in BODIES:
         assert 400 <= served.client.post(CHAT, json={**MESSAGES, **wrong}).status_code < 500

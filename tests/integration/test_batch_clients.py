@@ -1,4 +1,6 @@
-"""Batches as other programs use them: inspect-ai's calls, and the dispatchers that hear of new lines."""
+"""Batches as other programs use them: inspect-ai's calls, and the dispatchers that hear of new
+lines.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def test_stored_lines_wake_the_dispatchers(served: Served) -> None:
 
 
 async def test_a_batch_as_inspect_ai_makes_it(served: Served, tmp_path: Path) -> None:
-    """`inspect_ai/model/_providers/_openai_batch.py` 0.3.285, its calls and how it reads what comes back."""
+    """`inspect_ai/model/_providers/_openai_batch.py` 0.3.285, its calls and how it reads what comes
+    back.
+    """
 
     async def ended(lines: list[dict[str, Any]]) -> Any:
         source = tmp_path / "requests.jsonl"
@@ -43,7 +47,10 @@ async def test_a_batch_as_inspect_ai_makes_it(served: Served, tmp_path: Path) ->
         with source.open("rb") as file:
             uploaded = await client.files.create(file=file, purpose="batch", extra_headers=None)
         batch = await client.batches.create(
-            input_file_id=uploaded.id, completion_window="24h", endpoint="/v1/chat/completions", extra_headers=None
+            input_file_id=uploaded.id,
+            completion_window="24h",
+            endpoint="/v1/chat/completions",
+            extra_headers=None,
         )
         for _ in range(300):
             batch = await client.batches.retrieve(batch.id)
@@ -61,8 +68,16 @@ async def test_a_batch_as_inspect_ai_makes_it(served: Served, tmp_path: Path) ->
                 for raw in content.decode().splitlines():
                     result = json.loads(raw)
                     assert result["error"] is None
-                    read[result["custom_id"]] = ChatCompletion.model_validate(result["response"]["body"])
-        assert {k: v.choices[0].message.content for k, v in read.items()} == {"sum-1": "6", "sum-2": "7", "sum-3": "8"}
+                    read[result["custom_id"]] = ChatCompletion.model_validate(
+                        result["response"]["body"]
+                    )
+        assert {k: v.choices[0].message.content for k, v in read.items()} == {
+            "sum-1": "6",
+            "sum-2": "7",
+            "sum-3": "8",
+        }
         rejected = await ended([line(f"bad-{i}", max_tokens=0) for i in range(2)])
         assert rejected.status == "failed" and rejected.output_file_id is None
-        assert [e.param for e in rejected.errors.data] == ["body.max_tokens"] * 2  # one for each request
+        assert [e.param for e in rejected.errors.data] == [
+            "body.max_tokens"
+        ] * 2  # one for each request

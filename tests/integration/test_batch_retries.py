@@ -25,7 +25,11 @@ from tests.integration.conftest import Jobs
 pytestmark = pytest.mark.integration
 
 LINES, CHUNK = 10, 3
-LOST = {"failed": range(1, 5), "expired": range(5, 8), "cancelled": range(8, 10)}  # the last line succeeded
+LOST = {
+    "failed": range(1, 5),
+    "expired": range(5, 8),
+    "cancelled": range(8, 10),
+}  # the last line succeeded
 
 
 class Killed(BaseException):
@@ -37,10 +41,15 @@ async def batches_of(jobs: Jobs) -> AsyncIterator[BatchService]:
     async def nothing_over(job_ids: object) -> list[str]:
         return []
 
-    database, client = AsyncDatabase(jobs.database_url), redis.asyncio.Redis.from_url(jobs.redis_url)
+    database, client = (
+        AsyncDatabase(jobs.database_url),
+        redis.asyncio.Redis.from_url(jobs.redis_url),
+    )
     try:
         settings = load_settings({})
-        made = JobService(database, client, ServedModels(database), JobWatch(client, nothing_over), settings)
+        made = JobService(
+            database, client, ServedModels(database), JobWatch(client, nothing_over), settings
+        )
         yield BatchService(database, asyncio.Event(), made)
     finally:
         await client.aclose()
@@ -61,9 +70,14 @@ def insert(jobs: Jobs, batch_id: str) -> None:
         for line in range(1, LINES + 1):
             status = next((name for name, lines in LOST.items() if line in lines), "succeeded")
             values = {
-                "id": f"job_{batch_id}_{line}", "batch": batch_id, "line": line, "status": status, "model": jobs.model,
-                "error": None if status == "succeeded" else "{}", "result": "{}" if status == "succeeded" else None,
-            }  # fmt: skip
+                "id": f"job_{batch_id}_{line}",
+                "batch": batch_id,
+                "line": line,
+                "status": status,
+                "model": jobs.model,
+                "error": None if status == "succeeded" else "{}",
+                "result": "{}" if status == "succeeded" else None,
+            }
             session.execute(
                 text(
                     "INSERT INTO jobs (id, tenant, endpoint, model, priority, body, params, prompt_token_ids, tokens, status, "
@@ -95,7 +109,9 @@ def caller(**limits: int) -> Principal:
     return Principal("t", frozenset(), Limits(**limits), key_id="key_x")
 
 
-async def test_a_retry_that_broke_off_is_completed_by_the_next(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_retry_that_broke_off_is_completed_by_the_next(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for batch_id in ("whole", "broken"):
         insert(jobs, batch_id)
     async with batches_of(jobs) as batches:
@@ -121,8 +137,12 @@ async def test_a_retry_that_broke_off_is_completed_by_the_next(jobs: Jobs, monke
         assert queued(jobs, "broken") == 2 * CHUNK
         # No caretaker closes it, even when the lines that were retried are over.
         with jobs.database.write() as session:
-            session.execute(text("UPDATE jobs SET status = 'cancelled', finished_at = now(), error = '{}' WHERE batch_line = 1 "
-                                 "AND batch_id = 'broken'"))  # fmt: skip
+            session.execute(
+                text(
+                    "UPDATE jobs SET status = 'cancelled', finished_at = now(), error = '{}' WHERE batch_line = 1 "
+                    "AND batch_id = 'broken'"
+                )
+            )
             assert session.execute(repository.claim("holder_2", 60)).one_or_none() is None
             session.rollback()
         row, retried = await batches.retry_failed("broken", caller())
@@ -150,7 +170,9 @@ async def test_each_chunk_is_a_transaction(jobs: Jobs, monkeypatch: pytest.Monke
     assert seen == [3, 6, 9, 9]
 
 
-async def test_a_retry_fits_as_a_whole_or_says_how_far_it_came(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_retry_fits_as_a_whole_or_says_how_far_it_came(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     insert(jobs, "b")
     before = lines(jobs, "b")
     monkeypatch.setattr(service, "RETRY_CHUNK", CHUNK)
@@ -164,19 +186,29 @@ async def test_a_retry_fits_as_a_whole_or_says_how_far_it_came(jobs: Jobs, monke
             """Another request of the key takes the room between two chunks."""
             monkeypatch.setattr(batches._jobs, "announce", announce)
             with jobs.database.write() as session:
-                session.execute(text("INSERT INTO jobs (id, tenant, key_id, endpoint, model, body, params, prompt_token_ids) "
-                                     "SELECT 'job_' || n, 't', 'key_x', '/v1/completions', 'm', '{}', '{}', '{1}' "
-                                     "FROM generate_series(1, 5) n"))  # fmt: skip
+                session.execute(
+                    text(
+                        "INSERT INTO jobs (id, tenant, key_id, endpoint, model, body, params, prompt_token_ids) "
+                        "SELECT 'job_' || n, 't', 'key_x', '/v1/completions', 'm', '{}', '{}', '{1}' "
+                        "FROM generate_series(1, 5) n"
+                    )
+                )
 
         monkeypatch.setattr(batches._jobs, "announce", fill)
-        with pytest.raises(TooManyRequests, match="3 lines were queued again; of the others: 8 jobs are queued"):
+        with pytest.raises(
+            TooManyRequests, match="3 lines were queued again; of the others: 8 jobs are queued"
+        ):
             await batches.retry_failed("b", caller(queued_jobs=LINES - 1))
         assert queued(jobs, "b") == CHUNK
         assert jobs.execute(text("SELECT holder FROM batches WHERE id = 'b'"))[0].holder is None
-        assert (await batches.retry_failed("b", caller(queued_jobs=LINES + 10)))[1] == LINES - 1 - CHUNK
+        assert (await batches.retry_failed("b", caller(queued_jobs=LINES + 10)))[
+            1
+        ] == LINES - 1 - CHUNK
 
 
-async def test_two_retries_at_once_give_each_line_one_life(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_retries_at_once_give_each_line_one_life(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     insert(jobs, "b")
     monkeypatch.setattr(service, "RETRY_CHUNK", CHUNK)
     async with batches_of(jobs) as one, batches_of(jobs) as other:

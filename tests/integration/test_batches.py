@@ -1,4 +1,6 @@
-"""Files and batches with the unmodified `openai` package over real HTTP: what a user of OpenAI's batches relies on."""
+"""Files and batches with the unmodified `openai` package over real HTTP: what a user of OpenAI's
+batches relies on.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,19 @@ OVER = ("completed", "failed", "expired", "cancelled")
 
 def line(custom_id: str, **body: Any) -> dict[str, Any]:
     whole = {
-        "model": "vdiff-tiny", "messages": [{"role": "user", "content": "What is 17 + 25?"}], "max_tokens": 16, **body
-    }  # fmt: skip
+        "model": "vdiff-tiny",
+        "messages": [{"role": "user", "content": "What is 17 + 25?"}],
+        "max_tokens": 16,
+        **body,
+    }
     return {"custom_id": custom_id, "method": "POST", "url": CHAT, "body": whole}
 
 
 def sums(count: int) -> list[dict[str, Any]]:
-    return [line(f"sum-{i}", messages=[{"role": "user", "content": f"What is {i} + 5?"}]) for i in range(1, count + 1)]
+    return [
+        line(f"sum-{i}", messages=[{"role": "user", "content": f"What is {i} + 5?"}])
+        for i in range(1, count + 1)
+    ]
 
 
 def jsonl(lines: list[Any]) -> bytes:
@@ -75,11 +83,17 @@ def lines_of(client: OpenAI, file_id: str) -> list[dict[str, Any]]:
 
 
 def test_a_file_goes_up_and_comes_down(client: OpenAI) -> None:
-    content = b"".join(b"%d %s\n" % (i, b"x" * 1000) for i in range(3000))  # three chunks of the store
+    content = b"".join(
+        b"%d %s\n" % (i, b"x" * 1000) for i in range(3000)
+    )  # three chunks of the store
     file = client.files.create(file=("data ü.jsonl", content), purpose="evals")
     assert (file.object, file.filename, file.purpose, file.bytes, file.status) == (
-        "file", "data ü.jsonl", "evals", len(content), "processed"
-    )  # fmt: skip
+        "file",
+        "data ü.jsonl",
+        "evals",
+        len(content),
+        "processed",
+    )
     assert file.id.startswith("file-")
     assert client.files.content(file.id).read() == content
     assert client.files.retrieve(file.id) == file
@@ -102,7 +116,9 @@ def test_files_are_paged_and_expire(client: OpenAI, served: Served) -> None:
     )
     assert expiring.expires_at == expiring.created_at + 3600
     with served.jobs.database.write() as session:
-        session.execute(text("UPDATE files SET expires_at = now() WHERE id = :id"), {"id": expiring.id})
+        session.execute(
+            text("UPDATE files SET expires_at = now() WHERE id = :id"), {"id": expiring.id}
+        )
     with pytest.raises(openai.NotFoundError):
         client.files.content(expiring.id)
 
@@ -116,12 +132,26 @@ def test_files_are_paged_and_expire(client: OpenAI, served: Served) -> None:
         ({"purpose": "batch"}, {"file": ("a", b"")}, "file"),
         ({"purpose": "batch"}, {"image": ("a", b"x")}, "image"),
         ({"purpose": "batch", "color": "red"}, {"file": ("a", b"x")}, "color"),
-        ({"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "123456789x"},
-         {"file": ("a", b"x")}, "expires_after.seconds"),
-        ({"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "5"},
-         {"file": ("a", b"x")}, "expires_after.seconds"),
+        (
+            {
+                "purpose": "batch",
+                "expires_after[anchor]": "created_at",
+                "expires_after[seconds]": "123456789x",
+            },
+            {"file": ("a", b"x")},
+            "expires_after.seconds",
+        ),
+        (
+            {
+                "purpose": "batch",
+                "expires_after[anchor]": "created_at",
+                "expires_after[seconds]": "5",
+            },
+            {"file": ("a", b"x")},
+            "expires_after.seconds",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_uploads_are_named(
     served: Served, fields: dict[str, str], files: dict[str, tuple[str, bytes]], param: str
 ) -> None:
@@ -139,8 +169,13 @@ def files_and_chunks(served: Served) -> tuple[int, int]:
 
 def test_a_truncated_upload_leaves_nothing(served: Served) -> None:
     before = files_and_chunks(served)
-    body = b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + b"x" * 3_000_000
-    answer = served.client.post("/v1/files", content=body, headers={"content-type": "multipart/form-data; boundary=B"})
+    body = (
+        b'--B\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        + b"x" * 3_000_000
+    )
+    answer = served.client.post(
+        "/v1/files", content=body, headers={"content-type": "multipart/form-data; boundary=B"}
+    )
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "incomplete_upload")
     assert files_and_chunks(served) == before
     # And one whose connection breaks.
@@ -156,7 +191,12 @@ def test_a_truncated_upload_leaves_nothing(served: Served) -> None:
 
 def test_a_batch_from_upload_to_download(client: OpenAI, served: Served) -> None:
     batch = start(client, sums(20), metadata={"team": "x"})
-    assert (batch.object, batch.status, batch.endpoint, batch.metadata) == ("batch", "validating", CHAT, {"team": "x"})
+    assert (batch.object, batch.status, batch.endpoint, batch.metadata) == (
+        "batch",
+        "validating",
+        CHAT,
+        {"team": "x"},
+    )
     assert batch.expires_at == batch.created_at + 24 * 3600
     batch = over(client, batch.id)
     assert (batch.status, batch.model, batch.error_file_id) == ("completed", "vdiff-tiny", None)
@@ -175,7 +215,14 @@ def test_a_batch_from_upload_to_download(client: OpenAI, served: Served) -> None
     # Its lines are ordinary jobs.
     job = served.client.get(f"/v1/jobs/{made[0]['response']['request_id']}").json()
     assert (job["batch_id"], job["custom_id"], job["priority"]) == (batch.id, "sum-1", "bulk")
-    assert len(served.client.get("/v1/jobs", params={"batch_id": batch.id, "limit": 100}).json()["data"]) == 20
+    assert (
+        len(
+            served.client.get("/v1/jobs", params={"batch_id": batch.id, "limit": 100}).json()[
+                "data"
+            ]
+        )
+        == 20
+    )
 
 
 BAD_LINES: list[tuple[Any, str, str | None]] = [
@@ -194,7 +241,9 @@ BAD_LINES: list[tuple[Any, str, str | None]] = [
 ]
 
 
-@pytest.mark.parametrize("bad,code,param", BAD_LINES, ids=[f"{c}-{i}" for i, (_, c, _) in enumerate(BAD_LINES)])
+@pytest.mark.parametrize(
+    "bad,code,param", BAD_LINES, ids=[f"{c}-{i}" for i, (_, c, _) in enumerate(BAD_LINES)]
+)
 def test_one_bad_line_fails_the_batch_before_any_ran(
     client: OpenAI, served: Served, bad: Any, code: str, param: str | None
 ) -> None:
@@ -213,7 +262,11 @@ def test_all_bad_lines_are_told_with_their_numbers(client: OpenAI) -> None:
 
 def test_a_model_nobody_served_and_a_file_without_lines(client: OpenAI) -> None:
     batch = over(client, start(client, [line("a", model="never-served")]).id)
-    assert (batch.status, batch.errors.data[0].code, batch.errors.data[0].line) == ("failed", "model_not_found", 1)
+    assert (batch.status, batch.errors.data[0].code, batch.errors.data[0].line) == (
+        "failed",
+        "model_not_found",
+        1,
+    )
     batch = over(client, start(client, [b"\n\n"]).id)
     assert (batch.status, batch.errors.data[0].code) == ("failed", "empty_file")
 
@@ -241,12 +294,25 @@ def test_a_batch_tells_what_becomes_of_it(client: OpenAI, served: Served) -> Non
         ({"input_file_id": "file-none"}, "input_file_id"),
         ({"color": "red"}, "color"),
         ({"metadata": {"k": 1}}, "metadata.k"),
-        ({"output_expires_after": {"anchor": "created_at", "seconds": 1}}, "output_expires_after.seconds"),
-        ({"output_expires_after": {"anchor": "created_at", "seconds": "123456789x"}}, "output_expires_after.seconds"),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": 1}},
+            "output_expires_after.seconds",
+        ),
+        (
+            {"output_expires_after": {"anchor": "created_at", "seconds": "123456789x"}},
+            "output_expires_after.seconds",
+        ),
     ],
 )
-def test_bad_batches_are_named(client: OpenAI, served: Served, change: dict[str, Any], param: str) -> None:
-    body = {"input_file_id": upload(client, sums(1)).id, "endpoint": CHAT, "completion_window": "24h", **change}
+def test_bad_batches_are_named(
+    client: OpenAI, served: Served, change: dict[str, Any], param: str
+) -> None:
+    body = {
+        "input_file_id": upload(client, sums(1)).id,
+        "endpoint": CHAT,
+        "completion_window": "24h",
+        **change,
+    }
     answer = served.client.post("/v1/batches", json=body)
     assert answer.status_code in (400, 404)
     assert answer.json()["error"]["param"] == param
@@ -260,7 +326,10 @@ def long_line(custom_id: str, tokens: int = 480) -> dict[str, Any]:
 def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, served: Served) -> None:
     batch = start(client, [*sums(3), *[long_line(f"long-{i}", 120) for i in range(8)]])
     first = eventually(
-        lambda: served.client.get(f"/v1/batches/{batch.id}/items?status=succeeded&limit=2").json()["data"], seconds=60
+        lambda: served.client.get(f"/v1/batches/{batch.id}/items?status=succeeded&limit=2").json()[
+            "data"
+        ],
+        seconds=60,
     )
     number = first[0]["line"]
     assert first[0]["custom_id"] == f"sum-{number}"  # a partial result, while it runs
@@ -283,7 +352,9 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
     errors = lines_of(client, ended.error_file_id)
     assert {e["error"]["code"] for e in errors} == {"batch_cancelled"}
     done = {m["custom_id"] for m in lines_of(client, ended.output_file_id)}
-    assert done | {e["custom_id"] for e in errors} == {f"sum-{i}" for i in (1, 2, 3)} | {f"long-{i}" for i in range(8)}
+    assert done | {e["custom_id"] for e in errors} == {f"sum-{i}" for i in (1, 2, 3)} | {
+        f"long-{i}" for i in range(8)
+    }
     assert client.batches.cancel(batch.id).status == "cancelled"  # once more changes nothing
     # What was purged after the end says so in the next files.
     assert served.client.delete(f"/v1/jobs/{first[0]['job_id']}").status_code == 200
@@ -299,7 +370,11 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
     assert seen == [e["custom_id"] for e in errors]
     # Another life for them.
     retried = served.client.post(f"/v1/batches/{batch.id}/retry_failed").json()
-    assert (retried["status"], retried["retried"], retried["cancelled_at"]) == ("in_progress", len(errors), None)
+    assert (retried["status"], retried["retried"], retried["cancelled_at"]) == (
+        "in_progress",
+        len(errors),
+        None,
+    )
     ended = over(client, batch.id, seconds=240)
     assert (ended.status, ended.request_counts.completed) == ("completed", 11)
     written = {m["custom_id"]: m for m in lines_of(client, ended.output_file_id)}
@@ -313,12 +388,18 @@ def test_cancel_keeps_what_is_done_and_retry_runs_the_rest(client: OpenAI, serve
 def test_a_batch_is_made_once_however_often_it_is_sent(client: OpenAI, served: Served) -> None:
     file = upload(client, sums(1))
     body = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
-    first = served.client.post("/v1/batches", json=body, headers={"x-stainless-retry-count": "0"}).json()
-    again = served.client.post("/v1/batches", json=body, headers={"x-stainless-retry-count": "1"}).json()
+    first = served.client.post(
+        "/v1/batches", json=body, headers={"x-stainless-retry-count": "0"}
+    ).json()
+    again = served.client.post(
+        "/v1/batches", json=body, headers={"x-stainless-retry-count": "1"}
+    ).json()
     other = served.client.post("/v1/batches", json=body).json()
     assert first["id"] == again["id"] != other["id"]
     key = {"idempotency-key": file.id}
-    keyed = [served.client.post("/v1/batches", json=body, headers=key).json()["id"] for _ in range(2)]
+    keyed = [
+        served.client.post("/v1/batches", json=body, headers=key).json()["id"] for _ in range(2)
+    ]
     assert keyed[0] == keyed[1]
     clash = served.client.post("/v1/batches", json={**body, "completion_window": "1h"}, headers=key)
     assert clash.status_code == 422
@@ -332,7 +413,10 @@ def whole(jobs: Jobs, tmp_path: Path) -> Iterator[Callable[..., ApiProcess]]:
     """Start an API of one's own; a worker with the bundled model runs beside it."""
     apis: list[ApiProcess] = []
     worker = WorkerProcess(
-        jobs, tmp_path / "worker.log", model=bundled.folder(bundled.DEFAULT_MODEL), served_model_name="vdiff-tiny"
+        jobs,
+        tmp_path / "worker.log",
+        model=bundled.folder(bundled.DEFAULT_MODEL),
+        served_model_name="vdiff-tiny",
     )
     jobs.model = "vdiff-tiny"
 
@@ -358,7 +442,9 @@ def whole(jobs: Jobs, tmp_path: Path) -> Iterator[Callable[..., ApiProcess]]:
 
 
 @pytest.mark.timeout(400)
-def test_a_restart_in_the_middle_loses_and_repeats_nothing(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
+def test_a_restart_in_the_middle_loses_and_repeats_nothing(
+    whole: Callable[..., ApiProcess], jobs: Jobs
+) -> None:
     count = 1500
     lines = [line(f"r-{i}", max_tokens=1) for i in range(count)]
     api = whole()
@@ -397,7 +483,9 @@ def test_a_restart_in_the_middle_loses_and_repeats_nothing(whole: Callable[..., 
     assert sum(len(lines_of(client, f)) for f in written if f) == count
 
 
-def test_a_cancelled_batch_accounts_for_lines_that_were_no_jobs_yet(whole: Callable[..., ApiProcess]) -> None:
+def test_a_cancelled_batch_accounts_for_lines_that_were_no_jobs_yet(
+    whole: Callable[..., ApiProcess],
+) -> None:
     count = 2_000
     api = whole()
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
@@ -405,7 +493,11 @@ def test_a_cancelled_batch_accounts_for_lines_that_were_no_jobs_yet(whole: Calla
     eventually(lambda: client.batches.retrieve(batch.id).status != "validating", seconds=60)
     client.batches.cancel(batch.id)
     ended = over(client, batch.id)
-    assert (ended.status, ended.request_counts.total, ended.request_counts.failed) == ("cancelled", count, count)
+    assert (ended.status, ended.request_counts.total, ended.request_counts.failed) == (
+        "cancelled",
+        count,
+        count,
+    )
     assert ended.vdiff["stored"] == count
     errors = lines_of(client, ended.error_file_id)
     assert [e["custom_id"] for e in errors] == [f"line-{i}" for i in range(count)]
@@ -418,7 +510,9 @@ def test_a_batch_cancelled_before_its_lines_were_accepted_ends_without_files(
     api = whole()
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
     file = upload(client, [line(f"line-{i}") for i in range(2_000)])
-    with jobs.database.write() as session:  # hold every caretaker back: the lines are not checked meanwhile
+    with (
+        jobs.database.write() as session
+    ):  # hold every caretaker back: the lines are not checked meanwhile
         batch = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
         session.execute(text("SELECT id FROM batches FOR UPDATE"))
         assert client.batches.retrieve(batch.id).status == "validating"
@@ -432,29 +526,49 @@ def test_a_batch_cancelled_before_its_lines_were_accepted_ends_without_files(
     assert client.files.delete(file.id).deleted
 
 
-def test_a_model_that_goes_in_the_middle_leaves_no_line_untold(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
+def test_a_model_that_goes_in_the_middle_leaves_no_line_untold(
+    whole: Callable[..., ApiProcess], jobs: Jobs
+) -> None:
     api = whole()
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
     lines = [line(f"line-{i}", max_tokens=1) for i in range(1_200)]
-    batch = client.batches.create(input_file_id=upload(client, lines).id, endpoint=CHAT, completion_window="24h")
+    batch = client.batches.create(
+        input_file_id=upload(client, lines).id, endpoint=CHAT, completion_window="24h"
+    )
     eventually(lambda: client.batches.retrieve(batch.id).vdiff["stored"] == 1_200, seconds=60)
     eventually(lambda: client.batches.retrieve(batch.id).request_counts.completed > 0, seconds=60)
-    with jobs.database.write() as session:  # as if they were being stored, and the model then serves something else
+    with (
+        jobs.database.write() as session
+    ):  # as if they were being stored, and the model then serves something else
         session.execute(text("DELETE FROM jobs WHERE batch_line > 700"))
-        session.execute(text("UPDATE batches SET stored = 700, holder = NULL, lease_until = now() + interval '2 s'"))
-        session.execute(text("UPDATE models SET card = jsonb_set(card, '{capabilities,endpoints}', '[]')"))
+        session.execute(
+            text(
+                "UPDATE batches SET stored = 700, holder = NULL, lease_until = now() + interval '2 s'"
+            )
+        )
+        session.execute(
+            text("UPDATE models SET card = jsonb_set(card, '{capabilities,endpoints}', '[]')")
+        )
     ended = over(client, batch.id)
     stored = ended.vdiff["stored"]
     assert (ended.status, ended.errors.data[0].code, stored) == ("failed", "invalid_parameter", 700)
     done = {m["custom_id"] for m in lines_of(client, ended.output_file_id)}
     errors = {m["custom_id"]: m["error"]["code"] for m in lines_of(client, ended.error_file_id)}
-    assert done and done | set(errors) == {f"line-{i}" for i in range(1_200)} and not done & set(errors)
+    assert (
+        done
+        and done | set(errors) == {f"line-{i}" for i in range(1_200)}
+        and not done & set(errors)
+    )
     assert [errors[f"line-{i}"] for i in range(700, 1_200)] == ["invalid_parameter"] * 500
-    assert ended.request_counts.completed == len(done) and ended.request_counts.failed == len(errors)
+    assert ended.request_counts.completed == len(done) and ended.request_counts.failed == len(
+        errors
+    )
     assert ended.outcome == "some_failed"
 
 
-def test_a_file_in_use_stays_and_the_window_ends_a_batch(whole: Callable[..., ApiProcess], jobs: Jobs) -> None:
+def test_a_file_in_use_stays_and_the_window_ends_a_batch(
+    whole: Callable[..., ApiProcess], jobs: Jobs
+) -> None:
     api = whole()
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
     file = upload(client, [long_line(f"l-{i}") for i in range(40)])
@@ -467,7 +581,9 @@ def test_a_file_in_use_stays_and_the_window_ends_a_batch(whole: Callable[..., Ap
     assert client.files.delete(file.id).deleted  # its lines are jobs now
     with jobs.database.write() as session:  # a minute passes
         session.execute(text("UPDATE batches SET expires_at = now()"))
-        session.execute(text("UPDATE jobs SET complete_by = now() WHERE status IN ('queued', 'running')"))
+        session.execute(
+            text("UPDATE jobs SET complete_by = now() WHERE status IN ('queued', 'running')")
+        )
     ended = over(client, batch.id)
     assert ended.status == "expired"
     assert {e["error"]["code"] for e in lines_of(client, ended.error_file_id)} == {"batch_expired"}
@@ -478,7 +594,11 @@ def test_content_in_a_file_system(whole: Callable[..., ApiProcess], tmp_path: Pa
     api = whole(file_store=f"file://{folder}", max_file_bytes=3_000_000)
     client = OpenAI(base_url=f"{api.url}/v1", api_key="x", max_retries=0)
     batch = over(client, start(client, sums(3)).id)
-    assert [m["custom_id"] for m in lines_of(client, batch.output_file_id)] == ["sum-1", "sum-2", "sum-3"]
+    assert [m["custom_id"] for m in lines_of(client, batch.output_file_id)] == [
+        "sum-1",
+        "sum-2",
+        "sum-3",
+    ]
     kept = {p.name for p in folder.rglob("*") if p.is_file()}
     assert kept == {batch.input_file_id, batch.output_file_id}
     with pytest.raises(openai.APIStatusError) as too_large:

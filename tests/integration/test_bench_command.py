@@ -29,7 +29,11 @@ def test_every_decoder_is_measured(tmp_path: Path) -> None:
         "apd",
     }
     for d in data["decoders"]:
-        assert d["total"] == 6 and d["low"] <= d["accuracy"] <= d["high"] and d["tokens_per_forward"] > 0
+        assert (
+            d["total"] == 6
+            and d["low"] <= d["accuracy"] <= d["high"]
+            and d["tokens_per_forward"] > 0
+        )
     assert (
         by_name["threshold 0.9"]["tokens_per_forward"]
         > by_name["low_confidence, one token per step"]["tokens_per_forward"]
@@ -42,4 +46,8 @@ def test_every_decoder_is_measured(tmp_path: Path) -> None:
 def test_a_bad_set_is_named(tmp_path: Path) -> None:
     (tmp_path / "set.jsonl").write_text('{"messages": []}\n')
     done = vdiff("bench", "decoders", "--input", tmp_path / "set.jsonl", "--output", tmp_path)
-    assert (done.returncode, "line 1" in done.stderr, len(done.stderr.strip().splitlines())) == (2, True, 1)
+    assert (done.returncode, "line 1" in done.stderr, len(done.stderr.strip().splitlines())) == (
+        2,
+        True,
+        1,
+    )

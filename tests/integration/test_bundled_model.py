@@ -1,4 +1,6 @@
-"""The bundled model answers what its card says, through the engine; its evaluation set is the one that the recipe makes."""
+"""The bundled model answers what its card says, through the engine; its evaluation set is the one
+that the recipe makes.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def engine() -> Iterator[VDiffEngine]:
 
 
 @pytest.mark.parametrize("algorithm", list(TARGETS))
-def test_accuracy(engine: VDiffEngine, questions: dict[str, list[dict[str, Any]]], algorithm: str) -> None:
+def test_accuracy(
+    engine: VDiffEngine, questions: dict[str, list[dict[str, Any]]], algorithm: str
+) -> None:
     assert len(questions) >= 6
     handles = []
     for kind, lines in questions.items():
@@ -46,11 +50,15 @@ def test_accuracy(engine: VDiffEngine, questions: dict[str, list[dict[str, Any]]
             ids = engine.tokenizer.encode_chat(line["messages"])
             fields = {"max_tokens": line["max_tokens"], "diffusion": {"algorithm": algorithm}}
             params = resolve_params(fields, card=engine.card, prompt_tokens=len(ids), chat=True)
-            handles.append((kind, line["metadata"]["answer"], engine.submit(line["custom_id"], ids, params)))
+            handles.append(
+                (kind, line["metadata"]["answer"], engine.submit(line["custom_id"], ids, params))
+            )
     right: dict[str, int] = defaultdict(int)
     for kind, answer, handle in handles:
         right[kind] += handle.result(60).outputs[0].text == answer
-    assert {kind: right[kind] for kind in questions if right[kind] < TARGETS[algorithm] * PER_KIND} == {}
+    assert {
+        kind: right[kind] for kind in questions if right[kind] < TARGETS[algorithm] * PER_KIND
+    } == {}
 
 
 def test_greedy_without_being_asked(engine: VDiffEngine) -> None:
@@ -60,7 +68,11 @@ def test_greedy_without_being_asked(engine: VDiffEngine) -> None:
 
 def test_the_shipped_set_is_what_the_recipe_draws() -> None:
     made = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "tiny_tasks.py"], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, ROOT / "scripts" / "tiny_tasks.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     assert made.stdout == (MODEL / "eval.jsonl").read_text(encoding="utf-8")
 
@@ -80,6 +92,9 @@ def test_scorer(tmp_path: Any) -> None:
     )
     done = subprocess.run(
         [sys.executable, "-m", "vdiff.bundled.evaluate", questions, answers],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
     assert done.returncode == 1 and "2/4" in done.stdout and "the first is 3" in done.stderr

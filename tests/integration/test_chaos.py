@@ -1,4 +1,6 @@
-"""The short form of the chaos suite: real processes, some of each fault, no violation. The long form is `make chaos`."""
+"""The short form of the chaos suite: real processes, some of each fault, no violation. The long
+form is `make chaos`.
+"""
 
 from __future__ import annotations
 

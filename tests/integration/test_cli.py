@@ -29,7 +29,9 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def vdiff(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def vdiff(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Run:
     """Run a command here: (exit code, stdout, stderr)."""
     monkeypatch.setenv("VDIFF_BASE_URL", served.url)
 
@@ -49,7 +51,9 @@ def vdiff(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 def test_one_prompt(vdiff: Run) -> None:
     assert vdiff("submit", "What is 17 + 25?", "--wait", "--temperature", "0")[:2] == (0, "42\n")
-    code, out, err = vdiff("submit", "-", "--set", "temperature=0", "--metadata", "cli=one", stdin="What is 1 + 2?")
+    code, out, err = vdiff(
+        "submit", "-", "--set", "temperature=0", "--metadata", "cli=one", stdin="What is 1 + 2?"
+    )
     job_id = out.strip()
     assert code == 0 and job_id.startswith("job_") and f"vdiff jobs get {job_id} --wait" in err
     code, out, _ = vdiff("jobs", "get", job_id, "--wait", "--json")
@@ -57,7 +61,9 @@ def test_one_prompt(vdiff: Run) -> None:
     code, out, _ = vdiff("jobs", "get", job_id)
     assert "status    succeeded\n" in out and out.endswith("\n3\n")
     code, out, _ = vdiff("jobs", "list", "--metadata", "cli=one")
-    assert [line.split()[:3] for line in out.splitlines()][1:] == [[job_id, "succeeded", "vdiff-tiny"]]
+    assert [line.split()[:3] for line in out.splitlines()][1:] == [
+        [job_id, "succeeded", "vdiff-tiny"]
+    ]
     code, out, _ = vdiff("jobs", "watch", job_id)
     assert (code, out.splitlines()[0]) == (0, "queued") and "started on worker_" in out
     code, out, _ = vdiff("jobs", "watch", job_id, "--json")
@@ -71,7 +77,9 @@ def test_one_prompt(vdiff: Run) -> None:
 
 
 def test_what_is_refused_has_a_code(vdiff: Run) -> None:
-    code, _, err = vdiff("submit", "hi", "--algorithm", "threshold", "--set", "diffusion.threshold=7")
+    code, _, err = vdiff(
+        "submit", "hi", "--algorithm", "threshold", "--set", "diffusion.threshold=7"
+    )
     assert code == 2 and "diffusion.threshold" in err and len(err.splitlines()) == 1
     assert vdiff("jobs", "get", "job_none")[0] == 5
     assert vdiff("submit", "hi", "--model", "no-such-model")[0] == 5
@@ -85,11 +93,28 @@ def test_a_job_that_is_stopped(served: Served, vdiff: Run) -> None:
         job_id = json.loads(out)["id"]
         code, _, err = vdiff("jobs", "get", job_id, "--wait", "--timeout", "0.2")
         assert code == 6 and "it goes on" in err
-        env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")} | {"VDIFF_BASE_URL": served.url}
+        env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")} | {
+            "VDIFF_BASE_URL": served.url
+        }
         waiting = subprocess.Popen(
-            [sys.executable, "-m", "vdiff", "submit", "--file", "-", "--wait", "--idempotency-key", "cli-detach"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "vdiff",
+                "submit",
+                "--file",
+                "-",
+                "--wait",
+                "--idempotency-key",
+                "cli-detach",
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=ROOT,
+        )
         assert waiting.stdin is not None
         waiting.stdin.write("What is 3 + 4?\n")
         waiting.stdin.close()
@@ -101,29 +126,55 @@ def test_a_job_that_is_stopped(served: Served, vdiff: Run) -> None:
         eventually(accepted, seconds=60)
         waiting.send_signal(signal.SIGINT)
         _, err = waiting.communicate(timeout=120)
-        assert waiting.returncode == 130 and "--idempotency-key cli-detach" in err and "Traceback" not in err
+        assert (
+            waiting.returncode == 130
+            and "--idempotency-key cli-detach" in err
+            and "Traceback" not in err
+        )
         code, out, _ = vdiff("jobs", "cancel", job_id)
         assert code == 0 and job_id in out
     finally:
         served.worker.signal(signal.SIGCONT)
     assert vdiff("jobs", "get", job_id, "--wait")[0] == 1
-    code, out, _ = vdiff("submit", "--file", "-", "--wait", "--idempotency-key", "cli-detach", stdin="What is 3 + 4?\n")
+    code, out, _ = vdiff(
+        "submit",
+        "--file",
+        "-",
+        "--wait",
+        "--idempotency-key",
+        "cli-detach",
+        stdin="What is 3 + 4?\n",
+    )
     assert (code, out) == (0, "7\n")
-    assert len([row for row in served.jobs.execute(_KEYS) if "cli-detach" in str(row)]) == 1  # not paid twice
+    assert (
+        len([row for row in served.jobs.execute(_KEYS) if "cli-detach" in str(row)]) == 1
+    )  # not paid twice
 
 
 def test_many_jobs_are_cancelled(served: Served, vdiff: Run) -> None:
-    """Those that a filter finds; and of those that are named, past one that there is not and one that is over."""
+    """Those that a filter finds; and of those that are named, past one that there is not and one
+    that is over.
+    """
     over = vdiff("submit", "What is 1 + 1?", "--metadata", "cli=many")[1].strip()
     assert vdiff("jobs", "get", over, "--wait")[0] == 0
     served.worker.signal(signal.SIGSTOP)
     try:
-        made = [vdiff("submit", f"What is {i} + 1?", "--metadata", "cli=many")[1].strip() for i in range(4)]
+        made = [
+            vdiff("submit", f"What is {i} + 1?", "--metadata", "cli=many")[1].strip()
+            for i in range(4)
+        ]
         code, out, err = vdiff("jobs", "cancel", made[0], "job_none", over)
-        assert code == 5 and out.split()[0] == made[0] and out.splitlines()[1] == f"{over} succeeded"
-        assert "job_none" in err and "3 jobs: " in err and "1 refused" in err and "1 succeeded" in err
+        assert (
+            code == 5 and out.split()[0] == made[0] and out.splitlines()[1] == f"{over} succeeded"
+        )
+        assert (
+            "job_none" in err and "3 jobs: " in err and "1 refused" in err and "1 succeeded" in err
+        )
         code, out, err = vdiff("jobs", "cancel", "--metadata", "cli=many")
-        assert (code, {line.split()[0] for line in out.splitlines()} - set(made[:1])) == (0, set(made[1:]))
+        assert (code, {line.split()[0] for line in out.splitlines()} - set(made[:1])) == (
+            0,
+            set(made[1:]),
+        )
     finally:
         served.worker.signal(signal.SIGCONT)
     for job in made:
@@ -138,14 +189,24 @@ def test_a_file_of_prompts(vdiff: Run, tmp_path: Path) -> None:
     prompts.write_text(
         '"What is 17 + 25?"\n{"prompt": ""}\n[{"role": "user", "content": "Sort the numbers: 5 2 9 1"}]\n'
     )
-    code, out, err = vdiff("submit", "--file", str(prompts), "--wait", "--json", "--temperature", "0")
+    code, out, err = vdiff(
+        "submit", "--file", str(prompts), "--wait", "--json", "--temperature", "0"
+    )
     lines = [json.loads(line) for line in out.splitlines()]
     assert code == 1 and [line["text"] for line in lines] == ["42", None, "1 2 5 9"]
-    assert lines[1]["error"]["param"] == "prompt" and "1 of 3 failed" in err and "prompts: 3/3, 1 failed" in err
+    assert (
+        lines[1]["error"]["param"] == "prompt"
+        and "1 of 3 failed" in err
+        and "prompts: 3/3, 1 failed" in err
+    )
     answers = tmp_path / "answers.txt"
-    code, out, err = vdiff("submit", "--file", str(prompts), "--wait", "--output", str(answers), "--temperature", "0")
+    code, out, err = vdiff(
+        "submit", "--file", str(prompts), "--wait", "--output", str(answers), "--temperature", "0"
+    )
     assert answers.read_text() == "42\n\n1 2 5 9\n" and out == ""
-    code, out, err = vdiff("submit", "--file", str(ROOT / "examples" / "prompts.jsonl"), "--wait", "--json")
+    code, out, err = vdiff(
+        "submit", "--file", str(ROOT / "examples" / "prompts.jsonl"), "--wait", "--json"
+    )
     lines = [json.loads(line) for line in out.splitlines()]  # a file of `vdiff generate`
     assert code == 0 and [line["custom_id"] for line in lines] == ["sum", "sort", "story"], err
     code, out, err = vdiff("submit", "--file", str(prompts))
@@ -155,10 +216,17 @@ def test_a_file_of_prompts(vdiff: Run, tmp_path: Path) -> None:
 def lines_of(count: int, **body: Any) -> str:
     messages = [[{"role": "user", "content": f"What is {i} + 1?"}] for i in range(count)]
     return "".join(
-        json.dumps({"custom_id": f"a-{i}", "method": "POST", "url": "/v1/chat/completions",
-                    "body": {"model": "vdiff-tiny", "messages": messages[i], "temperature": 0, **body}}) + "\n"
+        json.dumps(
+            {
+                "custom_id": f"a-{i}",
+                "method": "POST",
+                "url": "/v1/chat/completions",
+                "body": {"model": "vdiff-tiny", "messages": messages[i], "temperature": 0, **body},
+            }
+        )
+        + "\n"
         for i in range(count)
-    )  # fmt: skip
+    )
 
 
 def test_batches(vdiff: Run, tmp_path: Path) -> None:
@@ -186,12 +254,22 @@ class OnTerminal:
 
     def __init__(self, served: Served, *arguments: str) -> None:
         env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
-        env |= {"VDIFF_BASE_URL": served.url, "TERM": "xterm-256color", "COLUMNS": "160", "LINES": "40"}
+        env |= {
+            "VDIFF_BASE_URL": served.url,
+            "TERM": "xterm-256color",
+            "COLUMNS": "160",
+            "LINES": "40",
+        }
         self._ours, theirs = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "vdiff", *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=ROOT,
+            [sys.executable, "-m", "vdiff", *arguments],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            cwd=ROOT,
             start_new_session=True,
-        )  # fmt: skip
+        )
         os.close(theirs)
         self.screen = ""
 
@@ -229,7 +307,9 @@ class OnTerminal:
         os.close(self._ours)
 
 
-def test_ctrl_c_detaches_and_says_how_to_come_back(served: Served, vdiff: Run, tmp_path: Path) -> None:
+def test_ctrl_c_detaches_and_says_how_to_come_back(
+    served: Served, vdiff: Run, tmp_path: Path
+) -> None:
     """On a terminal, with a bar that has rate, time left and errors so far."""
     requests = tmp_path / "requests.jsonl"
     requests.write_text(lines_of(20))
@@ -261,7 +341,10 @@ def test_ctrl_c_detaches_and_says_how_to_come_back(served: Served, vdiff: Run, t
             assert f"it goes on. Come back with: {come_back}" in terminal.screen
         assert "Come back with: vdiff batch get batch_" in submitted.screen
         assert not any("Traceback" in terminal.screen for terminal in opened)
-        assert served.client.get(f"/v1/batches/{batch_id}").json()["status"] in ("validating", "in_progress")
+        assert served.client.get(f"/v1/batches/{batch_id}").json()["status"] in (
+            "validating",
+            "in_progress",
+        )
         served.worker.signal(signal.SIGCONT)
         stays.shows("all_succeeded")
         assert re.search(r"20/20 +[0-9.]+/s +ETA ", stays.screen), stays.screen
@@ -286,23 +369,39 @@ def test_ids_on_a_terminal_have_lines_of_their_own(served: Served, tmp_path: Pat
         terminal.close()
     lines = terminal.screen.replace("\r", "\n").split("\n")
     ids = [line for line in lines if "job_" in line]
-    assert len(ids) == 4 and all(re.fullmatch(r"job_[a-z0-9]+", line) for line in ids), terminal.screen
+    assert len(ids) == 4 and all(re.fullmatch(r"job_[a-z0-9]+", line) for line in ids), (
+        terminal.screen
+    )
     assert len([line for line in lines if re.match(r"prompt \d: ", line)]) == 4
 
 
 def test_models_and_a_chat_without_a_terminal(vdiff: Run) -> None:
     code, out, _ = vdiff("models")
-    assert code == 0 and out.splitlines()[1].split()[:3] == ["vdiff-tiny", "1", "4"] and "threshold" in out
+    assert (
+        code == 0
+        and out.splitlines()[1].split()[:3] == ["vdiff-tiny", "1", "4"]
+        and "threshold" in out
+    )
     lines = vdiff("models", "--json")[
         1
     ].splitlines()  # an object a line; other tests of this server may have added models
     assert json.loads(lines[0])["id"] == "vdiff-tiny"
-    code, out, err = vdiff("chat", "--temperature", "0", stdin="What is 17 + 25?\n/new\nSort the numbers: 5 2 9 1\n")
+    code, out, err = vdiff(
+        "chat", "--temperature", "0", stdin="What is 17 + 25?\n/new\nSort the numbers: 5 2 9 1\n"
+    )
     assert (code, out, err) == (0, "42\n1 2 5 9\n", "")
-    code, out, err = vdiff("chat", "--temperature", "0", "--json", stdin="What is 17 + 25?\n/what\nWhat is 1 + 2?\n")
+    code, out, err = vdiff(
+        "chat", "--temperature", "0", "--json", stdin="What is 17 + 25?\n/what\nWhat is 1 + 2?\n"
+    )
     first, second = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and first["result"]["choices"][0]["message"]["content"] == "42" and "/new begins anew" in err
-    assert second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]  # the first turn is part of it
+    assert (
+        code == 0
+        and first["result"]["choices"][0]["message"]["content"] == "42"
+        and "/new begins anew" in err
+    )
+    assert (
+        second["usage"]["prompt_tokens"] > first["usage"]["prompt_tokens"]
+    )  # the first turn is part of it
     code, out, err = vdiff("chat", "--set", "temperature=9", stdin="What is 17 + 25?\n")
     assert (code, out) == (1, "") and "temperature" in err
 
@@ -328,5 +427,7 @@ def test_a_chat_on_a_terminal(served: Served) -> None:
     finally:
         served.worker.signal(signal.SIGCONT)
         chat.close()
-    (last,) = served.jobs.execute(text("SELECT body->'messages' FROM jobs ORDER BY created_at DESC LIMIT 1"))
+    (last,) = served.jobs.execute(
+        text("SELECT body->'messages' FROM jobs ORDER BY created_at DESC LIMIT 1")
+    )
     assert [message["content"] for message in last[0]] == ["What is 17 + 25?"]

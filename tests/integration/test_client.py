@@ -15,7 +15,9 @@ from tests.integration.conftest import ROOT, Served
 from vdiff.client import Client
 
 pytestmark = pytest.mark.integration
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(
+    r"```python\n(.*?)```", (ROOT / "docs" / "client.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 def test_the_page_does_what_it_says(
@@ -36,7 +38,9 @@ def test_the_page_does_what_it_says(
 
 
 class Proxy:
-    """A TCP proxy that breaks its connections: the n-th, after so many bytes of the answer; all others are whole."""
+    """A TCP proxy that breaks its connections: the n-th, after so many bytes of the answer; all
+    others are whole.
+    """
 
     def __init__(self, port: int, cuts: dict[int, int]) -> None:
         self._target = ("127.0.0.1", port)
@@ -58,7 +62,9 @@ class Proxy:
             far = socket.create_connection(self._target)
             self._open += [near, far]
             threading.Thread(target=self._pump, args=(near, far, None), daemon=True).start()
-            threading.Thread(target=self._pump, args=(far, near, self._cuts.get(number)), daemon=True).start()
+            threading.Thread(
+                target=self._pump, args=(far, near, self._cuts.get(number)), daemon=True
+            ).start()
 
     def _pump(self, source: socket.socket, sink: socket.socket, left: int | None) -> None:
         try:
@@ -84,7 +90,9 @@ class Proxy:
 
 @pytest.fixture
 def broken(served: Served) -> Iterator[Proxy]:
-    """Answers are lost of the first connection (before a byte), the third and the fourth (in the middle)."""
+    """Answers are lost of the first connection (before a byte), the third and the fourth (in the
+    middle).
+    """
     proxy = Proxy(served.api.port, {0: 0, 2: 300, 3: 700})
     yield proxy
     proxy.close()
@@ -93,7 +101,9 @@ def broken(served: Served) -> Iterator[Proxy]:
 def test_lost_connections_cost_nothing_twice(served: Served, broken: Proxy) -> None:
     with Client(broken.url, model=served.model) as client:
         label = {"test": "lost"}
-        job = client.submit("What is 17 + 25?", temperature=0, metadata=label)  # its first answer is lost
+        job = client.submit(
+            "What is 17 + 25?", temperature=0, metadata=label
+        )  # its first answer is lost
         assert client.wait(job).text == "42"
     with Client(broken.url) as another:
         events = list(another.stream(job))  # cut, cut, then whole
@@ -109,15 +119,23 @@ async def test_the_async_client_streams(served: Served) -> None:
         job = await client.submit("Reverse the words: apple river stone", temperature=0)
         events = [event async for event in client.stream(job)]
         assert events[-1].type == "done" and (await client.get(job)).text == "stone river apple"
-        outcomes = await client.map(["What is 1 + 2?", {"prompt": ""}], progress=False, max_tokens=16, temperature=0)
-        assert outcomes[0].text == "3" and outcomes[1].error is not None and outcomes[1].error.param == "prompt"
+        outcomes = await client.map(
+            ["What is 1 + 2?", {"prompt": ""}], progress=False, max_tokens=16, temperature=0
+        )
+        assert (
+            outcomes[0].text == "3"
+            and outcomes[1].error is not None
+            and outcomes[1].error.param == "prompt"
+        )
         file = await client.upload(b"{}\n", name="x.jsonl")
         assert b"".join([piece async for piece in client.download(file)]) == b"{}\n"
 
 
 def test_a_cancelled_job_says_so(served: Served) -> None:
     with Client(served.url) as client:
-        job = client.submit("Tell a story", max_tokens=400, diffusion={"algorithm": "random"}, ignore_eos=True)
+        job = client.submit(
+            "Tell a story", max_tokens=400, diffusion={"algorithm": "random"}, ignore_eos=True
+        )
         client.cancel(job)
         over = client.wait(job)
         assert over.status in ("cancelled", "succeeded")

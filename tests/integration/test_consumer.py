@@ -1,4 +1,6 @@
-"""Celery's consumer as worker and sender run it, against a Redis that refuses: it takes work again beside a long job."""
+"""Celery's consumer as worker and sender run it, against a Redis that refuses: it takes work again
+beside a long job.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,11 @@ class Consumer:
         env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", CONSUME, self.url], cwd=ROOT, env=env, stdout=output, stderr=output
+                [sys.executable, "-c", CONSUME, self.url],
+                cwd=ROOT,
+                env=env,
+                stdout=output,
+                stderr=output,
             )
 
     def push(self, job_id: str, *, priority: str = "normal") -> None:
@@ -104,8 +110,12 @@ def consumer(tmp_path: Path) -> Iterator[Consumer]:
     made.end()
 
 
-def setting(name: str, value: str, usual: str) -> tuple[Callable[[Consumer], Any], Callable[[Consumer], Any]]:
-    return (lambda c: c.client.config_set(name, value)), (lambda c: c.client.config_set(name, usual))
+def setting(
+    name: str, value: str, usual: str
+) -> tuple[Callable[[Consumer], Any], Callable[[Consumer], Any]]:
+    return (lambda c: c.client.config_set(name, value)), (
+        lambda c: c.client.config_set(name, usual)
+    )
 
 
 def replica(consumer: Consumer) -> None:
@@ -159,12 +169,19 @@ def test_it_takes_work_again_while_a_long_job_runs(consumer: Consumer, fault: st
 
 
 GARBAGE = [
-    b"", b"\xff\xfe", b"no json", b"[]", b"{}", b"null", b"42", b"[" * 100_000,
+    b"",
+    b"\xff\xfe",
+    b"no json",
+    b"[]",
+    b"{}",
+    b"null",
+    b"42",
+    b"[" * 100_000,
     b'{"headers": {"task": "vdiff.generate", "id": "x"}, "properties": {}, "body": "e30="}',
     b'{"headers": {"task": "nothing", "id": "x"}, "properties": {"delivery_info": {}, "delivery_tag": "t", '
     b'"body_encoding": "base64"}, "content-type": "application/json", "content-encoding": "utf-8", '
     b'"body": "W1t7fV0sIHt9LCB7fV0="}',
-]  # fmt: skip
+]
 
 
 def test_no_message_ends_it(consumer: Consumer) -> None:
@@ -172,7 +189,14 @@ def test_no_message_ends_it(consumer: Consumer) -> None:
     consumer.wait("began long-1")
     for message in GARBAGE:
         consumer.client.lpush(queue_name("m", "normal"), message)
-    for message in (b"x", b"{}", b"[]", b'{"method": 1}', b"\xff", b'{"body": 1, "headers": 2, "properties": 3}'):
+    for message in (
+        b"x",
+        b"{}",
+        b"[]",
+        b'{"method": 1}',
+        b"\xff",
+        b'{"body": 1, "headers": 2, "properties": 3}',
+    ):
         consumer.client.publish("/0.celery.pidbox", message)
     consumer.push("job-1")
     consumer.wait("ended job-1")
@@ -180,7 +204,9 @@ def test_no_message_ends_it(consumer: Consumer) -> None:
 
 
 def test_a_fault_of_celery_itself_starts_it_again(consumer: Consumer) -> None:
-    """A key of another type where a queue should be: nothing of ours does that, and nothing must end of it."""
+    """A key of another type where a queue should be: nothing of ours does that, and nothing must
+    end of it.
+    """
     consumer.push("long-1")
     consumer.wait("began long-1")
     consumer.client.set(queue_name("m", "bulk"), "a string")

@@ -32,7 +32,9 @@ def test_kill_9_in_mid_job(jobs: Jobs, start_worker: Start) -> None:
 
 
 def test_a_worker_that_was_stopped_finishes_nothing(jobs: Jobs, start_worker: Start) -> None:
-    """SIGSTOP for longer than its lease: another worker takes the job, and the first one's end is fenced."""
+    """SIGSTOP for longer than its lease: another worker takes the job, and the first one's end is
+    fenced.
+    """
     first = start_worker().wait_ready()
     job_id = jobs.submit(slow=True)
     jobs.wait_status(job_id, JobStatus.RUNNING)
@@ -41,7 +43,11 @@ def test_a_worker_that_was_stopped_finishes_nothing(jobs: Jobs, start_worker: St
     row = jobs.wait_done(job_id, seconds=60)
     finished_at, result = row.finished_at, row.result
     first.signal(signal.SIGCONT)
-    eventually(lambda: any(word in first.tail() for word in ("end_fenced", "lease_lost")), seconds=30, what="fenced")
+    eventually(
+        lambda: any(word in first.tail() for word in ("end_fenced", "lease_lost")),
+        seconds=30,
+        what="fenced",
+    )
     after = jobs.submit()
     assert jobs.wait_done(after).status == "succeeded"
     row = jobs.row(job_id)
@@ -50,13 +56,22 @@ def test_a_worker_that_was_stopped_finishes_nothing(jobs: Jobs, start_worker: St
 
 
 def test_a_hundred_jobs_and_two_murders(jobs: Jobs, start_worker: Start) -> None:
-    """Some never pushed, some pushed twice, Redis flushed once, a worker killed twice: all done, each once."""
+    """Some never pushed, some pushed twice, Redis flushed once, a worker killed twice: all done,
+    each once.
+    """
     workers = [start_worker().wait_ready(), start_worker().wait_ready()]
-    job_ids = [jobs.submit(push=0 if i % 29 == 0 else 2 if i % 19 == 0 else 1, max_tokens=64, max_attempts=10)
-               for i in range(100)]  # fmt: skip
+    job_ids = [
+        jobs.submit(
+            push=0 if i % 29 == 0 else 2 if i % 19 == 0 else 1, max_tokens=64, max_attempts=10
+        )
+        for i in range(100)
+    ]
     for victim in workers:
         done = sum(jobs.row(j).status == "succeeded" for j in job_ids)
-        eventually(lambda d=done: sum(jobs.row(j).status == "succeeded" for j in job_ids) > d, what="progress")
+        eventually(
+            lambda d=done: sum(jobs.row(j).status == "succeeded" for j in job_ids) > d,
+            what="progress",
+        )
         victim.signal(signal.SIGKILL)
         victim.wait()
         start_worker().wait_ready()
@@ -65,5 +80,7 @@ def test_a_hundred_jobs_and_two_murders(jobs: Jobs, start_worker: Start) -> None
         assert jobs.wait_done(job_id, seconds=60).status == "succeeded"
         assert jobs.outcomes(job_id).count("succeeded") == 1
     with jobs.database.read() as session:
-        finished = session.execute(text("SELECT count(*) FROM attempts WHERE outcome = 'succeeded'")).scalar_one()
+        finished = session.execute(
+            text("SELECT count(*) FROM attempts WHERE outcome = 'succeeded'")
+        ).scalar_one()
     assert finished == len(job_ids)

@@ -1,4 +1,6 @@
-"""PostgreSQL stops, freezes or turns read-only for longer than a lease: no attempt is lost, and no result either."""
+"""PostgreSQL stops, freezes or turns read-only for longer than a lease: no attempt is lost, and no
+result either.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,10 @@ class Server:
         found = [process.pid]
         for folder in Path("/proc").iterdir():
             try:
-                if folder.name.isdigit() and f"\nPPid:\t{process.pid}\n" in (folder / "status").read_text():
+                if (
+                    folder.name.isdigit()
+                    and f"\nPPid:\t{process.pid}\n" in (folder / "status").read_text()
+                ):
                     found.append(int(folder.name))
             except OSError:
                 continue
@@ -72,7 +77,11 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="vdiff-outage-", ignore_cleanup_errors=True)))
+        folder = Path(
+            stack.enter_context(
+                TemporaryDirectory(prefix="vdiff-outage-", ignore_cleanup_errors=True)
+            )
+        )
         folder.chmod(0o755)
         yield Server(folder, stack)
 
@@ -89,7 +98,9 @@ def jobs(server: Server, redis_url: str) -> Iterator[Jobs]:
 def test_an_outage_longer_than_a_lease_costs_no_attempt(
     jobs: Jobs, server: Server, start_worker: Start, way: str
 ) -> None:
-    """Some of the jobs end during the outage, and their results are kept; nobody takes a job from a live worker."""
+    """Some of the jobs end during the outage, and their results are kept; nobody takes a job from a
+    live worker.
+    """
     start_worker().wait_ready()
     start_worker().wait_ready()  # another one, whose sweeper may take jobs from the first
     ids = [jobs.submit(slow=True), *(jobs.submit(max_tokens=200, seed=n) for n in range(5))]
@@ -129,7 +140,9 @@ def set_clock(jobs: Jobs, *, at: str, since: str) -> None:
     with jobs.database.write() as session:
         session.execute(lease_clock.pulse(lease_seconds=30))
         session.execute(
-            text(f"UPDATE lease_clock SET at = now() + interval '{at}', since = now() + interval '{since}'")
+            text(
+                f"UPDATE lease_clock SET at = now() + interval '{at}', since = now() + interval '{since}'"
+            )
         )
 
 
@@ -143,7 +156,9 @@ def set_clock(jobs: Jobs, *, at: str, since: str) -> None:
         ("1 day", "-2 days", False),  # a new primary whose clock is behind
     ],
 )
-def test_leases_run_out_only_while_they_could_be_renewed(jobs: Jobs, at: str, since: str, recovers: bool) -> None:
+def test_leases_run_out_only_while_they_could_be_renewed(
+    jobs: Jobs, at: str, since: str, recovers: bool
+) -> None:
     job_id = jobs.submit(push=0)
     jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=-1))
     set_clock(jobs, at=at, since=since)
@@ -161,7 +176,9 @@ def test_leases_run_out_only_while_they_could_be_renewed(jobs: Jobs, at: str, si
 
 
 def test_an_end_whose_commit_was_not_answered_counts(jobs: Jobs) -> None:
-    """The connection breaks after COMMIT: the worker reads back that its end, or its claim, happened."""
+    """The connection breaks after COMMIT: the worker reads back that its end, or its claim,
+    happened.
+    """
     from shared.db.retries import persist
     from shared.jobs import suspects
 
@@ -188,7 +205,11 @@ def test_an_end_whose_commit_was_not_answered_counts(jobs: Jobs) -> None:
 
     try:
         claimed = cut_after(claim, suspects.claimed_by(job_id, "w"))
-        assert (claimed.id, claimed.attempt, list(claimed.prompt_token_ids)) == (job_id, 1, [5, 6, 7])
+        assert (claimed.id, claimed.attempt, list(claimed.prompt_token_ids)) == (
+            job_id,
+            1,
+            [5, 6, 7],
+        )
         ended = cut_after(end, suspects.ended_attempt(job_id, 1))
         assert (ended.id, ended.attempt, ended.status) == (job_id, 1, "succeeded")
         assert jobs.execute(suspects.ended_attempt(job_id, 2)) == []

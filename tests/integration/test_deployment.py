@@ -1,5 +1,6 @@
-"""What containers are told, run as plain processes: the manifests' own commands and variables, as the user 10001 where we may,
-in a folder that cannot be written. Only addresses and ports differ."""
+"""What containers are told, run as plain processes: the manifests' own commands and variables, as
+the user 10001 where we may, in a folder that cannot be written. Only addresses and ports differ.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +42,17 @@ def container(part: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def another_user() -> Iterator[dict[str, str] | None]:
-    """Variables with which the containers' user runs our Python; None where the tests may not become that user.
+    """Variables with which the containers' user runs our Python; None where the tests may not
+    become that user.
 
     A Python under /root is out of its reach: then a tree of links to it is not.
     """
     with tempfile.TemporaryDirectory(prefix="vdiff-python-", ignore_cleanup_errors=True) as folder:
-        yield None if os.geteuid() != 0 else next(filter(runs_as_another, pythons(Path(folder))), None)
+        yield (
+            None
+            if os.geteuid() != 0
+            else next(filter(runs_as_another, pythons(Path(folder))), None)
+        )
 
 
 def pythons(folder: Path) -> Iterator[dict[str, str]]:
@@ -54,9 +60,13 @@ def pythons(folder: Path) -> Iterator[dict[str, str]]:
     folder.chmod(0o755)
     linked, leave_out = folder / "python", shutil.ignore_patterns("test", "site-packages", "share")
     with suppress(shutil.Error, OSError):  # another file system
-        shutil.copytree(sys.base_prefix, linked, copy_function=os.link, symlinks=True, ignore=leave_out)
+        shutil.copytree(
+            sys.base_prefix, linked, copy_function=os.link, symlinks=True, ignore=leave_out
+        )
         program = folder / "vdiff"
-        program.write_text(f'#!/bin/sh\nexec {linked}/bin/python3.{sys.version_info.minor} -m vdiff "$@"\n')
+        program.write_text(
+            f'#!/bin/sh\nexec {linked}/bin/python3.{sys.version_info.minor} -m vdiff "$@"\n'
+        )
         program.chmod(0o755)
         yield {
             "PATH": f"{folder}:/usr/bin:/bin",
@@ -69,7 +79,12 @@ def pythons(folder: Path) -> Iterator[dict[str, str]]:
 def runs_as_another(env: dict[str, str]) -> bool:
     with suppress(OSError):
         command = ["/bin/sh", "-c", "exec vdiff version"]
-        return subprocess.run(command, **as_user(), cwd="/", env=env, capture_output=True, check=False).returncode == 0
+        return (
+            subprocess.run(
+                command, **as_user(), cwd="/", env=env, capture_output=True, check=False
+            ).returncode
+            == 0
+        )
     return False
 
 
@@ -78,7 +93,9 @@ def as_user() -> dict[str, Any]:
 
 
 def written_elsewhere(since: float) -> list[str]:
-    """What the containers' user wrote where everybody may, beside the folders that stand for mounts."""
+    """What the containers' user wrote where everybody may, beside the folders that stand for
+    mounts.
+    """
     found, folders = [], ["/tmp", "/var/tmp"]
     while folders:
         folder = folders.pop()
@@ -86,9 +103,17 @@ def written_elsewhere(since: float) -> list[str]:
             for entry in entries:
                 with suppress(OSError):
                     about = entry.stat(follow_symlinks=False)
-                    if about.st_uid == USER and about.st_mtime >= since and "vdiff-pod-" not in entry.path:
+                    if (
+                        about.st_uid == USER
+                        and about.st_mtime >= since
+                        and "vdiff-pod-" not in entry.path
+                    ):
                         found.append(entry.path)
-                    if stat.S_ISDIR(about.st_mode) and about.st_mode & stat.S_IWOTH and "vdiff-pod-" not in entry.path:
+                    if (
+                        stat.S_ISDIR(about.st_mode)
+                        and about.st_mode & stat.S_IWOTH
+                        and "vdiff-pod-" not in entry.path
+                    ):
                         folders.append(entry.path)
     return found
 
@@ -108,14 +133,17 @@ def run(database_url: str, redis_url: str, another_user: dict[str, str] | None) 
         tmp = Path(folder)
         tmp.chmod(0o777)
 
-        def start(shown: dict[str, Any], command: list[str], **replaced: str) -> subprocess.Popen[bytes]:
+        def start(
+            shown: dict[str, Any], command: list[str], **replaced: str
+        ) -> subprocess.Popen[bytes]:
             given = variables(shown)
             env = {
                 **given,
                 "VDIFF_DATABASE_URL": database_url,
                 "VDIFF_REDIS_URL": redis_url.rsplit("/", 1)[0] + "/9",
                 "VDIFF_HOST": "127.0.0.1",
-                # The mount of models, where there is one; /tmp is the other. No HOME: nothing may need one.
+                # The mount of models, where there is one; /tmp is the other. No HOME: nothing may
+                # need one.
                 **({"HF_HOME": str(tmp)} if "HF_HOME" in given else {}),
                 "TMPDIR": str(tmp),
                 "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
@@ -125,7 +153,13 @@ def run(database_url: str, redis_url: str, another_user: dict[str, str] | None) 
             }
             if another_user is not None:
                 env |= another_user
-                command = ["/bin/sh", "-c", 'exec "$@"', "sh", *command]  # which looks for it on that user's PATH
+                command = [
+                    "/bin/sh",
+                    "-c",
+                    'exec "$@"',
+                    "sh",
+                    *command,
+                ]  # which looks for it on that user's PATH
             user = {} if another_user is None else as_user()
             log = (tmp / f"{len(started)}.log").open("wb")
             process = subprocess.Popen(command, env=env, cwd="/", stdout=log, stderr=log, **user)  # type: ignore[call-overload]
@@ -141,7 +175,9 @@ def run(database_url: str, redis_url: str, another_user: dict[str, str] | None) 
                 process.kill()
                 process.wait(10)
         if another_user is not None:
-            assert written_elsewhere(began) == [], "a read-only container has only its mounts to write to"
+            assert written_elsewhere(began) == [], (
+                "a read-only container has only its mounts to write to"
+            )
 
 
 def said(process: Any) -> str:
@@ -174,7 +210,9 @@ def test_standalone_as_processes(run: Run, database_url: str) -> None:
     port = str(free_port())
     url = f"http://127.0.0.1:{port}"
 
-    early = run(api, words(api), VDIFF_PORT=port)  # before the schema is there: one line, and Kubernetes tries again
+    early = run(
+        api, words(api), VDIFF_PORT=port
+    )  # before the schema is there: one line, and Kubernetes tries again
     assert early.wait(240) == 2, said(early)
     done = run(migrate, words(migrate))
     assert done.wait(240) == 0 and head_revision() in said(done)
@@ -183,26 +221,40 @@ def test_standalone_as_processes(run: Run, database_url: str) -> None:
 
     served = run(api, words(api), VDIFF_PORT=port)
     eventually(answers(url + api["livenessProbe"]["httpGet"]["path"]), seconds=60, what="live")
-    assert httpx.get(url + api["readinessProbe"]["httpGet"]["path"]).status_code == 503  # no model yet
+    assert (
+        httpx.get(url + api["readinessProbe"]["httpGet"]["path"]).status_code == 503
+    )  # no model yet
     delivering = run(deliver, words(deliver))
-    started, probe = (worker[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness"))
+    started, probe = (
+        worker[f"{kind}Probe"]["exec"]["command"] for kind in ("startup", "readiness")
+    )
     assert run(worker, started).wait(240) == 1
     working = run(worker, words(worker), VDIFF_DRAIN_SECONDS="2")
-    eventually(lambda: run(worker, started).wait(240) == 0 or working.poll(), seconds=90, what="the worker's probe")
+    eventually(
+        lambda: run(worker, started).wait(240) == 0 or working.poll(),
+        seconds=90,
+        what="the worker's probe",
+    )
     assert working.poll() is None, said(working)
-    assert "worker_ready" in said(working) and run(worker, probe).wait(240) == 0, "it turns once it is there for jobs"
+    assert "worker_ready" in said(working) and run(worker, probe).wait(240) == 0, (
+        "it turns once it is there for jobs"
+    )
     assert run(worker, worker["livenessProbe"]["exec"]["command"]).wait(240) == 0
     eventually(answers(url + api["readinessProbe"]["httpGet"]["path"]), seconds=30, what="ready")
 
     assert httpx.post(f"{url}/v1/jobs", json=chat_job()).status_code == 401
-    job = httpx.post(f"{url}/v1/jobs", json=chat_job(), headers={**KEY, "prefer": "wait=30"}, timeout=60).json()
+    job = httpx.post(
+        f"{url}/v1/jobs", json=chat_job(), headers={**KEY, "prefer": "wait=30"}, timeout=60
+    ).json()
     assert job["result"]["choices"][0]["message"]["content"] == "42"
 
     eventually(lambda: "delivery_ready" in said(delivering), seconds=30, what="deliver")
     for kind in ("startup", "liveness", "readiness"):
         asked = run(deliver, deliver[f"{kind}Probe"]["exec"]["command"])
         assert asked.wait(240) == 0, f"{kind}: {said(asked)}"
-    doctor = run(api, ["vdiff", "doctor"], VDIFF_PORT=port)  # as `kubectl exec deploy/vdiff-api -- vdiff doctor`
+    doctor = run(
+        api, ["vdiff", "doctor"], VDIFF_PORT=port
+    )  # as `kubectl exec deploy/vdiff-api -- vdiff doctor`
     assert doctor.wait(240) == 0, said(doctor)
     for process in (working, served, delivering):
         process.send_signal(signal.SIGTERM)
@@ -231,12 +283,18 @@ def test_a_pod_of_api_and_worker(run: Run, where: str) -> None:
     ]
     started = shown["startupProbe"]["exec"]["command"]
     assert run(shown, started).wait(240) == 1
-    pod = run(shown, command, VDIFF_MODEL=model, VDIFF_SERVED_MODEL_NAME="vdiff-tiny", VDIFF_DEVICE="cpu")
+    pod = run(
+        shown, command, VDIFF_MODEL=model, VDIFF_SERVED_MODEL_NAME="vdiff-tiny", VDIFF_DEVICE="cpu"
+    )
     url = f"http://127.0.0.1:{port}"
-    eventually(lambda: run(shown, started).wait(240) == 0 or pod.poll(), seconds=120, what="its worker")
+    eventually(
+        lambda: run(shown, started).wait(240) == 0 or pod.poll(), seconds=120, what="its worker"
+    )
     assert "worker_ready" in pod.log.read_text(errors="replace"), said(pod)
     eventually(answers(url + shown["readinessProbe"]["httpGet"]["path"]), seconds=30, what="ready")
-    job = httpx.post(f"{url}/v1/jobs", json=chat_job(), headers={**KEY, "prefer": "wait=30"}, timeout=60).json()
+    job = httpx.post(
+        f"{url}/v1/jobs", json=chat_job(), headers={**KEY, "prefer": "wait=30"}, timeout=60
+    ).json()
     assert job["result"]["choices"][0]["message"]["content"] == "42", said(pod)
     pod.send_signal(signal.SIGTERM)
     assert pod.wait(240) == 0, said(pod)

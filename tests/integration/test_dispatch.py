@@ -1,4 +1,6 @@
-"""The dispatcher against a real PostgreSQL and Redis: a bounded window, tenants in turns, and counts that are always right."""
+"""The dispatcher against a real PostgreSQL and Redis: a bounded window, tenants in turns, and
+counts that are always right.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,17 @@ pytestmark = pytest.mark.integration
 def add(jobs: Jobs, tenant: str, count: int, *, priority: str = "normal", **more: Any) -> list[str]:
     ids = sorted(new_id("job") for _ in range(count))
     params = SamplingParams(max_tokens=4, temperature=0.0, seed=1).to_json()
-    common = {"endpoint": "/v1/completions", "model": jobs.model, "body": {}, "params": params, "prompt_token_ids": [5, 6, 7],
-              "tokens": 7, "tenant": tenant, "priority": priority, **more}  # fmt: skip
+    common = {
+        "endpoint": "/v1/completions",
+        "model": jobs.model,
+        "body": {},
+        "params": params,
+        "prompt_token_ids": [5, 6, 7],
+        "tokens": 7,
+        "tenant": tenant,
+        "priority": priority,
+        **more,
+    }
     with jobs.database.write() as session:
         session.execute(insert(JOBS), [{"id": i, **common} for i in ids])
     return ids
@@ -63,7 +74,8 @@ def take(jobs: Jobs, count: int, priority: str = "normal") -> list[str]:
 
 def depths(jobs: Jobs) -> dict[tuple[str, str], tuple[int, int]]:
     return {
-        (r.priority, r.tenant + r.key_id): (int(r.jobs), int(r.tokens)) for r in jobs.execute(lanes.depths(jobs.model))
+        (r.priority, r.tenant + r.key_id): (int(r.jobs), int(r.tokens))
+        for r in jobs.execute(lanes.depths(jobs.model))
     }
 
 
@@ -115,10 +127,20 @@ def test_weights_of_keys_are_turns(jobs: Jobs) -> None:
     for key_id, weight in (("key_heavy", 3), ("key_light", 1)):
         with jobs.database.write() as session:
             session.execute(
-                keys.create(key_id, name="h", tenant="team", key_hash="x", scopes=["jobs"], webhook_secret="s",
-                            requests_per_minute=None, max_queued_jobs=None, max_queued_tokens=None, weight=weight,
-                            expires_at=None)
-            )  # fmt: skip
+                keys.create(
+                    key_id,
+                    name="h",
+                    tenant="team",
+                    key_hash="x",
+                    scopes=["jobs"],
+                    webhook_secret="s",
+                    requests_per_minute=None,
+                    max_queued_jobs=None,
+                    max_queued_tokens=None,
+                    weight=weight,
+                    expires_at=None,
+                )
+            )
         add(jobs, "team", 100, key_id=key_id)
     add(jobs, "anonymous", 100)
     one, served = dispatcher(jobs), Counter[str]()
@@ -218,9 +240,13 @@ MOVES: dict[str, Callable[[str], Any]] = {
 }
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(st.lists(st.tuples(st.sampled_from(sorted(MOVES)), st.integers(0, 3)), max_size=20))
-def test_lanes_count_what_is_queued_whatever_happens(jobs_module: Jobs, moves: list[tuple[str, int]]) -> None:
+def test_lanes_count_what_is_queued_whatever_happens(
+    jobs_module: Jobs, moves: list[tuple[str, int]]
+) -> None:
     jobs = jobs_module
     jobs.model = f"m-{new_id('m')}"
     ids = [add(jobs, "a", 1, priority=p)[0] for p in ("normal", "normal", "bulk", "interactive")]
@@ -232,7 +258,9 @@ def test_lanes_count_what_is_queued_whatever_happens(jobs_module: Jobs, moves: l
         session.execute(text("DELETE FROM jobs WHERE id = :id"), {"id": ids[0]})
     counted = Counter(
         row.priority
-        for row in jobs.execute(text(f"SELECT priority FROM jobs WHERE model = '{jobs.model}' AND status = 'queued'"))
+        for row in jobs.execute(
+            text(f"SELECT priority FROM jobs WHERE model = '{jobs.model}' AND status = 'queued'")
+        )
     )
     assert {priority: n for (priority, _), (n, _) in depths(jobs).items()} == counted
     assert all(tokens == 7 * n for n, tokens in depths(jobs).values())
@@ -240,38 +268,61 @@ def test_lanes_count_what_is_queued_whatever_happens(jobs_module: Jobs, moves: l
 
 def test_a_rolled_back_job_is_not_counted(jobs: Jobs) -> None:
     with pytest.raises(RuntimeError), jobs.database.write() as session:
-        session.execute(insert(JOBS), [{"id": "job_r", "endpoint": "/", "model": jobs.model, "body": {}, "params": {},
-                                        "prompt_token_ids": []}])  # fmt: skip
+        session.execute(
+            insert(JOBS),
+            [
+                {
+                    "id": "job_r",
+                    "endpoint": "/",
+                    "model": jobs.model,
+                    "body": {},
+                    "params": {},
+                    "prompt_token_ids": [],
+                }
+            ],
+        )
         raise RuntimeError
     assert depths(jobs) == {}
 
 
-def test_a_backlog_is_worked_off_by_real_workers(jobs: Jobs, start_worker: Callable[..., WorkerProcess]) -> None:
-    """Nobody pushes a message: the dispatcher finds 120 jobs of two tenants, and the small one is not last."""
+def test_a_backlog_is_worked_off_by_real_workers(
+    jobs: Jobs, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """Nobody pushes a message: the dispatcher finds 120 jobs of two tenants, and the small one is
+    not last.
+    """
     big, small = add(jobs, "big", 100), add(jobs, "small", 20)
     start_worker().wait_ready()
     eventually(lambda: all(jobs.row(j).status == "succeeded" for j in (*big, *small)), seconds=60)
     assert all(jobs.outcomes(j) == ["succeeded"] for j in (*big, *small))
     last_small = max(jobs.row(j).started_at for j in small)
-    assert sum(jobs.row(j).started_at < last_small for j in big) < 60  # turns, not first come first served
+    assert (
+        sum(jobs.row(j).started_at < last_small for j in big) < 60
+    )  # turns, not first come first served
     eventually(lambda: depths(jobs) == {})
 
 
 def test_an_interactive_job_sets_bulk_work_aside_that_holds_every_slot(
     jobs: Jobs, start_worker: Callable[..., WorkerProcess]
 ) -> None:
-    """Celery takes no message while its pool works; the engine is handed the urgent one all the same."""
+    """Celery takes no message while its pool works; the engine is handed the urgent one all the
+    same.
+    """
     worker = start_worker(max_num_seqs=2).wait_ready()
     slow = [jobs.submit(slow=True) for _ in range(2)]  # as many as slots
     for job_id in slow:
         jobs.wait_progress(job_id)
     quick = jobs.submit(push=0)
     with jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET priority = 'interactive' WHERE id = :id"), {"id": quick})
+        session.execute(
+            text("UPDATE jobs SET priority = 'interactive' WHERE id = :id"), {"id": quick}
+        )
     push_sync(jobs.redis, [(quick, jobs.model, "interactive")])
     assert jobs.wait_done(quick).status == "succeeded"
     assert [jobs.row(job_id).status for job_id in slow] == ["running", "running"]
-    eventually(lambda: (row := worker.row()) and row.stats["engine"]["preemptions"] > 0, what="counted")
+    eventually(
+        lambda: (row := worker.row()) and row.stats["engine"]["preemptions"] > 0, what="counted"
+    )
     for job_id in slow:
         row = jobs.wait_done(job_id, seconds=90)
         assert (row.status, row.attempt) == ("succeeded", 1)  # it went on where it was

@@ -1,4 +1,6 @@
-"""What the dispatcher asks of PostgreSQL: whatever lies in the way of ordinary jobs, and when nothing waits."""
+"""What the dispatcher asks of PostgreSQL: whatever lies in the way of ordinary jobs, and when
+nothing waits.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,30 @@ class Time:
 
 def dispatcher(jobs: Jobs, clock: Time | None = None) -> Dispatcher:
     clock = clock or Time()
-    return Dispatcher(jobs.database, jobs.redis, model=jobs.model, slots=SLOTS, stale_seconds=30, clock=clock)
+    return Dispatcher(
+        jobs.database, jobs.redis, model=jobs.model, slots=SLOTS, stale_seconds=30, clock=clock
+    )
 
 
 def add_lanes(jobs: Jobs, **columns: Any) -> None:
     """Queue two jobs in each of many lanes, all of which come before a tenant named z."""
-    row = {"endpoint": "/v1/completions", "model": jobs.model, "body": {}, "params": {}, "prompt_token_ids": [5],
-           "tokens": 5, "priority": "normal", **columns}  # fmt: skip
+    row = {
+        "endpoint": "/v1/completions",
+        "model": jobs.model,
+        "body": {},
+        "params": {},
+        "prompt_token_ids": [5],
+        "tokens": 5,
+        "priority": "normal",
+        **columns,
+    }
     with jobs.database.write() as session:
         session.execute(
             insert(JOBS),
-            [{"id": f"{jobs.model}-{i:06}", "tenant": f"a{i % LANES}", **row} for i in range(2 * LANES)],
+            [
+                {"id": f"{jobs.model}-{i:06}", "tenant": f"a{i % LANES}", **row}
+                for i in range(2 * LANES)
+            ],
         )
 
 
@@ -69,7 +84,9 @@ def statements(jobs: Jobs) -> Iterator[list[str]]:
         event.remove(jobs.database.engine, "before_cursor_execute", note)
 
 
-@pytest.mark.parametrize("columns", [{"isolation": 1}, {"pushed_at": datetime.now(UTC)}], ids=["suspects", "pushed"])
+@pytest.mark.parametrize(
+    "columns", [{"isolation": 1}, {"pushed_at": datetime.now(UTC)}], ids=["suspects", "pushed"]
+)
 def test_lanes_without_a_job_to_push_hide_no_other(jobs: Jobs, columns: dict[str, Any]) -> None:
     add_lanes(jobs, **columns)
     ordinary = add(jobs, "z", 3)
@@ -111,13 +128,18 @@ async def test_places_are_counted_without_suspects(jobs: Jobs) -> None:
     database = AsyncDatabase(jobs.database_url)
     try:
         async with database.read() as session:
-            places = {i: await queue_position(session, jobs.row(i)._mapping) for i in (*mine, *apart, *urgent)}
+            places = {
+                i: await queue_position(session, jobs.row(i)._mapping)
+                for i in (*mine, *apart, *urgent)
+            }
     finally:
         await database.dispose()
     assert [places[i] for i in mine] == [2, 3]  # behind the turn of `y`, and the job before it
     assert sorted(places[i] for i in urgent) == [1, 2, 3]
     assert sorted(places[i] for i in apart) == [4, 5]
-    counted = {(row.priority, row.tenant): row.jobs for row in jobs.execute(suspects.per_lane(jobs.model))}
+    counted = {
+        (row.priority, row.tenant): row.jobs for row in jobs.execute(suspects.per_lane(jobs.model))
+    }
     assert counted == {("normal", "z"): 2, ("interactive", "y"): 3}
 
 
@@ -137,7 +159,9 @@ def test_an_idle_dispatcher_looks_less_often(jobs: Jobs) -> None:
             assert 0.7 * IDLE_LOOK_SECONDS < clock.now - before <= IDLE_LOOK_SECONDS
             looks += 1
     measured = [sql for sql in sent if "FROM workers" in sql]
-    assert 600 / WINDOW_SECONDS <= len(measured) <= 4 * 600 / WINDOW_SECONDS  # the size in Redis does not expire
+    assert (
+        600 / WINDOW_SECONDS <= len(measured) <= 4 * 600 / WINDOW_SECONDS
+    )  # the size in Redis does not expire
     assert len(sent) - len(measured) == looks <= 200 + 1
     assert not any("FOR UPDATE" in sql for sql in sent)
 
@@ -194,7 +218,9 @@ def test_a_look_that_finds_nothing_lets_the_api_push_again(jobs: Jobs) -> None:
     assert not any(one._backlog[priority] for priority in Priority)
 
 
-def test_changes_of_jobs_that_the_api_pushes_are_summed_up(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_of_jobs_that_the_api_pushes_are_summed_up(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is left to dispatch then, and the next round of maintenance may be far."""
     monkeypatch.setattr(lanes, "ROLLUP_FROM", 10)
     clock = Time()

@@ -1,4 +1,6 @@
-"""`vdiff doctor` against real parts: all well, a model that does not load (also on the dashboard's side), and nothing there."""
+"""`vdiff doctor` against real parts: all well, a model that does not load (also on the dashboard's
+side), and nothing there.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,21 @@ pytestmark = pytest.mark.integration
 
 
 def doctor(*options: str, **settings: str) -> tuple[int, str]:
-    done = CliRunner().invoke(app, ["doctor", *options], env={f"VDIFF_{k.upper()}": v for k, v in settings.items()})
+    done = CliRunner().invoke(
+        app, ["doctor", *options], env={f"VDIFF_{k.upper()}": v for k, v in settings.items()}
+    )
     return done.exit_code, done.output
 
 
 def test_all_well(served: Served, tmp_path: Path) -> None:
-    # Jobs for models that nobody serves, left by other tests on the same server, are rightly complained about.
+    # Jobs for models that nobody serves, left by other tests on the same server, are rightly
+    # complained about.
     served.jobs.execute(repository.cancel_where(JOBS.c.status == JobStatus.QUEUED.value))
-    where = {"database_url": served.jobs.database_url, "redis_url": served.jobs.redis_url, "base_url": served.url}
+    where = {
+        "database_url": served.jobs.database_url,
+        "redis_url": served.jobs.redis_url,
+        "base_url": served.url,
+    }
     code, said = doctor("--json", **where, data_dir=str(tmp_path))
     found = json.loads(said)
     names = {check["name"] for check in found["checks"]}
@@ -53,15 +62,21 @@ def test_all_well(served: Served, tmp_path: Path) -> None:
     }
     assert (code, found["ok"]) == (0, True), found
     _, text = doctor(**where, data_dir=str(tmp_path))
-    assert "\x1b" not in text and "ok    workers    vdiff-tiny: 1 worker, 4 slots, cpu" in text.splitlines()
+    assert (
+        "\x1b" not in text
+        and "ok    workers    vdiff-tiny: 1 worker, 4 slots, cpu" in text.splitlines()
+    )
     assert "password" not in text and ":***@" not in text
 
 
 def test_nothing_there(tmp_path: Path) -> None:
     code, said = doctor(
-        "--json", database_url="postgresql://who:secret-word@127.0.0.1:1/x", redis_url="redis://:secret-word@127.0.0.1:1/0",
-        base_url="http://127.0.0.1:1", data_dir=str(tmp_path),
-    )  # fmt: skip
+        "--json",
+        database_url="postgresql://who:secret-word@127.0.0.1:1/x",
+        redis_url="redis://:secret-word@127.0.0.1:1/0",
+        base_url="http://127.0.0.1:1",
+        data_dir=str(tmp_path),
+    )
     bad = {c["name"]: c["advice"] for c in json.loads(said)["checks"] if c["state"] == "bad"}
     assert code == 1 and set(bad) == {"database", "redis", "api"} and all(bad.values())
     assert "secret-word" not in said
@@ -69,9 +84,12 @@ def test_nothing_there(tmp_path: Path) -> None:
 
 def test_urls_that_are_none_stop_no_other_check(tmp_path: Path) -> None:
     code, said = doctor(
-        "--json", database_url="postgresql://h:port/x", redis_url="redis://h:port/0", base_url="http://127.0.0.1:1",
+        "--json",
+        database_url="postgresql://h:port/x",
+        redis_url="redis://h:port/0",
+        base_url="http://127.0.0.1:1",
         data_dir=str(tmp_path),
-    )  # fmt: skip
+    )
     bad = {c["name"]: c["advice"] for c in json.loads(said)["checks"] if c["state"] == "bad"}
     assert code == 1 and "postgresql://" in bad["database"] and "redis://" in bad["redis"]
     assert {"database", "redis", "api"} == set(bad)
@@ -81,12 +99,18 @@ def test_receivers_that_refuse_are_named(served: Served) -> None:
     """By what was said to the last attempt; what was delivered, or never tried, is no refusal."""
     with served.jobs.database.write() as session:
         session.execute(
-            insert(ENDPOINTS).values(id="we_x", tenant="t", url="https://x.example/", events=["job.failed"], secret="s")
+            insert(ENDPOINTS).values(
+                id="we_x", tenant="t", url="https://x.example/", events=["job.failed"], secret="s"
+            )
         )
-        session.execute(insert(WebhookEvent).values(id="evt_x", tenant="t", type="job.failed", sequence=1))
+        session.execute(
+            insert(WebhookEvent).values(id="evt_x", tenant="t", type="job.failed", sequence=1)
+        )
         made = {
             name: session.execute(
-                insert(DELIVERIES).values(event_id="evt_x", tenant="t", **to).returning(DELIVERIES.c.id)
+                insert(DELIVERIES)
+                .values(event_id="evt_x", tenant="t", **to)
+                .returning(DELIVERIES.c.id)
             ).one()[0]
             for name, to in {
                 "refused": {"endpoint_id": "we_x", "attempts": 2},
@@ -101,11 +125,20 @@ def test_receivers_that_refuse_are_named(served: Served) -> None:
             ("away", 1, None, "no route"),
             ("there", 1, 200, None),
         ):
-            values = {"delivery_id": made[name], "attempt": attempt, "status_code": code, "error": error}
+            values = {
+                "delivery_id": made[name],
+                "attempt": attempt,
+                "status_code": code,
+                "error": error,
+            }
             session.execute(insert(ATTEMPTS).values(**values, duration_ms=1.0))
-        found = [row for row in session.execute(checkup.refusing_receivers()) if "example" in row.url]
+        found = [
+            row for row in session.execute(checkup.refusing_receivers()) if "example" in row.url
+        ]
         session.rollback()
-    assert {(row.endpoint_id, row.url, row.waiting, row.status_code, row.error) for row in found} == {
+    assert {
+        (row.endpoint_id, row.url, row.waiting, row.status_code, row.error) for row in found
+    } == {
         ("we_x", "https://x.example/", 1, 401, None),
         (None, "https://y.example/", 1, None, "no route"),
     }
@@ -113,7 +146,11 @@ def test_receivers_that_refuse_are_named(served: Served) -> None:
 
 def test_webhooks_that_wait_need_a_sender() -> None:
     waits, none = SimpleNamespace(due=0, failing=3), SimpleNamespace(due=0, failing=0)
-    assert [check.state for check in (sender(1, waits), sender(0, none), sender(0, waits))] == ["ok", "note", "bad"]
+    assert [check.state for check in (sender(1, waits), sender(0, none), sender(0, waits))] == [
+        "ok",
+        "note",
+        "bad",
+    ]
 
 
 def test_a_model_that_does_not_load_says_why_everywhere(
@@ -128,13 +165,23 @@ def test_a_model_that_does_not_load_says_why_everywhere(
         assert first.wait(240) == 2
         said = first.tail()
         (logged,) = [
-            json.loads(line) for line in said.splitlines() if line.startswith("{") and "model_not_loaded" in line
+            json.loads(line)
+            for line in said.splitlines()
+            if line.startswith("{") and "model_not_loaded" in line
         ]
         reason = logged["reason"]
         assert str(broken) in reason and said.splitlines()[-1] == f"vdiff worker: {reason}"
-        assert (logged["level"], logged["code"], logged["model"]) == ("critical", "model_load_failed", jobs.model)
+        assert (logged["level"], logged["code"], logged["model"]) == (
+            "critical",
+            "model_load_failed",
+            jobs.model,
+        )
 
-        where = {"database_url": jobs.database_url, "redis_url": jobs.redis_url, "base_url": api.url}
+        where = {
+            "database_url": jobs.database_url,
+            "redis_url": jobs.redis_url,
+            "base_url": api.url,
+        }
         code, text = doctor(**where)
         assert code == 1 and f"{jobs.model} did not load on" in text and reason in text
         api.wait_ready(path="/health")
@@ -151,14 +198,23 @@ def test_it_is_the_operators_to_know(served: Served) -> None:
 
     with served.jobs.database.write() as session:
         session.execute(
-            serving.record_failure(hostname="h", model="x", code="c", message="/secret/place\x00", pid=1, version="1")
+            serving.record_failure(
+                hostname="h", model="x", code="c", message="/secret/place\x00", pid=1, version="1"
+            )
         )
         session.execute(
-            serving.record_failure(hostname="h", model="x", code="c", message="/secret/place\x00", pid=2, version="1")
+            serving.record_failure(
+                hostname="h", model="x", code="c", message="/secret/place\x00", pid=2, version="1"
+            )
         )
         (row,) = session.execute(serving.recent_failures()).all()
         admin: Any = failure_object(row, admin=True)
         other: Any = failure_object(row, admin=False)
         session.rollback()
     assert (admin["message"], admin["count"], admin["pid"]) == ("/secret/place\ufffd", 2, 2)
-    assert (other["message"], other["hostname"], other["pid"], other["code"]) == (None, None, None, "c")
+    assert (other["message"], other["hostname"], other["pid"], other["code"]) == (
+        None,
+        None,
+        None,
+        "c",
+    )

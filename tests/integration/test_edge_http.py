@@ -1,4 +1,6 @@
-"""The HTTP edge of a running API: HEAD, slashes, a path prefix, CORS, host names, the page at /docs, and error texts."""
+"""The HTTP edge of a running API: HEAD, slashes, a path prefix, CORS, host names, the page at
+/docs, and error texts.
+"""
 
 from __future__ import annotations
 
@@ -34,17 +36,28 @@ INTERNALS = re.compile(
 
 @pytest.fixture(scope="module")
 def api_and_jobs(
-    postgres_url: str, redis_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+    postgres_url: str,
+    redis_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[tuple[ApiProcess, Jobs]]:
-    """An API below a prefix, with CORS and another host name, that knows the bundled model and has no worker."""
+    """An API below a prefix, with CORS and another host name, that knows the bundled model and has
+    no worker.
+    """
     with ExitStack() as stack:
         jobs = jobs_with_database(postgres_url, redis_url, migrated_template, stack)
         register_tiny(jobs)
         log = tmp_path_factory.mktemp("edge") / "api.log"
         api = ApiProcess(
-            jobs, log, root_path="/vdiff", cors_origins=ORIGIN, allowed_hosts="vdiff.lan,*.inner", sync_timeout_seconds=0.2,
-            max_wait_seconds=0.2, max_body_bytes=100_000,
-        )  # fmt: skip
+            jobs,
+            log,
+            root_path="/vdiff",
+            cors_origins=ORIGIN,
+            allowed_hosts="vdiff.lan,*.inner",
+            sync_timeout_seconds=0.2,
+            max_wait_seconds=0.2,
+            max_body_bytes=100_000,
+        )
         stack.callback(api.end)
         yield api.wait_ready(), jobs
         assert '"unhandled"' not in log.read_text()
@@ -83,7 +96,8 @@ def test_head_of_what_only_takes_post_is_405(client: httpx.Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/chat/completions/", "/v1/jobs/", "/v1/models/", "/docs/", "/health/", "/dashboard"]
+    "path",
+    ["/v1/chat/completions/", "/v1/jobs/", "/v1/models/", "/docs/", "/health/", "/dashboard"],
 )
 def test_a_slash_at_the_end_redirects_nowhere(client: httpx.Client, path: str) -> None:
     for method in ("GET", "POST"):
@@ -94,9 +108,14 @@ def test_a_slash_at_the_end_redirects_nowhere(client: httpx.Client, path: str) -
 
 
 @pytest.mark.parametrize("base", ["", "/vdiff"])
-def test_a_prefix_is_in_every_url_whether_the_proxy_strips_it_or_not(client: httpx.Client, base: str) -> None:
+def test_a_prefix_is_in_every_url_whether_the_proxy_strips_it_or_not(
+    client: httpx.Client, base: str
+) -> None:
     made = client.post(f"{base}/v1/jobs", json=JOB)
-    assert (made.status_code, made.headers["location"]) == (202, f"/vdiff/v1/jobs/{made.json()['id']}")
+    assert (made.status_code, made.headers["location"]) == (
+        202,
+        f"/vdiff/v1/jobs/{made.json()['id']}",
+    )
     for url in made.json()["urls"].values():
         assert url.startswith("/vdiff/v1/jobs/")
     assert client.get(made.headers["location"]).json()["id"] == made.json()["id"]
@@ -110,7 +129,9 @@ def test_a_prefix_is_in_every_url_whether_the_proxy_strips_it_or_not(client: htt
     near = client.get(f"{base}/v1/jobz")
     assert "did you mean /v1/jobs" in near.json()["detail"]
     assert client.put(f"{base}/v1/jobs").headers["allow"] == "GET, POST"
-    upload = client.post(f"{base}/v1/files", files={"file": ("a.jsonl", b"x" * 200_000)}, data={"purpose": "batch"})
+    upload = client.post(
+        f"{base}/v1/files", files={"file": ("a.jsonl", b"x" * 200_000)}, data={"purpose": "batch"}
+    )
     assert upload.status_code == 200  # the files' own limit counts
 
 
@@ -126,7 +147,9 @@ def test_pages_below_a_prefix_find_their_files(client: httpx.Client) -> None:
 
 
 def test_the_openai_client_below_a_prefix(client: httpx.Client) -> None:
-    with openai.OpenAI(base_url=f"{client.base_url}/vdiff/v1", api_key="none", max_retries=0) as sdk:
+    with openai.OpenAI(
+        base_url=f"{client.base_url}/vdiff/v1", api_key="none", max_retries=0
+    ) as sdk:
         assert [model.id for model in sdk.models.list()] == ["vdiff-tiny"]
         with pytest.raises(openai.APIStatusError) as late:
             sdk.chat.completions.create(**CHAT)  # type: ignore[call-overload]
@@ -143,7 +166,9 @@ def test_cors(client: httpx.Client) -> None:
     asked = client.options("/v1/jobs", headers=ask)
     assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (200, ORIGIN)
     assert "authorization" in asked.headers["access-control-allow-headers"]
-    answer = client.post("/v1/jobs", json=JOB, headers={"origin": ORIGIN, "sec-fetch-site": "cross-site"})
+    answer = client.post(
+        "/v1/jobs", json=JOB, headers={"origin": ORIGIN, "sec-fetch-site": "cross-site"}
+    )
     assert (answer.status_code, answer.headers["access-control-allow-origin"]) == (202, ORIGIN)
     exposed = answer.headers["access-control-expose-headers"].lower().split(", ")
     assert set(exposed) == {name.lower() for name in EXPOSED}
@@ -164,9 +189,18 @@ def test_no_other_origin_is_let_in_by_default(workerless: ApiProcess) -> None:
 
 @pytest.mark.parametrize(
     ("host", "status"),
-    [("localhost", 200), ("vdiff.lan", 200), ("vdiff.lan:8000", 200), ("VDIFF.lan", 200), ("a.inner", 200), ("inner", 403),
-     ("evil.example", 403), ("vdiff.lan.evil.example", 403), ("xinner", 403)],
-)  # fmt: skip
+    [
+        ("localhost", 200),
+        ("vdiff.lan", 200),
+        ("vdiff.lan:8000", 200),
+        ("VDIFF.lan", 200),
+        ("a.inner", 200),
+        ("inner", 403),
+        ("evil.example", 403),
+        ("vdiff.lan.evil.example", 403),
+        ("xinner", 403),
+    ],
+)
 def test_host_names(client: httpx.Client, host: str, status: int) -> None:
     assert client.get("/v1/models", headers={"host": host}).status_code == status
 
@@ -193,11 +227,31 @@ def hashed(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-WRONG: tuple[Any, ...] = (None, True, -1, 1.5, 10**30, "", "x", "\u20ac", [], [None], {}, {"x": 1}, [[]], [{}])
+WRONG: tuple[Any, ...] = (
+    None,
+    True,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "x",
+    "\u20ac",
+    [],
+    [None],
+    {},
+    {"x": 1},
+    [[]],
+    [{}],
+)
 
 
 def fields_of(document: dict[str, Any], path: str) -> list[str]:
-    body = document["paths"][path]["post"].get("requestBody", {}).get("content", {}).get("application/json", {})
+    body = (
+        document["paths"][path]["post"]
+        .get("requestBody", {})
+        .get("content", {})
+        .get("application/json", {})
+    )
     return list(body.get("schema", {}).get("properties", {}))
 
 
@@ -214,8 +268,10 @@ def errors(client: httpx.Client) -> Iterator[tuple[str, httpx.Response]]:
             for parameter in operation.get("parameters", []):
                 if parameter["in"] == "query":
                     for value in ("", "x", "-1", "9" * 5000, "\x00", "1e400"):
-                        yield f"{method} {path}?{parameter['name']}={value[:9]!r}", client.request(
-                            method, path, params={parameter["name"]: value})  # fmt: skip
+                        yield (
+                            f"{method} {path}?{parameter['name']}={value[:9]!r}",
+                            client.request(method, path, params={parameter["name"]: value}),
+                        )
             if method == "post":
                 for raw in (
                     b"",
@@ -236,21 +292,60 @@ def errors(client: httpx.Client) -> Iterator[tuple[str, httpx.Response]]:
                     for value in WRONG:
                         yield f"{path} {name}={value!r}", client.post(path, json={name: value})
             else:
-                yield f"{method} {path}", client.request(method, path.replace("x", job_id) if "{" in template else path)
-    generation = ("max_tokens", "temperature", "stop", "seed", "logprobs", "logit_bias", "response_format", "diffusion",
-                  "messages", "chat_template_kwargs", "stream_options", "metadata", "tools", "n")  # fmt: skip
+                yield (
+                    f"{method} {path}",
+                    client.request(method, path.replace("x", job_id) if "{" in template else path),
+                )
+    generation = (
+        "max_tokens",
+        "temperature",
+        "stop",
+        "seed",
+        "logprobs",
+        "logit_bias",
+        "response_format",
+        "diffusion",
+        "messages",
+        "chat_template_kwargs",
+        "stream_options",
+        "metadata",
+        "tools",
+        "n",
+    )
     for name in generation:
         for value in WRONG:
-            yield f"chat {name}={value!r}", client.post("/v1/chat/completions", json={**CHAT, name: value})
-    for schema in ({"pattern": "("}, {"type": "string", "pattern": "a{99999999999}"}, {"type": 5}, {"$ref": "#/x"},
-                   {"type": "object", "required": 5}, {"enum": []}, {"multipleOf": 0}, {"minLength": 2**40}):  # fmt: skip
+            yield (
+                f"chat {name}={value!r}",
+                client.post("/v1/chat/completions", json={**CHAT, name: value}),
+            )
+    for schema in (
+        {"pattern": "("},
+        {"type": "string", "pattern": "a{99999999999}"},
+        {"type": 5},
+        {"$ref": "#/x"},
+        {"type": "object", "required": 5},
+        {"enum": []},
+        {"multipleOf": 0},
+        {"minLength": 2**40},
+    ):
         form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-        yield f"schema {schema}", client.post("/v1/chat/completions", json={**CHAT, "response_format": form})
-    for content in (b"", b"--x", b"--b\r\n\r\n", b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--"):
+        yield (
+            f"schema {schema}",
+            client.post("/v1/chat/completions", json={**CHAT, "response_format": form}),
+        )
+    for content in (
+        b"",
+        b"--x",
+        b"--b\r\n\r\n",
+        b"--b\r\nContent-Disposition: form-data\r\n\r\nx\r\n--b--",
+    ):
         headers = {"content-type": "multipart/form-data; boundary=b"}
         yield f"form {content!r}", client.post("/v1/files", content=content, headers=headers)
-    grader = {"dataset": {"bundled": "vdiff-tiny", "limit": 1}, "template": "{{input}}", "configurations": [
-        {"name": "a", "model": "vdiff-tiny"}]}  # fmt: skip
+    grader = {
+        "dataset": {"bundled": "vdiff-tiny", "limit": 1},
+        "template": "{{input}}",
+        "configurations": [{"name": "a", "model": "vdiff-tiny"}],
+    }
     for pattern in ("(", "[", "*", "(?P<a>x)(?P<a>y)", "\\"):
         body = {**grader, "graders": [{"type": "regex", "pattern": pattern}]}
         yield f"pattern {pattern}", client.post("/v1/evaluations", json=body)
@@ -267,6 +362,8 @@ def test_no_error_tells_how_the_server_is_built(client: httpx.Client) -> None:
         text = json.dumps(body, ensure_ascii=False)
         found = INTERNALS.search(text)
         if found or answer.status_code == 500:
-            failures.append(f"{what}: {answer.status_code} {found and found.group()!r} in {text[:300]}")
+            failures.append(
+                f"{what}: {answer.status_code} {found and found.group()!r} in {text[:300]}"
+            )
     assert count > 1000
     assert not failures, f"{len(failures)}:\n" + "\n".join(failures[:25])

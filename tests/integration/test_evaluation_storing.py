@@ -72,11 +72,13 @@ class Served:
     async def create(self, tenant: str, file_id: str) -> Made:
         new = parse_evaluation(
             {
-                "dataset": {"file_id": file_id}, "template": "{{input}}", "graders": [{"type": "exact"}],
+                "dataset": {"file_id": file_id},
+                "template": "{{input}}",
+                "graders": [{"type": "exact"}],
                 "configurations": [{"name": "a", "model": "vdiff-tiny", "max_tokens": 8}],
             },
             code_allowed=False,
-        )  # fmt: skip
+        )
         return await self.evaluations.create(new, Principal(tenant, frozenset()), 3600)
 
 
@@ -90,11 +92,19 @@ async def serving(jobs: Jobs, **options: Any) -> AsyncIterator[Served]:
     client = redis.asyncio.Redis.from_url(jobs.redis_url)
     try:
         settings = load_settings({})
-        jobs_service = JobService(database, client, ServedModels(database), JobWatch(client, nothing_over), settings)
+        jobs_service = JobService(
+            database, client, ServedModels(database), JobWatch(client, nothing_over), settings
+        )
         store = WatchedStore(database)
         files = FileService(database, store, max_bytes=1 << 20)
         evaluations = EvaluationService(
-            database, jobs_service, files, {}, settings, asyncio.Event(), SandboxPool(1, memory_mb=256)
+            database,
+            jobs_service,
+            files,
+            {},
+            settings,
+            asyncio.Event(),
+            SandboxPool(1, memory_mb=256),
         )
         yield Served(evaluations, files, store, database)
     finally:
@@ -125,41 +135,57 @@ async def test_datasets_of_one_tenant_leave_turns_for_others(jobs: Jobs) -> None
                 await go_on.wait()
 
         served.store.before = wait
-        slow |= {await served.upload("large", str(n)) for n in range(dataset_items.DATASETS_TOGETHER + 2)}
+        slow |= {
+            await served.upload("large", str(n)) for n in range(dataset_items.DATASETS_TOGETHER + 2)
+        }
         other = await served.upload("small", "x")
         reads = [asyncio.create_task(served.create("large", file_id)) for file_id in slow]
         async with asyncio.timeout(60):
             while begun < dataset_items.DATASETS_TOGETHER - 1:
                 await asyncio.sleep(0.01)
         assert (await served.create("small", other)).created
-        assert begun == dataset_items.DATASETS_TOGETHER - 1 and not any(read.done() for read in reads)
+        assert begun == dataset_items.DATASETS_TOGETHER - 1 and not any(
+            read.done() for read in reads
+        )
         go_on.set()
         assert all([made.created for made in await asyncio.gather(*reads)])
 
 
-async def test_no_transaction_is_open_while_a_dataset_is_read(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_transaction_is_open_while_a_dataset_is_read(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(dataset_items, "PIECE_BYTES", 500)  # many pieces
     async with serving(jobs, pool_size=1, max_overflow=0, pool_wait_s=1.0) as served:
         seen: list[int] = []
         file_id = await served.upload("t", "x")
 
         async def look(_: str) -> None:
-            query = text("SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND "
-                         "state LIKE 'idle in transaction%'")  # fmt: skip
+            query = text(
+                "SELECT count(*) AS n FROM pg_stat_activity WHERE datname = current_database() AND "
+                "state LIKE 'idle in transaction%'"
+            )
             seen.append(jobs.execute(query)[0].n)
 
         served.store.before = look
         made = await served.create("t", file_id)
         assert (made.created, made.row.items, made.row.status) == (True, ITEMS, "in_progress")
         again = await served.create("t", file_id)
-        assert (again.created, again.row.id, again.configurations[0]["reused"]) == (False, made.row.id, True)
+        assert (again.created, again.row.id, again.configurations[0]["reused"]) == (
+            False,
+            made.row.id,
+            True,
+        )
     assert seen == [0, 0, 0]  # two passes, and the first one of the second creation
-    stored = jobs.execute(text("SELECT number, data->>'input' AS input FROM evaluation_items ORDER BY number"))
+    stored = jobs.execute(
+        text("SELECT number, data->>'input' AS input FROM evaluation_items ORDER BY number")
+    )
     assert [(row.number, row.input) for row in stored] == [(n + 1, f"x {n}") for n in range(ITEMS)]
     assert numbers(jobs) == (1, 0, ITEMS)
 
 
-async def test_an_evaluation_is_visible_when_it_is_whole(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_evaluation_is_visible_when_it_is_whole(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Housekeeping leaves one alone that is being stored, and removes one whose process died."""
     monkeypatch.setattr(dataset_items, "PIECE_BYTES", 500)
     async with serving(jobs) as served:
@@ -189,12 +215,16 @@ async def test_an_evaluation_is_visible_when_it_is_whole(jobs: Jobs, monkeypatch
         assert numbers(jobs) == (0, 1, items)  # its time is not over
         assert (await served.create("t", file_id)).created
         with jobs.database.write() as session:
-            session.execute(text("UPDATE evaluations SET deleted_at = now() WHERE deleted_at IS NOT NULL"))
+            session.execute(
+                text("UPDATE evaluations SET deleted_at = now() WHERE deleted_at IS NOT NULL")
+            )
         maintenance(jobs).remove_deleted()
         assert numbers(jobs) == (1, 0, ITEMS)
 
 
-async def test_what_is_refused_at_the_end_leaves_nothing(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_refused_at_the_end_leaves_nothing(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with serving(jobs) as served:
         file_id = await served.upload("t", "x")
 

@@ -45,37 +45,85 @@ def write(path: Path, lines: list[dict[str, Any]]) -> Path:
 def test_run_compare_report_list(folder: Path, served: Served) -> None:
     data = write(folder / "sums.jsonl", sums(10, wrong=1))
     (folder / "fast.yaml").write_text(FAST)
-    (folder / "others.yaml").write_text("- {name: slow, max_tokens: 8}\n- {name: again, max_tokens: 8, seed: 5}\n")
-    ran = vdiff("run", data, "--config", "fast.yaml", "--config", "others.yaml", "--grader", "number", "--json")
+    (folder / "others.yaml").write_text(
+        "- {name: slow, max_tokens: 8}\n- {name: again, max_tokens: 8, seed: 5}\n"
+    )
+    ran = vdiff(
+        "run",
+        data,
+        "--config",
+        "fast.yaml",
+        "--config",
+        "others.yaml",
+        "--grader",
+        "number",
+        "--json",
+    )
     assert "configurations[2]: configurations[1] asks for the same" in str(ran.exception)
     (folder / "fast.yaml").write_text(FAST + 'name: "[/red]fast"\n')  # no markup, in no table
-    ran = vdiff("run", data, "--config", "fast.yaml", "--grader", "number", "--name", "sums [/bold]", "--json")
+    ran = vdiff(
+        "run",
+        data,
+        "--config",
+        "fast.yaml",
+        "--grader",
+        "number",
+        "--name",
+        "sums [/bold]",
+        "--json",
+    )
     assert ran.exit_code == 0, ran.stderr
     made = json.loads(ran.stdout)
     assert (made["name"], made["status"]) == ("sums [/bold]", "completed")
     shown = vdiff("run", data, "--config", "fast.yaml", "--grader", "number")
     assert shown.exit_code == 0 and "was there; 0 answers are new" in shown.stderr
-    assert "[/red]fast" in shown.stdout and "90.0%" in shown.stdout and "59.6% to 98.2%" in shown.stdout
+    assert (
+        "[/red]fast" in shown.stdout
+        and "90.0%" in shown.stdout
+        and "59.6% to 98.2%" in shown.stdout
+    )
     assert vdiff("show", made["id"]).stdout == shown.stdout
     compared = vdiff("compare", f"{made['id']}/[/red]fast", f"{made['id']}/[/red]fast")
     assert compared.exit_code == 0 and "difference: +0.0 points" in compared.stdout
     report = vdiff("report", made["id"])
     assert report.stdout.strip() == f"{made['id']}.html"
     assert (folder / f"{made['id']}.html").read_text().startswith("<!doctype html>")
-    assert "fast | 90.0% |" in vdiff("report", made["id"], "--format", "markdown", "--output", "-").stdout
+    assert (
+        "fast | 90.0% |"
+        in vdiff("report", made["id"], "--format", "markdown", "--output", "-").stdout
+    )
     assert made["id"] in [e["id"] for e in json.loads(vdiff("list", "--json").stdout)]
     assert re.search(r"sums \[/bold\] +completed +10/10 +\[/red\]fast", vdiff("list").stdout)
     assert vdiff("wait", made["id"], "--timeout", "60", "--base-url", served.url).exit_code == 0
 
 
-def test_the_other_options_of_every_client_command(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_options_of_every_client_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nobody there is one line that says what to do, as of all commands that need a server."""
     nobody = f"http://127.0.0.1:{free_port()}"
-    command = [sys.executable, "-m", "vdiff", "eval", "list", "--base-url", nobody, "--api-key", "x"]
+    command = [
+        sys.executable,
+        "-m",
+        "vdiff",
+        "eval",
+        "list",
+        "--base-url",
+        nobody,
+        "--api-key",
+        "x",
+    ]
     ran = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    assert (ran.returncode, len(ran.stderr.splitlines())) == (3, 1) and "is a server running?" in ran.stderr
+    assert (ran.returncode, len(ran.stderr.splitlines())) == (
+        3,
+        1,
+    ) and "is a server running?" in ran.stderr
 
 
 @pytest.mark.parametrize(
@@ -98,7 +146,11 @@ def test_mistakes_are_one_line_that_says_which(
     data = write(folder / "data.jsonl", sums(2))
     command = [sys.executable, "-m", "vdiff", "eval", "run", str(data), *arguments]
     ran = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+        command,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert (ran.returncode, len(ran.stderr.splitlines())) == (2, 1), ran.stderr
     assert ran.stderr.startswith("vdiff: ") and says in ran.stderr
@@ -108,12 +160,19 @@ def test_ctrl_c_lets_it_go_on_and_says_how_to_come_back(folder: Path, served: Se
     data = write(folder / "long.jsonl", sums(300))
     command = [sys.executable, "-m", "vdiff", "eval", "run", str(data)]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
             found = eventually(
-                lambda: [e for e in served.client.get("/v1/evaluations").json()["data"] if e["name"] == "long"],
-                seconds=40, what="it began",
-            )  # fmt: skip
+                lambda: [
+                    e
+                    for e in served.client.get("/v1/evaluations").json()["data"]
+                    if e["name"] == "long"
+                ],
+                seconds=40,
+                what="it began",
+            )
             made = found[0]["id"]
             eventually(lambda: look(served, made)["progress"]["graded"], what="the first grades")
             process.send_signal(signal.SIGINT)
@@ -129,26 +188,43 @@ def test_ctrl_c_lets_it_go_on_and_says_how_to_come_back(folder: Path, served: Se
     assert ended["status"] == "cancelled"
     so_far = f"{ended['progress']['graded']} of {ended['progress']['total']}"
     shown = vdiff("show", made)
-    assert f"{made} cancelled, {so_far} answered" in shown.stderr and f"default (cancelled, {so_far})" in shown.stdout
+    assert (
+        f"{made} cancelled, {so_far} answered" in shown.stderr
+        and f"default (cancelled, {so_far})" in shown.stdout
+    )
 
 
-def test_the_worked_example_of_the_page(folder: Path, served: Served, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_worked_example_of_the_page(
+    folder: Path, served: Served, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (ROOT / "docs" / "evaluations.md").read_text(encoding="utf-8")
-    lines, code = (re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("json", "python"))  # type: ignore[index]
+    lines, code = (
+        re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("json", "python")
+    )  # type: ignore[index]
     (folder / "questions.jsonl").write_text(lines)
-    exec(compile(code.replace("http://localhost:8000", served.url), "docs/evaluations.md", "exec"), {})
+    exec(
+        compile(code.replace("http://localhost:8000", served.url), "docs/evaluations.md", "exec"),
+        {},
+    )
     said = capsys.readouterr().out
-    assert "careful: 100.0% (34.2% to 100.0%)" in said and "fast: 100.0%" in said and "difference +0.0%, p = 1" in said
+    assert (
+        "careful: 100.0% (34.2% to 100.0%)" in said
+        and "fast: 100.0%" in said
+        and "difference +0.0%, p = 1" in said
+    )
 
 
 async def test_the_client_in_both_ways(folder: Path, served: Served) -> None:
     content = write(folder / "c.jsonl", sums(4)).read_bytes()
     body: dict[str, Any] = {
-        "template": "{{input}}", "graders": [{"type": "exact"}],
+        "template": "{{input}}",
+        "graders": [{"type": "exact"}],
         "configurations": [{"name": "a", "model": "vdiff-tiny", "max_tokens": 8}],
-    }  # fmt: skip
+    }
     with Client() as client:
-        made = client.create_evaluation(client.upload(content, purpose="evals", name="c.jsonl"), limit=3, **body)
+        made = client.create_evaluation(
+            client.upload(content, purpose="evals", name="c.jsonl"), limit=3, **body
+        )
         done = client.wait_evaluation(made, poll_seconds=0.2)
         assert (done.ok, done.items, done.progress) == (True, 3, {"total": 3, "graded": 3})
         assert [i.outcome for i in client.evaluation_items(done)] == ["passed"] * 3

@@ -42,21 +42,31 @@ def started(job_id: str, tenant: str) -> Event:
 def test_a_stream_is_bounded_by_bytes_and_a_tenant_by_its_streams(jobs: Jobs) -> None:
     most = 200_000
     publisher = EventPublisher(
-        jobs.redis, stream_length=10_000, stream_seconds=60, stream_bytes=most, tenant_bytes=5 * most
+        jobs.redis,
+        stream_length=10_000,
+        stream_seconds=60,
+        stream_bytes=most,
+        tenant_bytes=5 * most,
     )
     ids = [new_id("job") for _ in range(20)]
     for job_id in ids:
         publisher.publish([started(job_id, "t")])
         for _ in range(10):
             publisher.publish(text_events(job_id, 50, 1_000))
-            assert stream_bytes(jobs.redis, job_id) <= most + 120_000  # whole nodes of a stream go at a time
+            assert (
+                stream_bytes(jobs.redis, job_id) <= most + 120_000
+            )  # whole nodes of a stream go at a time
     newest = jobs.redis.xrevrange(events_key(ids[-1]), count=1)
     assert newest and b'"step":49' in newest[0][1][b"d"]  # type: ignore[index]
     kept = [job_id for job_id in ids if jobs.redis.exists(events_key(job_id))]
     assert kept == ids[-len(kept) :] and 3 <= len(kept) <= 6  # the oldest went
     other = new_id("job")
-    publisher.publish([started(other, "u"), *text_events(other, 50, 1_000), Event(other, "done", {"status": "x"})])
-    assert [job_id for job_id in ids if jobs.redis.exists(events_key(job_id))] == kept  # a tenant pays for itself alone
+    publisher.publish(
+        [started(other, "u"), *text_events(other, 50, 1_000), Event(other, "done", {"status": "x"})]
+    )
+    assert [
+        job_id for job_id in ids if jobs.redis.exists(events_key(job_id))
+    ] == kept  # a tenant pays for itself alone
     assert jobs.redis.exists(events_key(other))
 
 
@@ -73,12 +83,15 @@ def test_a_redis_that_fills_up_takes_messages_and_no_events(tmp_path: Path) -> N
         heard = client.pubsub(ignore_subscribe_messages=True)
         heard.subscribe(DONE_CHANNEL, MOVED_CHANNEL)
         job_id = new_id("job")
-        publisher.publish([*text_events(job_id, 50, 1_000), Event(job_id, "done", {"status": "succeeded"})])
+        publisher.publish(
+            [*text_events(job_id, 50, 1_000), Event(job_id, "done", {"status": "succeeded"})]
+        )
         assert not client.exists(events_key(job_id))
         messages = [heard.get_message(timeout=5) for _ in range(4)]
         assert {(m["channel"], m["data"]) for m in messages if m} == {
-            (DONE_CHANNEL.encode(), job_id.encode()), (MOVED_CHANNEL.encode(), job_id.encode()),
-        }  # fmt: skip
+            (DONE_CHANNEL.encode(), job_id.encode()),
+            (MOVED_CHANNEL.encode(), job_id.encode()),
+        }
         client.lpush("queue", "a message")  # there is room for these
         with pytest.raises(ResponseError, match="maxmemory"):
             for number in range(64):

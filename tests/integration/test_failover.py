@@ -1,4 +1,6 @@
-"""A failover: the database refuses writes for a while, then takes them again. Nothing stays read-only afterwards."""
+"""A failover: the database refuses writes for a while, then takes them again. Nothing stays
+read-only afterwards.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +40,18 @@ def make_read_only(jobs: Jobs, *, cut: bool = True) -> None:
     name = make_url(jobs.database_url).database
     others = "datname = current_database() AND pid <> pg_backend_pid()"
     cuts = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
-    administer(jobs, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on', *([cuts] if cut else []))
+    administer(
+        jobs,
+        f'ALTER DATABASE "{name}" SET default_transaction_read_only = on',
+        *([cuts] if cut else []),
+    )
 
 
 def make_writable(jobs: Jobs) -> None:
-    administer(jobs, f'ALTER DATABASE "{make_url(jobs.database_url).database}" RESET default_transaction_read_only')
+    administer(
+        jobs,
+        f'ALTER DATABASE "{make_url(jobs.database_url).database}" RESET default_transaction_read_only',
+    )
 
 
 @contextmanager
@@ -63,7 +72,9 @@ def test_a_pool_of_threads_writes_at_once_when_the_database_does(jobs: Jobs) -> 
         with pytest.raises(DBAPIError) as caught, database.write() as session:
             session.execute(TOUCH)
         assert is_outage(caught.value)
-        with held_sessions(database, 5):  # reading works meanwhile, and leaves read-only sessions in the pool
+        with held_sessions(
+            database, 5
+        ):  # reading works meanwhile, and leaves read-only sessions in the pool
             pass
         with database.read() as session:
             assert session.execute(text("SHOW default_transaction_read_only")).scalar_one() == "on"
@@ -102,7 +113,9 @@ def test_a_pool_of_an_event_loop_writes_at_once_when_the_database_does(jobs: Job
 
 
 def test_a_session_that_answers_read_only_is_closed(jobs: Jobs) -> None:
-    """Also where the driver is not told, as behind a pooler: the error itself condemns the connection."""
+    """Also where the driver is not told, as behind a pooler: the error itself condemns the
+    connection.
+    """
     database = Database(jobs.database_url, pool_size=1, max_overflow=0)
     try:
         with database.read() as session:
@@ -157,7 +170,9 @@ def test_what_condemns_a_connection(state: str) -> None:
     assert not faults.condemns(ValueError())
 
 
-def test_submissions_are_taken_at_once_after_a_failover(jobs: Jobs, start_worker: Start, tmp_path: Path) -> None:
+def test_submissions_are_taken_at_once_after_a_failover(
+    jobs: Jobs, start_worker: Start, tmp_path: Path
+) -> None:
     start_worker().wait_ready()
     with ExitStack() as stack:
         api = ApiProcess(jobs, tmp_path / "api.log")
@@ -168,7 +183,9 @@ def test_submissions_are_taken_at_once_after_a_failover(jobs: Jobs, start_worker
 
         def submit(_: int) -> int:
             body = {"model": jobs.model, "prompt": "a", "max_tokens": 2}
-            return client.post("/v1/jobs", json={"endpoint": "/v1/completions", "body": body}).status_code
+            return client.post(
+                "/v1/jobs", json={"endpoint": "/v1/completions", "body": body}
+            ).status_code
 
         def look(_: int) -> int:
             return client.get("/v1/jobs?limit=1").status_code
@@ -182,7 +199,9 @@ def test_submissions_are_taken_at_once_after_a_failover(jobs: Jobs, start_worker
         assert list(threads.map(submit, range(48))) == [202] * 48
 
 
-def test_a_worker_that_starts_meanwhile_keeps_its_model_and_registers_later(jobs: Jobs, start_worker: Start) -> None:
+def test_a_worker_that_starts_meanwhile_keeps_its_model_and_registers_later(
+    jobs: Jobs, start_worker: Start
+) -> None:
     """It says why it waits. Another one that is told to end while it waits ends in good order."""
     make_read_only(jobs)
     workers = [start_worker(), start_worker()]
@@ -191,7 +210,9 @@ def test_a_worker_that_starts_meanwhile_keeps_its_model_and_registers_later(jobs
         assert worker.process.poll() is None, worker.tail()
         return "cannot execute INSERT in a read-only transaction" in worker.tail()
 
-    eventually(lambda: all(waits(worker) for worker in workers), seconds=180, what="both workers wait")
+    eventually(
+        lambda: all(waits(worker) for worker in workers), seconds=180, what="both workers wait"
+    )
     workers[1].signal(signal.SIGTERM)
     assert workers[1].wait() == 0, workers[1].tail()
     assert "worker_never_registered" in workers[1].tail()

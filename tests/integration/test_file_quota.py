@@ -1,4 +1,6 @@
-"""What one tenant's files may take together: refused by name, exact also when uploads race, and per tenant."""
+"""What one tenant's files may take together: refused by name, exact also when uploads race, and per
+tenant.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_a_tenants_files_take_no_more_than_its_quota(jobs: Jobs) -> None:
         try:
             files = FileService(database, None, max_bytes=10_000, quota_bytes=QUOTA)
             first = await upload(files, "a", 600)
-            with pytest.raises(QuotaExceeded, match="take 600 bytes, this would add 401, and 1000 may be") as refused:
+            with pytest.raises(
+                QuotaExceeded, match="take 600 bytes, this would add 401, and 1000 may be"
+            ) as refused:
                 await upload(files, "a", 401)
             assert refused.value.param == "file"
             await upload(files, "b", 1000)  # another tenant
@@ -38,7 +42,9 @@ def test_a_tenants_files_take_no_more_than_its_quota(jobs: Jobs) -> None:
                 await upload(files, "a", 1)
             await files.delete(first, "a")
             # Ten uploads at once, each of which fits alone: no more are stored than fit together.
-            done = await asyncio.gather(*(upload(files, "a", 200) for _ in range(10)), return_exceptions=True)
+            done = await asyncio.gather(
+                *(upload(files, "a", 200) for _ in range(10)), return_exceptions=True
+            )
             assert sum(isinstance(one, str) for one in done) == 3
             assert all(isinstance(one, str | QuotaExceeded) for one in done)
             # What a batch writes is never refused.
@@ -48,7 +54,16 @@ def test_a_tenants_files_take_no_more_than_its_quota(jobs: Jobs) -> None:
             await database.dispose()
 
     asyncio.run(run())
-    stored = jobs.execute(text("SELECT sum(bytes) AS n FROM files WHERE tenant = 'a' AND status = 'ready'"))
+    stored = jobs.execute(
+        text("SELECT sum(bytes) AS n FROM files WHERE tenant = 'a' AND status = 'ready'")
+    )
     assert stored[0].n == QUOTA
-    assert jobs.execute(text("SELECT count(*) AS n FROM file_chunks c JOIN files f ON f.id = c.file_id "
-                             "WHERE f.status <> 'ready' AND f.purpose = 'batch'"))[0].n == 0  # fmt: skip
+    assert (
+        jobs.execute(
+            text(
+                "SELECT count(*) AS n FROM file_chunks c JOIN files f ON f.id = c.file_id "
+                "WHERE f.status <> 'ready' AND f.purpose = 'batch'"
+            )
+        )[0].n
+        == 0
+    )

@@ -1,4 +1,6 @@
-"""Clients that wait and follow: idle ones cost next to nothing, none is missed, none holds up another, and they are bounded."""
+"""Clients that wait and follow: idle ones cost next to nothing, none is missed, none holds up
+another, and they are bounded.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def transactions(jobs: Jobs) -> int:
     with jobs.database.read() as session:
         session.execute(text("SELECT pg_stat_force_next_flush()"))
         found = session.execute(
-            text("SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()")
+            text(
+                "SELECT xact_commit + xact_rollback FROM pg_stat_database WHERE datname = current_database()"
+            )
         )
         return int(found.scalar_one())
 
@@ -92,7 +96,9 @@ async def test_idle_followers_cost_next_to_nothing_and_hear_of_every_end(
     before = connections(jobs)
     api = start_api(max_wait_seconds=120)
     ids = [jobs.submit(push=0) for _ in range(FOLLOWERS)]
-    paths = [f"/v1/jobs/{i}/events" if n % 2 else f"/v1/jobs/{i}?wait=100" for n, i in enumerate(ids)]
+    paths = [
+        f"/v1/jobs/{i}/events" if n % 2 else f"/v1/jobs/{i}?wait=100" for n, i in enumerate(ids)
+    ]
     paths += ["/v1/overview/events"] * 10
     async with following(api, paths) as tasks:
         await asyncio.sleep(2)  # the last of the requests have read their rows
@@ -116,14 +122,23 @@ def put_events(jobs: Jobs, job_id: str, count: int, text_of_one: str) -> None:
     """What a worker would tell of a running job."""
     pipe = jobs.redis.pipeline(transaction=False)
     for n in range(count):
-        data = {"attempt": 1, "index": 0, "step": n + 1, "tokens_committed": n + 1, "tokens_total": count,
-                "offset": n * len(text_of_one), "text": text_of_one}  # fmt: skip
+        data = {
+            "attempt": 1,
+            "index": 0,
+            "step": n + 1,
+            "tokens_committed": n + 1,
+            "tokens_total": count,
+            "offset": n * len(text_of_one),
+            "text": text_of_one,
+        }
         pipe.xadd(events_key(job_id), {"t": "progress", "d": json.dumps(data)})
     pipe.publish(MOVED_CHANNEL, f"{job_id} job_other")
     pipe.execute()
 
 
-async def test_a_client_that_reads_nothing_holds_up_nobody(jobs: Jobs, start_api: Callable[..., ApiProcess]) -> None:
+async def test_a_client_that_reads_nothing_holds_up_nobody(
+    jobs: Jobs, start_api: Callable[..., ApiProcess]
+) -> None:
     api = start_api()
     job_id = jobs.submit(push=0)
     reader, writer = await asyncio.open_connection("127.0.0.1", api.port)
@@ -145,15 +160,24 @@ async def test_a_client_that_reads_nothing_holds_up_nobody(jobs: Jobs, start_api
 
 def memory_of(pid: int) -> int:
     status = Path(f"/proc/{pid}/status").read_text()
-    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) * 1024
+    return (
+        int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+        * 1024
+    )
 
 
-async def test_a_stream_goes_on_exactly_where_it_was(jobs: Jobs, start_api: Callable[..., ApiProcess]) -> None:
+async def test_a_stream_goes_on_exactly_where_it_was(
+    jobs: Jobs, start_api: Callable[..., ApiProcess]
+) -> None:
     api = start_api()
     job_id = jobs.submit(push=0)
     put_events(jobs, job_id, 100, "ab")
     # Things that no worker wrote stop no stream, and are not shown.
-    for junk in ({"t": "progress", "d": "{"}, {"x": "y"}, {"t": "progress", "d": '{"index": 10000000000}'}):
+    for junk in (
+        {"t": "progress", "d": "{"},
+        {"x": "y"},
+        {"t": "progress", "d": '{"index": 10000000000}'},
+    ):
         jobs.redis.xadd(events_key(job_id), junk)  # type: ignore[arg-type]
     put_events(jobs, job_id, 100, "ab")
     jobs.execute(repository.request_cancel(job_id))
@@ -162,7 +186,10 @@ async def test_a_stream_goes_on_exactly_where_it_was(jobs: Jobs, start_api: Call
         headers = {} if last_id is None else {"last-event-id": last_id}
         async with httpx.AsyncClient(base_url=api.url, timeout=60) as client:
             answer = await client.get(f"/v1/jobs/{job_id}/events", headers=headers)
-        blocks = [dict(line.split(": ", 1) for line in b.splitlines()) for b in answer.text.strip().split("\n\n")]
+        blocks = [
+            dict(line.split(": ", 1) for line in b.splitlines())
+            for b in answer.text.strip().split("\n\n")
+        ]
         return [(block["id"], block["event"]) for block in blocks]
 
     whole = await read(None)
@@ -172,12 +199,16 @@ async def test_a_stream_goes_on_exactly_where_it_was(jobs: Jobs, start_api: Call
     assert [kind for _, kind in await read(f"{2**64 - 1}-{2**64 - 1}")] == ["done"]
 
 
-async def test_followers_are_bounded_by_key_and_by_process(jobs: Jobs, start_api: Callable[..., ApiProcess]) -> None:
+async def test_followers_are_bounded_by_key_and_by_process(
+    jobs: Jobs, start_api: Callable[..., ApiProcess]
+) -> None:
     api = start_api(max_followers_per_key=3, max_followers=4)
     tenant = "t"
     keys = [new_key(jobs, tenant=tenant) for _ in range(2)]
     job_id = jobs.submit(push=0)
-    jobs.execute(text("UPDATE jobs SET tenant = 't' WHERE id = :i RETURNING id").bindparams(i=job_id))
+    jobs.execute(
+        text("UPDATE jobs SET tenant = 't' WHERE id = :i RETURNING id").bindparams(i=job_id)
+    )
     path = f"/v1/jobs/{job_id}"
     async with httpx.AsyncClient(base_url=api.url, timeout=60) as client:
         headers = [{"authorization": f"Bearer {key}"} for key in keys]
@@ -192,14 +223,23 @@ async def test_followers_are_bounded_by_key_and_by_process(jobs: Jobs, start_api
             assert refused.status_code == 429
             assert "VDIFF_MAX_FOLLOWERS_PER_KEY" in refused.json()["error"]["message"]
             assert int(refused.headers["retry-after"]) > 0
-        assert (await client.get(path, headers=headers[0])).status_code == 200  # a poll that does not wait
+        assert (
+            await client.get(path, headers=headers[0])
+        ).status_code == 200  # a poll that does not wait
         other = client.stream("GET", f"{path}/events", headers=headers[1])
         assert (await other.__aenter__()).status_code == 200
         refused = await client.get(f"{path}/events", headers=headers[1])
-        assert refused.status_code == 429 and "VDIFF_MAX_FOLLOWERS allows" in refused.json()["error"]["message"]
+        assert (
+            refused.status_code == 429
+            and "VDIFF_MAX_FOLLOWERS allows" in refused.json()["error"]["message"]
+        )
         assert f"vdiff_followers {len(streams) + 1}.0" in httpx.get(f"{api.url}/metrics").text
         for stream in (*streams, other):
             await stream.__aexit__(None, None, None)
         gauge = "vdiff_followers 0.0"
-        eventually(lambda: gauge in httpx.get(f"{api.url}/metrics").text, what="the places are free again")
-        assert (await client.get(path, params={"wait": "0.01"}, headers=headers[0])).status_code == 200
+        eventually(
+            lambda: gauge in httpx.get(f"{api.url}/metrics").text, what="the places are free again"
+        )
+        assert (
+            await client.get(path, params={"wait": "0.01"}, headers=headers[0])
+        ).status_code == 200

@@ -1,4 +1,6 @@
-"""Health during faults: a full Redis, a replica and a read-only PostgreSQL are not ok, and the remedy is named."""
+"""Health during faults: a full Redis, a replica and a read-only PostgreSQL are not ok, and the
+remedy is named.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ Stack = tuple[Jobs, ApiProcess, redis.Redis]
 
 
 @pytest.fixture(scope="module")
-def stack(postgres_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(
+    postgres_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     folder: Path = tmp_path_factory.mktemp("health")
     with ExitStack() as exits:
         server = EmbeddedRedis(folder / "redis")
@@ -34,7 +38,11 @@ def stack(postgres_url: str, migrated_template: str, tmp_path_factory: pytest.Te
         api = ApiProcess(jobs, folder / "api.log")
         exits.callback(api.end)
         api.wait_ready(path="/health")
-        jobs.execute(text("INSERT INTO models (name, card, tokenizer_files, tokenizer_hash) VALUES ('m', '{}', '{}', 'h') RETURNING name"))  # noqa: E501  # fmt: skip
+        jobs.execute(
+            text(
+                "INSERT INTO models (name, card, tokenizer_files, tokenizer_hash) VALUES ('m', '{}', '{}', 'h') RETURNING name"
+            )
+        )
         admin = redis.Redis.from_url(url)
         exits.callback(admin.close)
         yield jobs, api, admin
@@ -49,12 +57,19 @@ def doctor(stack: Stack, name: str) -> list[Check]:
     from shared.settings import load_settings
 
     jobs, api, _ = stack
-    settings = load_settings({}, database_url=jobs.database_url, redis_url=jobs.redis_url, base_url=api.url)
+    settings = load_settings(
+        {}, database_url=jobs.database_url, redis_url=jobs.redis_url, base_url=api.url
+    )
     return [check for check in examine(settings) if check.name == name and check.state == "bad"]
 
 
 FAULTS: dict[str, tuple[Callable[[redis.Redis], Any], Callable[[redis.Redis], Any], str, str]] = {
-    "full": (lambda r: r.config_set("maxmemory", "1"), lambda r: r.config_set("maxmemory", "0"), "full", "maxmemory"),
+    "full": (
+        lambda r: r.config_set("maxmemory", "1"),
+        lambda r: r.config_set("maxmemory", "0"),
+        "full",
+        "maxmemory",
+    ),
     "replica": (
         lambda r: r.execute_command("REPLICAOF", "127.0.0.1", str(free_port())),
         lambda r: r.execute_command("REPLICAOF", "NO", "ONE"),
@@ -81,7 +96,11 @@ def test_redis_that_takes_no_writes(stack: Stack, fault: str) -> None:
         (found,) = doctor(stack, "redis")
         assert word in found.text and remedy in str(found.advice)
         (problem,) = get(api, "/v1/overview")[1]["problems"]
-        assert problem == {"part": "redis", "text": found.text.removeprefix("redis: "), "advice": found.advice}
+        assert problem == {
+            "part": "redis",
+            "text": found.text.removeprefix("redis: "),
+            "advice": found.advice,
+        }
     finally:
         end(admin)
     eventually(lambda: get(api, "/health/ready")[1]["status"] == "ready", what="well again")
@@ -96,9 +115,14 @@ def test_postgresql_that_takes_no_writes(stack: Stack, postgres_url: str) -> Non
 
     def read_only(value: str) -> None:
         with engine.connect() as connection:
-            connection.execute(text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}'))
             connection.execute(
-                text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"), {"name": name}
+                text(f'ALTER DATABASE "{name}" SET default_transaction_read_only = {value}')
+            )
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                ),
+                {"name": name},
             )
 
     read_only("on")
@@ -112,7 +136,11 @@ def test_postgresql_that_takes_no_writes(stack: Stack, postgres_url: str) -> Non
         (found,) = doctor(stack, "database")
         assert "read-only" in found.text and found.advice == health.READ_ONLY.advice
         (problem,) = get(api, "/v1/overview")[1]["problems"]
-        assert problem == {"part": "database", "text": health.READ_ONLY.text, "advice": health.READ_ONLY.advice}
+        assert problem == {
+            "part": "database",
+            "text": health.READ_ONLY.text,
+            "advice": health.READ_ONLY.advice,
+        }
     finally:
         read_only("off")
     eventually(lambda: get(api, "/health/ready")[1]["status"] == "ready", what="well again")

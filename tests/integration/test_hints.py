@@ -19,7 +19,15 @@ from worker.held import HeldAttempts
 
 pytestmark = pytest.mark.integration
 
-JUNK = (b"", b"\xff\xfe", b"{", b"[]", b"null", b'{"body": 7}', b'{"body": "e30=", "properties": {}, "headers": {}}')
+JUNK = (
+    b"",
+    b"\xff\xfe",
+    b"{",
+    b"[]",
+    b"null",
+    b'{"body": 7}',
+    b'{"body": "e30=", "properties": {}, "headers": {}}',
+)
 
 
 def test_a_message_on_the_cancel_channel_cancels_nothing(served_jobs: Jobs) -> None:
@@ -57,7 +65,10 @@ def test_the_cancel_channel_still_is_the_fast_path(jobs: Jobs) -> None:
     listener = CancelListener(jobs.redis, jobs.database, held, lambda _: None)
     listener.thread.start()
     try:
-        eventually(lambda: jobs.redis.pubsub_numsub(CANCEL_CHANNEL)[0][1] > 0, what="the listener subscribed")
+        eventually(
+            lambda: jobs.redis.pubsub_numsub(CANCEL_CHANNEL)[0][1] > 0,
+            what="the listener subscribed",
+        )
         for one in held.all():  # the one that is to stop is told of last
             jobs.redis.publish(CANCEL_CHANNEL, one.job_id)
         jobs.redis.publish(CANCEL_CHANNEL, held.all()[0].job_id)
@@ -70,20 +81,28 @@ def test_the_cancel_channel_still_is_the_fast_path(jobs: Jobs) -> None:
 
 def test_junk_in_a_queue_stops_no_worker(served_jobs: Jobs) -> None:
     with served_jobs.database.read() as session:
-        workers = session.execute(text("SELECT id FROM workers WHERE state = 'ready'")).scalars().all()
+        workers = (
+            session.execute(text("SELECT id FROM workers WHERE state = 'ready'")).scalars().all()
+        )
     for priority in ("interactive", "normal", "bulk"):
         for junk in JUNK:
             served_jobs.redis.lpush(queue_name(served_jobs.model, priority), junk)
     assert served_jobs.wait_done(served_jobs.submit()).status == "succeeded"
     eventually(
         lambda: (
-            not any(served_jobs.redis.llen(queue_name(served_jobs.model, p)) for p in ("interactive", "normal", "bulk"))
+            not any(
+                served_jobs.redis.llen(queue_name(served_jobs.model, p))
+                for p in ("interactive", "normal", "bulk")
+            )
         ),
         what="junk taken out of the queues",
     )
     assert served_jobs.wait_done(served_jobs.submit()).status == "succeeded"
     with served_jobs.database.read() as session:
-        assert session.execute(text("SELECT id FROM workers WHERE state = 'ready'")).scalars().all() == workers
+        assert (
+            session.execute(text("SELECT id FROM workers WHERE state = 'ready'")).scalars().all()
+            == workers
+        )
 
 
 def test_a_message_in_another_models_queue_runs_nothing(served_jobs: Jobs) -> None:

@@ -1,4 +1,6 @@
-"""`/v1/infill` and `/v1/loglikelihood`: as calls, as jobs, as lines of a batch; the numbers are the engine's own."""
+"""`/v1/infill` and `/v1/loglikelihood`: as calls, as jobs, as lines of a batch; the numbers are the
+engine's own.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,19 @@ ASKED = "<|user|>What is 17 + 25?<|eot_id|><|assistant|>"
 @pytest.fixture(scope="module")
 def engine() -> Iterator[VDiffEngine]:
     """The same model in this process."""
-    with VDiffEngine(VDiffConfig(model=str(bundled.folder(bundled.DEFAULT_MODEL)), num_threads=1)) as made:
+    with VDiffEngine(
+        VDiffConfig(model=str(bundled.folder(bundled.DEFAULT_MODEL)), num_threads=1)
+    ) as made:
         yield made
 
 
 def infill(*parts: str | int, **more: Any) -> dict[str, Any]:
     return {
-        "model": "vdiff-tiny", "parts": [p if isinstance(p, str) else {"hole": p} for p in parts], "temperature": 0, **more
-    }  # fmt: skip
+        "model": "vdiff-tiny",
+        "parts": [p if isinstance(p, str) else {"hole": p} for p in parts],
+        "temperature": 0,
+        **more,
+    }
 
 
 def pair(context: str, continuation: str, **more: Any) -> dict[str, Any]:
@@ -64,9 +71,13 @@ def test_infill_fills_what_the_engine_fills(served: Served, engine: VDiffEngine)
 
 def test_infill_as_a_job_has_progress_and_an_estimate(served: Served) -> None:
     body = infill(ASKED, 2, n=2, temperature=1.0, seed=3)
-    estimate = served.client.post("/v1/jobs/estimate", json={"endpoint": INFILL, "body": body}).json()
+    estimate = served.client.post(
+        "/v1/jobs/estimate", json={"endpoint": INFILL, "body": body}
+    ).json()
     assert estimate["tokens"]["max_completion"] == 4
-    job = served.client.post("/v1/jobs", json={"endpoint": INFILL, "body": body}, headers={"prefer": "wait=30"}).json()
+    job = served.client.post(
+        "/v1/jobs", json={"endpoint": INFILL, "body": body}, headers={"prefer": "wait=30"}
+    ).json()
     assert job["status"] == "succeeded"
     assert job["progress"]["tokens_committed"] == job["progress"]["tokens_total"] == 4
     assert [len(c["holes"]) for c in job["result"]["choices"]] == [1, 1]
@@ -77,15 +88,24 @@ def test_infill_as_a_job_has_progress_and_an_estimate(served: Served) -> None:
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"parts": None}, "parts"), ({"parts": []}, "parts"), ({"parts": ["no hole"]}, "parts"),
-        ({"parts": [{"hole": 0}]}, "parts[0].hole"), ({"parts": ["a", {"hole": 1, "x": 2}]}, "parts[1].x"),
-        ({"parts": [1, {"hole": 1}]}, "parts[0]"), ({"parts": [{"hole": 513}]}, "parts[0].hole"),
-        ({"parts": ["<|mdm_mask|>", {"hole": 1}]}, "parts[0]"), ({"max_tokens": 4}, "max_tokens"), ({"n": 0}, "n"),
-        ({"diffusion": {"max_forwards": 3}}, "diffusion.max_forwards"), ({"temperature": 3}, "temperature"),
-        ({"diffusion": {"algorithm": "apd"}}, "diffusion.algorithm"), ({"model": None}, "model"),
-        ({"diffusion": {"block_length": 100}}, "diffusion.block_length"), ({"stream": True}, "stream"),
+        ({"parts": None}, "parts"),
+        ({"parts": []}, "parts"),
+        ({"parts": ["no hole"]}, "parts"),
+        ({"parts": [{"hole": 0}]}, "parts[0].hole"),
+        ({"parts": ["a", {"hole": 1, "x": 2}]}, "parts[1].x"),
+        ({"parts": [1, {"hole": 1}]}, "parts[0]"),
+        ({"parts": [{"hole": 513}]}, "parts[0].hole"),
+        ({"parts": ["<|mdm_mask|>", {"hole": 1}]}, "parts[0]"),
+        ({"max_tokens": 4}, "max_tokens"),
+        ({"n": 0}, "n"),
+        ({"diffusion": {"max_forwards": 3}}, "diffusion.max_forwards"),
+        ({"temperature": 3}, "temperature"),
+        ({"diffusion": {"algorithm": "apd"}}, "diffusion.algorithm"),
+        ({"model": None}, "model"),
+        ({"diffusion": {"block_length": 100}}, "diffusion.block_length"),
+        ({"stream": True}, "stream"),
     ],
-)  # fmt: skip
+)
 def test_infill_refuses_by_name(served: Served, wrong: dict[str, Any], param: str) -> None:
     message = refused(served, INFILL, {**infill("a ", 2, " b"), **wrong}, param)
     assert "max_tokens" not in message or param == "max_tokens"
@@ -99,15 +119,27 @@ def test_loglikelihoods_are_the_engines(served: Served, engine: VDiffEngine) -> 
     assert found["loglikelihood"] == pytest.approx(wanted.value, abs=1e-4)
     assert found["standard_error"] == pytest.approx(wanted.standard_error, abs=1e-4)
     assert (found["tokens"], found["is_greedy"]) == (2, None)
-    assert (one["vdiff"]["method"], one["vdiff"]["mc_num"], one["vdiff"]["forwards"]) == ("monte_carlo", 64, 64)
-    assert one["usage"] == {"prompt_tokens": len(context) + 2, "completion_tokens": 0, "total_tokens": len(context) + 2}
+    assert (one["vdiff"]["method"], one["vdiff"]["mc_num"], one["vdiff"]["forwards"]) == (
+        "monte_carlo",
+        64,
+        64,
+    )
+    assert one["usage"] == {
+        "prompt_tokens": len(context) + 2,
+        "completion_tokens": 0,
+        "total_tokens": len(context) + 2,
+    }
 
     pairs = [{"context": ASKED, "continuation": text} for text in ("42", "57")]
     pairs.append({"context": context, "continuation": right})
     both = {"model": "vdiff-tiny", "pairs": pairs, "method": "chain_rule", "cfg_scale": 0.5}
     good, bad, by_ids = served.client.post(LOGLIKELIHOOD, json=both).json()["data"]
     chain = engine.loglikelihood(context, right, method="chain_rule", cfg_scale=0.5)
-    assert good["loglikelihood"] == pytest.approx(chain.value, abs=1e-4) == pytest.approx(by_ids["loglikelihood"])
+    assert (
+        good["loglikelihood"]
+        == pytest.approx(chain.value, abs=1e-4)
+        == pytest.approx(by_ids["loglikelihood"])
+    )
     assert math.fsum(good["token_logprobs"]) == pytest.approx(good["loglikelihood"])
     assert (good["is_greedy"], bad["is_greedy"]) == (True, False)
     assert good["loglikelihood"] > bad["loglikelihood"]
@@ -116,7 +148,9 @@ def test_loglikelihoods_are_the_engines(served: Served, engine: VDiffEngine) -> 
 
 def test_a_score_as_a_job_is_estimated_followed_and_cancelled(served: Served) -> None:
     body = pair(ASKED, "42", mc_num=1024, seed=1)
-    estimate = served.client.post("/v1/jobs/estimate", json={"endpoint": LOGLIKELIHOOD, "body": body}).json()
+    estimate = served.client.post(
+        "/v1/jobs/estimate", json={"endpoint": LOGLIKELIHOOD, "body": body}
+    ).json()
     assert estimate["forwards"] == {"min": 1024, "max": 1024}
     assert estimate["tokens"]["max_completion"] == 0
     job = served.client.post("/v1/jobs", json={"endpoint": LOGLIKELIHOOD, "body": body}).json()
@@ -140,7 +174,9 @@ def test_a_score_as_a_job_is_estimated_followed_and_cancelled(served: Served) ->
         "pairs": [{"context": ASKED, "continuation": "42 " * 90}] * 128,
     }
     job = served.client.post("/v1/jobs", json={"endpoint": LOGLIKELIHOOD, "body": many}).json()
-    running = eventually(lambda: (j := served.client.get(job["urls"]["self"]).json())["progress"] and j)
+    running = eventually(
+        lambda: (j := served.client.get(job["urls"]["self"]).json())["progress"] and j
+    )
     assert running["status"] == "running"
     served.client.post(job["urls"]["cancel"])
     assert served.client.get(job["urls"]["self"] + "?wait=20").json()["status"] == "cancelled"
@@ -149,17 +185,35 @@ def test_a_score_as_a_job_is_estimated_followed_and_cancelled(served: Served) ->
 @pytest.mark.parametrize(
     ("wrong", "param"),
     [
-        ({"context": None}, "context"), ({"continuation": ""}, "continuation"), ({"context": []}, "context"),
-        ({"continuation": [10**9]}, "continuation"), ({"continuation": "1 " * 512}, "continuation"),
-        ({"continuation": "<|mdm_mask|>"}, "continuation"), ({"method": "guess"}, "method"), ({"mc_num": 0}, "mc_num"),
-        ({"method": "chain_rule", "mc_num": 8}, "mc_num"), ({"method": "chain_rule", "seed": 8}, "seed"),
-        ({"seed": "x"}, "seed"), ({"cfg_scale": -1}, "cfg_scale"), ({"max_tokens": 1}, "max_tokens"),
+        ({"context": None}, "context"),
+        ({"continuation": ""}, "continuation"),
+        ({"context": []}, "context"),
+        ({"continuation": [10**9]}, "continuation"),
+        ({"continuation": "1 " * 512}, "continuation"),
+        ({"continuation": "<|mdm_mask|>"}, "continuation"),
+        ({"method": "guess"}, "method"),
+        ({"mc_num": 0}, "mc_num"),
+        ({"method": "chain_rule", "mc_num": 8}, "mc_num"),
+        ({"method": "chain_rule", "seed": 8}, "seed"),
+        ({"seed": "x"}, "seed"),
+        ({"cfg_scale": -1}, "cfg_scale"),
+        ({"max_tokens": 1}, "max_tokens"),
         ({"pairs": [{"context": "a", "continuation": "b"}]}, "context"),
         ({"context": None, "continuation": None, "pairs": []}, "pairs"),
-        ({"context": None, "continuation": None, "pairs": [{"context": "a"}]}, "pairs[0].continuation"),
-        ({"context": None, "continuation": None, "pairs": [{"context": "a", "continuation": "b", "c": 1}]}, "pairs[0].c"),
+        (
+            {"context": None, "continuation": None, "pairs": [{"context": "a"}]},
+            "pairs[0].continuation",
+        ),
+        (
+            {
+                "context": None,
+                "continuation": None,
+                "pairs": [{"context": "a", "continuation": "b", "c": 1}],
+            },
+            "pairs[0].c",
+        ),
     ],
-)  # fmt: skip
+)
 def test_loglikelihood_refuses_by_name(served: Served, wrong: dict[str, Any], param: str) -> None:
     refused(served, LOGLIKELIHOOD, {**pair("a ", "b"), **wrong}, param)
 
@@ -170,21 +224,30 @@ def test_both_are_lines_of_batches(served: Served) -> None:
         (INFILL, infill(ASKED, 2), infill(ASKED)),
         (LOGLIKELIHOOD, pair(ASKED, "42", mc_num=8, seed=1), pair(ASKED, "", mc_num=8)),
     ):
-        lines = [{"custom_id": f"c{i}", "method": "POST", "url": path, "body": body} for i in range(2)]
+        lines = [
+            {"custom_id": f"c{i}", "method": "POST", "url": path, "body": body} for i in range(2)
+        ]
         batch = client.batches.create(
-            input_file_id=upload(client, lines).id, endpoint=path, completion_window="24h"  # type: ignore[arg-type]
-        )  # fmt: skip
+            input_file_id=upload(client, lines).id,
+            endpoint=path,
+            completion_window="24h",  # type: ignore[arg-type]
+        )
         ended = over(client, batch.id)
         assert ended.status == "completed"
         assert ended.output_file_id is not None
-        written = [json.loads(line) for line in client.files.content(ended.output_file_id).text.splitlines()]
+        written = [
+            json.loads(line)
+            for line in client.files.content(ended.output_file_id).text.splitlines()
+        ]
         direct = served.client.post(path, json=body).json()
         for key in ("choices", "data"):
             assert [w["response"]["body"].get(key) for w in written] == [direct.get(key)] * 2
         lines[1]["body"] = bad
         batch = client.batches.create(
-            input_file_id=upload(client, lines).id, endpoint=path, completion_window="24h"  # type: ignore[arg-type]
-        )  # fmt: skip
+            input_file_id=upload(client, lines).id,
+            endpoint=path,
+            completion_window="24h",  # type: ignore[arg-type]
+        )
         ended = over(client, batch.id)
         assert ended.status == "failed"
         assert ended.errors is not None and ended.errors.data is not None
@@ -194,6 +257,7 @@ def test_both_are_lines_of_batches(served: Served) -> None:
 def test_an_idempotency_key_gives_the_same_score(served: Served) -> None:
     headers = {"idempotency-key": "score-once"}
     first, second = (
-        served.client.post(LOGLIKELIHOOD, json=pair(ASKED, "42", mc_num=4), headers=headers).json() for _ in range(2)
+        served.client.post(LOGLIKELIHOOD, json=pair(ASKED, "42", mc_num=4), headers=headers).json()
+        for _ in range(2)
     )
     assert first == second  # the seed was drawn once

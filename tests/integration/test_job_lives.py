@@ -1,4 +1,6 @@
-"""Deadlines, retry, replay, estimate and purge: over real HTTP, and the sweeper's moves against a real PostgreSQL."""
+"""Deadlines, retry, replay, estimate and purge: over real HTTP, and the sweeper's moves against a
+real PostgreSQL.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def submit(served: Served, job: dict[str, Any], **headers: str) -> dict[str, Any
 
 def wait(served: Served, job: dict[str, Any]) -> dict[str, Any]:
     for _ in range(4):
-        shown: dict[str, Any] = served.client.get(f"/v1/jobs/{job['id']}", params={"wait": 30}).json()
+        shown: dict[str, Any] = served.client.get(
+            f"/v1/jobs/{job['id']}", params={"wait": 30}
+        ).json()
         if shown["done"]:
             break
     return shown
@@ -63,7 +67,8 @@ def test_a_queued_job_that_is_too_late_expires(served: Served, away: str, clock:
 
 
 @pytest.mark.parametrize(
-    ("clock", "code"), [("max_run_seconds", "max_run_seconds_exceeded"), ("complete_by", "complete_by_passed")]
+    ("clock", "code"),
+    [("max_run_seconds", "max_run_seconds_exceeded"), ("complete_by", "complete_by_passed")],
 )
 def test_a_running_job_is_cut_off(served: Served, clock: str, code: str) -> None:
     value = 0.3 if clock == "max_run_seconds" else time.time() + 0.6
@@ -106,7 +111,9 @@ def test_bad_deadlines_are_refused_by_name(served: Served, given: Any, param: st
 def test_deadlines_are_part_of_what_an_idempotency_key_means(served: Served) -> None:
     key = {"idempotency-key": f"d-{time.time_ns()}"}
     submit(served, chat_job(deadlines={"retain_for": 60}), **key)
-    answer = served.client.post("/v1/jobs", json=chat_job(deadlines={"retain_for": 61}), headers=key)
+    answer = served.client.post(
+        "/v1/jobs", json=chat_job(deadlines={"retain_for": 61}), headers=key
+    )
     assert answer.status_code == 422
 
 
@@ -129,13 +136,20 @@ def test_retry_is_a_new_life_of_the_job(served: Served) -> None:
 
 
 def test_retry_of_an_expired_job_takes_new_deadlines(served: Served, away: str) -> None:
-    job = submit(served, chat_job(body={"model": away}, deadlines={"complete_by": time.time() + 0.3}))
+    job = submit(
+        served, chat_job(body={"model": away}, deadlines={"complete_by": time.time() + 0.3})
+    )
     assert wait(served, job)["status"] == "expired"
     bad = served.client.post(job["urls"]["retry"], json={"deadlines": {"start_by": 1}})
     assert (bad.status_code, bad.json()["error"]["param"]) == (400, "deadlines.start_by")
-    assert served.client.post(job["urls"]["retry"], json={"when": 1}).json()["error"]["param"] == "when"
+    assert (
+        served.client.post(job["urls"]["retry"], json={"when": 1}).json()["error"]["param"]
+        == "when"
+    )
     later = int(time.time()) + 600
-    again = served.client.post(job["urls"]["retry"], json={"deadlines": {"complete_by": later}}).json()
+    again = served.client.post(
+        job["urls"]["retry"], json={"deadlines": {"complete_by": later}}
+    ).json()
     assert (again["status"], again["deadlines"]["complete_by"]) == ("queued", later)
     served.client.post(job["urls"]["cancel"])
     bare = served.client.post(job["urls"]["retry"]).json()
@@ -167,23 +181,34 @@ def test_replay_says_whether_the_text_is_the_same(served: Served) -> None:
     assert (job["result"]["choices"], job["metadata"]) == (first["result"]["choices"], {"a": "b"})
     with served.jobs.database.write() as session:  # as if the original had said something else
         session.execute(
-            text("UPDATE jobs SET result = jsonb_set(CAST(result AS jsonb), '{choices,0,message,content}', to_jsonb('XX' || "
-                 "(result #>> '{choices,0,message,content}'))) WHERE id = :id"), {"id": first["id"]},
-        )  # fmt: skip
+            text(
+                "UPDATE jobs SET result = jsonb_set(CAST(result AS jsonb), '{choices,0,message,content}', to_jsonb('XX' || "
+                "(result #>> '{choices,0,message,content}'))) WHERE id = :id"
+            ),
+            {"id": first["id"]},
+        )
     other = served.client.get(job["urls"]["self"]).json()["replay"]
     assert (other["same_text"], other["first_difference"]["position"]) == (False, 0)
     assert other["first_difference"]["before"].startswith("XX")
 
 
-def test_a_request_that_is_sent_again_gets_its_job_also_when_it_came_too_late(served: Served, away: str) -> None:
-    """Who lost the answer asks again under the key; that a deadline passed since does not unmake the job."""
+def test_a_request_that_is_sent_again_gets_its_job_also_when_it_came_too_late(
+    served: Served, away: str
+) -> None:
+    """Who lost the answer asks again under the key; that a deadline passed since does not unmake
+    the job.
+    """
     key = {"idempotency-key": f"late-{time.time_ns()}"}
     body = chat_job(body={"model": away}, deadlines={"start_by": time.time() + 0.5})
     once = served.client.post("/v1/jobs", json=body, headers=key)
     assert once.status_code == 202
     eventually(lambda: served.client.get(once.json()["urls"]["self"]).json()["status"] == "expired")
     again = served.client.post("/v1/jobs", json=body, headers=key)
-    assert (again.status_code, again.json()["id"], again.json()["status"]) == (202, once.json()["id"], "expired")
+    assert (again.status_code, again.json()["id"], again.json()["status"]) == (
+        202,
+        once.json()["id"],
+        "expired",
+    )
     other = served.client.post("/v1/jobs", json=body)
     assert (other.status_code, other.json()["error"]["param"]) == (400, "deadlines.start_by")
     changed = served.client.post("/v1/jobs", json={**body, "custom_id": "other"}, headers=key)
@@ -197,7 +222,10 @@ def test_a_replay_that_is_sent_again_is_the_same_job(served: Served) -> None:
     assert once.json()["id"] == again.json()["id"] != first["id"]
     clash = served.client.post(second["urls"]["replay"], headers=key)
     assert (clash.status_code, clash.json()["error"]["code"]) == (422, "idempotency_key_reused")
-    retries = [served.client.post(second["urls"]["replay"], headers={"x-stainless-retry-count": n}) for n in "01"]
+    retries = [
+        served.client.post(second["urls"]["replay"], headers={"x-stainless-retry-count": n})
+        for n in "01"
+    ]
     assert retries[0].json()["id"] == retries[1].json()["id"]
     assert served.client.post(second["urls"]["replay"]).json()["id"] != retries[0].json()["id"]
     for bad in ("job_none", "job_" + "0" * 32, "nothing"):
@@ -211,21 +239,31 @@ def test_replay_refuses_what_cannot_be_the_same(served: Served, away: str) -> No
     served.client.post(queued["urls"]["cancel"])
     job = submit(served, chat_job(), prefer="wait=30")
     with served.jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET revision = 'older' WHERE id = :id"), {"id": job["id"]})
+        session.execute(
+            text("UPDATE jobs SET revision = 'older' WHERE id = :id"), {"id": job["id"]}
+        )
     answer = served.client.post(job["urls"]["replay"])
     assert (answer.status_code, answer.json()["error"]["code"]) == (409, "model_revision_changed")
 
 
 def test_estimate_accepts_nothing(served: Served) -> None:
     tag = f"estimate-{time.time_ns()}"
-    answer = served.client.post("/v1/jobs/estimate", json=chat_job(body={"max_tokens": 32}, metadata={"tag": tag}))
+    answer = served.client.post(
+        "/v1/jobs/estimate", json=chat_job(body={"max_tokens": 32}, metadata={"tag": tag})
+    )
     assert answer.status_code == 200
     found = answer.json()
     assert found["tokens"]["max_completion"] == 32
     assert found["tokens"]["max_total"] == found["tokens"]["prompt"] + 32
     assert 1 <= found["forwards"]["min"] <= found["forwards"]["max"] == 32
     eventually(
-        lambda: (served.client.post("/v1/jobs/estimate", json=chat_job()).json()["expected_seconds"] or 0) > 0,
+        lambda: (
+            (
+                served.client.post("/v1/jobs/estimate", json=chat_job()).json()["expected_seconds"]
+                or 0
+            )
+            > 0
+        ),
         what="measured by a worker's heartbeat",
     )
     assert served.client.get("/v1/jobs", params={"metadata[tag]": tag}).json()["data"] == []
@@ -236,16 +274,26 @@ def test_estimate_accepts_nothing(served: Served) -> None:
 def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     running = submit(served, long_job())
     assert served.client.delete(running["urls"]["self"]).json()["error"]["code"] == "job_not_done"
-    assert served.client.get(f"{running['urls']['self']}/steps").json()["error"]["code"] == "job_not_done"
+    assert (
+        served.client.get(f"{running['urls']['self']}/steps").json()["error"]["code"]
+        == "job_not_done"
+    )
     served.client.post(running["urls"]["cancel"])
     secret = f"tell-nobody-{time.time_ns()}"
     body = {"messages": [{"role": "user", "content": secret}], "stop": [secret]}
     job = submit(served, chat_job(body=body, custom_id="c"), prefer="wait=30")
     assert served.jobs.redis.exists(events_key(job["id"]))
     asked = served.client.get(f"{job['urls']['self']}/input")
-    assert asked.json() == {"object": "job.input", "job_id": job["id"], "body": chat_job(body=body)["body"]}
+    assert asked.json() == {
+        "object": "job.input",
+        "job_id": job["id"],
+        "body": chat_job(body=body)["body"],
+    }
     other = {"authorization": f"Bearer {new_key(served.jobs, tenant='another')}"}
-    assert served.client.get(f"{job['urls']['self']}/input", headers=other).json()["error"]["code"] == "job_not_found"
+    assert (
+        served.client.get(f"{job['urls']['self']}/input", headers=other).json()["error"]["code"]
+        == "job_not_found"
+    )
     assert served.client.delete(job["urls"]["self"]).json() == {
         "id": job["id"],
         "object": "job.deleted",
@@ -254,12 +302,22 @@ def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
     assert not served.jobs.redis.exists(events_key(job["id"]))  # its texts went with it
     assert served.client.delete(job["urls"]["self"]).status_code == 200
     assert served.client.get(f"{job['urls']['self']}/input").status_code == 410
-    for method, path in [("GET", "self"), ("GET", "result"), ("GET", "events"), ("POST", "retry"), ("POST", "replay")]:
+    for method, path in [
+        ("GET", "self"),
+        ("GET", "result"),
+        ("GET", "events"),
+        ("POST", "retry"),
+        ("POST", "replay"),
+    ]:
         answer = served.client.request(method, job["urls"][path])
         assert (answer.status_code, answer.json()["error"]["code"]) == (410, "job_purged"), path
     assert served.client.get(f"{job['urls']['self']}/steps").status_code == 410
     ledger = served.client.get(job["urls"]["self"]).json()["job"]
-    assert (ledger["status"], ledger["result"], ledger["usage"]) == ("succeeded", None, job["usage"])
+    assert (ledger["status"], ledger["result"], ledger["usage"]) == (
+        "succeeded",
+        None,
+        job["usage"],
+    )
     assert ledger["purged_at"] >= ledger["finished_at"]
     listed = served.client.get("/v1/jobs", params={"limit": 100}).json()["data"]
     assert [j["purged_at"] is not None for j in listed if j["id"] == job["id"]] == [True]
@@ -271,7 +329,9 @@ def test_purge_leaves_the_ledger_and_a_tombstone(served: Served) -> None:
 def test_an_idempotency_key_of_a_purged_job_says_so(served: Served) -> None:
     """The same request under the key is not called another one, and the job is not made again."""
     once = {"idempotency-key": f"purged-{time.time_ns()}"}
-    job = served.client.post("/v1/jobs", json=chat_job(), headers={**once, "prefer": "wait=30"}).json()
+    job = served.client.post(
+        "/v1/jobs", json=chat_job(), headers={**once, "prefer": "wait=30"}
+    ).json()
     assert served.client.delete(job["urls"]["self"]).status_code == 200
     for path, body in (("/v1/jobs", chat_job()), (CHAT, chat_job()["body"])):
         answer = served.client.post(path, json=body, headers=once)
@@ -282,7 +342,9 @@ def test_results_expire_with_retain_for(served: Served) -> None:
     job = submit(served, chat_job(deadlines={"retain_for": 0.2}), prefer="wait=30")
     assert job["status"] == "succeeded"
     eventually(lambda: served.client.get(job["urls"]["result"]).status_code == 410)
-    eventually(lambda: not served.jobs.redis.exists(events_key(job["id"])), what="its texts went with it")
+    eventually(
+        lambda: not served.jobs.redis.exists(events_key(job["id"])), what="its texts went with it"
+    )
 
 
 def test_old_ledger_rows_are_forgotten_in_batches(jobs: Jobs) -> None:
@@ -291,7 +353,11 @@ def test_old_ledger_rows_are_forgotten_in_batches(jobs: Jobs) -> None:
         jobs.execute(repository.request_cancel(job_id))
     keep = jobs.submit(push=0)
     with jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET finished_at = now() - interval '2 days' WHERE finished_at IS NOT NULL"))
+        session.execute(
+            text(
+                "UPDATE jobs SET finished_at = now() - interval '2 days' WHERE finished_at IS NOT NULL"
+            )
+        )
     assert len(jobs.execute(caretaking.delete_old(older_than_seconds=86_400, limit=2))) == 2
     assert len(jobs.execute(caretaking.delete_old(older_than_seconds=86_400, limit=2))) == 1
     assert jobs.row(keep).status == "queued"
@@ -301,11 +367,25 @@ def test_a_batch_that_is_not_over_keeps_its_lines(jobs: Jobs) -> None:
     """Its files are made of them, however short results and ledger rows are kept."""
     line, other = jobs.submit(push=0), jobs.submit(push=0)
     with jobs.database.write() as session:
-        values = {"tenant": "default", "endpoint": "/v1/completions", "input_file_id": "file-1", "completion_window": "1h",
-                  "limits": {}, "request_hash": "x", "idempotency_key": None}  # fmt: skip
+        values = {
+            "tenant": "default",
+            "endpoint": "/v1/completions",
+            "input_file_id": "file-1",
+            "completion_window": "1h",
+            "limits": {},
+            "request_hash": "x",
+            "idempotency_key": None,
+        }
         session.execute(batches.create({"id": "batch_1", **values}, 3600))
-        session.execute(text("UPDATE batches SET status = 'in_progress', total = 1, stored = 1, holder = 'late'"))
-        session.execute(text("UPDATE jobs SET batch_id = 'batch_1', batch_line = 1 WHERE id = :id"), {"id": line})
+        session.execute(
+            text(
+                "UPDATE batches SET status = 'in_progress', total = 1, stored = 1, holder = 'late'"
+            )
+        )
+        session.execute(
+            text("UPDATE jobs SET batch_id = 'batch_1', batch_line = 1 WHERE id = :id"),
+            {"id": line},
+        )
         session.execute(
             text(
                 "UPDATE jobs SET status = 'failed', error = '{}', finished_at = now() - interval '2 days', "
@@ -313,29 +393,60 @@ def test_a_batch_that_is_not_over_keeps_its_lines(jobs: Jobs) -> None:
             )
         )
     assert [row.id for row in jobs.execute(caretaking.purge_due())] == [other]
-    assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [other]
+    assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [
+        other
+    ]
     # Who was about to close it may not any more: a line has another life.
     assert jobs.execute(batches.reopen("batch_1", "holder_1", lease_seconds=0))
     assert not jobs.execute(
-        batches.move("batch_1", "late", BatchStatus.IN_PROGRESS, lease_seconds=60, status="finalizing")
+        batches.move(
+            "batch_1", "late", BatchStatus.IN_PROGRESS, lease_seconds=60, status="finalizing"
+        )
     )
     assert jobs.execute(batches.claim("next", 60))
-    assert jobs.execute(batches.finish("batch_1", "next", BatchStatus.COMPLETED, now_column="completed_at"))
+    assert jobs.execute(
+        batches.finish("batch_1", "next", BatchStatus.COMPLETED, now_column="completed_at")
+    )
     assert [row.id for row in jobs.execute(caretaking.purge_due())] == [line]
-    assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [line]
+    assert [row.id for row in jobs.execute(caretaking.delete_old(older_than_seconds=86_400))] == [
+        line
+    ]
 
 
 @pytest.mark.parametrize(
     "status,stored,deletable",
-    [("validating", 0, False), ("in_progress", 1, False), ("in_progress", 2, True), ("cancelling", 1, False),
-     ("cancelling", 2, True), ("finalizing", 2, True), ("cancelled", 2, True), ("failed", 1, True)],
-)  # fmt: skip
-def test_a_file_stays_while_its_lines_are_no_jobs_yet(jobs: Jobs, status: str, stored: int, deletable: bool) -> None:
+    [
+        ("validating", 0, False),
+        ("in_progress", 1, False),
+        ("in_progress", 2, True),
+        ("cancelling", 1, False),
+        ("cancelling", 2, True),
+        ("finalizing", 2, True),
+        ("cancelled", 2, True),
+        ("failed", 1, True),
+    ],
+)
+def test_a_file_stays_while_its_lines_are_no_jobs_yet(
+    jobs: Jobs, status: str, stored: int, deletable: bool
+) -> None:
     with jobs.database.write() as session:
-        session.execute(files.begin("file-1", tenant="anonymous", filename="f", purpose="batch", store="database"))
-        session.execute(files.make_ready("file-1", size=1, filename="f", purpose="batch", expires_seconds=None))
-        values = {"tenant": "anonymous", "endpoint": "/v1/completions", "input_file_id": "file-1", "completion_window": "1h",
-                  "limits": {}, "request_hash": "x", "idempotency_key": None}  # fmt: skip
+        session.execute(
+            files.begin(
+                "file-1", tenant="anonymous", filename="f", purpose="batch", store="database"
+            )
+        )
+        session.execute(
+            files.make_ready("file-1", size=1, filename="f", purpose="batch", expires_seconds=None)
+        )
+        values = {
+            "tenant": "anonymous",
+            "endpoint": "/v1/completions",
+            "input_file_id": "file-1",
+            "completion_window": "1h",
+            "limits": {},
+            "request_hash": "x",
+            "idempotency_key": None,
+        }
         session.execute(batches.create({"id": "batch_1", **values}, 3600))
         session.execute(
             text("UPDATE batches SET total = 2, stored = :stored, status = :status, errors = '[]'"),
@@ -359,9 +470,15 @@ def test_the_sweeper_ends_what_its_worker_does_not(jobs: Jobs) -> None:
     job_id = jobs.submit(push=0)
     jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=3600))
     with jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET max_run_seconds = 5, started_at = now() - interval '10 s'"))
-    assert jobs.execute(caretaking.sweep_deadlines(grace_seconds=30)) == []  # the worker's own turn first
-    assert [r.status for r in jobs.execute(caretaking.sweep_deadlines(grace_seconds=1))] == ["expired"]
+        session.execute(
+            text("UPDATE jobs SET max_run_seconds = 5, started_at = now() - interval '10 s'")
+        )
+    assert (
+        jobs.execute(caretaking.sweep_deadlines(grace_seconds=30)) == []
+    )  # the worker's own turn first
+    assert [r.status for r in jobs.execute(caretaking.sweep_deadlines(grace_seconds=1))] == [
+        "expired"
+    ]
     assert jobs.row(job_id).error["code"] == "max_run_seconds_exceeded"
     assert jobs.execute(repository.finish(job_id, 1, JobStatus.SUCCEEDED, result={"a": 1})) == []
 
@@ -381,8 +498,13 @@ def test_a_pinned_replay_is_claimed_by_its_revision_alone(jobs: Jobs) -> None:
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET pinned_revision = 'a'"))
     assert jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60)) == []
-    assert jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60, revision="b")) == []
-    assert len(jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60, revision="a"))) == 1
+    assert (
+        jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60, revision="b")) == []
+    )
+    assert (
+        len(jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60, revision="a")))
+        == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -410,18 +532,29 @@ def test_a_replay_waits_as_long_as_somebody_may_have_its_revision(
 
     serve("a")
     with jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET pinned_revision = 'a' WHERE id = :id"), {"id": pinned})
+        session.execute(
+            text("UPDATE jobs SET pinned_revision = 'a' WHERE id = :id"), {"id": pinned}
+        )
         session.execute(text("DELETE FROM workers"))
         session.execute(
             serving.register_worker(
-                "w", model=jobs.model, revision=revision, hostname="h", pid=1, device="cpu", slots=1, version="1"
+                "w",
+                model=jobs.model,
+                revision=revision,
+                hostname="h",
+                pid=1,
+                device="cpu",
+                slots=1,
+                version="1",
             )
         )
         values = {"silent": silent, "revision": revision, "state": state}
         session.execute(
-            text("UPDATE workers SET revision = :revision, state = :state, last_beat_at = now() - :silent * interval '1 s'"),
+            text(
+                "UPDATE workers SET revision = :revision, state = :state, last_beat_at = now() - :silent * interval '1 s'"
+            ),
             values,
-        )  # fmt: skip
+        )
     assert (
         jobs.execute(caretaking.fail_unservable(silent_seconds=60)) == []
     )  # it is the registered one: workers may come
@@ -438,16 +571,28 @@ def test_a_replay_waits_as_long_as_somebody_may_have_its_revision(
         jobs.execute(repository.request_cancel(job_id))
 
 
-def test_a_replay_whose_model_was_rolled_meanwhile_fails_and_says_why(served: Served, away: str) -> None:
+def test_a_replay_whose_model_was_rolled_meanwhile_fails_and_says_why(
+    served: Served, away: str
+) -> None:
     job = submit(served, chat_job(body={"model": away}))
     with served.jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET pinned_revision = 'older' WHERE id = :id"), {"id": job["id"]})
+        session.execute(
+            text("UPDATE jobs SET pinned_revision = 'older' WHERE id = :id"), {"id": job["id"]}
+        )
     ended = wait(served, job)
-    assert (ended["status"], ended["error"]["code"], ended["attempts"]) == ("failed", "model_revision_changed", 0)
+    assert (ended["status"], ended["error"]["code"], ended["attempts"]) == (
+        "failed",
+        "model_revision_changed",
+        0,
+    )
 
 
-def test_a_worker_that_sleeps_through_a_deadline(jobs: Jobs, start_worker: Callable[..., WorkerProcess]) -> None:
-    """SIGSTOP over complete_by: another worker's sweeper expires the job, and the sleeper's end changes nothing."""
+def test_a_worker_that_sleeps_through_a_deadline(
+    jobs: Jobs, start_worker: Callable[..., WorkerProcess]
+) -> None:
+    """SIGSTOP over complete_by: another worker's sweeper expires the job, and the sleeper's end
+    changes nothing.
+    """
     import signal
 
     sleeper = start_worker().wait_ready()
@@ -465,5 +610,7 @@ def test_a_worker_that_sleeps_through_a_deadline(jobs: Jobs, start_worker: Calla
 
 
 def test_chat_is_what_it_was(served: Served) -> None:
-    answer = served.client.post(CHAT, json={"model": "vdiff-tiny", "messages": QUESTION, "max_tokens": 16})
+    answer = served.client.post(
+        CHAT, json={"model": "vdiff-tiny", "messages": QUESTION, "max_tokens": 16}
+    )
     assert answer.json()["choices"][0]["message"]["content"] == "42"

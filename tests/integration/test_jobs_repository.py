@@ -1,4 +1,6 @@
-"""The moves of a job against a real PostgreSQL: of two callers one wins, and a stale one gets nothing."""
+"""The moves of a job against a real PostgreSQL: of two callers one wins, and a stale one gets
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +90,13 @@ def test_heartbeat_renews_what_is_held_and_only_that(jobs: Jobs) -> None:
     claim(jobs, second)
     jobs.execute(repository.request_cancel(second))
     before = jobs.row(first).lease_until
-    beat = repository.heartbeat({(first, 1): {"step": 3}, (second, 1): None, ("job_gone", 1): None}, lease_seconds=90)
-    assert {(r.id, r.cancel_requested) for r in jobs.execute(beat)} == {(first, False), (second, True)}
+    beat = repository.heartbeat(
+        {(first, 1): {"step": 3}, (second, 1): None, ("job_gone", 1): None}, lease_seconds=90
+    )
+    assert {(r.id, r.cancel_requested) for r in jobs.execute(beat)} == {
+        (first, False),
+        (second, True),
+    }
     assert jobs.row(first).lease_until > before
     assert jobs.row(first).progress == {"step": 3}
     jobs.execute(repository.heartbeat({(first, 1): None}, lease_seconds=90))
@@ -114,7 +121,9 @@ MOVES = {
     "claim": lambda j: repository.claim(j, worker_id="w", lease_seconds=60),
     "succeed": lambda j: repository.finish(j, 1, JobStatus.SUCCEEDED, result={"a": 1}),
     "fail": lambda j: repository.finish(j, 1, JobStatus.FAILED, error=ERROR),
-    "cancelled": lambda j: repository.finish(j, 1, JobStatus.CANCELLED, error=repository.CANCELLED_ERROR),
+    "cancelled": lambda j: repository.finish(
+        j, 1, JobStatus.CANCELLED, error=repository.CANCELLED_ERROR
+    ),
     "retryable": lambda j: repository.fail_attempt(j, 1, error=ERROR),
     "drain": lambda j: repository.drain([(j, 1)]),
     "cancel": repository.request_cancel,
@@ -128,7 +137,9 @@ MOVES = {
 
 
 @pytest.mark.parametrize(("first", "second"), list(itertools.product(MOVES, MOVES)))
-def test_no_sequence_of_moves_leaves_the_transition_table(jobs_module: Jobs, first: str, second: str) -> None:
+def test_no_sequence_of_moves_leaves_the_transition_table(
+    jobs_module: Jobs, first: str, second: str
+) -> None:
     jobs = jobs_module
     job_id = jobs.submit(push=0)
     seen = [JobStatus(jobs.row(job_id).status)]
@@ -147,8 +158,12 @@ def test_repush_candidates(jobs: Jobs) -> None:
         session.execute(text("UPDATE jobs SET queued_at = now() - interval '60 s'"))
     jobs.execute(repository.mark_pushed([fresh, old]).returning(repository.JOBS.c.id))
     with jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET pushed_at = now() - interval '60 s' WHERE id = :id"), {"id": old})
-    found = jobs.execute(caretaking.repush_candidates(jobs.model, "normal", repush_after_seconds=15, limit=10))
+        session.execute(
+            text("UPDATE jobs SET pushed_at = now() - interval '60 s' WHERE id = :id"), {"id": old}
+        )
+    found = jobs.execute(
+        caretaking.repush_candidates(jobs.model, "normal", repush_after_seconds=15, limit=10)
+    )
     assert [row.id for row in found] == [old]  # what was never pushed is the dispatcher's
     assert never not in [row.id for row in found]
     counts = jobs.execute(caretaking.pushed_counts())
@@ -159,8 +174,12 @@ def test_idempotency_keys_are_freed_after_a_day(jobs: Jobs) -> None:
     old, new = jobs.submit(push=0), jobs.submit(push=0)
     with jobs.database.write() as session:
         session.execute(text("UPDATE jobs SET idempotency_key = id"))
-        session.execute(text("UPDATE jobs SET created_at = now() - interval '25 h' WHERE id = :id"), {"id": old})
-    assert [r.id for r in jobs.execute(caretaking.forget_idempotency_keys(older_than_seconds=86_400))] == [old]
+        session.execute(
+            text("UPDATE jobs SET created_at = now() - interval '25 h' WHERE id = :id"), {"id": old}
+        )
+    assert [
+        r.id for r in jobs.execute(caretaking.forget_idempotency_keys(older_than_seconds=86_400))
+    ] == [old]
     assert jobs.row(new).idempotency_key == new
 
 
@@ -170,12 +189,18 @@ def test_the_same_statements_serve_asyncpg(jobs: Jobs) -> None:
     async def main() -> None:
         database = AsyncDatabase(jobs.database_url)
         async with database.write() as session:
-            row = (await session.execute(repository.claim(job_id, worker_id="w", lease_seconds=60))).one()
+            row = (
+                await session.execute(repository.claim(job_id, worker_id="w", lease_seconds=60))
+            ).one()
             beat = repository.heartbeat({(job_id, row.attempt): {"step": 1}}, lease_seconds=60)
             assert (await session.execute(beat)).one().cancel_requested is False
-            end = repository.finish(job_id, 1, JobStatus.SUCCEEDED, result={"a": [1]}, usage={"n": 1})
+            end = repository.finish(
+                job_id, 1, JobStatus.SUCCEEDED, result={"a": [1]}, usage={"n": 1}
+            )
             assert (await session.execute(end)).one().status == "succeeded"
-            assert (await session.execute(repository.request_cancel(other))).one().status == "cancelled"
+            assert (
+                await session.execute(repository.request_cancel(other))
+            ).one().status == "cancelled"
             await session.execute(repository.mark_pushed([other]))
             assert (await session.execute(repository.sweep_expired())).all() == []
         async with database.read() as session:
@@ -188,10 +213,15 @@ def test_the_same_statements_serve_asyncpg(jobs: Jobs) -> None:
 
 @pytest.mark.parametrize(
     "statement,outage",
-    [("SELECT pg_terminate_backend(pg_backend_pid())", True), ("SET statement_timeout = 1; SELECT pg_sleep(1)", True),
-     ("SET TRANSACTION READ ONLY; CREATE TABLE t (x int)", True), ("SELECT 1/0", False), ("SELECT nothing", False),
-     ("INSERT INTO jobs (id) VALUES (NULL)", False)],
-)  # fmt: skip
+    [
+        ("SELECT pg_terminate_backend(pg_backend_pid())", True),
+        ("SET statement_timeout = 1; SELECT pg_sleep(1)", True),
+        ("SET TRANSACTION READ ONLY; CREATE TABLE t (x int)", True),
+        ("SELECT 1/0", False),
+        ("SELECT nothing", False),
+        ("INSERT INTO jobs (id) VALUES (NULL)", False),
+    ],
+)
 def test_what_a_later_try_may_not_meet(jobs: Jobs, statement: str, outage: bool) -> None:
     async def asked() -> None:
         database = AsyncDatabase(jobs.database_url)
@@ -242,21 +272,33 @@ def test_models_keep_their_position_and_workers_go_stale(jobs: Jobs) -> None:
         for worker, model in (("w1", "a"), ("w2", "b")):
             session.execute(
                 serving.register_worker(
-                    worker, model=model, revision=None, hostname="h", pid=1, device="cpu", slots=2, version="1"
+                    worker,
+                    model=model,
+                    revision=None,
+                    hostname="h",
+                    pid=1,
+                    device="cpu",
+                    slots=2,
+                    version="1",
                 )
             )
     assert names() == ["b", "a"]
     assert ModelCard.from_json(jobs.execute(serving.get_model("b"))[0].card).context_length == 128
     assert [w.id for w in jobs.execute(serving.live_workers(stale_seconds=30, model="a"))] == ["w1"]
     with jobs.database.write() as session:
-        session.execute(text("UPDATE workers SET last_beat_at = now() - interval '60 s' WHERE id = 'w1'"))
+        session.execute(
+            text("UPDATE workers SET last_beat_at = now() - interval '60 s' WHERE id = 'w1'")
+        )
         session.execute(serving.mark_stopped("w2"))
     assert jobs.execute(serving.live_workers(stale_seconds=30)) == []
     assert [w.id for w in jobs.execute(serving.stop_silent_workers(silent_seconds=30))] == ["w1"]
 
 
 def test_a_database_that_is_gone_is_an_outage(jobs: Jobs) -> None:
-    with pytest.raises(SQLAlchemyError) as gone, Database(f"{jobs.database_url}_gone").read() as session:
+    with (
+        pytest.raises(SQLAlchemyError) as gone,
+        Database(f"{jobs.database_url}_gone").read() as session,
+    ):
         session.execute(text("SELECT 1"))
     assert is_outage(gone.value)
 

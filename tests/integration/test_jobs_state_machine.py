@@ -1,7 +1,9 @@
-"""All moves of a job, in any order and several at once, on a real PostgreSQL against a small model of what must come of them.
+"""All moves of a job, in any order and several at once, on a real PostgreSQL against a small model
+of what must come of them.
 
-The model is written from docs/jobs.md, not from the SQL. After each step the rows, their attempts, the lanes and the usage
-must be what it says. `EXAMPLES=500 pytest tests/integration/test_jobs_state_machine.py` runs longer.
+The model is written from docs/jobs.md, not from the SQL. After each step the rows, their attempts,
+the lanes and the usage must be what it says. `EXAMPLES=500 pytest
+tests/integration/test_jobs_state_machine.py` runs longer.
 """
 
 from __future__ import annotations
@@ -17,7 +19,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 from sqlalchemy import text
 
 from shared.ids import new_id
@@ -87,7 +96,9 @@ class Model:
             self.to("failed" if failure and self.failures >= self.max_attempts else "queued")
 
     def lost(self, group: int) -> None:
-        """Take it from a worker that is gone, with all the `group` jobs of that worker: only a loss alone counts."""
+        """Take it from a worker that is gone, with all the `group` jobs of that worker: only a loss
+        alone counts.
+        """
         self.losses += 1
         self.lost_alone += self.alone
         quarantined = self.alone and self.lost_alone >= self.max_attempts
@@ -110,7 +121,9 @@ class Model:
 
 def finish(job_id: str, attempt: int, status: str) -> Any:
     given: dict[str, Any] = {"result": {"a": 1}} if status == "succeeded" else {"error": ERROR}
-    return repository.finish(job_id, attempt, JobStatus(status), usage={"completion_tokens": 2}, **given)
+    return repository.finish(
+        job_id, attempt, JobStatus(status), usage={"completion_tokens": 2}, **given
+    )
 
 
 class Machine(RuleBasedStateMachine):
@@ -155,7 +168,9 @@ class Machine(RuleBasedStateMachine):
             session.execute(text(f"UPDATE jobs SET {what} WHERE id = :id"), {"id": job_id})
 
     def claim(self, job_id: str, *, apart: bool = False, alone: bool = False) -> Any:
-        return repository.claim(job_id, worker_id=self.worker, lease_seconds=60, apart=apart, alone=alone)
+        return repository.claim(
+            job_id, worker_id=self.worker, lease_seconds=60, apart=apart, alone=alone
+        )
 
     def group(self) -> int:
         """Return how many jobs the worker runs."""
@@ -187,7 +202,9 @@ class Machine(RuleBasedStateMachine):
         model = self.models[job_id]
         attempt = model.attempt - stale
         statement = (
-            repository.drain([(job_id, attempt)]) if drain else repository.fail_attempt(job_id, attempt, error=ERROR)
+            repository.drain([(job_id, attempt)])
+            if drain
+            else repository.fail_attempt(job_id, attempt, error=ERROR)
         )
         moved = self.do(statement)
         assert len(moved) == (model.status == "running" and not stale)
@@ -197,7 +214,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(job_id=ids, status=ENDS)
     def everybody_ends_it(self, job_id: str, status: str) -> None:
-        """Its worker finishes, fails and drains it, and the sweeper takes it, all at once: one of them does."""
+        """Its worker finishes, fails and drains it, and the sweeper takes it, all at once: one of
+        them does.
+        """
         model = self.models[job_id]
         if model.status != "running":
             return
@@ -239,7 +258,9 @@ class Machine(RuleBasedStateMachine):
     def claim_and_cancel_at_once(self, job_id: str) -> None:
         model = self.models[job_id]
         apart = model.isolation is not None
-        claimed, cancelled = self.at_once(self.claim(job_id, apart=apart), repository.request_cancel(job_id))
+        claimed, cancelled = self.at_once(
+            self.claim(job_id, apart=apart), repository.request_cancel(job_id)
+        )
         if claimed:
             assert model.claimable
             model.claimed()
@@ -281,7 +302,9 @@ class Machine(RuleBasedStateMachine):
     def retry(self, job_id: str) -> None:
         model = self.models[job_id]
         moved = self.do(repository.retry(job_id, "anonymous", key_id=""))
-        assert len(moved) == (model.status in ("failed", "cancelled", "expired") and not model.purged)
+        assert len(moved) == (
+            model.status in ("failed", "cancelled", "expired") and not model.purged
+        )
         if moved:
             model.to("queued")
             model.life += 1
@@ -312,12 +335,25 @@ class Machine(RuleBasedStateMachine):
         )
         query = text(f"SELECT {columns} FROM jobs WHERE model = :m").bindparams(m=self.jobs.model)
         assert {tuple(row) for row in self.do(query)} == {
-            (i, m.status, m.attempt, m.failures, m.losses, m.lost_alone, m.isolation, m.life, m.cancel_requested,
-             m.purged, m.status == "succeeded" and not m.purged)
+            (
+                i,
+                m.status,
+                m.attempt,
+                m.failures,
+                m.losses,
+                m.lost_alone,
+                m.isolation,
+                m.life,
+                m.cancel_requested,
+                m.purged,
+                m.status == "succeeded" and not m.purged,
+            )
             for i, m in self.models.items()
-        }  # fmt: skip
-        query = text("SELECT a.job_id, array_agg(a.outcome ORDER BY a.attempt) AS o FROM attempts a "
-                     "JOIN jobs j ON j.id = a.job_id WHERE j.model = :m GROUP BY 1").bindparams(m=self.jobs.model)  # fmt: skip
+        }
+        query = text(
+            "SELECT a.job_id, array_agg(a.outcome ORDER BY a.attempt) AS o FROM attempts a "
+            "JOIN jobs j ON j.id = a.job_id WHERE j.model = :m GROUP BY 1"
+        ).bindparams(m=self.jobs.model)
         assert {row.job_id: row.o for row in self.do(query)} == {
             i: m.outcomes for i, m in self.models.items() if m.outcomes
         }
@@ -327,12 +363,14 @@ class Machine(RuleBasedStateMachine):
         queued = sum(m.status == "queued" for m in self.models.values())
         assert sum(row.jobs for row in self.do(lanes.depths(self.jobs.model))) == queued
         today = datetime.now(UTC).date()
-        statement = usage.used("anonymous", first=today - timedelta(days=1), last=today, model=self.jobs.model)
+        statement = usage.used(
+            "anonymous", first=today - timedelta(days=1), last=today, model=self.jobs.model
+        )
         used = self.do(statement)
         ends: Counter[str] = sum((m.ends for m in self.models.values()), Counter())
-        assert {name: sum(row[i] for row in used) for i, name in enumerate(usage.AMOUNTS[:4], 4)} == {
-            name: ends[name] for name in usage.AMOUNTS[:4]
-        }
+        assert {
+            name: sum(row[i] for row in used) for i, name in enumerate(usage.AMOUNTS[:4], 4)
+        } == {name: ends[name] for name in usage.AMOUNTS[:4]}
         over = sum(outcome != "running" for m in self.models.values() for outcome in m.outcomes)
         assert sum(row.attempts for row in used) == over
 
@@ -341,6 +379,10 @@ def test_whatever_is_done_in_whatever_order(jobs: Jobs) -> None:
     make: Callable[[], Machine] = lambda: Machine(jobs)  # noqa: E731
     run_state_machine_as_test(
         make,
-        settings=settings(max_examples=EXAMPLES, stateful_step_count=30, deadline=None,
-                          suppress_health_check=list(HealthCheck)),
-    )  # fmt: skip
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

@@ -1,4 +1,6 @@
-"""JSON columns keep the order of keys and every digit; rows of the jsonb schema are converted while processes work."""
+"""JSON columns keep the order of keys and every digit; rows of the jsonb schema are converted while
+processes work.
+"""
 
 from __future__ import annotations
 
@@ -30,18 +32,29 @@ VALUES (:id, '/v1/completions', 'm', CAST(:body AS jsonb), '{"n": 1}', '{1}', :s
 def _insert(connection: Connection, id: str, *, status: str = "queued", result: Any = None) -> None:
     body = {"seed": 2**53 + 1, "model": "m", "é": 0.5}
     values = {"id": id, "body": json.dumps(body), "status": status}
-    connection.execute(text(_OLD_JOB), {**values, "result": None if result is None else json.dumps(result)})
+    connection.execute(
+        text(_OLD_JOB), {**values, "result": None if result is None else json.dumps(result)}
+    )
 
 
-def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also those that old processes write meanwhile, and after a conversion that broke off half way."""
+def test_rows_of_the_previous_schema_are_converted(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those that old processes write meanwhile, and after a conversion that broke off half
+    way.
+    """
     monkeypatch.setattr(json_columns, "CHUNK", 7)
     run.upgrade(empty_database_url, "0017")
     engine = sync_engine_unpooled(empty_database_url)
     with engine.begin() as connection:
         for i in range(30):
             status = ("queued", "succeeded", "failed")[i % 3]
-            _insert(connection, f"job_{i:03}", status=status, result={"b": [i], "a": None} if i % 3 == 1 else None)
+            _insert(
+                connection,
+                f"job_{i:03}",
+                status=status,
+                result={"b": [i], "a": None} if i % 3 == 1 else None,
+            )
         connection.execute(
             text(
                 "INSERT INTO evaluations (id, tenant, name, content_hash, dataset, endpoint, template, graders, items, "
@@ -56,7 +69,9 @@ def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monk
         )
     autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
     with autocommit.connect() as connection:  # broken off before the checks
-        broken = replace(json_columns.JOBS, checks={"broken": "no_such_column", **json_columns.JOBS.checks})
+        broken = replace(
+            json_columns.JOBS, checks={"broken": "no_such_column", **json_columns.JOBS.checks}
+        )
         with pytest.raises(Exception, match="no_such_column"):
             json_columns.prepare(connection, broken)
         assert not json_columns.is_prepared(connection, json_columns.JOBS)
@@ -81,7 +96,9 @@ def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monk
     try:
         run.upgrade(empty_database_url, "0020")
         before = len(written)
-        while len(written) < before + 20 and writer.is_alive():  # its statements fit the new columns too
+        while (
+            len(written) < before + 20 and writer.is_alive()
+        ):  # its statements fit the new columns too
             stop.wait(0.01)
     finally:
         stop.set()
@@ -91,11 +108,17 @@ def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monk
     database = Database(empty_database_url)
     with database.read() as session:
         rows = {row.id: row for row in session.execute(text("SELECT * FROM jobs"))}
-        data = session.execute(text("SELECT number, data, pg_typeof(data)::text FROM evaluation_items")).all()
-        kinds = dict(session.execute(text(
-            "SELECT a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a "
-            "WHERE attrelid = 'jobs'::regclass AND attname IN ('body', 'params', 'result')"
-        )).all())  # fmt: skip
+        data = session.execute(
+            text("SELECT number, data, pg_typeof(data)::text FROM evaluation_items")
+        ).all()
+        kinds = dict(
+            session.execute(
+                text(
+                    "SELECT a.attname, format_type(a.atttypid, NULL) FROM pg_attribute a "
+                    "WHERE attrelid = 'jobs'::regclass AND attname IN ('body', 'params', 'result')"
+                )
+            ).all()
+        )
     database.dispose()
     assert set(kinds.values()) == {"json"} and len(kinds) == 3
     assert sorted(data) == [(n, {"q": n}, "json") for n in range(1, 31)]
@@ -108,7 +131,9 @@ def test_rows_of_the_previous_schema_are_converted(empty_database_url: str, monk
 
 @contextmanager
 def converting(url: str, *, lock_timeout_ms: int) -> Iterator[Connection]:
-    """The connection of a conversion, of a database of the previous schema with 30 jobs and the new columns."""
+    """The connection of a conversion, of a database of the previous schema with 30 jobs and the new
+    columns.
+    """
     run.upgrade(url, "0017")
     engine = sync_engine_unpooled(url).execution_options(isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -122,14 +147,18 @@ def converting(url: str, *, lock_timeout_ms: int) -> Iterator[Connection]:
 
 
 def _unfilled(connection: Connection) -> int:
-    return int(connection.execute(text("SELECT count(*) FROM jobs WHERE body_json IS NULL")).scalar_one())
+    return int(
+        connection.execute(text("SELECT count(*) FROM jobs WHERE body_json IS NULL")).scalar_one()
+    )
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["fill", "prepare"])
 def test_a_conversion_waits_for_a_lock_again(
     empty_database_url: str, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
-    """Another transaction holds a row for longer than `lock_timeout`; the conversion then goes on behind it."""
+    """Another transaction holds a row for longer than `lock_timeout`; the conversion then goes on
+    behind it.
+    """
     monkeypatch.setattr(json_columns, "CHUNK", 7)
     pauses: list[int] = []
     with converting(empty_database_url, lock_timeout_ms=50) as connection:
@@ -145,11 +174,15 @@ def test_a_conversion_waits_for_a_lock_again(
             (json_columns.prepare if whole else json_columns.fill)(connection, json_columns.JOBS)
         assert pauses == [0, 1, 2]
         assert _unfilled(connection) == 0
-        custom = connection.execute(text("SELECT custom_id FROM jobs WHERE id = 'job_010'")).scalar_one()
+        custom = connection.execute(
+            text("SELECT custom_id FROM jobs WHERE id = 'job_010'")
+        ).scalar_one()
         assert custom == "x"
 
 
-def test_a_conversion_gives_up_at_a_lock_that_stays(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_gives_up_at_a_lock_that_stays(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(json_columns, "TRIES", 3)
     pauses: list[int] = []
     monkeypatch.setattr(json_columns, "_pause", pauses.append)
@@ -163,7 +196,9 @@ def test_a_conversion_gives_up_at_a_lock_that_stays(empty_database_url: str, mon
         assert _unfilled(connection) == 0
 
 
-def test_a_conversion_survives_a_deadlock(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_conversion_survives_a_deadlock(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[int] = []
     wait = json_columns._pause
 
@@ -176,18 +211,31 @@ def test_a_conversion_survives_a_deadlock(empty_database_url: str, monkeypatch: 
         pid = connection.execute(text("SELECT pg_backend_pid()")).scalar_one()
         filler = threading.Thread(target=json_columns.fill, args=(connection, json_columns.JOBS))
         engine = sync_engine_unpooled(empty_database_url)
-        with engine.connect() as other, engine.execution_options(isolation_level="AUTOCOMMIT").connect() as watcher:
-            other.execute(text("SET deadlock_timeout = '60s'"))  # the conversion is the one that PostgreSQL ends
+        with (
+            engine.connect() as other,
+            engine.execution_options(isolation_level="AUTOCOMMIT").connect() as watcher,
+        ):
+            other.execute(
+                text("SET deadlock_timeout = '60s'")
+            )  # the conversion is the one that PostgreSQL ends
             other.execute(text("UPDATE jobs SET custom_id = 'x' WHERE id = 'job_002'"))
             filler.start()
-            waits = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid AND wait_event_type = 'Lock'")
-            eventually(lambda: watcher.execute(waits, {"pid": pid}).scalar_one(), what="the conversion waits")
+            waits = text(
+                "SELECT count(*) FROM pg_stat_activity WHERE pid = :pid AND wait_event_type = 'Lock'"
+            )
+            eventually(
+                lambda: watcher.execute(waits, {"pid": pid}).scalar_one(),
+                what="the conversion waits",
+            )
             other.execute(text("UPDATE jobs SET custom_id = 'x' WHERE id = 'job_001'"))
             other.commit()
         filler.join(60)
         assert not filler.is_alive() and pauses
         assert _unfilled(connection) == 0
-        assert connection.execute(text("SELECT count(*) FROM jobs WHERE custom_id = 'x'")).scalar_one() == 2
+        assert (
+            connection.execute(text("SELECT count(*) FROM jobs WHERE custom_id = 'x'")).scalar_one()
+            == 2
+        )
 
 
 def test_columns_keep_keys_and_digits(jobs: Jobs) -> None:
@@ -212,22 +260,32 @@ def test_columns_keep_keys_and_digits(jobs: Jobs) -> None:
     jobs.execute(repository.finish("job_x", 1, repository.JobStatus.SUCCEEDED, result=body))
     assert json.dumps(jobs.row("job_x").result) == json.dumps(body)
     with jobs.database.read() as session:
-        stored = session.execute(text("SELECT result::text FROM jobs WHERE id = 'job_x'")).scalar_one()
+        stored = session.execute(
+            text("SELECT result::text FROM jobs WHERE id = 'job_x'")
+        ).scalar_one()
     assert "日本" in stored  # characters take their own bytes, not six
 
 
 def test_an_input_comes_back_as_it_was_sent(served: Served) -> None:
     schema = {
         "type": "object",
-        "properties": {"zebra": {"type": "boolean"}, "ant": {"type": "integer"}, "m": {"enum": ["b", "a"]}},
+        "properties": {
+            "zebra": {"type": "boolean"},
+            "ant": {"type": "integer"},
+            "m": {"enum": ["b", "a"]},
+        },
         "required": ["zebra", "ant", "m"],
         "additionalProperties": False,
     }
     form = {"type": "json_schema", "json_schema": {"schema": schema, "name": "n"}}
     body = {
-        "seed": 2**53 + 1, "model": served.model, "messages": [{"role": "user", "content": "Hi"}],
-        "response_format": form, "max_tokens": 60, "temperature": 0,
-    }  # fmt: skip
+        "seed": 2**53 + 1,
+        "model": served.model,
+        "messages": [{"role": "user", "content": "Hi"}],
+        "response_format": form,
+        "max_tokens": 60,
+        "temperature": 0,
+    }
     made = (
         served.client.post("/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": body})
         .raise_for_status()

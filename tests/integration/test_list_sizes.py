@@ -20,7 +20,9 @@ def test_a_page_of_large_results_is_small(served: Served) -> None:
     label = {"list": "large"}
     body = {"model": "vdiff-tiny", "prompt": "1+1=", "max_tokens": 4}
     job = served.client.post(
-        "/v1/jobs", json={"endpoint": "/v1/completions", "body": body, "metadata": label}, headers={"prefer": "wait=30"}
+        "/v1/jobs",
+        json={"endpoint": "/v1/completions", "body": body, "metadata": label},
+        headers={"prefer": "wait=30"},
     ).json()
     assert job["status"] == "succeeded"
     grow = text(
@@ -32,7 +34,11 @@ def test_a_page_of_large_results_is_small(served: Served) -> None:
     answer = served.client.get("/v1/jobs", params={"metadata[list]": "large"})
     [listed] = answer.json()["data"]
     assert len(answer.content) < 10_000
-    assert "result" not in listed and listed["usage"] == job["usage"] and listed["diffusion"] == job["diffusion"]
+    assert (
+        "result" not in listed
+        and listed["usage"] == job["usage"]
+        and listed["diffusion"] == job["diffusion"]
+    )
     same = {k: v for k, v in job.items() if k not in ("result", "eta_seconds", "eta_range_seconds")}
     assert {k: listed[k] for k in same} == same
     assert served.client.get(listed["urls"]["result"]).json()["choices"][0]["text"] == LARGE
@@ -44,9 +50,13 @@ def test_a_page_of_large_results_is_small(served: Served) -> None:
 
 
 def test_lines_of_a_batch_lead_to_their_responses(served: Served) -> None:
-    lines = batch_lines(["1+1=", "2+2="], model="vdiff-tiny", max_tokens=4, endpoint="/v1/completions")
+    lines = batch_lines(
+        ["1+1=", "2+2="], model="vdiff-tiny", max_tokens=4, endpoint="/v1/completions"
+    )
     with vdiff.Client(base_url=served.url) as client:
-        batch = client.wait_batch(client.create_batch(client.upload(lines), endpoint="/v1/completions"), timeout=120)
+        batch = client.wait_batch(
+            client.create_batch(client.upload(lines), endpoint="/v1/completions"), timeout=120
+        )
         page = served.client.get(f"/v1/batches/{batch.id}/items").json()["data"]
         assert all("response" not in item for item in page)
         wholes = [served.client.get(item["urls"]["self"]).json() for item in page]
@@ -58,6 +68,9 @@ def test_lines_of_a_batch_lead_to_their_responses(served: Served) -> None:
         bare = list(client.batch_items(batch, results=False))
         with pytest.raises(vdiff.ClientError, match="without its response"):
             _ = bare[0].text
-    for path, param in ((f"{page[0]['urls']['self']}0", "line"), (f"/v1/batches/{batch.id}/items/x", "line")):
+    for path, param in (
+        (f"{page[0]['urls']['self']}0", "line"),
+        (f"/v1/batches/{batch.id}/items/x", "line"),
+    ):
         refused: dict[str, Any] = served.client.get(path).json()
         assert refused["error"]["param"] == param

@@ -1,4 +1,6 @@
-"""Lists on a ledger with many rows: no filter reads more of it than a window, and the rows are the right ones."""
+"""Lists on a ledger with many rows: no filter reads more of it than a window, and the rows are the
+right ones.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ pytestmark = pytest.mark.integration
 NOW = datetime(2026, 1, 31, tzinfo=UTC)
 ROWS = 24_000  # ten seconds apart, half of them the tenant's
 WINDOW, PAGE = 200, 20
-# `failed` is rare, model `b` is rare, their combination has two rows; batch-1 has 100; one label is everywhere, one rare.
+# `failed` is rare, model `b` is rare, their combination has two rows; batch-1 has 100; one label is
+# everywhere, one rare.
 FILL = """
 INSERT INTO jobs (id, tenant, endpoint, model, status, batch_id, batch_line, metadata, body, params, prompt_token_ids,
                   created_at, queued_at, finished_at, result, error)
@@ -84,7 +87,9 @@ def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def looked_at(jobs: Jobs, statement: Any) -> int:
-    """Execute a statement; return how many entries of tables and indexes it read. No table is read from end to end."""
+    """Execute a statement; return how many entries of tables and indexes it read. No table is read
+    from end to end.
+    """
     with jobs.database.write() as session:
         ((plan,),) = explain(session, statement, "ANALYZE, FORMAT JSON, TIMING OFF")
     total = 0
@@ -93,17 +98,27 @@ def looked_at(jobs: Jobs, statement: Any) -> int:
         node = todo.pop()
         todo += node.get("Plans", [])
         if node["Node Type"] == "Seq Scan":
-            assert node["Relation Name"] not in ("jobs", "webhook_deliveries", "webhook_events"), node
+            assert node["Relation Name"] not in ("jobs", "webhook_deliveries", "webhook_events"), (
+                node
+            )
         if "Scan" in node["Node Type"]:
-            removed = node.get("Rows Removed by Filter", 0) + node.get("Rows Removed by Index Recheck", 0)
+            removed = node.get("Rows Removed by Filter", 0) + node.get(
+                "Rows Removed by Index Recheck", 0
+            )
             total += int((node["Actual Rows"] + removed) * node["Actual Loops"])
     return total
 
 
 FILTERS: list[dict[str, Any]] = [
-    {"status": "failed"}, {"model": "b"}, {"model": "a"}, {"batch_id": "batch_1"}, {"metadata": {"order": "17"}},
-    {"metadata": {"env": "prod"}}, {"created_after": NOW - timedelta(hours=1)}, {"created_after": NOW},
-]  # fmt: skip
+    {"status": "failed"},
+    {"model": "b"},
+    {"model": "a"},
+    {"batch_id": "batch_1"},
+    {"metadata": {"order": "17"}},
+    {"metadata": {"env": "prod"}},
+    {"created_after": NOW - timedelta(hours=1)},
+    {"created_after": NOW},
+]
 
 
 def combinations() -> list[dict[str, Any]]:
@@ -119,7 +134,9 @@ def combinations() -> list[dict[str, Any]]:
 @pytest.mark.parametrize("cursor", [False, True])
 def test_no_filter_reads_more_than_a_window(ledger: Jobs, cursor: bool) -> None:
     with ledger.database.read() as session:
-        middle = session.execute(text("SELECT id FROM jobs ORDER BY id OFFSET 12000 LIMIT 1")).scalar_one()
+        middle = session.execute(
+            text("SELECT id FROM jobs ORDER BY id OFFSET 12000 LIMIT 1")
+        ).scalar_one()
     for given in combinations():
         wanted = JobFilter("mine", **given, before_id=middle if cursor else None)
         # The window's ids, the same rows by their key, and up to six states merged.
@@ -143,22 +160,37 @@ async def pages(jobs: Jobs, wanted: JobFilter) -> tuple[list[str], int]:
             if page.next_id is None:
                 return found, count
             wanted = JobFilter(
-                wanted.tenant, wanted.status, wanted.model, wanted.batch_id, wanted.metadata, wanted.created_after,
+                wanted.tenant,
+                wanted.status,
+                wanted.model,
+                wanted.batch_id,
+                wanted.metadata,
+                wanted.created_after,
                 page.next_id,
-            )  # fmt: skip
+            )
     finally:
         await database.dispose()
 
 
 SQL = {
-    "status": "status = :status", "model": "model = :model", "batch_id": "batch_id = :batch_id",
-    "metadata": "metadata @> CAST(:metadata AS jsonb)", "created_after": "created_at > :created_after",
-}  # fmt: skip
-SHORT = [{"status": "failed"}, {"model": "b"}, {"batch_id": "batch_1"}, {"created_after": NOW - timedelta(hours=1)},
-         {"metadata": {"order": "17"}}, {"model": "b", "status": "failed"},
-         {"model": "a", "created_after": NOW - timedelta(hours=30), "metadata": {"order": "17"}},
-         {"batch_id": "batch_1", "model": "a", "status": "succeeded"}, {"status": "failed", "metadata": {"env": "prod"}},
-         {"metadata": {"env": "dev"}}]  # fmt: skip
+    "status": "status = :status",
+    "model": "model = :model",
+    "batch_id": "batch_id = :batch_id",
+    "metadata": "metadata @> CAST(:metadata AS jsonb)",
+    "created_after": "created_at > :created_after",
+}
+SHORT = [
+    {"status": "failed"},
+    {"model": "b"},
+    {"batch_id": "batch_1"},
+    {"created_after": NOW - timedelta(hours=1)},
+    {"metadata": {"order": "17"}},
+    {"model": "b", "status": "failed"},
+    {"model": "a", "created_after": NOW - timedelta(hours=30), "metadata": {"order": "17"}},
+    {"batch_id": "batch_1", "model": "a", "status": "succeeded"},
+    {"status": "failed", "metadata": {"env": "prod"}},
+    {"metadata": {"env": "dev"}},
+]
 
 
 @pytest.mark.parametrize("given", SHORT, ids=str)
@@ -175,8 +207,14 @@ async def test_pages_hold_what_a_scan_would_find(ledger: Jobs, given: dict[str, 
 
 
 def test_no_list_of_deliveries_reads_more_than_its_page(ledger: Jobs) -> None:
-    some: list[dict[str, Any]] = [{}, {"endpoint_id": "we_1"}, {"status": "failed"}, {"job_id": "job_77"},
-                                  {"endpoint_id": "we_2", "status": "failed"}, {"status": "pending"}]  # fmt: skip
+    some: list[dict[str, Any]] = [
+        {},
+        {"endpoint_id": "we_1"},
+        {"status": "failed"},
+        {"job_id": "job_77"},
+        {"endpoint_id": "we_2", "status": "failed"},
+        {"status": "pending"},
+    ]
     for given in some:
         query = {"endpoint_id": None, "job_id": None, "status": None, **given}
         for before in (None, 5_000):
@@ -187,12 +225,20 @@ def test_no_list_of_deliveries_reads_more_than_its_page(ledger: Jobs) -> None:
 def test_counts_by_state_are_kept_and_not_counted(ledger: Jobs) -> None:
     with ledger.database.write() as session:
         session.execute(counts.roll_up())
-        expected = dict(session.execute(text("SELECT status, count(*) FROM jobs GROUP BY status")).all())
+        expected = dict(
+            session.execute(text("SELECT status, count(*) FROM jobs GROUP BY status")).all()
+        )
         mine = dict(
-            session.execute(text("SELECT status, count(*) FROM jobs WHERE tenant = 'mine' GROUP BY status")).all()
+            session.execute(
+                text("SELECT status, count(*) FROM jobs WHERE tenant = 'mine' GROUP BY status")
+            ).all()
         )
         for tenant, wanted in ((None, expected), ("mine", mine)):
-            found = {row.status: row.count for row in session.execute(counts.jobs_by_status(tenant)) if row.count}
+            found = {
+                row.status: row.count
+                for row in session.execute(counts.jobs_by_status(tenant))
+                if row.count
+            }
             assert found == wanted
     assert looked_at(ledger, counts.jobs_by_status()) <= 20
     assert looked_at(ledger, counts.by_status("file")) <= 20
@@ -201,16 +247,23 @@ def test_counts_by_state_are_kept_and_not_counted(ledger: Jobs) -> None:
 def test_counts_follow_every_move(jobs: Jobs) -> None:
     def found() -> dict[str, int]:
         with jobs.database.read() as session:
-            return {row.status: row.count for row in session.execute(counts.jobs_by_status()) if row.count}
+            return {
+                row.status: row.count
+                for row in session.execute(counts.jobs_by_status())
+                if row.count
+            }
 
     ids = [jobs.submit(push=0) for _ in range(5)]
     assert found() == {"queued": 5}
     moves = [
         ("status = 'running', lease_until = now(), worker_id = 'w'", {"queued": 4, "running": 1}),
-        ("status = 'cancelled', finished_at = now(), lease_until = NULL, worker_id = NULL", {"queued": 4, "cancelled": 1}),
+        (
+            "status = 'cancelled', finished_at = now(), lease_until = NULL, worker_id = NULL",
+            {"queued": 4, "cancelled": 1},
+        ),
         ("status = 'queued', finished_at = NULL", {"queued": 5}),
         ("status = 'expired', finished_at = now()", {"queued": 4, "expired": 1}),
-    ]  # fmt: skip
+    ]
     for change, expected in moves:
         with jobs.database.write() as session:
             session.execute(text(f"UPDATE jobs SET {change} WHERE id = :id"), {"id": ids[0]})
@@ -228,7 +281,10 @@ async def test_lists_that_take_long_say_so_and_leave_submissions_alone(
 ) -> None:
     monkeypatch.setattr("shared.db.lists.STATEMENT_TIMEOUT_MS", 2_000)
     monkeypatch.setattr("shared.db.lists.WAIT_SECONDS", 0.1)
-    lists, database = ListsDatabase(jobs.database_url), AsyncDatabase(jobs.database_url, pool_size=1, max_overflow=0)
+    lists, database = (
+        ListsDatabase(jobs.database_url),
+        AsyncDatabase(jobs.database_url, pool_size=1, max_overflow=0),
+    )
 
     async def slow() -> None:
         async with lists.read() as session:
@@ -240,7 +296,9 @@ async def test_lists_that_take_long_say_so_and_leave_submissions_alone(
         assert kinds == {ListTimeout, ListsBusy}
         assert [type(outcome) for outcome in outcomes].count(ListTimeout) == 4
         running = [asyncio.create_task(slow()) for _ in range(12)]
-        async with database.write() as session:  # one connection of its own is enough while lists are stuck
+        async with (
+            database.write() as session
+        ):  # one connection of its own is enough while lists are stuck
             assert (await session.execute(text("SELECT 1"))).scalar_one() == 1
         await asyncio.gather(*running, return_exceptions=True)
     finally:
@@ -258,5 +316,7 @@ def test_usage_of_all_tenants_reads_its_days_alone(jobs: Jobs) -> None:
         )
         session.execute(text("ANALYZE usage"))
     first = datetime(2025, 5, 1, tzinfo=UTC).date()
-    assert looked_at(jobs, usage.used(None, first=first, last=first)) <= 90  # once in the index, once in the table
+    assert (
+        looked_at(jobs, usage.used(None, first=first, last=first)) <= 90
+    )  # once in the index, once in the table
     assert looked_at(jobs, usage.used("t7", first=first, last=first + timedelta(9))) <= 25

@@ -1,4 +1,6 @@
-"""No prompt, secret or key in any log, whatever goes wrong; request and job ids in the lines about them."""
+"""No prompt, secret or key in any log, whatever goes wrong; request and job ids in the lines about
+them.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,10 @@ class Watched:
 
     def lines(self) -> list[dict[str, Any]]:
         return [
-            json.loads(line) for path in self.logs for line in path.read_text().splitlines() if line.startswith("{")
+            json.loads(line)
+            for path in self.logs
+            for line in path.read_text().splitlines()
+            if line.startswith("{")
         ]
 
 
@@ -49,9 +54,12 @@ def watched(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     key = new_key(served.jobs, scopes=[Scope.ADMIN.value])
     with ExitStack() as stack:
         api = ApiProcess(
-            served.jobs, folder / "api.log", webhook_allow_private="true", api_key=PASSWORD,
+            served.jobs,
+            folder / "api.log",
+            webhook_allow_private="true",
+            api_key=PASSWORD,
             retain_seconds=3600,
-        )  # fmt: skip
+        )
         stack.callback(api.end)
         sender = start_deliver(served.jobs, folder / "deliver.log")
         stack.callback(lambda: (sender.kill(), sender.wait()))
@@ -93,14 +101,18 @@ JSON = {"content-type": "application/json"}
 
 def marked_job(**more: Any) -> dict[str, Any]:
     messages = [{"role": "user", "content": PROMPT}]
-    return chat_job(body={"messages": messages, "stop": [f"{PROMPT}-stop"]}, metadata={"who": PROMPT}, **more)
+    return chat_job(
+        body={"messages": messages, "stop": [f"{PROMPT}-stop"]}, metadata={"who": PROMPT}, **more
+    )
 
 
 def test_nothing_that_a_client_sends_is_logged(
     watched: Watched, receiver: tuple[str, list[bytes]], served: Served
 ) -> None:
     url, got = receiver
-    job = marked_job(custom_id=PROMPT, webhook={"url": f"{url}?token={TOKEN}", "inline_result": True})
+    job = marked_job(
+        custom_id=PROMPT, webhook={"url": f"{url}?token={TOKEN}", "inline_result": True}
+    )
     ids = {"idempotency-key": f"{TOKEN}-idempotency", "x-request-id": "req-marked"}
     done = watched.client.post("/v1/jobs", json=job, headers={**ids, "prefer": "wait=30"})
     assert done.json()["status"] == "succeeded", done.text
@@ -119,8 +131,13 @@ def test_nothing_that_a_client_sends_is_logged(
         watched.client.post(CHAT, json={**body, "max_tokens": 10**9}),
     ]
     assert [answer.status_code for answer in wrong] == [400, 400, 415, 400, 401, 400, 400]
-    assert watched.client.get("/v1/jobs", headers={"authorization": f"Bearer {PASSWORD}"}).status_code == 200
-    replay = watched.client.post(f"/v1/jobs/{done.json()['id']}/replay", headers={"prefer": "wait=30"})
+    assert (
+        watched.client.get("/v1/jobs", headers={"authorization": f"Bearer {PASSWORD}"}).status_code
+        == 200
+    )
+    replay = watched.client.post(
+        f"/v1/jobs/{done.json()['id']}/replay", headers={"prefer": "wait=30"}
+    )
     assert replay.json()["replay"]["same_text"]
     eventually(lambda: len(got) >= 2, what="the webhook's second attempt")
     eventually(lambda: '"attempt": 2' in watched.text(), what="which is logged")
@@ -128,10 +145,14 @@ def test_nothing_that_a_client_sends_is_logged(
     answer = done.json()["result"]["choices"][0]["message"]["content"]
     secret = watched.client.get("/v1/webhook_secret").json()["secret"]
     for name, said in {
-        "prompt": "Marzipan", "key": watched.key, "half a key": watched.key.rpartition("_")[2], "webhook secret": secret,
-        "endpoint's secret": endpoint["secret"], "database's password": served.jobs.database_url.split(":")[2].split("@")[0],
+        "prompt": "Marzipan",
+        "key": watched.key,
+        "half a key": watched.key.rpartition("_")[2],
+        "webhook secret": secret,
+        "endpoint's secret": endpoint["secret"],
+        "database's password": served.jobs.database_url.split(":")[2].split("@")[0],
         "redis' password": served.jobs.redis_url.split(":")[2].split("@")[0],
-    }.items():  # fmt: skip
+    }.items():
         assert said not in logged, name
     assert len(answer) < 4 or answer not in logged
     _ids_are_there(watched, done.json()["id"])
@@ -139,10 +160,18 @@ def test_nothing_that_a_client_sends_is_logged(
 
 def _ids_are_there(watched: Watched, job_id: str) -> None:
     lines = watched.lines()
-    request = next(line for line in lines if line.get("request_id") == "req-marked" and line["event"] == "request")
+    request = next(
+        line
+        for line in lines
+        if line.get("request_id") == "req-marked" and line["event"] == "request"
+    )
     assert (request["status"], request["path"]) == (200, "/v1/jobs")
-    accepted = next(line for line in lines if line["event"] == "job_accepted" and line["job_id"] == job_id)
-    assert accepted["request_id"] == "req-marked"  # from the request to the job, from there to its worker
+    accepted = next(
+        line for line in lines if line["event"] == "job_accepted" and line["job_id"] == job_id
+    )
+    assert (
+        accepted["request_id"] == "req-marked"
+    )  # from the request to the job, from there to its worker
     worked = [line for line in lines if line.get("job_id") == job_id and "worker_id" in line]
     assert {"attempt_started", "attempt_ended"} <= {line["event"] for line in worked}
     assert all(line["attempt"] == 1 for line in worked)

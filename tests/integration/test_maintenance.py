@@ -1,4 +1,6 @@
-"""Maintenance: goes on without workers, one process at a time, and no duty that raises stops another."""
+"""Maintenance: goes on without workers, one process at a time, and no duty that raises stops
+another.
+"""
 
 from __future__ import annotations
 
@@ -78,11 +80,16 @@ def age_lease_clock(jobs: Jobs) -> None:
 
 def test_deadlines_retention_keys_and_leases_without_any_worker(jobs: Jobs, start_api: Any) -> None:
     late, kept, old, lost = (jobs.submit(push=0) for _ in range(4))
-    change(jobs, late, f"start_by = now() + interval '1 second', webhook = jsonb_build_object({WEBHOOK})")
     change(
-        jobs, kept,
+        jobs,
+        late,
+        f"start_by = now() + interval '1 second', webhook = jsonb_build_object({WEBHOOK})",
+    )
+    change(
+        jobs,
+        kept,
         "status = 'succeeded', finished_at = now(), result = '{}', purge_after = now() - interval '1 second'",
-    )  # fmt: skip
+    )
     change(jobs, old, "idempotency_key = 'k', created_at = now() - interval '25 hours'")
     abandon(jobs, lost)
     api = start_api().wait_ready(path="/health")
@@ -103,12 +110,18 @@ def test_a_lease_that_is_not_recovered_is_a_metric(jobs: Jobs, start_api: Any) -
     abandon(jobs, jobs.submit(push=0), overdue="100 seconds")
     # The lease clock begins with the process, so that the lease runs out after ten minutes.
     api = start_api(lease_seconds=600).wait_ready(path="/health")
-    [line] = re.findall(r"^vdiff_lease_overdue_seconds (\S+)$", httpx.get(f"{api.url}/metrics").text, re.MULTILINE)
+    [line] = re.findall(
+        r"^vdiff_lease_overdue_seconds (\S+)$", httpx.get(f"{api.url}/metrics").text, re.MULTILINE
+    )
     assert float(line) >= 100
 
 
-@pytest.mark.parametrize("broken", ["recover_leases", "expire_jobs", "fail_unservable", "push_missing"])
-def test_a_duty_that_raises_stops_no_other(jobs: Jobs, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+@pytest.mark.parametrize(
+    "broken", ["recover_leases", "expire_jobs", "fail_unservable", "push_missing"]
+)
+def test_a_duty_that_raises_stops_no_other(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
     def planted(self: Maintenance) -> None:
         raise AttributeError("planted")
 
@@ -134,10 +147,17 @@ def test_many_processes_share_the_rounds(jobs: Jobs) -> None:
     sweeps = [maintenance(jobs, sweep_seconds=3600).sweeper for _ in range(3)]
     for sweeper in sweeps:
         sweeper._duties[0].perform()  # the first round of each thread
-    assert jobs.execute(text("SELECT total FROM maintenance_counts WHERE action = 'rounds_of_sweeper'"))[0].total == 1
+    assert (
+        jobs.execute(
+            text("SELECT total FROM maintenance_counts WHERE action = 'rounds_of_sweeper'")
+        )[0].total
+        == 1
+    )
 
 
-def test_a_round_that_failed_is_left_to_other_processes(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_round_that_failed_is_left_to_other_processes(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     late = jobs.submit(push=0)
     change(jobs, late, "start_by = now() - interval '1 second'")
     failing, working = (maintenance(jobs, sweep_seconds=3600) for _ in range(2))
@@ -158,13 +178,17 @@ def test_without_redis_leases_are_recovered_and_deadlines_kept(jobs: Jobs) -> No
     publisher = EventPublisher(away, stream_length=100, stream_seconds=60)
     working = Maintenance(
         jobs.database, away, publisher, sweep_seconds=1, repush_after_seconds=2, lease_seconds=3
-    )  # fmt: skip
+    )
     assert working.sweep()
     assert (jobs.row(lost).status, jobs.row(late).status) == ("queued", "expired")
 
 
-@pytest.mark.parametrize(("lock", "round_of"), [(SWEEP_LOCK, "sweep"), (HOUSEKEEPING_LOCK, "keep_house")])
-def test_one_process_at_a_time_and_a_dead_one_is_followed(jobs: Jobs, lock: int, round_of: str) -> None:
+@pytest.mark.parametrize(
+    ("lock", "round_of"), [(SWEEP_LOCK, "sweep"), (HOUSEKEEPING_LOCK, "keep_house")]
+)
+def test_one_process_at_a_time_and_a_dead_one_is_followed(
+    jobs: Jobs, lock: int, round_of: str
+) -> None:
     working = maintenance(jobs)
     with jobs.database.write() as holder:
         assert holder.execute(select(func.pg_try_advisory_xact_lock(lock))).scalar_one()
@@ -176,8 +200,12 @@ def test_one_process_at_a_time_and_a_dead_one_is_followed(jobs: Jobs, lock: int,
         holder.invalidate()
 
 
-def test_a_process_that_hangs_in_a_duty_is_followed(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one that is stopped, or whose network went: PostgreSQL ends the session that holds the lock."""
+def test_a_process_that_hangs_in_a_duty_is_followed(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is stopped, or whose network went: PostgreSQL ends the session that holds the
+    lock.
+    """
     monkeypatch.setattr(module, "LOCK_IDLE_SECONDS", 1)
     entered, release = threading.Event(), threading.Event()
     hung, other = maintenance(jobs), maintenance(jobs)
@@ -225,26 +253,41 @@ Maintenance.recover_leases = planted
 """
 
 
-def test_a_process_without_one_of_its_threads_exits_and_says_why(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_process_without_one_of_its_threads_exits_and_says_why(
+    jobs: Jobs, tmp_path: Path
+) -> None:
     running = jobs.submit(slow=True, n=4)
     worker_script = RUN_BROKEN.format(plant=PLANT, run=conftest.RUN_WORKER)
-    worker = WorkerProcess(jobs, tmp_path / "broken.log", program=("-c", worker_script), drain_seconds=30)
+    worker = WorkerProcess(
+        jobs, tmp_path / "broken.log", program=("-c", worker_script), drain_seconds=30
+    )
     try:
         assert worker.wait(60) == EXIT_THREAD_GONE
         said = worker.log.read_text()
         assert "vdiff worker: thread vdiff-sweeper ended: SystemExit: planted" in said
         row = worker.row()
         assert row is not None and row.state == "stopped"
-        assert (jobs.row(running).status, jobs.row(running).failures) == ("queued", 0), "given back, not charged"
+        assert (jobs.row(running).status, jobs.row(running).failures) == ("queued", 0), (
+            "given back, not charged"
+        )
     finally:
         worker.end()
     environment = {
-        "VDIFF_DATABASE_URL": jobs.database_url, "VDIFF_REDIS_URL": jobs.redis_url, "VDIFF_SWEEP_SECONDS": "0.2",
-        "VDIFF_PORT": str(free_port()), "PATH": "/usr/bin:/bin",
-    }  # fmt: skip
-    api_script = RUN_BROKEN.format(plant=PLANT, run="from api.server import run; sys.exit(run(load_settings()))")
+        "VDIFF_DATABASE_URL": jobs.database_url,
+        "VDIFF_REDIS_URL": jobs.redis_url,
+        "VDIFF_SWEEP_SECONDS": "0.2",
+        "VDIFF_PORT": str(free_port()),
+        "PATH": "/usr/bin:/bin",
+    }
+    api_script = RUN_BROKEN.format(
+        plant=PLANT, run="from api.server import run; sys.exit(run(load_settings()))"
+    )
     ended = subprocess.run(
-        [sys.executable, "-c", api_script], cwd=conftest.ROOT, env=environment, capture_output=True, timeout=60
+        [sys.executable, "-c", api_script],
+        cwd=conftest.ROOT,
+        env=environment,
+        capture_output=True,
+        timeout=60,
     )
     assert ended.returncode == EXIT_THREAD_GONE
     assert b"vdiff api: thread vdiff-sweeper ended: SystemExit: planted" in ended.stderr

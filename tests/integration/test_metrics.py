@@ -20,19 +20,29 @@ from tests.integration.test_batches import long_line, over, start
 pytestmark = pytest.mark.integration
 MODEL = {"model": "vdiff-tiny"}
 Read = Callable[[], float]
-# Seen to move by other tests: test_backpressure.py, test_webhooks.py, test_redis_outages.py, test_followers.py and
-# test_maintenance.py; and those of the engine, as a worker takes no more jobs than it has slots, and the bundled model's
-# prompts are never stored in parts.
+# Seen to move by other tests: test_backpressure.py, test_webhooks.py, test_redis_outages.py,
+# test_followers.py and test_maintenance.py; and those of the engine, as a worker takes no more jobs
+# than it has slots, and the bundled model's prompts are never stored in parts.
 MOVED: set[str] = {
-    "vdiff_requests_waiting", "vdiff_webhook_attempts_total", "vdiff_webhook_attempt_seconds",
-    "vdiff_webhook_deliveries_pending", "vdiff_webhook_late_seconds", "vdiff_webhook_endpoints",
+    "vdiff_requests_waiting",
+    "vdiff_webhook_attempts_total",
+    "vdiff_webhook_attempt_seconds",
+    "vdiff_webhook_deliveries_pending",
+    "vdiff_webhook_late_seconds",
+    "vdiff_webhook_endpoints",
     "vdiff_webhook_endpoints_disabled_total",
-    "vdiff_api_duty_failures_total", "vdiff_worker_duty_failures_total", "vdiff_sender_duty_failures_total",
-    "vdiff_worker_consumer_restarts_total", "vdiff_sender_consumer_restarts_total",
-    "vdiff_worker_messages_dropped_total", "vdiff_sender_messages_dropped_total",
-    "vdiff_followers", "vdiff_lease_overdue_seconds",
-    "vdiff_engine_preemptions_total", "vdiff_engine_prefill_forwards_total",
-}  # fmt: skip
+    "vdiff_api_duty_failures_total",
+    "vdiff_worker_duty_failures_total",
+    "vdiff_sender_duty_failures_total",
+    "vdiff_worker_consumer_restarts_total",
+    "vdiff_sender_consumer_restarts_total",
+    "vdiff_worker_messages_dropped_total",
+    "vdiff_sender_messages_dropped_total",
+    "vdiff_followers",
+    "vdiff_lease_overdue_seconds",
+    "vdiff_engine_preemptions_total",
+    "vdiff_engine_prefill_forwards_total",
+}
 
 
 def reader(served: Served, name: str, **labels: str) -> Read:
@@ -90,7 +100,9 @@ def test_a_batch_moves_its_gauges(served: Served) -> None:
         batch = start(client, [long_line(f"l-{i}", tokens=200) for i in range(4)])
 
         def open_lines() -> float:
-            found = re.search(r"^vdiff_batch_lines_open (\S+)$", served.client.get("/metrics").text, re.MULTILINE)
+            found = re.search(
+                r"^vdiff_batch_lines_open (\S+)$", served.client.get("/metrics").text, re.MULTILINE
+            )
             return float(found.group(1)) if found else 0.0
 
         MOVED.add("vdiff_batch_lines_open")
@@ -110,7 +122,10 @@ def test_apd_and_caches_move_theirs(served: Served) -> None:
     before = [read() for read in reads]
     for diffusion in ({"algorithm": "apd"}, {"cache": "prefix"}):
         job = chat_job(body={"max_tokens": 32, "diffusion": diffusion})
-        assert served.client.post("/v1/jobs", json=job, headers={"prefer": "wait=30"}).status_code == 200
+        assert (
+            served.client.post("/v1/jobs", json=job, headers={"prefer": "wait=30"}).status_code
+            == 200
+        )
     all_rise(reads, before)
 
 
@@ -147,7 +162,9 @@ def test_tokens_are_counted_exactly(served: Served) -> None:
     eventually(lambda: metric(served, "vdiff_jobs_running", **MODEL) == 0, what="rest")
     before = generated()
     job = served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"}).json()
-    eventually(lambda: generated() == before + job["usage"]["completion_tokens"], what="exactly its tokens")
+    eventually(
+        lambda: generated() == before + job["usage"]["completion_tokens"], what="exactly its tokens"
+    )
 
 
 def test_what_lives_runs_and_waits(served: Served) -> None:
@@ -156,7 +173,9 @@ def test_what_lives_runs_and_waits(served: Served) -> None:
     running = reader(served, "vdiff_jobs_running", **MODEL)
     depth = reader(served, "vdiff_queue_depth", **MODEL, priority="bulk")
     oldest = reader(served, "vdiff_queue_oldest_seconds", **MODEL, priority="bulk")
-    jobs = [served.client.post("/v1/jobs", json=long_job(priority="bulk")).json() for _ in range(12)]
+    jobs = [
+        served.client.post("/v1/jobs", json=long_job(priority="bulk")).json() for _ in range(12)
+    ]
     eventually(lambda: running() > 0 and depth() > 0, what="running and queued")
     first = oldest()
     eventually(lambda: oldest() > first or depth() == 0, what="growing older")
@@ -189,28 +208,42 @@ def test_leases_that_expire_are_counted(served: Served) -> None:
 
     def expire(job_id: str) -> None:
         served.jobs.execute(text(past).bindparams(id=job_id))
-        eventually(lambda: served.jobs.outcomes(job_id)[0] != "running", what="the end of the first attempt")
+        eventually(
+            lambda: served.jobs.outcomes(job_id)[0] != "running",
+            what="the end of the first attempt",
+        )
 
-    until(reader(served, "vdiff_sweeper_actions_total", action="leases_expired"), lambda: run_and(served, expire))
+    until(
+        reader(served, "vdiff_sweeper_actions_total", action="leases_expired"),
+        lambda: run_and(served, expire),
+    )
 
 
 def test_ends_that_come_too_late_are_counted(served: Served) -> None:
-    """A short job ends before its worker's next heartbeat could tell it that it was taken away; how short is short enough
-    depends on the machine."""
+    """A short job ends before its worker's next heartbeat could tell it that it was taken away; how
+    short is short enough depends on the machine.
+    """
     lengths = itertools.cycle((64, 32, 16, 8))
 
     def take_away(job_id: str) -> None:
         served.jobs.execute(repository.drain([(job_id, 1)]))
 
-    until(reader(served, "vdiff_ends_fenced_total", **MODEL), lambda: run_and(served, take_away, next(lengths)))
+    until(
+        reader(served, "vdiff_ends_fenced_total", **MODEL),
+        lambda: run_and(served, take_away, next(lengths)),
+    )
 
 
 def test_lost_messages_are_counted(served: Served) -> None:
-    """Redis forgets messages of jobs that wait: the worker's slots are taken, so that these stay in their list."""
+    """Redis forgets messages of jobs that wait: the worker's slots are taken, so that these stay in
+    their list.
+    """
     pushed = reader(served, "vdiff_sweeper_actions_total", action="messages_pushed_again")
     before = pushed()
     jobs = [served.client.post("/v1/jobs", json=long_job(priority="bulk")).json() for _ in range(6)]
-    eventually(lambda: served.jobs.redis.llen("vdiff.vdiff-tiny.bulk") > 0, what="a message that waits")
+    eventually(
+        lambda: served.jobs.redis.llen("vdiff.vdiff-tiny.bulk") > 0, what="a message that waits"
+    )
     served.jobs.redis.delete("vdiff.vdiff-tiny.bulk")
     eventually(lambda: pushed() > before, seconds=40, what="pushed again")
     for job in reversed(jobs):
@@ -222,11 +255,12 @@ def test_attempts_that_go_back_are_counted(served: Served) -> None:
     before = requeued()
     jobs = served.jobs
     job_id = jobs.submit(push=0, max_attempts=2)
-    # As if a version that knew more had accepted it: the engine's side fails, which may pass, so it goes back once.
+    # As if a version that knew more had accepted it: the engine's side fails, which may pass, so it
+    # goes back once.
     jobs.execute(
-        text("UPDATE jobs SET params = CAST(params AS jsonb) || '{\"x\": 1}' WHERE id = :id RETURNING id").bindparams(
-            id=job_id
-        )
+        text(
+            "UPDATE jobs SET params = CAST(params AS jsonb) || '{\"x\": 1}' WHERE id = :id RETURNING id"
+        ).bindparams(id=job_id)
     )
     row = jobs.wait_done(job_id, seconds=60)
     assert (row.status, row.failures, row.error["retryable"]) == ("failed", 2, True)
@@ -237,7 +271,9 @@ def test_suspects_are_counted(served: Served) -> None:
     suspects = reader(served, "vdiff_suspects", model="nobody")
     job_id = served.jobs.submit(push=0)
     served.jobs.execute(
-        text("UPDATE jobs SET model = 'nobody', isolation = 1 WHERE id = :id RETURNING id").bindparams(id=job_id)
+        text(
+            "UPDATE jobs SET model = 'nobody', isolation = 1 WHERE id = :id RETURNING id"
+        ).bindparams(id=job_id)
     )
     assert suspects() == 1
     served.jobs.execute(repository.request_cancel(job_id))
@@ -251,11 +287,15 @@ def test_deadlines_and_retention_are_counted(served: Served) -> None:
     jobs = served.jobs
     late = jobs.submit(push=0)
     jobs.execute(
-        text("UPDATE jobs SET start_by = now() - interval '1 h' WHERE id = :id RETURNING id").bindparams(id=late)
+        text(
+            "UPDATE jobs SET start_by = now() - interval '1 h' WHERE id = :id RETURNING id"
+        ).bindparams(id=late)
     )
     old = jobs.submit()
     jobs.wait_done(old)
-    jobs.execute(text("UPDATE jobs SET purge_after = now() WHERE id = :id RETURNING id").bindparams(id=old))
+    jobs.execute(
+        text("UPDATE jobs SET purge_after = now() WHERE id = :id RETURNING id").bindparams(id=old)
+    )
     assert jobs.wait_done(late).status == JobStatus.EXPIRED
     eventually(lambda: passed() > before[0] and purged() > before[1], what="counts")
 
@@ -266,7 +306,9 @@ def test_an_evaluation_moves_its_metrics(served: Served) -> None:
         reader(served, "vdiff_evaluation_samples_total", outcome="passed"),
     ]
     before = [read() for read in reads]
-    made = evaluations.begin(served, evaluations.request(evaluations.upload(served, evaluations.sums(3))))
+    made = evaluations.begin(
+        served, evaluations.request(evaluations.upload(served, evaluations.sums(3)))
+    )
     assert evaluations.over(served, made["id"])["status"] == "completed"
     eventually(lambda: [read() for read in reads] == [before[0] + 1, before[1] + 3])
 
@@ -288,7 +330,9 @@ def test_none_was_forgotten(served: Served, request: pytest.FixtureRequest) -> N
     if {name for name in globals() if name.startswith("test_")} - running:
         pytest.skip("needs the other tests of this module")
     shown = {
-        line.split()[2] for line in served.client.get("/metrics").text.splitlines() if line.startswith("# TYPE vdiff_")
+        line.split()[2]
+        for line in served.client.get("/metrics").text.splitlines()
+        if line.startswith("# TYPE vdiff_")
     }
     shown = {name for name in shown if not name.endswith("_created")}
     assert shown - MOVED == set()

@@ -1,4 +1,6 @@
-"""Migrations on a real PostgreSQL: they build what the models say, go down and up, and two migrators do not race."""
+"""Migrations on a real PostgreSQL: they build what the models say, go down and up, and two
+migrators do not race.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ from tests.integration.conftest import Jobs, create_database, drop_database, eve
 
 pytestmark = pytest.mark.integration
 
-BEFORE_INDEXES, INDEXES, COUNTS = "0021", "0022", "0023"  # revisions around those that change large tables
+BEFORE_INDEXES, INDEXES, COUNTS = (
+    "0021",
+    "0022",
+    "0023",
+)  # revisions around those that change large tables
 
 CATALOG = {
     "columns": """
@@ -63,7 +69,9 @@ def test_migrated_schema_equals_the_models(empty_database_url: str, created_url:
     run.upgrade(empty_database_url)
     assert catalog(empty_database_url) == catalog(created_url)
     with sync_engine_unpooled(empty_database_url).connect() as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
         assert compare_metadata(context, Base.metadata) == []
 
 
@@ -122,19 +130,25 @@ def test_the_schema_refuses_impossible_rows(jobs: Jobs, broken: str) -> None:
 def test_a_migration_has_timeouts(empty_database_url: str) -> None:
     with run._migrator(empty_database_url) as connection:
         shown = [
-            connection.execute(text(f"SHOW {name}")).scalar_one() for name in ("lock_timeout", "statement_timeout")
+            connection.execute(text(f"SHOW {name}")).scalar_one()
+            for name in ("lock_timeout", "statement_timeout")
         ]
     assert shown == ["5s", "5min"]
 
 
-def test_a_migration_does_not_queue_behind_a_lock(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A table that somebody holds: the migration gives up instead of making everybody else wait behind it."""
+def test_a_migration_does_not_queue_behind_a_lock(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that somebody holds: the migration gives up instead of making everybody else wait
+    behind it.
+    """
     monkeypatch.setattr(run, "LOCK_TIMEOUT_MS", 50)
     with jobs.database.write() as session:
         session.execute(text("LOCK TABLE jobs IN ACCESS SHARE MODE"))
         with pytest.raises(OperationalError, match="lock timeout"):
             run.downgrade(jobs.database_url, "base")
-    # The migration that met the lock was undone; those before it stay, and the next try goes on from there.
+    # The migration that met the lock was undone; those before it stay, and the next try goes on
+    # from there.
     assert run.current_revision(jobs.database_url) is not None
     assert {"lanes_insert", "ix_jobs_lease"} <= _names(jobs)
     run.upgrade(jobs.database_url)
@@ -152,7 +166,9 @@ def _names(jobs: Jobs) -> set[str]:
 
 
 def test_indexes_are_built_beside_writers(jobs: Jobs) -> None:
-    """A transaction that writes to the table stays open meanwhile; with a lock of the table the migration would give up."""
+    """A transaction that writes to the table stays open meanwhile; with a lock of the table the
+    migration would give up.
+    """
     run.downgrade(jobs.database_url, BEFORE_INDEXES)
     outcome: list[BaseException | None] = []
 
@@ -188,16 +204,22 @@ def test_an_index_of_an_interrupted_migration_is_built_again(jobs: Jobs) -> None
     with jobs.database.write() as session:
         session.execute(text("CREATE INDEX ix_jobs_tenant_model_status_id ON jobs (id)"))
         session.execute(
-            text("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_jobs_tenant_model_status_id'::regclass")
+            text(
+                "UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'ix_jobs_tenant_model_status_id'::regclass"
+            )
         )
     run.upgrade(jobs.database_url)
     with jobs.database.read() as session:
-        statement = text("SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_jobs_tenant_model_status_id'")
+        statement = text(
+            "SELECT indexdef FROM pg_indexes WHERE indexname = 'ix_jobs_tenant_model_status_id'"
+        )
         assert "(tenant, model, status, id)" in session.execute(statement).scalar_one()
 
 
 def test_counts_know_what_was_there_before(jobs: Jobs) -> None:
-    """Rows of the former schema, and a move between the revision that makes the triggers and the one that counts."""
+    """Rows of the former schema, and a move between the revision that makes the triggers and the
+    one that counts.
+    """
     run.downgrade(jobs.database_url, INDEXES)
     ids = [jobs.submit(push=0) for _ in range(4)]
     end = text("UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id = ANY(:ids)")
@@ -209,7 +231,9 @@ def test_counts_know_what_was_there_before(jobs: Jobs) -> None:
         session.execute(counts.roll_up())
     run.upgrade(jobs.database_url)
     with jobs.database.read() as session:
-        found = {row.status: row.count for row in session.execute(counts.jobs_by_status()) if row.count}
+        found = {
+            row.status: row.count for row in session.execute(counts.jobs_by_status()) if row.count
+        }
     assert found == {"cancelled": 3, "queued": 1}
 
 
@@ -220,7 +244,9 @@ def test_connections_have_timeouts(jobs: Jobs) -> None:
         database = AsyncDatabase(jobs.database_url)
         try:
             async with database.read() as session:
-                return [(await session.execute(text(f"SHOW {name}"))).scalar_one() for name in names]
+                return [
+                    (await session.execute(text(f"SHOW {name}"))).scalar_one() for name in names
+                ]
         finally:
             await database.dispose()
 
@@ -255,9 +281,12 @@ def test_inline_results_are_switched_off_where_a_key_without_jobs_may_have_set_t
         "VALUES (:tenant, :tenant, 'https://x.example', '{job.succeeded}', true, 's')"
     )
     keys = {
-        "narrow": (["webhooks"], False), "wide": (["jobs", "webhooks"], False), "gone": (["webhooks"], True),
-        "admin": (["admin", "webhooks"], False), "none": (["jobs"], False),
-    }  # fmt: skip
+        "narrow": (["webhooks"], False),
+        "wide": (["jobs", "webhooks"], False),
+        "gone": (["webhooks"], True),
+        "admin": (["admin", "webhooks"], False),
+        "none": (["jobs"], False),
+    }
     with sync_engine_unpooled(empty_database_url).begin() as connection:
         for tenant, (scopes, revoked) in keys.items():
             values = {"id": f"key_{tenant}", "tenant": tenant, "scopes": scopes, "revoked": revoked}
@@ -265,7 +294,9 @@ def test_inline_results_are_switched_off_where_a_key_without_jobs_may_have_set_t
             connection.execute(text(endpoint), {"tenant": tenant})
     run.upgrade(empty_database_url)
     with sync_engine_unpooled(empty_database_url).connect() as connection:
-        found = connection.execute(text("SELECT id FROM webhook_endpoints WHERE NOT inline_result")).scalars()
+        found = connection.execute(
+            text("SELECT id FROM webhook_endpoints WHERE NOT inline_result")
+        ).scalars()
         assert list(found) == ["narrow"]
 
 

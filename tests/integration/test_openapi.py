@@ -1,4 +1,5 @@
-"""Schemathesis over our own OpenAPI document: whatever is sent, no answer is a 5xx or one that the document does not know.
+"""Schemathesis over our own OpenAPI document: whatever is sent, no answer is a 5xx or one that the
+document does not know.
 
 `EXAMPLES=200 pytest tests/integration/test_openapi.py` runs longer.
 """
@@ -38,16 +39,29 @@ def real(api: ApiProcess) -> dict[str, str]:
     """Ids of things that exist, by the names of paths' parameters."""
     with httpx.Client(base_url=api.url, timeout=120) as client:
         job = client.post("/v1/jobs", json=chat_job()).json()["id"]
-        endpoint = client.post("/v1/webhook_endpoints", json={"url": "http://127.0.0.1:9/x"}).json()["id"]
-        file = client.post("/v1/files", files={"file": ("a.jsonl", b"{}\n")}, data={"purpose": "batch"}).json()["id"]
+        endpoint = client.post(
+            "/v1/webhook_endpoints", json={"url": "http://127.0.0.1:9/x"}
+        ).json()["id"]
+        file = client.post(
+            "/v1/files", files={"file": ("a.jsonl", b"{}\n")}, data={"purpose": "batch"}
+        ).json()["id"]
         batch = client.post(
-            "/v1/batches", json={"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"}
+            "/v1/batches",
+            json={"input_file_id": file, "endpoint": "/v1/completions", "completion_window": "24h"},
         ).json()["id"]
         client.post(f"/v1/webhook_endpoints/{endpoint}/test")
         delivery = client.get("/v1/deliveries").json()["data"][0]["id"]
         key = client.post("/v1/keys", json={"name": "x"}).json()["id"]
-    return {"job_id": job, "endpoint_id": endpoint, "file_id": file, "batch_id": batch, "delivery_id": str(delivery),
-            "key_id": key, "name": "vdiff-tiny", "response_id": job.replace("job_", "resp_")}  # fmt: skip
+    return {
+        "job_id": job,
+        "endpoint_id": endpoint,
+        "file_id": file,
+        "batch_id": batch,
+        "delivery_id": str(delivery),
+        "key_id": key,
+        "name": "vdiff-tiny",
+        "response_id": job.replace("job_", "resp_"),
+    }
 
 
 def operations(api: ApiProcess) -> list[Any]:
@@ -56,7 +70,9 @@ def operations(api: ApiProcess) -> list[Any]:
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
-def test_no_answer_that_the_document_does_not_know(api: ApiProcess, real: dict[str, str], mode: GenerationMode) -> None:
+def test_no_answer_that_the_document_does_not_know(
+    api: ApiProcess, real: dict[str, str], mode: GenerationMode
+) -> None:
     failures: list[str] = []
     with requests.Session() as session:
         for operation in operations(api):
@@ -66,12 +82,16 @@ def test_no_answer_that_the_document_does_not_know(api: ApiProcess, real: dict[s
     assert not failures, "\n\n".join(failures[:20])
 
 
-def _tried(operation: Any, mode: GenerationMode, ids: dict[str, str], session: requests.Session) -> list[str]:
+def _tried(
+    operation: Any, mode: GenerationMode, ids: dict[str, str], session: requests.Session
+) -> list[str]:
     name = f"{operation.method.upper()} {operation.path}"
     wrong: list[str] = []
 
     @seed(1)
-    @settings(max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
     @given(case=operation.as_strategy(generation_mode=mode))
     def try_one(case: Any) -> None:
         for parameter in case.path_parameters or ():

@@ -1,4 +1,6 @@
-"""The overview: real counts, a stream that says what changed, and nothing of one key's shown to another."""
+"""The overview: real counts, a stream that says what changed, and nothing of one key's shown to
+another.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,12 @@ pytestmark = pytest.mark.integration
 def test_counts_workers_and_pace(served: Served) -> None:
     before = served.client.get("/v1/overview").json()
     for _ in range(3):
-        assert served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"}).status_code == 200
+        assert (
+            served.client.post(
+                "/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"}
+            ).status_code
+            == 200
+        )
 
     def counted() -> Any:
         now = served.client.get("/v1/overview").json()
@@ -36,7 +43,12 @@ def test_counts_workers_and_pace(served: Served) -> None:
     def worked() -> bool:
         served.client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=30"})
         pace = served.client.get("/v1/overview").json()["pace"]
-        return bool(pace["tokens_per_second"] and pace["batch"] and pace["step_ms"] and pace["tokens_per_forward"])
+        return bool(
+            pace["tokens_per_second"]
+            and pace["batch"]
+            and pace["step_ms"]
+            and pace["tokens_per_forward"]
+        )
 
     eventually(worked, what="the pace of a worker that works")
 
@@ -63,11 +75,19 @@ def test_the_stream_says_what_changed(served: Served) -> None:
 
 
 def test_a_key_sees_its_own_jobs_and_no_machine(served: Served, tmp_path: Path) -> None:
-    env = {"VDIFF_DATABASE_URL": served.jobs.database_url, "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    env = {
+        "VDIFF_DATABASE_URL": served.jobs.database_url,
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+    }
 
     def new_key(name: str) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "vdiff", "keys", "create", name], env=env, cwd=ROOT, capture_output=True, text=True
+            [sys.executable, "-m", "vdiff", "keys", "create", name],
+            env=env,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
@@ -82,8 +102,12 @@ def test_a_key_sees_its_own_jobs_and_no_machine(served: Served, tmp_path: Path) 
         shown = [httpx.get(f"{api.url}/v1/overview", headers=key).json() for key in keys]
         assert [s["jobs"]["succeeded"] for s in shown] == [1, 0]
         assert [s["scope"] for s in shown] == ["own", "own"]
-        assert shown[0]["workers"] and all(w["hostname"] is None and w["pid"] is None for w in shown[0]["workers"])
-        assert httpx.get(api.url).status_code == 200  # the page itself is for everybody; what it asks is not
+        assert shown[0]["workers"] and all(
+            w["hostname"] is None and w["pid"] is None for w in shown[0]["workers"]
+        )
+        assert (
+            httpx.get(api.url).status_code == 200
+        )  # the page itself is for everybody; what it asks is not
     finally:
         api.end()
 
@@ -114,6 +138,8 @@ def test_rules_explain_their_parameters(served: Served) -> None:
     rules = {rule["name"]: rule for rule in served.client.get("/v1/rules").json()["data"]}
     served_rules = served.client.get("/v1/models").json()["data"][0]["capabilities"]["algorithms"]
     assert set(served_rules) <= set(rules)
-    assert all(rule["help"] and all(p["help"] for p in rule["parameters"]) for rule in rules.values())
+    assert all(
+        rule["help"] and all(p["help"] for p in rule["parameters"]) for rule in rules.values()
+    )
     assert "threshold" in [p["name"] for p in rules["threshold"]["parameters"]]
     assert "steps" not in [p["name"] for p in rules["threshold"]["parameters"]]

@@ -1,6 +1,8 @@
-"""The recipe of docs/operations.md with a real PgBouncer in transaction mode, where one is installed.
+"""The recipe of docs/operations.md with a real PgBouncer in transaction mode, where one is
+installed.
 
-It has one connection to PostgreSQL for many clients, so whatever a session keeps beyond its transaction would be seen.
+It has one connection to PostgreSQL for many clients, so whatever a session keeps beyond its
+transaction would be seen.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ from vdiff.embedded.process import free_port
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.skipif(
-        shutil.which("pgbouncer") is None, reason="no pgbouncer on PATH (Debian: apt-get install pgbouncer)"
+        shutil.which("pgbouncer") is None,
+        reason="no pgbouncer on PATH (Debian: apt-get install pgbouncer)",
     ),
 ]
 
@@ -41,7 +44,11 @@ def recipe() -> dict[str, str]:
     page = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
     found = re.search(r"```ini\n\[databases\]\n(.*?)```", page, re.DOTALL)
     assert found, "docs/operations.md has no pgbouncer.ini"
-    lines = [line.partition(";")[0].partition(" = ") for line in found.group(1).splitlines() if " = " in line]
+    lines = [
+        line.partition(";")[0].partition(" = ")
+        for line in found.group(1).splitlines()
+        if " = " in line
+    ]
     return {name.strip(): value.strip() for name, _, value in lines}
 
 
@@ -57,16 +64,22 @@ def pooled_url(jobs_module: Jobs, tmp_path_factory: pytest.TempPathFactory) -> I
     target = settings.pop("vdiff")
     assert target == "host=postgres port=5432 dbname=vdiff"
     settings |= {
-        "listen_addr": "127.0.0.1", "listen_port": str(port), "auth_file": str(users), "unix_socket_dir": "",
-        "default_pool_size": "2", "logfile": str(folder / "log"),
-    }  # fmt: skip
+        "listen_addr": "127.0.0.1",
+        "listen_port": str(port),
+        "auth_file": str(users),
+        "unix_socket_dir": "",
+        "default_pool_size": "2",
+        "logfile": str(folder / "log"),
+    }
     where = f"host={direct.host} port={direct.port} dbname={direct.database}"
     body = "".join(f"{name} = {value}\n" for name, value in settings.items())
     (folder / "pgbouncer.ini").write_text(f"[databases]\nvdiff = {where}\n[pgbouncer]\n{body}")
     root = getpass.getuser() == "root"
     command = ["pgbouncer", *(["-u", "nobody"] if root else []), str(folder / "pgbouncer.ini")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = direct.set(host="127.0.0.1", port=port, database="vdiff").update_query_dict({"pgbouncer": "true"})
+    url = direct.set(host="127.0.0.1", port=port, database="vdiff").update_query_dict(
+        {"pgbouncer": "true"}
+    )
     try:
 
         def answers() -> bool:
@@ -87,7 +100,9 @@ def pooled_url(jobs_module: Jobs, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def test_both_drivers_share_two_connections(pooled_url: str) -> None:
-    """Thirty clients on two server sessions: prepared statements and settings of one would meet the others."""
+    """Thirty clients on two server sessions: prepared statements and settings of one would meet the
+    others.
+    """
 
     async def run() -> None:
         database = AsyncDatabase(pooled_url, pool_size=10, max_overflow=20)
@@ -96,11 +111,17 @@ def test_both_drivers_share_two_connections(pooled_url: str) -> None:
             async def one(number: int) -> None:
                 for i in range(5):
                     async with database.read() as session:
-                        statement = text("SELECT CAST(:n AS int) + 1 AS n, CAST(:words AS text[]) AS words")
-                        row = (await session.execute(statement, {"n": number + i, "words": ["a"]})).one()
+                        statement = text(
+                            "SELECT CAST(:n AS int) + 1 AS n, CAST(:words AS text[]) AS words"
+                        )
+                        row = (
+                            await session.execute(statement, {"n": number + i, "words": ["a"]})
+                        ).one()
                         assert (row.n, row.words) == (number + i + 1, ["a"])
                     async with database.write() as session:
-                        await session.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": number})
+                        await session.execute(
+                            text("SELECT pg_advisory_xact_lock(:n)"), {"n": number}
+                        )
 
             await asyncio.gather(*(one(i) for i in range(30)))
         finally:
@@ -129,15 +150,23 @@ def test_a_read_that_writes_is_committed(pooled_url: str, jobs_module: Jobs) -> 
 
     new_key(jobs_module)
     asyncio.run(run())
-    assert {row.name for row in jobs_module.execute(text("SELECT name FROM api_keys"))} == {"renamed"}
+    assert {row.name for row in jobs_module.execute(text("SELECT name FROM api_keys"))} == {
+        "renamed"
+    }
 
 
-def test_api_and_worker_do_their_work_through_it(pooled_url: str, jobs_module: Jobs, tmp_path: Path) -> None:
+def test_api_and_worker_do_their_work_through_it(
+    pooled_url: str, jobs_module: Jobs, tmp_path: Path
+) -> None:
     key = auth(new_key(jobs_module))
     worker = WorkerProcess(
-        jobs_module, tmp_path / "worker.log", database_url=pooled_url, served_model_name="vdiff-tiny",
-        model=bundled.folder(bundled.DEFAULT_MODEL), enable_apd="false",
-    )  # fmt: skip
+        jobs_module,
+        tmp_path / "worker.log",
+        database_url=pooled_url,
+        served_model_name="vdiff-tiny",
+        model=bundled.folder(bundled.DEFAULT_MODEL),
+        enable_apd="false",
+    )
     api = ApiProcess(jobs_module, tmp_path / "api.log", database_url=pooled_url, auth="required")
     try:
         worker.wait_ready()
@@ -160,6 +189,9 @@ def test_without_the_option_pgbouncer_refuses_the_timeouts(pooled_url: str) -> N
     """What the recipe's `pgbouncer=true` is for."""
     plain = make_url(pooled_url).set(query={}).render_as_string(hide_password=False)
     database = Database(plain)
-    with pytest.raises(Exception, match=r"unsupported startup parameter"), database.read() as session:
+    with (
+        pytest.raises(Exception, match=r"unsupported startup parameter"),
+        database.read() as session,
+    ):
         session.execute(text("SELECT 1"))
     database.dispose()

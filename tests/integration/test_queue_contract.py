@@ -1,4 +1,6 @@
-"""The message that we build by hand against Celery itself: equal to what `apply_async` pushes, and taken by a worker."""
+"""The message that we build by hand against Celery itself: equal to what `apply_async` pushes, and
+taken by a worker.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ from worker.app import celery_app
 
 pytestmark = pytest.mark.integration
 
-FRESH = ("id", "root_id", "correlation_id", "delivery_tag", "reply_to", "origin", "argsrepr")  # differ by design
+FRESH = (
+    "id",
+    "root_id",
+    "correlation_id",
+    "delivery_tag",
+    "reply_to",
+    "origin",
+    "argsrepr",
+)  # differ by design
 
 
 def known(message: bytes) -> dict[str, Any]:
@@ -50,7 +60,13 @@ def by_celery(jobs: Jobs, job_id: str) -> None:
     app = celery_app(jobs.redis_url, model=jobs.model)
     with app.connection_for_write() as connection:
         queue = queue_name(jobs.model, "normal")
-        app.send_task(GENERATE_TASK, args=(payload(job_id),), queue=queue, ignore_result=True, connection=connection)
+        app.send_task(
+            GENERATE_TASK,
+            args=(payload(job_id),),
+            queue=queue,
+            ignore_result=True,
+            connection=connection,
+        )
     app.close()
 
 

@@ -35,7 +35,9 @@ def nobody(served: Served) -> str:
             ),
             {"name": name},
         )
-    eventually(lambda: name in served.client.get("/v1/models").text, seconds=240, what="the model is known")
+    eventually(
+        lambda: name in served.client.get("/v1/models").text, seconds=240, what="the model is known"
+    )
     return name
 
 
@@ -44,7 +46,9 @@ class Key:
         self.tenant = new_id("tenant")
         key = new_key(served.jobs, tenant=self.tenant, **limits)
         self.id = str(tokens.key_id_of(key))
-        self.client = httpx.Client(base_url=served.url, timeout=600, headers={"Authorization": f"Bearer {key}"})
+        self.client = httpx.Client(
+            base_url=served.url, timeout=600, headers={"Authorization": f"Bearer {key}"}
+        )
         self._served = served
 
     def queued(self) -> tuple[int, int]:
@@ -54,7 +58,9 @@ class Key:
 
     def upload(self, purpose: str, lines: list[Any]) -> str:
         content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
-        answer = self.client.post("/v1/files", data={"purpose": purpose}, files={"file": ("x.jsonl", content)})
+        answer = self.client.post(
+            "/v1/files", data={"purpose": purpose}, files={"file": ("x.jsonl", content)}
+        )
         return str(answer.json()["id"])
 
 
@@ -66,7 +72,12 @@ def key(served: Served) -> Iterator[Key]:
 
 
 def chat(model: str, **more: Any) -> dict[str, Any]:
-    return {"model": model, "messages": [{"role": "user", "content": "What is 1 + 1?"}], "max_tokens": 8, **more}
+    return {
+        "model": model,
+        "messages": [{"role": "user", "content": "What is 1 + 1?"}],
+        "max_tokens": 8,
+        **more,
+    }
 
 
 def batch_of(key: Key, model: str, lines: int) -> dict[str, Any]:
@@ -94,7 +105,9 @@ def test_submissions_at_once_stay_within_the_limit(key: Key, nobody: str) -> Non
 
 
 def test_two_batches_at_once_stay_within_the_limit_and_both_get_done(key: Key, nobody: str) -> None:
-    """Each fits alone. The lines of the second wait until there is room, however the first is ended."""
+    """Each fits alone. The lines of the second wait until there is room, however the first is
+    ended.
+    """
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: batch_of(key, nobody, 6), range(2))
 
@@ -107,8 +120,12 @@ def test_two_batches_at_once_stay_within_the_limit_and_both_get_done(key: Key, n
         nonlocal most
         most = max(most, key.queued()[0])
         states = [look(batch) for batch in (first, second)]
-        # A batch that is validated when the other's lines are queued is refused instead: then it is no longer open.
-        return all(state["status"] in ("in_progress", "failed") for state in states) and key.queued()[0] >= 6
+        # A batch that is validated when the other's lines are queued is refused instead: then it is
+        # no longer open.
+        return (
+            all(state["status"] in ("in_progress", "failed") for state in states)
+            and key.queued()[0] >= 6
+        )
 
     eventually(both_accepted, seconds=240, what="both batches are accepted")
     for _ in range(10):
@@ -118,8 +135,12 @@ def test_two_batches_at_once_stay_within_the_limit_and_both_get_done(key: Key, n
     for batch in (first, second):
         key.client.post(f"/v1/batches/{batch['id']}/cancel")
     for batch in (first, second):
-        over = eventually(lambda b=batch: (s := look(b))["status"] in ("cancelled", "failed") and s, seconds=240)
-        if over["status"] == "cancelled":  # every line is accounted for, those that waited for room included
+        over = eventually(
+            lambda b=batch: (s := look(b))["status"] in ("cancelled", "failed") and s, seconds=240
+        )
+        if (
+            over["status"] == "cancelled"
+        ):  # every line is accounted for, those that waited for room included
             assert over["request_counts"]["failed"] == 6
     assert key.queued() == (0, 0)
 
@@ -128,11 +149,16 @@ def test_tokens_of_an_evaluation_are_counted_as_they_are(served: Served, nobody:
     """The first item is short and stands for none of the others."""
     key = Key(served, max_queued_jobs=1_000, max_queued_tokens=3_000)
     long = "What is 1 + 1? " * 20
-    lines = [{"input": "x" if i == 0 else long, "reference": "2", "mark": time.time_ns()} for i in range(60)]
+    lines = [
+        {"input": "x" if i == 0 else long, "reference": "2", "mark": time.time_ns()}
+        for i in range(60)
+    ]
     body = {
-        "dataset": {"file_id": key.upload("evals", lines)}, "template": "{{input}}", "graders": [{"type": "exact"}],
+        "dataset": {"file_id": key.upload("evals", lines)},
+        "template": "{{input}}",
+        "graders": [{"type": "exact"}],
         "configurations": [{"name": "a", "model": nobody, "max_tokens": 8}],
-    }  # fmt: skip
+    }
     answer = key.client.post("/v1/evaluations", json=body)
     assert answer.status_code == 201, answer.text
     eventually(lambda: key.queued()[1] > 1_500, seconds=240, what="samples are queued")
@@ -149,7 +175,9 @@ def test_retries_at_once_stay_within_the_limit(key: Key, nobody: str) -> None:
     ids = []
     for _ in range(2):
         for _ in range(8):
-            made = key.client.post("/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": chat(nobody)})
+            made = key.client.post(
+                "/v1/jobs", json={"endpoint": "/v1/chat/completions", "body": chat(nobody)}
+            )
             assert made.status_code == 202, made.text
             ids.append(made.json()["id"])
         for job_id in ids[-8:]:

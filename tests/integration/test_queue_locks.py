@@ -1,4 +1,6 @@
-"""Requests that wait for the lock of a key's queue, or of a tenant's files, keep no other tenant from a connection."""
+"""Requests that wait for the lock of a key's queue, or of a tenant's files, keep no other tenant
+from a connection.
+"""
 
 from __future__ import annotations
 
@@ -54,16 +56,31 @@ async def service_of(jobs: Jobs, database: AsyncDatabase) -> AsyncIterator[JobSe
 
     client = redis.asyncio.Redis.from_url(jobs.redis_url)
     try:
-        yield JobService(database, client, ServedModels(database), JobWatch(client, nothing_over), load_settings({}))
+        yield JobService(
+            database,
+            client,
+            ServedModels(database),
+            JobWatch(client, nothing_over),
+            load_settings({}),
+        )
     finally:
         await client.aclose()
 
 
 def job_of(jobs: Jobs, key_id: str) -> Prepared:
     values = {
-        "id": new_id("job"), "tenant": "t", "key_id": key_id, "endpoint": "/v1/completions", "model": jobs.model,
-        "body": {}, "priority": "normal", "params": {}, "prompt_token_ids": [1], "tokens": 1, "idempotency_key": None,
-    }  # fmt: skip
+        "id": new_id("job"),
+        "tenant": "t",
+        "key_id": key_id,
+        "endpoint": "/v1/completions",
+        "model": jobs.model,
+        "body": {},
+        "priority": "normal",
+        "params": {},
+        "prompt_token_ids": [1],
+        "tokens": 1,
+        "idempotency_key": None,
+    }
     return Prepared(values["id"], None, values, automatic_retry=False, limits=LIMITS)  # type: ignore[arg-type]
 
 
@@ -73,12 +90,16 @@ async def all_wait(writes: SerialWrites, name: object, count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_submissions_of_one_key_leave_connections_for_others(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_submissions_of_one_key_leave_connections_for_others(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serial, "LOCK_TIMEOUT_MS", 60_000)
     monkeypatch.setattr(serial, "TURN_SECONDS", 60.0)
     async with small_pool(jobs) as database, service_of(jobs, database) as service:
         with held(jobs.database, "queue t a"):
-            mine = [asyncio.create_task(service.enqueue(job_of(jobs, "a"))) for _ in range(POOL + 2)]
+            mine = [
+                asyncio.create_task(service.enqueue(job_of(jobs, "a"))) for _ in range(POOL + 2)
+            ]
             await all_wait(service.queue_writes, ("t", "a"), POOL + 2)
             for _ in range(3):
                 assert (await service.enqueue(job_of(jobs, "b"))).created
@@ -89,8 +110,12 @@ async def test_submissions_of_one_key_leave_connections_for_others(jobs: Jobs, m
         assert session.execute(lanes.queued_of("t", "a")).one()[0] == POOL + 2
 
 
-async def test_a_submission_does_not_wait_for_a_lock_without_end(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one with the connection ends by `lock_timeout`, those behind it by the time of their turn; then all is well."""
+async def test_a_submission_does_not_wait_for_a_lock_without_end(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one with the connection ends by `lock_timeout`, those behind it by the time of their
+    turn; then all is well.
+    """
     monkeypatch.setattr(serial, "LOCK_TIMEOUT_MS", 300)
     monkeypatch.setattr(serial, "TURN_SECONDS", 0.1)
     async with small_pool(jobs) as database, service_of(jobs, database) as service:
@@ -126,7 +151,9 @@ async def test_a_cancelled_request_hands_its_turn_on(jobs: Jobs) -> None:
         assert order == [0, 2, 3] and writes.names == 0
 
 
-async def test_uploads_of_one_tenant_leave_connections_for_others(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_uploads_of_one_tenant_leave_connections_for_others(
+    jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(serial, "LOCK_TIMEOUT_MS", 60_000)
     monkeypatch.setattr(serial, "TURN_SECONDS", 60.0)
 
@@ -174,7 +201,10 @@ def test_every_face_answers_503_when_the_queue_stays_locked(workerless: ApiProce
             await asyncio.wait(mine, return_when=asyncio.FIRST_COMPLETED)
             assert (await post(client, "/v1/jobs", other)).status_code == 202
             for answer in await asyncio.gather(*mine):
-                assert (answer.status_code, answer.json()["error"]["code"]) == (503, "lock_timeout"), answer.text
+                assert (answer.status_code, answer.json()["error"]["code"]) == (
+                    503,
+                    "lock_timeout",
+                ), answer.text
                 assert "the queue of this key" in answer.json()["error"]["message"]
                 assert int(answer.headers["Retry-After"]) > 0
 

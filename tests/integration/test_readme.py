@@ -16,7 +16,9 @@ import pytest
 from tests.integration.conftest import ROOT, Served
 
 pytestmark = pytest.mark.integration
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(
+    r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 def blocks(language: str, word: str) -> list[str]:
@@ -28,7 +30,14 @@ def run(command: list[str], folder: Path, text: str | None = None) -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
     env |= {"PYTHONPATH": str(ROOT), "VDIFF_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, input=text, capture_output=True, text=True, cwd=folder, env=env, timeout=120, check=False
+        command,
+        input=text,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env=env,
+        timeout=120,
+        check=False,
     )
     assert done.returncode == 0, f"{command} {text}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
@@ -51,10 +60,19 @@ def test_curl_lines(served: Served) -> None:
     assert done["status"] == "succeeded"
     assert done["result"]["choices"][0]["message"]["content"] == "42"
     followed = shell(served, follow, job["id"])
-    assert "event: queued" in followed and "event: denoise" in followed and "event: done" in followed
-    chunks = [line.removeprefix("data: ") for line in shell(served, stream).splitlines() if line.startswith("data: ")]
+    assert (
+        "event: queued" in followed and "event: denoise" in followed and "event: done" in followed
+    )
+    chunks = [
+        line.removeprefix("data: ")
+        for line in shell(served, stream).splitlines()
+        if line.startswith("data: ")
+    ]
     assert chunks.pop() == "[DONE]"
-    assert "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks) == "1 2 5 9"
+    assert (
+        "".join(json.loads(c)["choices"][0]["delta"].get("content", "") for c in chunks)
+        == "1 2 5 9"
+    )
 
 
 def test_openai_package(served: Served, tmp_path: Path) -> None:
@@ -63,7 +81,9 @@ def test_openai_package(served: Served, tmp_path: Path) -> None:
     assert said.strip() == "stone river apple"
 
 
-def test_python_client(served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_client(
+    served: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (code,) = blocks("python", "vdiff.Client")
     monkeypatch.setenv("VDIFF_BASE_URL", served.url)
     exec(compile(code, "README.md", "exec"), {})
@@ -77,14 +97,28 @@ def test_generate(tmp_path: Path) -> None:
     for name in ("vdiff", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)  # its output must not land in the checkout
     run([sys.executable, "-m", "vdiff", *words[1:]], tmp_path)
-    answers = [json.loads(answer) for answer in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    assert [answer["text"] for answer in answers] == ["42", "1 2 5 9", "7 + 5 = 12, 12 - 3 = 9. Answer: 9"]
+    answers = [
+        json.loads(answer)
+        for answer in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
+    assert [answer["text"] for answer in answers] == [
+        "42",
+        "1 2 5 9",
+        "7 + 5 = 12, 12 - 3 = 9. Answer: 9",
+    ]
 
 
 def test_every_block_is_accounted_for() -> None:
-    """A block of commands that no test here and no make target runs is one that nobody knows to work."""
+    """A block of commands that no test here and no make target runs is one that nobody knows to
+    work.
+    """
     tested = {
-        *blocks("sh", "curl"), *blocks("python", "OpenAI"), *blocks("python", "vdiff.Client"), *blocks("sh", "vdiff generate"),
-    }  # fmt: skip
-    rest = [code.strip() for kind, code in BLOCKS if kind in ("sh", "python") and code not in tested]
+        *blocks("sh", "curl"),
+        *blocks("python", "OpenAI"),
+        *blocks("python", "vdiff.Client"),
+        *blocks("sh", "vdiff generate"),
+    }
+    rest = [
+        code.strip() for kind, code in BLOCKS if kind in ("sh", "python") and code not in tested
+    ]
     assert rest == ["make up", "make test"]

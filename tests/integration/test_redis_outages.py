@@ -1,4 +1,6 @@
-"""Redis that refuses: worker, sender and API keep their processes, and take work again while a long job runs."""
+"""Redis that refuses: worker, sender and API keep their processes, and take work again while a long
+job runs.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,13 @@ from shared.jobs.status import JobStatus
 from shared.queue.names import WEBHOOK_QUEUE, queue_name
 from shared.webhooks import repository as webhooks
 from shared.webhooks.secrets import new_secret
-from tests.integration.conftest import ApiProcess, Jobs, WorkerProcess, eventually, jobs_with_database
+from tests.integration.conftest import (
+    ApiProcess,
+    Jobs,
+    WorkerProcess,
+    eventually,
+    jobs_with_database,
+)
 from tests.integration.test_webhooks import start_deliver
 from vdiff.embedded import EmbeddedRedis
 from vdiff.embedded.process import free_port
@@ -75,7 +83,10 @@ def receiver() -> Iterator[tuple[str, list[str]]]:
 
 @pytest.fixture(scope="module")
 def stack(
-    postgres_url: str, migrated_template: str, tmp_path_factory: pytest.TempPathFactory, receiver: tuple[str, list[str]]
+    postgres_url: str,
+    migrated_template: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    receiver: tuple[str, list[str]],
 ) -> Iterator[Stack]:
     folder = tmp_path_factory.mktemp("outages")
     with ExitStack() as exits:
@@ -85,8 +96,14 @@ def stack(
         admin = redis.Redis.from_url(url)
         exits.callback(admin.close)
         jobs = jobs_with_database(postgres_url, url, migrated_template, exits)
-        # Leases and the sweeper do not help here: what is taken is taken by the consumer and the dispatcher.
-        slow = {"lease_seconds": 2400, "heartbeat_seconds": 5, "sweep_seconds": 600, "repush_after_seconds": 600}
+        # Leases and the sweeper do not help here: what is taken is taken by the consumer and the
+        # dispatcher.
+        slow = {
+            "lease_seconds": 2400,
+            "heartbeat_seconds": 5,
+            "sweep_seconds": 600,
+            "repush_after_seconds": 600,
+        }
         worker = WorkerProcess(jobs, folder / "worker.log", max_num_seqs=4, **slow)
         exits.callback(worker.end)
         deliver = start_deliver(jobs, folder / "deliver.log")
@@ -173,12 +190,16 @@ def test_nothing_ends_and_nothing_is_deaf(stack: Stack, fault: str) -> None:
     after = jobs.submit(push=0)
     hook = webhook(stack, f"/{fault}")
     for job_id in (during, after):
-        eventually(lambda j=job_id: jobs.row(j).attempt == 1, seconds=PICKED_UP_SECONDS, what="picked up")
+        eventually(
+            lambda j=job_id: jobs.row(j).attempt == 1, seconds=PICKED_UP_SECONDS, what="picked up"
+        )
     eventually(lambda: f"/{fault}" in stack.received, seconds=60, what=f"{hook} delivered")
     assert stack.alive(), "same processes: the model was not loaded again"
     assert jobs.row(running[0]).attempt == 1
     long, short = jobs.row(running[0]), jobs.wait_done(after)
-    assert long.status == "running" or long.finished_at > short.finished_at, "the others did not wait for it"
+    assert long.status == "running" or long.finished_at > short.finished_at, (
+        "the others did not wait for it"
+    )
     for job_id in running:
         jobs.execute(repository.request_cancel(job_id))
         jobs.redis.publish(CANCEL_CHANNEL, job_id)
@@ -203,36 +224,60 @@ def webhook(stack: Stack, path: str) -> str:
 def total(stack: Stack, name: str) -> float:
     """Return the sum of all series of that name at /metrics."""
     lines = httpx.get(f"{stack.api.url}/metrics", timeout=120).text.splitlines()
-    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith((f"{name}{{", f"{name} ")))
+    return sum(
+        float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith((f"{name}{{", f"{name} "))
+    )
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "vdiff_api_duty_failures_total", "vdiff_worker_duty_failures_total", "vdiff_sender_duty_failures_total",
-        "vdiff_worker_consumer_restarts_total", "vdiff_sender_consumer_restarts_total",
+        "vdiff_api_duty_failures_total",
+        "vdiff_worker_duty_failures_total",
+        "vdiff_sender_duty_failures_total",
+        "vdiff_worker_consumer_restarts_total",
+        "vdiff_sender_consumer_restarts_total",
     ],
-)  # fmt: skip
+)
 def test_the_refusals_were_counted(stack: Stack, name: str) -> None:
     eventually(lambda: total(stack, name) > 0, what=name)
 
 
 CHANNELS = (
-    "/7.celery.pidbox", "/0.celery.pidbox", "vdiff:cancel", "vdiff:dispatch", "vdiff:done", "vdiff:who-waits",
-)  # fmt: skip
+    "/7.celery.pidbox",
+    "/0.celery.pidbox",
+    "vdiff:cancel",
+    "vdiff:dispatch",
+    "vdiff:done",
+    "vdiff:who-waits",
+)
 GARBAGE = [
-    b"", b"\xff\xfe", b"no json", b"[]", b"{}", b"null", b"42", b'"text"', b"[" * 100_000,
+    b"",
+    b"\xff\xfe",
+    b"no json",
+    b"[]",
+    b"{}",
+    b"null",
+    b"42",
+    b'"text"',
+    b"[" * 100_000,
     b'{"headers": 1, "properties": 2, "body": 3}',
     b'{"headers": {"task": "vdiff.generate", "id": "x"}, "properties": {}, "body": "e30="}',
     b'{"headers": {"task": "nothing", "id": "x"}, "properties": {"delivery_info": {}, "delivery_tag": "t", '
     b'"body_encoding": "base64"}, "content-type": "application/json", "content-encoding": "utf-8", '
     b'"body": "W1t7fV0sIHt9LCB7fV0="}',
-]  # fmt: skip
+]
 
 
 def test_a_message_that_is_none_of_ours_ends_nothing(stack: Stack) -> None:
     jobs = stack.jobs
-    for queue in (queue_name(jobs.model, "normal"), queue_name(jobs.model, "interactive"), WEBHOOK_QUEUE):
+    for queue in (
+        queue_name(jobs.model, "normal"),
+        queue_name(jobs.model, "interactive"),
+        WEBHOOK_QUEUE,
+    ):
         for message in GARBAGE:
             jobs.redis.lpush(queue, message)
     for message in (b"garbage", b"{}", b"[]", b'{"method": 1}', b"\xff"):
@@ -244,6 +289,12 @@ def test_a_message_that_is_none_of_ours_ends_nothing(stack: Stack) -> None:
     eventually(lambda: "/garbage" in stack.received, what="delivered")
     assert stack.alive()
 
-    eventually(lambda: total(stack, "vdiff_worker_messages_dropped_total") >= 2 * (len(GARBAGE) - 1), what="counted")
-    eventually(lambda: total(stack, "vdiff_sender_messages_dropped_total") >= len(GARBAGE) - 1, what="counted")
+    eventually(
+        lambda: total(stack, "vdiff_worker_messages_dropped_total") >= 2 * (len(GARBAGE) - 1),
+        what="counted",
+    )
+    eventually(
+        lambda: total(stack, "vdiff_sender_messages_dropped_total") >= len(GARBAGE) - 1,
+        what="counted",
+    )
     assert "message_dropped" in stack.worker.log.read_text(errors="replace")

@@ -27,9 +27,14 @@ def long_slices(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def maintenance(jobs: Jobs, *, forget_after_seconds: float | None = None) -> Maintenance:
     return Maintenance(
-        jobs.database, jobs.redis, EventPublisher(jobs.redis, stream_length=10, stream_seconds=60), sweep_seconds=60,
-        repush_after_seconds=60, lease_seconds=60, forget_after_seconds=forget_after_seconds,
-    )  # fmt: skip
+        jobs.database,
+        jobs.redis,
+        EventPublisher(jobs.redis, stream_length=10, stream_seconds=60),
+        sweep_seconds=60,
+        repush_after_seconds=60,
+        lease_seconds=60,
+        forget_after_seconds=forget_after_seconds,
+    )
 
 
 def execute(jobs: Jobs, statement: str, **values: Any) -> None:
@@ -55,13 +60,19 @@ FROM generate_series(1, :rows) AS n
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Chunks so small that each round needs many; returns the transactions' largest."""
     monkeypatch.setattr(caretaking, "REMOVE_CHUNK", 50)
-    for function in (caretaking.purge_due, caretaking.delete_old, caretaking.forget_idempotency_keys):
+    for function in (
+        caretaking.purge_due,
+        caretaking.delete_old,
+        caretaking.forget_idempotency_keys,
+    ):
         assert function.__kwdefaults__ is not None
         monkeypatch.setitem(function.__kwdefaults__, "limit", 50)
     return 50
 
 
-def test_one_round_of_retention_does_all_that_is_due(jobs: Jobs, small_chunks: int, most_changed: list[int]) -> None:
+def test_one_round_of_retention_does_all_that_is_due(
+    jobs: Jobs, small_chunks: int, most_changed: list[int]
+) -> None:
     """Rows are removed chunk after chunk in one round, not one chunk a round."""
     execute(jobs, JOBS, rows=1_000)
     keeper = maintenance(jobs, forget_after_seconds=86_400)
@@ -82,7 +93,9 @@ def most_changed(jobs: Jobs) -> list[int]:
 
     rows: list[int] = []
 
-    def note(conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool) -> None:
+    def note(
+        conn: Any, cursor: Any, statement: str, parameters: Any, context: Any, many: bool
+    ) -> None:
         if statement.lstrip().startswith(("UPDATE", "DELETE")):
             rows.append(cursor.rowcount)
 
@@ -111,9 +124,7 @@ def test_a_slice_ends_and_says_that_there_is_more(monkeypatch: pytest.MonkeyPatc
     assert in_chunks(lambda: 5, 5, stopping).count == 0
 
 
-ENDPOINT = (
-    "INSERT INTO webhook_endpoints (id, tenant, url, events, secret) VALUES (:id, 'mine', 'https://x', '{}', 's')"
-)
+ENDPOINT = "INSERT INTO webhook_endpoints (id, tenant, url, events, secret) VALUES (:id, 'mine', 'https://x', '{}', 's')"
 DELIVERIES = """
 WITH made AS (
     INSERT INTO webhook_events (id, tenant, type, sequence) SELECT :id || n, 'mine', 'job.succeeded', 1
@@ -132,7 +143,8 @@ def test_an_endpoint_with_many_deliveries_is_gone_at_once(
         execute(jobs, ENDPOINT, id=endpoint)
         execute(jobs, DELIVERIES, id=endpoint, rows=500)
     execute(
-        jobs, "INSERT INTO webhook_attempts (delivery_id, attempt, duration_ms) SELECT id, 1, 1 FROM webhook_deliveries"
+        jobs,
+        "INSERT INTO webhook_attempts (delivery_id, attempt, duration_ms) SELECT id, 1, 1 FROM webhook_deliveries",
     )
     most_changed.clear()
     with jobs.database.write() as session:
@@ -140,7 +152,9 @@ def test_an_endpoint_with_many_deliveries_is_gone_at_once(
     assert most_changed == [1]
     with jobs.database.write() as session:
         assert session.execute(webhooks.get_endpoint("we_a", "mine")).one_or_none() is None
-        assert [row.id for row in session.execute(webhooks.list_endpoints("mine", after=None, limit=9))] == ["we_b"]
+        assert [
+            row.id for row in session.execute(webhooks.list_endpoints("mine", after=None, limit=9))
+        ] == ["we_b"]
         assert session.execute(webhooks.count_endpoints("mine")).scalar_one() == 1
         assert session.execute(webhooks.delete_endpoint("we_a", "mine")).one_or_none() is None
     monkeypatch.setitem(webhooks.remove_deleted.__globals__, "REMOVE_CHUNK", 40)
@@ -156,9 +170,7 @@ def test_an_endpoint_with_many_deliveries_is_gone_at_once(
 def test_a_deleted_evaluation_is_gone_at_once_and_can_be_made_again(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch, most_changed: list[int]
 ) -> None:
-    values = (
-        "(:id, 'mine', 'n', 'completed', 'same', '{}', '/v1/chat/completions', '\"x\"', '[]', 300, 60, now(), now())"
-    )
+    values = "(:id, 'mine', 'n', 'completed', 'same', '{}', '/v1/chat/completions', '\"x\"', '[]', 300, 60, now(), now())"
     made = (
         "INSERT INTO evaluations (id, tenant, name, status, content_hash, dataset, endpoint, template, graders, items, "
         f"window_seconds, created_at, finished_at) VALUES {values}"
@@ -185,19 +197,34 @@ def test_a_deleted_evaluation_is_gone_at_once_and_can_be_made_again(
         assert session.execute(evaluations.remove("eval_1")).one_or_none() is not None
     with jobs.database.read() as session:
         assert session.execute(evaluations.get("eval_1", "mine")).one_or_none() is None
-        assert session.execute(evaluations.list_evaluations("mine", after=None, limit=9)).all() == []
+        assert (
+            session.execute(evaluations.list_evaluations("mine", after=None, limit=9)).all() == []
+        )
     with jobs.database.write() as session:
         assert session.execute(evaluations.by_content("mine", "same")).one_or_none() is None
         assert session.execute(evaluations.lock("eval_1")).one_or_none() is None
-        session.execute(text("UPDATE evaluations SET status = 'in_progress', finished_at = NULL WHERE id = 'eval_1'"))
+        session.execute(
+            text(
+                "UPDATE evaluations SET status = 'in_progress', finished_at = NULL WHERE id = 'eval_1'"
+            )
+        )
         assert session.execute(evaluations.claim("holder", 60)).one_or_none() is None
-        session.execute(text("UPDATE evaluations SET status = 'completed', finished_at = now() WHERE id = 'eval_1'"))
+        session.execute(
+            text(
+                "UPDATE evaluations SET status = 'completed', finished_at = now() WHERE id = 'eval_1'"
+            )
+        )
     most_changed.clear()
     execute(jobs, made, id="eval_2")  # the same dataset, template and graders
     monkeypatch.setattr(evaluations.remove_deleted, "__defaults__", (40,))
     maintenance(jobs).remove_deleted()
     assert max(most_changed) <= 40
-    for table, left in (("evaluations", 1), ("evaluation_items", 0), ("evaluation_runs", 0), ("evaluation_samples", 0)):
+    for table, left in (
+        ("evaluations", 1),
+        ("evaluation_items", 0),
+        ("evaluation_runs", 0),
+        ("evaluation_samples", 0),
+    ):
         assert count(jobs, f"SELECT count(*) FROM {table}") == left
 
 
@@ -213,8 +240,10 @@ async def test_a_large_file_goes_in_chunks_and_expired_files_go_without_a_pause(
     )
     rows = 2 * files.CHUNKS_AT_ONCE + 3
     execute(
-        jobs, "INSERT INTO file_chunks SELECT 'file-1', n, 'x' FROM generate_series(1, :rows) n", rows=rows
-    )  # fmt: skip
+        jobs,
+        "INSERT INTO file_chunks SELECT 'file-1', n, 'x' FROM generate_series(1, :rows) n",
+        rows=rows,
+    )
     database = AsyncDatabase(jobs.database_url)
     try:
         service = FileService(database, None, max_bytes=1)
@@ -224,4 +253,7 @@ async def test_a_large_file_goes_in_chunks_and_expired_files_go_without_a_pause(
             assert rounds < 20
     finally:
         await database.dispose()
-    assert count(jobs, "SELECT count(*) FROM files") == 0 and count(jobs, "SELECT count(*) FROM file_chunks") == 0
+    assert (
+        count(jobs, "SELECT count(*) FROM files") == 0
+        and count(jobs, "SELECT count(*) FROM file_chunks") == 0
+    )

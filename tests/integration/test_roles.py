@@ -1,4 +1,6 @@
-"""A database role for each process: real processes under these roles, and what each role is refused."""
+"""A database role for each process: real processes under these roles, and what each role is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,15 @@ from shared.maintenance import Maintenance
 from shared.settings import load_settings
 from shared.usage import repository as usage
 from shared.webhooks import repository as webhooks
-from tests.integration.conftest import ROOT, ApiProcess, Jobs, WorkerProcess, eventually, jobs_with_database, new_key
+from tests.integration.conftest import (
+    ROOT,
+    ApiProcess,
+    Jobs,
+    WorkerProcess,
+    eventually,
+    jobs_with_database,
+    new_key,
+)
 from tests.integration.test_api_jobs import CHAT, chat_job
 from tests.integration.test_api_keys import auth
 from tests.integration.test_webhooks import Receiver, receiver, start_deliver  # noqa: F401
@@ -47,12 +57,16 @@ class Roles:
 
 def make_roles(url: str) -> None:
     """Run deploy/postgresql/roles.sql, as its head says."""
-    options = " ".join(f"-c vdiff.{part}_password={password}" for part, password in PASSWORDS.items())
+    options = " ".join(
+        f"-c vdiff.{part}_password={password}" for part, password in PASSWORDS.items()
+    )
     engine = sync_engine_unpooled(make_url(url).render_as_string(hide_password=False))
     with engine.connect() as connection:
         for part in options.split("-c ")[1:]:
             name, _, value = part.strip().partition("=")
-            connection.execute(text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value})
+            connection.execute(
+                text("SELECT set_config(:name, :value, false)"), {"name": name, "value": value}
+            )
         driver = connection.connection.driver_connection
         assert driver is not None
         driver.execute((ROOT / "deploy/postgresql/roles.sql").read_text())
@@ -69,7 +83,9 @@ def roles(postgres_url: str, redis_url: str, migrated_template: str) -> Iterator
             run.upgrade(jobs.database_url)
         owner = make_url(jobs.database_url)
         urls = {
-            part: owner.set(username=f"vdiff_{part}", password=password).render_as_string(hide_password=False)
+            part: owner.set(username=f"vdiff_{part}", password=password).render_as_string(
+                hide_password=False
+            )
             for part, password in PASSWORDS.items()
         }
         yield Roles(jobs, urls)
@@ -93,26 +109,40 @@ def test_every_table_is_granted_or_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("part", "statement"),
     [
-        ("worker", "SELECT key_hash FROM api_keys"), ("worker", "SELECT secret FROM webhook_endpoints"),
-        ("worker", "SELECT data FROM file_chunks"), ("worker", "UPDATE batches SET status = 'completed'"),
-        ("worker", "INSERT INTO api_keys (id) VALUES ('x')"), ("worker", "SELECT * FROM webhook_deliveries"),
-        ("deliver", "SELECT key_hash FROM api_keys"), ("deliver", "SELECT body FROM jobs"),
-        ("deliver", "UPDATE jobs SET status = 'cancelled'"), ("deliver", "UPDATE webhook_endpoints SET url = 'x'"),
-        ("deliver", "UPDATE webhook_endpoints SET secret = 'x'"), ("deliver", "DELETE FROM webhook_endpoints"),
-        ("api", "DELETE FROM api_keys"), ("api", "UPDATE alembic_version SET version_num = 'x'"),
+        ("worker", "SELECT key_hash FROM api_keys"),
+        ("worker", "SELECT secret FROM webhook_endpoints"),
+        ("worker", "SELECT data FROM file_chunks"),
+        ("worker", "UPDATE batches SET status = 'completed'"),
+        ("worker", "INSERT INTO api_keys (id) VALUES ('x')"),
+        ("worker", "SELECT * FROM webhook_deliveries"),
+        ("deliver", "SELECT key_hash FROM api_keys"),
+        ("deliver", "SELECT body FROM jobs"),
+        ("deliver", "UPDATE jobs SET status = 'cancelled'"),
+        ("deliver", "UPDATE webhook_endpoints SET url = 'x'"),
+        ("deliver", "UPDATE webhook_endpoints SET secret = 'x'"),
+        ("deliver", "DELETE FROM webhook_endpoints"),
+        ("api", "DELETE FROM api_keys"),
+        ("api", "UPDATE alembic_version SET version_num = 'x'"),
         *((part, "CREATE TABLE public.x (i int)") for part in PASSWORDS),
         *((part, "DROP TABLE jobs") for part in PASSWORDS),
         *((part, "CREATE ROLE somebody") for part in PASSWORDS),
     ],
-)  # fmt: skip
-def test_a_role_is_refused_what_its_process_does_not_do(roles: Roles, part: str, statement: str) -> None:
+)
+def test_a_role_is_refused_what_its_process_does_not_do(
+    roles: Roles, part: str, statement: str
+) -> None:
     engine = sync_engine_unpooled(roles.urls[part])
-    with engine.connect() as connection, pytest.raises(ProgrammingError, match=r"permission denied|must be owner"):
+    with (
+        engine.connect() as connection,
+        pytest.raises(ProgrammingError, match=r"permission denied|must be owner"),
+    ):
         connection.execute(text(statement))
     engine.dispose()
 
 
-def test_every_statement_of_maintenance_and_isolation_runs_under_the_workers_role(roles: Roles) -> None:
+def test_every_statement_of_maintenance_and_isolation_runs_under_the_workers_role(
+    roles: Roles,
+) -> None:
     worker = Database(roles.urls["worker"])
     statements: list[Executable] = [
         repository.sweep_expired(),
@@ -167,7 +197,10 @@ def test_only_a_process_that_may_delete_removes_deleted_rows(roles: Roles) -> No
     client.close()
     worker = sync_engine_unpooled(roles.urls["worker"])
     for statement in (*webhooks.remove_deleted(), *evaluations.remove_deleted()):
-        with worker.connect() as connection, pytest.raises(ProgrammingError, match="permission denied"):
+        with (
+            worker.connect() as connection,
+            pytest.raises(ProgrammingError, match="permission denied"),
+        ):
             connection.execute(statement)
     worker.dispose()
 
@@ -193,20 +226,29 @@ def test_real_processes_do_their_work_under_their_roles(
     jobs = roles.jobs
     with ExitStack() as stack:
         worker = WorkerProcess(
-            jobs, tmp_path / "worker.log", database_url=roles.urls["worker"], served_model_name="vdiff-tiny",
-            model=bundled.folder(bundled.DEFAULT_MODEL), enable_apd="false", sweep_seconds=0.2,
+            jobs,
+            tmp_path / "worker.log",
+            database_url=roles.urls["worker"],
+            served_model_name="vdiff-tiny",
+            model=bundled.folder(bundled.DEFAULT_MODEL),
+            enable_apd="false",
+            sweep_seconds=0.2,
             forget_after_seconds=3600,
-        )  # fmt: skip
+        )
         stack.callback(worker.end)
         log = tmp_path / "api.log"
-        api = ApiProcess(jobs, log, database_url=roles.urls["api"], webhook_allow_private="true", auth="required")
+        api = ApiProcess(
+            jobs, log, database_url=roles.urls["api"], webhook_allow_private="true", auth="required"
+        )
         stack.callback(api.end)
         process = start_deliver(jobs, tmp_path / "deliver.log", database_url=roles.urls["deliver"])
         stack.callback(lambda: (process.kill(), process.wait()))
         worker.wait_ready()
         api.wait_ready()
         client = stack.enter_context(
-            httpx.Client(base_url=api.url, timeout=120, headers=auth(new_key(jobs, scopes=["admin"])))
+            httpx.Client(
+                base_url=api.url, timeout=120, headers=auth(new_key(jobs, scopes=["admin"]))
+            )
         )
         endpoint = {
             "url": f"{receiver.url}/roles",
@@ -215,14 +257,19 @@ def test_real_processes_do_their_work_under_their_roles(
         }
         assert client.post("/v1/webhook_endpoints", json=endpoint).status_code == 201
         job = client.post(
-            "/v1/jobs", json=chat_job(webhook={"url": f"{receiver.url}/own"}), headers={"prefer": "wait=50"}
+            "/v1/jobs",
+            json=chat_job(webhook={"url": f"{receiver.url}/own"}),
+            headers={"prefer": "wait=50"},
         )
         assert job.json()["status"] == "succeeded", job.text
-        line = json.dumps({"custom_id": "a", "method": "POST", "url": CHAT, "body": chat_job()["body"]})
+        line = json.dumps(
+            {"custom_id": "a", "method": "POST", "url": CHAT, "body": chat_job()["body"]}
+        )
         form = {"files": {"file": ("in.jsonl", line.encode())}, "data": {"purpose": "batch"}}
         file = client.post("/v1/files", **form).json()  # type: ignore[arg-type]
         batch = client.post(
-            "/v1/batches", json={"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "1h"}
+            "/v1/batches",
+            json={"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "1h"},
         )
 
         def over() -> bool:
@@ -230,16 +277,29 @@ def test_real_processes_do_their_work_under_their_roles(
 
         eventually(over, seconds=60, what="batch completed")
         evaluation = {
-            "dataset": {"bundled": "vdiff-tiny", "limit": 2}, "template": "{{input}}", "graders": [{"type": "exact"}],
+            "dataset": {"bundled": "vdiff-tiny", "limit": 2},
+            "template": "{{input}}",
+            "graders": [{"type": "exact"}],
             "configurations": [{"name": "c", "model": "vdiff-tiny", "max_tokens": 8}],
-        }  # fmt: skip
+        }
         made = client.post("/v1/evaluations", json=evaluation)
         assert made.status_code < 300, made.text
         eventually(
-            lambda: client.get(f"/v1/evaluations/{made.json()['id']}").json()["status"] == "completed",
-            seconds=60, what="evaluation completed",
-        )  # fmt: skip
-        for path in ("/v1/usage", "/v1/queue", "/v1/overview", "/v1/keys", "/v1/deliveries", "/metrics", "/health"):
+            lambda: (
+                client.get(f"/v1/evaluations/{made.json()['id']}").json()["status"] == "completed"
+            ),
+            seconds=60,
+            what="evaluation completed",
+        )
+        for path in (
+            "/v1/usage",
+            "/v1/queue",
+            "/v1/overview",
+            "/v1/keys",
+            "/v1/deliveries",
+            "/metrics",
+            "/health",
+        ):
             assert client.get(path).status_code == 200, path
         for path, count in (("/roles", 2), ("/own", 1)):
             assert len(receiver.got(path, count)) >= count
@@ -251,7 +311,12 @@ def test_real_processes_do_their_work_under_their_roles(
             with jobs.database.write() as session:
                 session.execute(text(change))
         eventually(
-            lambda: jobs.execute(text("SELECT count(*) AS n FROM jobs WHERE purged_at IS NOT NULL"))[0].n == 1,
+            lambda: (
+                jobs.execute(text("SELECT count(*) AS n FROM jobs WHERE purged_at IS NOT NULL"))[
+                    0
+                ].n
+                == 1
+            ),
             what="purged",
         )
         assert client.delete(f"/v1/jobs/{job.json()['id']}").status_code < 300

@@ -1,4 +1,6 @@
-"""Passwords of PostgreSQL and Redis change while parts run, by the statements of docs/operations.md."""
+"""Passwords of PostgreSQL and Redis change while parts run, by the statements of
+docs/operations.md.
+"""
 
 from __future__ import annotations
 
@@ -32,19 +34,29 @@ def owned(postgres_url: str) -> Iterator[tuple[str, str]]:
     """(name of a role that owns a database of this name, its URL)."""
     name = f"rotate_{uuid.uuid4().hex[:8]}"
     url = make_url(create_database(postgres_url, name))
-    admin(postgres_url, f"CREATE ROLE {name} LOGIN PASSWORD 'old'", f"ALTER DATABASE {name} OWNER TO {name}")
+    admin(
+        postgres_url,
+        f"CREATE ROLE {name} LOGIN PASSWORD 'old'",
+        f"ALTER DATABASE {name} OWNER TO {name}",
+    )
     yield name, url.set(username=name, password="old").render_as_string(hide_password=False)
     drop_database(postgres_url, name)
     admin(postgres_url, f"DROP ROLE IF EXISTS {name}_3, {name}_2", f"DROP ROLE {name}")
 
 
 def admin(url: str, *sql: str) -> None:
-    with sync_engine_unpooled(url).execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
+    with (
+        sync_engine_unpooled(url)
+        .execution_options(isolation_level="AUTOCOMMIT")
+        .connect() as connection
+    ):
         for statement in sql:
             connection.execute(text(statement))
 
 
-def test_postgresqls_password_by_a_second_role_and_a_third(owned: tuple[str, str], postgres_url: str) -> None:
+def test_postgresqls_password_by_a_second_role_and_a_third(
+    owned: tuple[str, str], postgres_url: str
+) -> None:
     name, old_url = owned
     upgrade(old_url)
     *before, after = statements()

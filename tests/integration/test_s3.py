@@ -1,4 +1,6 @@
-"""Files in an S3-compatible store: moto's server, where it is installed (`pip install 'moto[s3,server]'`, 300 MB)."""
+"""Files in an S3-compatible store: moto's server, where it is installed (`pip install
+'moto[s3,server]'`, 300 MB).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from tests.integration.conftest import ApiProcess, Jobs, WorkerProcess
 from tests.integration.test_batches import lines_of, over, start, sums
 from vdiff import bundled
 
-moto_server = pytest.importorskip("moto.server", reason="moto is heavy and no dependency: see the docstring")
+moto_server = pytest.importorskip(
+    "moto.server", reason="moto is heavy and no dependency: see the docstring"
+)
 pytestmark = pytest.mark.integration
 
 
@@ -30,11 +34,18 @@ def bucket() -> Iterator[str]:
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
-    where = {"AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ALLOW_HTTP": "true", "AWS_ACCESS_KEY_ID": "key",
-             "AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "us-east-1"}  # fmt: skip
+    where = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
     before = {name: os.environ.get(name) for name in where}
     os.environ.update(where)
-    boto3.client("s3", endpoint_url=where["AWS_ENDPOINT_URL"], region_name="us-east-1").create_bucket(Bucket="vdiff")
+    boto3.client(
+        "s3", endpoint_url=where["AWS_ENDPOINT_URL"], region_name="us-east-1"
+    ).create_bucket(Bucket="vdiff")
     yield "vdiff"
     for name, value in before.items():
         os.environ.pop(name)
@@ -46,7 +57,9 @@ def bucket() -> Iterator[str]:
 def keys_of(bucket: str) -> set[str]:
     import boto3
 
-    client = boto3.client("s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], region_name="us-east-1")
+    client = boto3.client(
+        "s3", endpoint_url=os.environ["AWS_ENDPOINT_URL"], region_name="us-east-1"
+    )
     found: list[dict[str, Any]] = client.list_objects_v2(Bucket=bucket).get("Contents", [])
     return {item["Key"] for item in found}
 
@@ -78,14 +91,19 @@ async def test_content_is_seen_whole_or_not_at_all(bucket: str) -> None:
 def test_a_batch_with_its_files_in_s3(bucket: str, jobs: Jobs, tmp_path: Path) -> None:
     with ExitStack() as stack:
         worker = WorkerProcess(
-            jobs, tmp_path / "worker.log", model=bundled.folder(bundled.DEFAULT_MODEL), served_model_name="vdiff-tiny"
+            jobs,
+            tmp_path / "worker.log",
+            model=bundled.folder(bundled.DEFAULT_MODEL),
+            served_model_name="vdiff-tiny",
         )
         stack.callback(worker.end)
         api = ApiProcess(jobs, tmp_path / "api.log", file_store=f"s3://{bucket}/files")
         stack.callback(api.end)
         worker.wait_ready()
         api.wait_ready()
-        client = stack.enter_context(OpenAI(base_url=f"{api.url}/v1", api_key="unused", max_retries=0))
+        client = stack.enter_context(
+            OpenAI(base_url=f"{api.url}/v1", api_key="unused", max_retries=0)
+        )
         batch = over(client, start(client, sums(5)).id)
         assert (batch.status, batch.outcome) == ("completed", "all_succeeded")
         assert len(lines_of(client, batch.output_file_id)) == 5

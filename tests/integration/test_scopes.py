@@ -23,9 +23,18 @@ pytestmark = pytest.mark.integration
 
 PUBLIC = {"/health", "/health/live", "/health/ready", "/version"}
 ANY_KEY = {
-    "/v1/models", "/v1/models/{name}", "/v1/keys/self", "/v1/overview", "/v1/overview/events", "/v1/rules", "/v1/queue",
-    "/v1/usage", "/tokenize", "/detokenize", "/tokenizer_info",
-}  # fmt: skip
+    "/v1/models",
+    "/v1/models/{name}",
+    "/v1/keys/self",
+    "/v1/overview",
+    "/v1/overview/events",
+    "/v1/rules",
+    "/v1/queue",
+    "/v1/usage",
+    "/tokenize",
+    "/detokenize",
+    "/tokenizer_info",
+}
 SCOPES_BY_PREFIX = {
     "/v1/jobs": {Scope.JOBS},
     "/v1/chat/completions": {Scope.JOBS},
@@ -49,7 +58,9 @@ def expected_scopes(path: str) -> set[Scope] | None:
     """Return the scopes that open a path, besides `admin`; None where any key does."""
     if path in PUBLIC | ANY_KEY:
         return None
-    found = [scopes for prefix, scopes in SCOPES_BY_PREFIX.items() if f"{path}/".startswith(f"{prefix}/")]
+    found = [
+        scopes for prefix, scopes in SCOPES_BY_PREFIX.items() if f"{path}/".startswith(f"{prefix}/")
+    ]
     assert len(found) == 1, f"{path}: say in this table which scopes open it"
     return found[0]
 
@@ -65,9 +76,15 @@ def keyed(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
 
 
-def status_of(client: httpx.Client, method: str, path: str, headers: dict[str, str]) -> tuple[int, str]:
+def status_of(
+    client: httpx.Client, method: str, path: str, headers: dict[str, str]
+) -> tuple[int, str]:
     """Send a request that does nothing and return its status and error code; streams are not read."""
-    body = {} if method in ("GET", "DELETE") else {"content": b"[]", "headers": {"content-type": "application/json"}}
+    body = (
+        {}
+        if method in ("GET", "DELETE")
+        else {"content": b"[]", "headers": {"content-type": "application/json"}}
+    )
     sent = {**body, "headers": {**body.get("headers", {}), **headers}}  # type: ignore[dict-item]
     with client.stream(method, path, **sent) as answer:  # type: ignore[arg-type]
         if answer.status_code < 400 or "json" not in answer.headers.get("content-type", ""):
@@ -77,13 +94,20 @@ def status_of(client: httpx.Client, method: str, path: str, headers: dict[str, s
 
 def routes(served: Served) -> list[tuple[str, str]]:
     app = create_app(
-        load_settings({"VDIFF_DATABASE_URL": served.jobs.database_url, "VDIFF_REDIS_URL": served.jobs.redis_url})
+        load_settings(
+            {
+                "VDIFF_DATABASE_URL": served.jobs.database_url,
+                "VDIFF_REDIS_URL": served.jobs.redis_url,
+            }
+        )
     )
     return sorted((method, path) for path, methods in paths(app).items() for method in methods)
 
 
 @pytest.mark.parametrize("scope", list(Scope))
-def test_a_scope_opens_its_routes_and_no_others(served: Served, keyed: httpx.Client, scope: Scope) -> None:
+def test_a_scope_opens_its_routes_and_no_others(
+    served: Served, keyed: httpx.Client, scope: Scope
+) -> None:
     headers = auth(new_key(served.jobs, scopes=[scope.value]))
     wrong = []
     found = routes(served)
@@ -113,11 +137,14 @@ def test_no_scope_reads_texts_that_are_not_its_own(served: Served, keyed: httpx.
     owner = auth(new_key(served.jobs, tenant=tenant))
     secrets = {"job": f"canary-job-{time.time_ns()}", "batch": f"canary-batch-{time.time_ns()}"}
     bodies = {
-        name: {**chat_job()["body"], "messages": [{"role": "user", "content": text}]} for name, text in secrets.items()
+        name: {**chat_job()["body"], "messages": [{"role": "user", "content": text}]}
+        for name, text in secrets.items()
     }
     receiver = {"url": "http://127.0.0.1:9/x", "inline_result": True}
     endpoint = keyed.post("/v1/webhook_endpoints", json=receiver, headers=owner).json()
-    job = keyed.post("/v1/jobs", json=chat_job(body=bodies["job"]), headers={**owner, "prefer": "wait=30"}).json()
+    job = keyed.post(
+        "/v1/jobs", json=chat_job(body=bodies["job"]), headers={**owner, "prefer": "wait=30"}
+    ).json()
     assert job["status"] == "succeeded"
     line = json.dumps({"custom_id": "a", "method": "POST", "url": CHAT, "body": bodies["batch"]})
     form: Any = {"files": {"file": ("in.jsonl", line.encode())}, "data": {"purpose": "batch"}}
@@ -125,14 +152,20 @@ def test_no_scope_reads_texts_that_are_not_its_own(served: Served, keyed: httpx.
     given = {"input_file_id": file["id"], "endpoint": CHAT, "completion_window": "1h"}
     batch = keyed.post("/v1/batches", json=given, headers=owner).json()
     eventually(
-        lambda: keyed.get(f"/v1/batches/{batch['id']}", headers=owner).json()["status"] == "completed",
+        lambda: (
+            keyed.get(f"/v1/batches/{batch['id']}", headers=owner).json()["status"] == "completed"
+        ),
         what="batch completed",
     )
     deliveries = keyed.get("/v1/deliveries", headers=owner).json()["data"]
     ids = {
-        "job_id": job["id"], "batch_id": batch["id"], "file_id": file["id"], "endpoint_id": endpoint["id"],
-        "delivery_id": deliveries[0]["id"], "name": served.model,
-    }  # fmt: skip
+        "job_id": job["id"],
+        "batch_id": batch["id"],
+        "file_id": file["id"],
+        "endpoint_id": endpoint["id"],
+        "delivery_id": deliveries[0]["id"],
+        "name": served.model,
+    }
     allowed = {Scope.JOBS: {"job"}, Scope.BATCHES: {"batch"}, Scope.WEBHOOKS: set()}
     for scope, may_read in allowed.items():
         headers = auth(new_key(served.jobs, tenant=tenant, scopes=[scope.value]))
@@ -147,10 +180,14 @@ def test_no_scope_reads_texts_that_are_not_its_own(served: Served, keyed: httpx.
         assert seen == may_read, scope
 
 
-def test_usage_of_other_keys_needs_a_scope_that_reads_work(served: Served, keyed: httpx.Client) -> None:
+def test_usage_of_other_keys_needs_a_scope_that_reads_work(
+    served: Served, keyed: httpx.Client
+) -> None:
     tenant = f"team-{time.time_ns()}"
     owner = new_key(served.jobs, tenant=tenant)
-    done = keyed.post("/v1/jobs", json=chat_job(), headers={**auth(owner), "prefer": "wait=30"}).json()
+    done = keyed.post(
+        "/v1/jobs", json=chat_job(), headers={**auth(owner), "prefer": "wait=30"}
+    ).json()
     assert done["status"] == "succeeded"
     watcher = auth(new_key(served.jobs, tenant=tenant, scopes=["webhooks"]))
     assert keyed.get("/v1/usage", headers=watcher).json()["data"] == []

@@ -1,4 +1,6 @@
-"""Webhook secrets at rest: nothing readable in the database, clear ones migrated, keys rotated, receivers unaffected."""
+"""Webhook secrets at rest: nothing readable in the database, clear ones migrated, keys rotated,
+receivers unaffected.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,12 @@ def vdiff(jobs: Jobs, *arguments: str, secret_keys: str, code: int = 0) -> str:
     env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
     env |= {"VDIFF_DATABASE_URL": jobs.database_url, "VDIFF_SECRET_KEYS": secret_keys}
     done = subprocess.run(
-        [sys.executable, "-m", "vdiff", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vdiff", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == code, done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -40,7 +47,11 @@ def vdiff(jobs: Jobs, *arguments: str, secret_keys: str, code: int = 0) -> str:
 
 def stored(jobs: Jobs) -> str:
     """Everything in the tables that hold secrets, as text."""
-    return "\n".join(row.all for table in TABLES for row in jobs.execute(text(f"SELECT t::text AS all FROM {table} t")))
+    return "\n".join(
+        row.all
+        for table in TABLES
+        for row in jobs.execute(text(f"SELECT t::text AS all FROM {table} t"))
+    )
 
 
 class SentHeaders(Sender):
@@ -60,7 +71,9 @@ def sign_one(jobs: Jobs, endpoint_id: str, tenant: str, keys: str) -> tuple[byte
     with jobs.database.write() as session:
         session.execute(event)
         delivery_id = session.execute(delivery).scalar_one()
-    settings = load_settings({}, secret_keys=keys, webhook_allow_private=True, webhook_timeout_seconds=1.0)
+    settings = load_settings(
+        {}, secret_keys=keys, webhook_allow_private=True, webhook_timeout_seconds=1.0
+    )
     sender = SentHeaders(jobs.database, settings)
     try:
         sender.deliver(delivery_id)
@@ -75,11 +88,18 @@ def old_and_new() -> Iterator[tuple[str, str]]:
     yield new_key(), new_key()
 
 
-def test_clear_secrets_are_encrypted_and_keys_rotated(jobs: Jobs, old_and_new: tuple[str, str]) -> None:
+def test_clear_secrets_are_encrypted_and_keys_rotated(
+    jobs: Jobs, old_and_new: tuple[str, str]
+) -> None:
     old, new = old_and_new
     secret, before = new_secret(), new_secret()
     with jobs.database.write() as session:
-        values = {"id": "we_1", "tenant": "t", "url": "http://127.0.0.1:9/x", "events": ["job.failed"]}
+        values = {
+            "id": "we_1",
+            "tenant": "t",
+            "url": "http://127.0.0.1:9/x",
+            "events": ["job.failed"],
+        }
         session.execute(webhooks.create_endpoint({**values, "secret": before}))
         session.execute(webhooks.rotate_secret("we_1", "t", secret, grace_seconds=3600))
         session.execute(webhooks.ensure_secret("t", new_secret()))
@@ -93,23 +113,30 @@ def test_clear_secrets_are_encrypted_and_keys_rotated(jobs: Jobs, old_and_new: t
     for one in (secret, before):
         assert Webhook(one).verify(body, headers)["type"] == "webhook.test"
     assert json.loads(vdiff(jobs, "secrets", "rotate", "--json", secret_keys=f"{new},{old}")) == {
-        "key_id": id_of(new), "changed": 4,
-    }  # fmt: skip
+        "key_id": id_of(new),
+        "changed": 4,
+    }
     assert f"fernet:{id_of(old)}:" not in stored(jobs)
     body, headers = sign_one(jobs, "we_1", "t", new)
     assert Webhook(secret).verify(body, headers)["type"] == "webhook.test"
     listed = json.loads(vdiff(jobs, "secrets", "list", "--json", secret_keys=f"{new},{old}"))
     assert [(row["key_id"], row["secrets"], row["state"]) for row in listed] == [
-        (id_of(new), 4, "encrypts"), (id_of(old), 0, "decrypts"),
-    ]  # fmt: skip
+        (id_of(new), 4, "encrypts"),
+        (id_of(old), 0, "decrypts"),
+    ]
 
 
-def test_a_missing_key_stops_what_needs_it_and_names_it(jobs: Jobs, old_and_new: tuple[str, str]) -> None:
+def test_a_missing_key_stops_what_needs_it_and_names_it(
+    jobs: Jobs, old_and_new: tuple[str, str]
+) -> None:
     old, new = old_and_new
     new_api_key(jobs)
     stored_secrets.reseal(jobs.database, Vault([old]))
     for keys in (Vault(), Vault([new])):
-        with pytest.raises(ConfigurationError, match=f"lacks the key {id_of(old)}"), jobs.database.read() as session:
+        with (
+            pytest.raises(ConfigurationError, match=f"lacks the key {id_of(old)}"),
+            jobs.database.read() as session,
+        ):
             stored_secrets.check(session, keys)
     assert id_of(old) in vdiff(jobs, "secrets", "rotate", secret_keys=new, code=2)
     assert id_of(old) in vdiff(jobs, "api", secret_keys=new, code=2)
@@ -127,11 +154,20 @@ def test_every_face_that_makes_a_secret_encrypts_it(jobs: Jobs, tmp_path: Any) -
         api.wait_ready(path="/health/live")
         with httpx.Client(base_url=api.url, timeout=60) as client:
             made = client.post("/v1/keys", json={"name": "k"}).json()["key"]
-            shown = [client.get("/v1/webhook_secret", headers=h).json()["secret"] for h in ({}, auth(made))]
+            shown = [
+                client.get("/v1/webhook_secret", headers=h).json()["secret"]
+                for h in ({}, auth(made))
+            ]
             rotated = client.post("/v1/webhook_secret/rotate", headers=auth(made)).json()["secret"]
-            assert client.get("/v1/webhook_secret", headers=auth(made)).json()["secret"] == rotated != shown[1]
+            assert (
+                client.get("/v1/webhook_secret", headers=auth(made)).json()["secret"]
+                == rotated
+                != shown[1]
+            )
             anonymous = client.post("/v1/webhook_secret/rotate").json()["secret"]
-            endpoint = client.post("/v1/webhook_endpoints", json={"url": "http://127.0.0.1:9/x"}).json()
+            endpoint = client.post(
+                "/v1/webhook_endpoints", json={"url": "http://127.0.0.1:9/x"}
+            ).json()
             again = client.post(f"/v1/webhook_endpoints/{endpoint['id']}/rotate_secret").json()
     finally:
         api.end()
@@ -140,7 +176,9 @@ def test_every_face_that_makes_a_secret_encrypts_it(jobs: Jobs, tmp_path: Any) -
     for secret in (*shown, rotated, anonymous, endpoint["secret"], again["secret"]):
         assert secret.startswith("whsec_") and Webhook(secret).sign("x", _now(), "{}")
     text_of_all = stored(jobs)
-    assert "whsec_" not in text_of_all and CLEAR not in {r.key_id for r in jobs.execute(stored_secrets.counts())}
+    assert "whsec_" not in text_of_all and CLEAR not in {
+        r.key_id for r in jobs.execute(stored_secrets.counts())
+    }
     body, headers = sign_one(jobs, endpoint["id"], "anonymous", key)
     assert Webhook(again["secret"]).verify(body, headers)["type"] == "webhook.test"
 

@@ -22,10 +22,14 @@ DEADLY = ("-m", "tests.integration.killers")
 DEATHS_MAX = 12
 
 
-def lose(jobs: Jobs, job_ids: list[str], *, worker: str = "w", apart: bool = False, alone: bool = False) -> None:
+def lose(
+    jobs: Jobs, job_ids: list[str], *, worker: str = "w", apart: bool = False, alone: bool = False
+) -> None:
     """Claim the jobs as one worker, which dies."""
     for job_id in job_ids:
-        claim = repository.claim(job_id, worker_id=worker, lease_seconds=-1, apart=apart, alone=alone)
+        claim = repository.claim(
+            job_id, worker_id=worker, lease_seconds=-1, apart=apart, alone=alone
+        )
         assert len(jobs.execute(claim)) == 1
     assert {row.id for row in jobs.execute(repository.sweep_expired())} == set(job_ids)
 
@@ -33,12 +37,16 @@ def lose(jobs: Jobs, job_ids: list[str], *, worker: str = "w", apart: bool = Fal
 def test_only_a_job_that_dies_alone_is_quarantined(jobs: Jobs) -> None:
     ids = [jobs.submit(push=0, max_attempts=2) for _ in range(8)]
     lose(jobs, ids)
-    assert {(jobs.row(i).status, jobs.row(i).failures, jobs.row(i).losses) for i in ids} == {("queued", 0, 1)}
+    assert {(jobs.row(i).status, jobs.row(i).failures, jobs.row(i).losses) for i in ids} == {
+        ("queued", 0, 1)
+    }
     assert {jobs.row(i).isolation for i in ids} == {2}
     for _ in range(6):  # a group may be lost as often as it will
         lose(jobs, ids[:2], apart=True)
     pair = [jobs.row(i) for i in ids[:2]]
-    assert [(r.status, r.losses, r.lost_alone, r.isolation) for r in pair] == [("queued", 7, 0, 1)] * 2
+    assert [(r.status, r.losses, r.lost_alone, r.isolation) for r in pair] == [
+        ("queued", 7, 0, 1)
+    ] * 2
     lose(jobs, ids[:1], apart=True, alone=True)
     assert (jobs.row(ids[0]).status, jobs.row(ids[0]).lost_alone) == ("queued", 1)
     # Its worker let others in: from then on nothing is held against the job.
@@ -52,7 +60,12 @@ def test_only_a_job_that_dies_alone_is_quarantined(jobs: Jobs) -> None:
     jobs.execute(repository.drain([(ids[0], jobs.row(ids[0]).attempt)]))
     lose(jobs, ids[:1], apart=True, alone=True)
     row = jobs.row(ids[0])
-    assert (row.status, row.failures, row.lost_alone, row.error["code"]) == ("failed", 0, 2, "job_quarantined")
+    assert (row.status, row.failures, row.lost_alone, row.error["code"]) == (
+        "failed",
+        0,
+        2,
+        "job_quarantined",
+    )
     assert row.error["retryable"] is False
     # The client may retry it; the next life starts alone.
     assert len(jobs.execute(repository.retry(ids[0], "anonymous", key_id=""))) == 1
@@ -64,12 +77,19 @@ def test_a_suspect_is_left_alone_by_everything_that_runs_jobs_together(jobs: Job
     job_id = jobs.submit(push=0)
     lose(jobs, [job_id])
     assert jobs.row(job_id).format == SUSPECT_FORMAT
-    older = repository.claim(job_id, worker_id="old", lease_seconds=60, understands=ROW_FORMAT, apart=True)
+    older = repository.claim(
+        job_id, worker_id="old", lease_seconds=60, understands=ROW_FORMAT, apart=True
+    )
     assert jobs.execute(older) == []  # the release before knows no suspects
     assert jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60)) == []
     with jobs.database.write() as session:
         session.execute(lanes.roll_up())
-        assert session.execute(lanes.candidates(jobs.model, "normal", clock=0.0, lanes=9, per_lane=9)).all() == []
+        assert (
+            session.execute(
+                lanes.candidates(jobs.model, "normal", clock=0.0, lanes=9, per_lane=9)
+            ).all()
+            == []
+        )
         waiting = session.execute(suspects.waiting(jobs.model, revision=None, limit=5)).all()
     assert [(row.id, row.isolation, row.losses) for row in waiting] == [(job_id, 1, 1)]
     jobs.execute(repository.claim(job_id, worker_id="w", lease_seconds=60, apart=True))
@@ -84,12 +104,18 @@ def test_an_engine_that_stops_is_no_failure_of_its_jobs(jobs: Jobs) -> None:
     error = {"code": "engine_stopped", "message": "m", "param": None, "retryable": True}
     moved = jobs.execute(repository.lose_attempt(job_id, 1, group_size=8, error=error))
     assert [(row.status, row.isolation) for row in moved] == [("queued", 2)]
-    assert (jobs.row(job_id).failures, jobs.row(job_id).losses, jobs.outcomes(job_id)) == (0, 1, ["lost"])
+    assert (jobs.row(job_id).failures, jobs.row(job_id).losses, jobs.outcomes(job_id)) == (
+        0,
+        1,
+        ["lost"],
+    )
 
 
 @pytest.mark.timeout(900)  # seven starts of a worker
 def test_of_eight_jobs_the_one_that_kills_its_worker_fails(jobs: Jobs, start_worker: Start) -> None:
-    """Real processes: each death takes the whole group; the seven others succeed, and stay apart from later jobs."""
+    """Real processes: each death takes the whole group; the seven others succeed, and stay apart
+    from later jobs.
+    """
     ids = [jobs.submit(max_tokens=64) for _ in range(7)]
     killer = jobs.submit(prompt=[5, KILLER_TOKEN, 7], max_tokens=64)
     deaths = 0
@@ -97,7 +123,9 @@ def test_of_eight_jobs_the_one_that_kills_its_worker_fails(jobs: Jobs, start_wor
     while jobs.row(killer).status != JobStatus.FAILED:
         assert deaths <= DEATHS_MAX
         eventually(
-            lambda w=worker: w.process.poll() is not None or jobs.row(killer).status == JobStatus.FAILED,
+            lambda w=worker: (
+                w.process.poll() is not None or jobs.row(killer).status == JobStatus.FAILED
+            ),
             seconds=240,
             what="the worker dies or the killer is quarantined",
         )
@@ -109,8 +137,14 @@ def test_of_eight_jobs_the_one_that_kills_its_worker_fails(jobs: Jobs, start_wor
         row = jobs.wait_done(job_id, seconds=90)
         assert (row.status, row.failures) == ("succeeded", 0)
     row = jobs.row(killer)
-    assert (row.error["code"], row.failures, row.lost_alone) == ("job_quarantined", 0, row.max_attempts)
-    alone = jobs.execute(text("SELECT alone FROM attempts WHERE job_id = :i ORDER BY attempt").bindparams(i=killer))
+    assert (row.error["code"], row.failures, row.lost_alone) == (
+        "job_quarantined",
+        0,
+        row.max_attempts,
+    )
+    alone = jobs.execute(
+        text("SELECT alone FROM attempts WHERE job_id = :i ORDER BY attempt").bindparams(i=killer)
+    )
     assert [r.alone for r in alone][-row.max_attempts :] == [True] * row.max_attempts
     with jobs.database.read() as session:
         checks = list(doctor.isolated([], session.execute(suspects.quarantined(limit=5)).all()))

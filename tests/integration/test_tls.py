@@ -1,4 +1,5 @@
-"""PostgreSQL and Redis over TLS, as a provider has them: every kind of client we use verifies, and connects when it may.
+"""PostgreSQL and Redis over TLS, as a provider has them: every kind of client we use verifies, and
+connects when it may.
 
 A front on loopback speaks TLS and passes on what is inside to the servers of the test run.
 """
@@ -30,8 +31,13 @@ from shared.db.session import AsyncDatabase, Database
 from shared.keys.principal import Limits, Principal
 from worker.app import celery_app
 
-pytestmark = [pytest.mark.integration, pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")]
-SSL_REQUEST = struct.pack("!ii", 8, 80877103)  # what a client of PostgreSQL sends before it speaks TLS
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl"),
+]
+SSL_REQUEST = struct.pack(
+    "!ii", 8, 80877103
+)  # what a client of PostgreSQL sends before it speaks TLS
 DAY = ["-days", "1", "-nodes", "-newkey", "rsa:2048"]
 
 
@@ -45,8 +51,21 @@ class Fronts:
 
 def certificate(folder: Path, name: str) -> tuple[Path, Path]:
     made = folder / f"{name}.pem", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", *DAY, "-out", made[0], "-keyout", made[1], "-subj", f"/CN={name}"]
-    subprocess.run([*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        *DAY,
+        "-out",
+        made[0],
+        "-keyout",
+        made[1],
+        "-subj",
+        f"/CN={name}",
+    ]
+    subprocess.run(
+        [*command, "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
     return made
 
 
@@ -71,7 +90,9 @@ async def leave(servers: list[asyncio.Server]) -> None:
     await asyncio.sleep(0)  # in which the transports close
 
 
-async def front(context: ssl.SSLContext, target: tuple[str, int], *, postgres: bool) -> asyncio.Server:
+async def front(
+    context: ssl.SSLContext, target: tuple[str, int], *, postgres: bool
+) -> asyncio.Server:
     """A listener that ends TLS; PostgreSQL's clients ask for it in clear first."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +109,9 @@ async def front(context: ssl.SSLContext, target: tuple[str, int], *, postgres: b
 
 
 @pytest.fixture(scope="module")
-def fronts(postgres_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fronts]:
+def fronts(
+    postgres_url: str, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fronts]:
     folder = tmp_path_factory.mktemp("tls")
     (ca, key), (another, _) = certificate(folder, "ours"), certificate(folder, "theirs")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -116,7 +139,9 @@ def secured(url: str, port: int, options: str) -> str:
     parts = urlsplit(url)
     scheme = "rediss" if parts.scheme == "redis" else parts.scheme
     name = parts.netloc.rpartition("@")[0]
-    return parts._replace(scheme=scheme, netloc=f"{name}@127.0.0.1:{port}".lstrip("@"), query=options).geturl()
+    return parts._replace(
+        scheme=scheme, netloc=f"{name}@127.0.0.1:{port}".lstrip("@"), query=options
+    ).geturl()
 
 
 async def asked_by_the_api(url: str) -> int:
@@ -140,7 +165,9 @@ def asked_by_a_worker(url: str) -> int:
 def test_postgresql(fronts: Fronts, postgres_url: str) -> None:
     good = secured(postgres_url, fronts.postgres, f"sslmode=verify-full&sslrootcert={fronts.ca}")
     assert asyncio.run(asked_by_the_api(good)) == asked_by_a_worker(good) == 1
-    bad = secured(postgres_url, fronts.postgres, f"sslmode=verify-full&sslrootcert={fronts.another_ca}")
+    bad = secured(
+        postgres_url, fronts.postgres, f"sslmode=verify-full&sslrootcert={fronts.another_ca}"
+    )
     with pytest.raises((SQLAlchemyError, ssl.SSLError)):
         asyncio.run(asked_by_the_api(bad))
     with pytest.raises(SQLAlchemyError):
@@ -155,7 +182,9 @@ def consume(url: str) -> None:
 
 def shown_by_flower(url: str) -> list[dict[str, int]]:
     conf = celery_app(url, model=None).conf
-    page = flower_broker.Broker(conf.broker_url, broker_options={}, broker_use_ssl=conf.broker_use_ssl)
+    page = flower_broker.Broker(
+        conf.broker_url, broker_options={}, broker_use_ssl=conf.broker_use_ssl
+    )
     return list(asyncio.run(page.queues(["tls"])))
 
 
@@ -164,7 +193,9 @@ async def limited(url: str) -> dict[str, str]:
     limiter = RequestLimiter(client, url)
     try:
         assert await client.ping()
-        return dict(await limiter.hit(Principal("tls", frozenset({"jobs"}), Limits(requests_per_minute=5))))
+        return dict(
+            await limiter.hit(Principal("tls", frozenset({"jobs"}), Limits(requests_per_minute=5)))
+        )
     finally:
         await client.aclose()
 

@@ -36,7 +36,11 @@ class Collector:
     def take(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             about = {a.key: a.value.string_value for a in resource.resource.attributes}
-            self.spans += [(about["service.name"], span) for scope in resource.scope_spans for span in scope.spans]
+            self.spans += [
+                (about["service.name"], span)
+                for scope in resource.scope_spans
+                for span in scope.spans
+            ]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,11 @@ def collector() -> Iterator[Collector]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
             if self.path == "/v1/traces":
-                found.take(gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body)
+                found.take(
+                    gzip.decompress(body)
+                    if self.headers.get("content-encoding") == "gzip"
+                    else body
+                )
             else:
                 found.hooks.append({name.lower(): value for name, value in self.headers.items()})
             self.send_response(200)
@@ -69,7 +77,9 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def traced(jobs_module: Jobs, collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def traced(
+    jobs_module: Jobs, collector: Collector, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
     folder = tmp_path_factory.mktemp("traced")
     with pytest.MonkeyPatch.context() as patch, ExitStack() as stack:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
@@ -85,7 +95,9 @@ def traced(jobs_module: Jobs, collector: Collector, tmp_path_factory: pytest.Tem
         yield stack.enter_context(httpx.Client(base_url=api.url, timeout=60))
 
 
-def submit(client: httpx.Client, model: str, collector: Collector, **headers: str) -> dict[str, Any]:
+def submit(
+    client: httpx.Client, model: str, collector: Collector, **headers: str
+) -> dict[str, Any]:
     body = {"model": model, "prompt": [5, 6, 7], "max_tokens": 8, "temperature": 0}
     hook = {"url": f"{collector.url}/hook", "events": ["job.succeeded"]}
     request = {"endpoint": "/v1/completions", "body": body, "webhook": hook}
@@ -101,26 +113,43 @@ def test_one_trace_from_the_request_to_the_webhook(
     assert job["status"] == "succeeded"
     wanted = {
         "vdiff-api": ["POST /v1/jobs", "vdiff.enqueue", "postgresql INSERT"],
-        "vdiff-worker": ["vdiff.queue", "vdiff.attempt", "vdiff.claim", "vdiff.engine.wait", "vdiff.engine.prompt",
-                         "vdiff.engine.denoise", "vdiff.record"],
+        "vdiff-worker": [
+            "vdiff.queue",
+            "vdiff.attempt",
+            "vdiff.claim",
+            "vdiff.engine.wait",
+            "vdiff.engine.prompt",
+            "vdiff.engine.denoise",
+            "vdiff.record",
+        ],
         "vdiff-deliver": ["vdiff.deliver", "postgresql INSERT"],
-    }  # fmt: skip
+    }
     pairs = {(service, name) for service, names in wanted.items() for name in names}
 
     def of_trace() -> dict[tuple[str, str], Any]:
-        return {(service, s.name): s for service, s in list(collector.spans) if s.trace_id.hex() == TRACE}
+        return {
+            (service, s.name): s
+            for service, s in list(collector.spans)
+            if s.trace_id.hex() == TRACE
+        }
 
     eventually(lambda: pairs <= of_trace().keys(), what="every span of the trace")
     spans = of_trace()
     request, attempt = spans["vdiff-api", "POST /v1/jobs"], spans["vdiff-worker", "vdiff.attempt"]
     assert request.parent_span_id.hex() == PARENT.split("-")[2]
     # What the row keeps is the request's own span, so that all that follows hangs below it.
-    for place in (attempt, spans["vdiff-worker", "vdiff.queue"], spans["vdiff-deliver", "vdiff.deliver"]):
+    for place in (
+        attempt,
+        spans["vdiff-worker", "vdiff.queue"],
+        spans["vdiff-deliver", "vdiff.deliver"],
+    ):
         assert place.parent_span_id == request.span_id
     for name in ("vdiff.claim", "vdiff.engine.prompt", "vdiff.engine.denoise", "vdiff.record"):
         inner = spans["vdiff-worker", name]
         assert inner.parent_span_id == attempt.span_id
-        assert attempt.start_time_unix_nano <= inner.start_time_unix_nano <= inner.end_time_unix_nano
+        assert (
+            attempt.start_time_unix_nano <= inner.start_time_unix_nano <= inner.end_time_unix_nano
+        )
     told = {a.key: a.value for a in spans["vdiff-worker", "vdiff.engine.denoise"].attributes}
     assert told["vdiff.forwards"].int_value == job["diffusion"]["forwards"]
     about = {a.key: a.value.string_value for a in attempt.attributes}
@@ -140,6 +169,10 @@ def test_without_a_traceparent_the_request_begins_a_trace(
         return [s for s in made if job["id"] in [a.value.string_value for a in s.attributes]]
 
     (attempt,) = eventually(attempts, what="the attempt")
-    eventually(lambda: attempt.trace_id in [s.trace_id for _, s in collector.named("POST /v1/jobs")])
+    eventually(
+        lambda: attempt.trace_id in [s.trace_id for _, s in collector.named("POST /v1/jobs")]
+    )
     assert attempt.trace_id.hex() != TRACE
-    assert not [s.name for _, s in list(collector.spans) if "/health" in s.name], "probes are no traces"
+    assert not [s.name for _, s in list(collector.spans) if "/health" in s.name], (
+        "probes are no traces"
+    )

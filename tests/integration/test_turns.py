@@ -54,13 +54,13 @@ BATCHES = """
 INSERT INTO batches (id, tenant, endpoint, input_file_id, completion_window, window_seconds, limits, request_hash, expires_at)
 SELECT 'batch_' || tenant || n, tenant, '/v1/x', 'file', '24h', 60, '{}', 'h', now() + interval '1 day'
 """
-OF_TENANTS = (
-    "FROM (SELECT 'busy' AS tenant, generate_series(1, 40) AS n UNION ALL SELECT 'b', 1 UNION ALL SELECT 'c', 1) t"
-)
+OF_TENANTS = "FROM (SELECT 'busy' AS tenant, generate_series(1, 40) AS n UNION ALL SELECT 'b', 1 UNION ALL SELECT 'c', 1) t"
 
 
 @pytest.mark.parametrize(
-    "kind,rows,repository", [("evaluation", EVALUATIONS, evaluations), ("batch", BATCHES, batches)], ids=str
+    "kind,rows,repository",
+    [("evaluation", EVALUATIONS, evaluations), ("batch", BATCHES, batches)],
+    ids=str,
 )
 async def test_one_tenant_with_much_to_do_does_not_hold_up_the_others(
     jobs: Jobs, kind: str, rows: str, repository: Any
@@ -78,7 +78,8 @@ async def test_one_tenant_with_much_to_do_does_not_hold_up_the_others(
         await keeper.stop()
         await database.dispose()
     assert keeper.most["busy"] <= keeper.together - 1
-    # Three tenants take turns: each has about a third, though one has forty rows and the others one.
+    # Three tenants take turns: each has about a third, though one has forty rows and the others
+    # one.
     for tenant in ("b", "c"):
         assert keeper.served.index(tenant) <= 4
         assert keeper.served[:60].count(tenant) >= 12
@@ -87,15 +88,31 @@ async def test_one_tenant_with_much_to_do_does_not_hold_up_the_others(
 async def test_a_slice_grades_what_was_begun_and_leaves_the_rest() -> None:
     graders = parse_graders([{"type": "exact"}], code_allowed=False)
     result = {"choices": [{"text": "x"}]}
-    empty = dict.fromkeys(("error", "purged_at", "timing", "diffusion", "started_at", "finished_at"))
+    empty = dict.fromkeys(
+        ("error", "purged_at", "timing", "diffusion", "started_at", "finished_at")
+    )
     rows: Any = [
-        type("Row", (), {"id": f"job_{n}", "batch_line": n, "number": n, "status": "succeeded", "result": result,
-                         "data": {"reference": "x"}, "usage": {"completion_tokens": 1}, **empty})
+        type(
+            "Row",
+            (),
+            {
+                "id": f"job_{n}",
+                "batch_line": n,
+                "number": n,
+                "status": "succeeded",
+                "result": result,
+                "data": {"reference": "x"},
+                "usage": {"completion_tokens": 1},
+                **empty,
+            },
+        )
         for n in range(1, 101)
-    ]  # fmt: skip
+    ]
 
     async def graded(seconds: float) -> int:
-        samples = await grading.grade_all(rows, graders, run_id="r", items=100, tenant="t", pool=None, seconds=seconds)
+        samples = await grading.grade_all(
+            rows, graders, run_id="r", items=100, tenant="t", pool=None, seconds=seconds
+        )
         return len(samples)
 
     assert 1 <= await graded(0.0) <= grading.TOGETHER
@@ -103,7 +120,9 @@ async def test_a_slice_grades_what_was_begun_and_leaves_the_rest() -> None:
 
 
 def test_a_backlog_of_webhooks_of_one_tenant_hides_no_other(jobs: Jobs) -> None:
-    """Thousands that are due earlier, to many receivers that are quick: the others' first is in the next round."""
+    """Thousands that are due earlier, to many receivers that are quick: the others' first is in the
+    next round.
+    """
     jobs.execute(
         text(
             "WITH made AS (INSERT INTO webhook_events (id, tenant, type, sequence) SELECT 'evt_' || t || n, t, 'x', 1 "
@@ -115,7 +134,9 @@ def test_a_backlog_of_webhooks_of_one_tenant_hides_no_other(jobs: Jobs) -> None:
     )
     with jobs.database.write() as session:
         session.execute(text("ANALYZE webhook_deliveries"))
-    taken = jobs.execute(webhooks.lease_due(lease_seconds=60, limit=8, per_receiver=2, per_tenant=100))
+    taken = jobs.execute(
+        webhooks.lease_due(lease_seconds=60, limit=8, per_receiver=2, per_tenant=100)
+    )
     with jobs.database.read() as session:
         statement = text("SELECT tenant FROM webhook_deliveries WHERE id = ANY(:ids)")
         tenants = list(session.execute(statement, {"ids": [row.id for row in taken]}).scalars())

@@ -27,7 +27,9 @@ CREATE TRIGGER refuse BEFORE UPDATE ON jobs FOR EACH ROW WHEN (NEW.result IS NOT
 
 
 def test_log_probabilities_of_every_token_are_stored(jobs: Jobs, start_worker: Start) -> None:
-    """The vocabulary of this checkpoint has NUL and halves of characters, and `logprobs` makes keys of them."""
+    """The vocabulary of this checkpoint has NUL and halves of characters, and `logprobs` makes keys
+    of them.
+    """
     start_worker(model=ROOT / "tests" / "golden" / "sdar").wait_ready()
     row = jobs.wait_done(jobs.submit(logprobs=20, max_tokens=32), seconds=120)
     assert (row.status, row.error, row.attempt) == ("succeeded", None, 1)
@@ -36,7 +38,9 @@ def test_log_probabilities_of_every_token_are_stored(jobs: Jobs, start_worker: S
 
 
 @pytest.mark.parametrize("state", ["22P05", "54000"])
-def test_a_refused_result_fails_the_job_at_once(jobs: Jobs, start_worker: Start, state: str) -> None:
+def test_a_refused_result_fails_the_job_at_once(
+    jobs: Jobs, start_worker: Start, state: str
+) -> None:
     with jobs.database.write() as session:
         session.execute(text(_REFUSE.format(state=state)))
     worker = start_worker().wait_ready()
@@ -64,7 +68,9 @@ def test_a_refusal_is_not_an_outage(jobs: Jobs) -> None:
             session.execute(statement)
         assert (is_refusal(raised.value), is_outage(raised.value)) == (True, False)
     with pytest.raises(DBAPIError) as raised, jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET model = :m WHERE id = :i"), {"m": "\x00", "i": job_id})
+        session.execute(
+            text("UPDATE jobs SET model = :m WHERE id = :i"), {"m": "\x00", "i": job_id}
+        )
     assert (is_refusal(raised.value), is_outage(raised.value)) == (True, False)
     with pytest.raises(DBAPIError) as raised, jobs.database.write() as session:
         session.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))

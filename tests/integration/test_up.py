@@ -1,4 +1,6 @@
-"""`vdiff up` for real: everything comes up, comes back when killed, survives a restart, and is gone at the end."""
+"""`vdiff up` for real: everything comes up, comes back when killed, survives a restart, and is gone
+at the end.
+"""
 
 from __future__ import annotations
 
@@ -65,12 +67,18 @@ def test_it_says_what_it_starts_and_how_to_ask(up: Up) -> None:
     assert f"vdiff is ready   dashboard {up.url}/   API {up.url}/v1   docs {up.url}/docs" in said
     assert str(up.data_dir) in said
     assert httpx.get(f"{up.url}/docs", timeout=120).status_code == 200
-    assert httpx.get(f"{up.url}/health/ready", timeout=120).json() == {"status": "ready", "models": 1, "workers": 1}
+    assert httpx.get(f"{up.url}/health/ready", timeout=120).json() == {
+        "status": "ready",
+        "models": 1,
+        "workers": 1,
+    }
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl on this machine")
 def test_the_printed_curl_line_answers(up: Up) -> None:
-    done = subprocess.run(["bash", "-c", curl_line(up.said)], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        ["bash", "-c", curl_line(up.said)], capture_output=True, text=True, timeout=60, check=True
+    )
     job = json.loads(done.stdout)
     assert (job["status"], job["result"]["choices"][0]["message"]["content"]) == ("succeeded", "42")
 
@@ -82,7 +90,9 @@ def test_a_job_is_done(up: Up) -> None:
 
 def refused(one: Up) -> str:
     """The one line of a start that could not be; nothing of it is left."""
-    eventually(lambda: one.below() is None or one.process.poll() is not None, seconds=90, what="an end")
+    eventually(
+        lambda: one.below() is None or one.process.poll() is not None, seconds=90, what="an end"
+    )
     said = one.errors()
     assert one.process.returncode not in (0, None)
     assert len(said.strip().splitlines()) == 1, said
@@ -93,7 +103,10 @@ def refused(one: Up) -> str:
 
 def test_a_second_one_in_the_same_folder(up: Up, start: Start) -> None:
     said = refused(start(data_dir=up.data_dir))
-    assert said == f"vdiff: another `vdiff up` uses {up.data_dir}; stop it, or choose another folder with --data-dir"
+    assert (
+        said
+        == f"vdiff: another `vdiff up` uses {up.data_dir}; stop it, or choose another folder with --data-dir"
+    )
     assert up.done(chat_job())["status"] == "succeeded"  # the first does not mind
 
 
@@ -106,13 +119,28 @@ def test_a_port_in_use(up: Up, start: Start) -> None:
     ("settings", "options", "words"),
     [
         ({}, ["--model", "./nowhere"], ["model './nowhere'", "no such folder"]),
-        ({"database_url": "postgresql://u:secret@127.0.0.1:1/d"}, [], ["cannot migrate the database", "127.0.0.1"]),
-        ({"database_url": "mysql://h/d"}, [], ["VDIFF_DATABASE_URL", "must start with postgresql://"]),
+        (
+            {"database_url": "postgresql://u:secret@127.0.0.1:1/d"},
+            [],
+            ["cannot migrate the database", "127.0.0.1"],
+        ),
+        (
+            {"database_url": "mysql://h/d"},
+            [],
+            ["VDIFF_DATABASE_URL", "must start with postgresql://"],
+        ),
         ({"redis_url": "redis://127.0.0.1:1/0"}, [], ["cannot reach Redis"]),
         ({}, ["--tensor-parallel-size", "2"], ["tensor_parallel_size"]),
         ({"prot": "1"}, [], ["VDIFF_PROT", "did you mean VDIFF_PORT"]),
     ],
-    ids=["model", "database-away", "database-scheme", "redis-away", "engine-option", "unknown-setting"],
+    ids=[
+        "model",
+        "database-away",
+        "database-scheme",
+        "redis-away",
+        "engine-option",
+        "unknown-setting",
+    ],
 )
 def test_what_is_set_wrongly_is_one_line(
     start: Start, settings: dict[str, str], options: list[str], words: list[str]
@@ -135,14 +163,19 @@ def test_a_database_that_does_not_let_us_in(start: Start, postgres_url: str) -> 
 def test_a_part_that_is_killed_comes_back_and_jobs_go_on(up: Up, name: str) -> None:
     running = httpx.post(f"{up.url}/v1/jobs", json=long_job(), timeout=120).json()
     eventually(
-        lambda: httpx.get(f"{up.url}/v1/jobs/{running['id']}", timeout=120).json()["status"] == "running",
+        lambda: (
+            httpx.get(f"{up.url}/v1/jobs/{running['id']}", timeout=120).json()["status"]
+            == "running"
+        ),
         what="running",
     )
     victim = up.part(name)
     up.below()
     victim.kill()
     eventually(lambda: not alive(victim), what="its death")
-    assert up.done(chat_job("What is 20 + 22?"))["result"]["choices"][0]["message"]["content"] == "42"
+    assert (
+        up.done(chat_job("What is 20 + 22?"))["result"]["choices"][0]["message"]["content"] == "42"
+    )
     job = up.wait(running["id"], seconds=180)
     assert job["status"] == "succeeded"
     attempts = httpx.get(f"{up.url}/v1/jobs/{job['id']}/attempts", timeout=120).json()["data"]
@@ -156,16 +189,25 @@ def test_jobs_survive_a_restart_and_nothing_is_left(start: Start) -> None:
     first = start("--max-num-seqs", "1", drain_seconds=1).wait_ready()
     done = first.done(chat_job())
     running = httpx.post(f"{first.url}/v1/jobs", json=long_job(), timeout=120).json()
-    more = [httpx.post(f"{first.url}/v1/jobs", json=chat_job(), timeout=120).json()["id"] for _ in range(3)]
+    more = [
+        httpx.post(f"{first.url}/v1/jobs", json=chat_job(), timeout=120).json()["id"]
+        for _ in range(3)
+    ]
     eventually(
-        lambda: httpx.get(f"{first.url}/v1/jobs/{running['id']}", timeout=120).json()["status"] == "running",
+        lambda: (
+            httpx.get(f"{first.url}/v1/jobs/{running['id']}", timeout=120).json()["status"]
+            == "running"
+        ),
         what="running",
     )
     assert first.stop() == 0
     assert first.left() == []
     assert "stopped" in first.said.splitlines()[-1]
     second = start().wait_ready()
-    assert httpx.get(f"{second.url}/v1/jobs/{done['id']}", timeout=120).json()["result"] == done["result"]
+    assert (
+        httpx.get(f"{second.url}/v1/jobs/{done['id']}", timeout=120).json()["result"]
+        == done["result"]
+    )
     for job_id in (running["id"], *more):
         assert second.wait(job_id, seconds=180)["status"] == "succeeded"
     assert second.stop() == 0
@@ -175,9 +217,13 @@ def test_jobs_survive_a_restart_and_nothing_is_left(start: Start) -> None:
 def test_a_full_drain_fits_the_time(start: Start) -> None:
     """Ctrl-C, the default 10 s of drain, jobs that would run on: still gone within 20 s."""
     one = start().wait_ready()
-    ids = [httpx.post(f"{one.url}/v1/jobs", json=long_job(n=16), timeout=120).json()["id"] for _ in range(6)]
+    ids = [
+        httpx.post(f"{one.url}/v1/jobs", json=long_job(n=16), timeout=120).json()["id"]
+        for _ in range(6)
+    ]
     eventually(
-        lambda: httpx.get(f"{one.url}/v1/jobs/{ids[0]}", timeout=120).json()["status"] == "running", what="running"
+        lambda: httpx.get(f"{one.url}/v1/jobs/{ids[0]}", timeout=120).json()["status"] == "running",
+        what="running",
     )
     assert one.stop(signal.SIGINT) == 0  # raises when it takes longer
     assert one.left() == []
@@ -200,7 +246,9 @@ def test_the_supervisor_is_killed(start: Start) -> None:
 
 def test_flower_and_several_workers(start: Start) -> None:
     port = free_port()
-    one = start("--workers", "2", "--served-model-name", "mine", flower=True, flower_port=port).wait_ready()
+    one = start(
+        "--workers", "2", "--served-model-name", "mine", flower=True, flower_port=port
+    ).wait_ready()
     assert f"Flower           http://127.0.0.1:{port}" in one.said
 
     def pages() -> bool:
@@ -211,7 +259,9 @@ def test_flower_and_several_workers(start: Start) -> None:
 
     eventually(pages, seconds=60, what="Flower")
     eventually(
-        lambda: httpx.get(f"{one.url}/health", timeout=120).json()["workers"] == 2, seconds=60, what="two workers"
+        lambda: httpx.get(f"{one.url}/health", timeout=120).json()["workers"] == 2,
+        seconds=60,
+        what="two workers",
     )
     job = chat_job()
     job["body"]["model"] = "mine"
@@ -257,8 +307,12 @@ def _as_nobody() -> list[str] | None:
     return None
 
 
-def test_a_cluster_that_cannot_be_reached_any_more_is_no_new_one(start: Start, folder: Path) -> None:
-    """Under root PostgreSQL is another user. Permissions that changed must not look like a loss of all jobs."""
+def test_a_cluster_that_cannot_be_reached_any_more_is_no_new_one(
+    start: Start, folder: Path
+) -> None:
+    """Under root PostgreSQL is another user. Permissions that changed must not look like a loss of
+    all jobs.
+    """
     if os.geteuid() != 0:
         pytest.skip("only root needs another user for PostgreSQL")
     first = start().wait_ready()
@@ -280,7 +334,9 @@ def test_as_an_ordinary_user(start: Start, folder: Path) -> None:
     home = folder / "home"
     home.mkdir()
     shutil.chown(home, 65534, 65534)
-    one = start(command=[*prefix, sys.executable, "-m", "vdiff"], data_dir=home / "data").wait_ready()
+    one = start(
+        command=[*prefix, sys.executable, "-m", "vdiff"], data_dir=home / "data"
+    ).wait_ready()
     assert {p.uids().real for p in one.below()} == {65534}
     assert one.done(chat_job())["status"] == "succeeded"
     assert one.stop() == 0

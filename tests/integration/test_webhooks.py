@@ -1,4 +1,6 @@
-"""Webhooks for real: API, worker, `vdiff deliver` and a receiver that behaves as badly as receivers do."""
+"""Webhooks for real: API, worker, `vdiff deliver` and a receiver that behaves as badly as receivers
+do.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,25 @@ from worker.delivery import Pump, Sender
 
 pytestmark = pytest.mark.integration
 
-DELIVERY = {"webhook_allow_private": "true", "webhook_retry_seconds": "0.2,0.2,0.2", "webhook_timeout_seconds": "1",
-            "webhook_concurrency": "8", "webhook_per_receiver": "2"}  # fmt: skip
+DELIVERY = {
+    "webhook_allow_private": "true",
+    "webhook_retry_seconds": "0.2,0.2,0.2",
+    "webhook_timeout_seconds": "1",
+    "webhook_concurrency": "8",
+    "webhook_per_receiver": "2",
+}
 
 
 @dataclass
 class Receiver:
-    """Remembers requests by path; `answers[path]` says what to do: a status, or a function of the request's number."""
+    """Remembers requests by path; `answers[path]` says what to do: a status, or a function of the
+    request's number.
+    """
 
     url: str
-    requests: dict[str, list[tuple[dict[str, str], bytes]]] = field(default_factory=lambda: defaultdict(list))
+    requests: dict[str, list[tuple[dict[str, str], bytes]]] = field(
+        default_factory=lambda: defaultdict(list)
+    )
     answers: dict[str, Any] = field(default_factory=dict)
 
     def got(self, path: str, count: int = 1) -> list[tuple[dict[str, str], bytes]]:
@@ -59,7 +70,9 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["content-length"]))
-            found.requests[self.path].append(({k.lower(): v for k, v in self.headers.items()}, body))
+            found.requests[self.path].append(
+                ({k.lower(): v for k, v in self.headers.items()}, body)
+            )
             answer = found.answers.get(self.path, 200)
             if callable(answer):
                 answer = answer(len(found.requests[self.path]))
@@ -88,12 +101,21 @@ def receiver() -> Iterator[Receiver]:
 
 def start_deliver(jobs: Jobs, log: Path, **settings: str) -> subprocess.Popen[bytes]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
-    values = {"database_url": jobs.database_url, "redis_url": jobs.redis_url, "log_format": "json", **DELIVERY,
-              **settings}  # fmt: skip
+    values = {
+        "database_url": jobs.database_url,
+        "redis_url": jobs.redis_url,
+        "log_format": "json",
+        **DELIVERY,
+        **settings,
+    }
     env.update({f"VDIFF_{name.upper()}": value for name, value in values.items()})
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "vdiff", "deliver"], cwd=ROOT, env=env, stdout=output, stderr=output
+            [sys.executable, "-m", "vdiff", "deliver"],
+            cwd=ROOT,
+            env=env,
+            stdout=output,
+            stderr=output,
         )
 
 
@@ -114,21 +136,33 @@ def mine(served: Served) -> dict[str, str]:
     return auth(make_key(served))
 
 
-def register(hooks: httpx.Client, receiver: Receiver, path: str, mine: dict[str, str], **more: Any) -> dict[str, Any]:
-    answer = hooks.post("/v1/webhook_endpoints", json={"url": receiver.url + path, **more}, headers=mine)
+def register(
+    hooks: httpx.Client, receiver: Receiver, path: str, mine: dict[str, str], **more: Any
+) -> dict[str, Any]:
+    answer = hooks.post(
+        "/v1/webhook_endpoints", json={"url": receiver.url + path, **more}, headers=mine
+    )
     assert answer.status_code == 201, answer.text
     made: dict[str, Any] = answer.json()
     return made
 
 
-def run(hooks: httpx.Client, mine: dict[str, str], job: dict[str, Any] | None = None) -> dict[str, Any]:
-    done: dict[str, Any] = hooks.post("/v1/jobs", json=job or chat_job(), headers={**mine, "prefer": "wait=30"}).json()
+def run(
+    hooks: httpx.Client, mine: dict[str, str], job: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    done: dict[str, Any] = hooks.post(
+        "/v1/jobs", json=job or chat_job(), headers={**mine, "prefer": "wait=30"}
+    ).json()
     assert done["status"] == "succeeded", done
     return done
 
 
-def deliveries(hooks: httpx.Client, endpoint: dict[str, Any], mine: dict[str, str], **params: Any) -> list[Any]:
-    found = hooks.get(f"/v1/webhook_endpoints/{endpoint['id']}/deliveries", params=params, headers=mine).json()
+def deliveries(
+    hooks: httpx.Client, endpoint: dict[str, Any], mine: dict[str, str], **params: Any
+) -> list[Any]:
+    found = hooks.get(
+        f"/v1/webhook_endpoints/{endpoint['id']}/deliveries", params=params, headers=mine
+    ).json()
     data: list[Any] = found["data"]
     return data
 
@@ -143,21 +177,34 @@ def test_a_registered_endpoint_is_told_and_can_verify(
     bodies = [Webhook(endpoint["secret"]).verify(body, headers) for headers, body in arrived]
     assert [b["id"] for b in bodies] == [headers["webhook-id"] for headers, _ in arrived]
     bodies.sort(key=lambda b: b["data"]["sequence"])
-    assert [(b["type"], b["data"]["sequence"]) for b in bodies] == [(t, i + 1) for i, t in enumerate(every)]
+    assert [(b["type"], b["data"]["sequence"]) for b in bodies] == [
+        (t, i + 1) for i, t in enumerate(every)
+    ]
     assert all(b["data"]["id"] == job["id"] and b["object"] == "event" for b in bodies)
     assert hooks.get(bodies[-1]["data"]["result_url"], headers=mine).json() == job["result"]
-    eventually(lambda: [d["status"] for d in deliveries(hooks, endpoint, mine)] == ["delivered"] * 3)
+    eventually(
+        lambda: [d["status"] for d in deliveries(hooks, endpoint, mine)] == ["delivered"] * 3
+    )
     assert [d["attempts"][0]["status_code"] for d in deliveries(hooks, endpoint, mine)] == [200] * 3
     assert receiver.got("/all")[0][0]["host"] == receiver.url.removeprefix("http://")
 
 
-def test_a_batchs_end_is_told(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_a_batchs_end_is_told(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     ends = ["batch.completed", "batch.failed"]
     endpoint = register(hooks, receiver, "/batch", mine, events=ends, metadata_filter={"team": "x"})
 
     def begin(team: str, lines: list[dict[str, Any]]) -> str:
-        content = "".join(json.dumps({"method": "POST", "url": "/v1/completions", **line}) + "\n" for line in lines)
-        form = {"files": {"file": ("in.jsonl", content.encode())}, "data": {"purpose": "batch"}, "headers": mine}
+        content = "".join(
+            json.dumps({"method": "POST", "url": "/v1/completions", **line}) + "\n"
+            for line in lines
+        )
+        form = {
+            "files": {"file": ("in.jsonl", content.encode())},
+            "data": {"purpose": "batch"},
+            "headers": mine,
+        }
         file = hooks.post("/v1/files", **form).json()["id"]  # type: ignore[arg-type]
         body = {
             "input_file_id": file,
@@ -167,20 +214,31 @@ def test_a_batchs_end_is_told(hooks: httpx.Client, receiver: Receiver, mine: dic
         }
         return str(hooks.post("/v1/batches", json=body, headers=mine).json()["id"])
 
-    good = {"custom_id": "a", "body": {"model": "vdiff-tiny", "prompt": "What is 1 + 1?", "max_tokens": 8}}
+    good = {
+        "custom_id": "a",
+        "body": {"model": "vdiff-tiny", "prompt": "What is 1 + 1?", "max_tokens": 8},
+    }
     begin("y", [good])  # the endpoint's filter leaves it out
     completed, failed = begin("x", [good]), begin("x", [{"custom_id": "a", "body": {}}])
     told = {}
     for headers, body in receiver.got("/batch", 2):
         event = Webhook(endpoint["secret"]).verify(body, headers)
         told[event["data"]["id"]] = event
-    assert {batch: event["type"] for batch, event in told.items()} == dict(zip((completed, failed), ends, strict=True))
+    assert {batch: event["type"] for batch, event in told.items()} == dict(
+        zip((completed, failed), ends, strict=True)
+    )
     batch = hooks.get(told[completed]["data"]["result_url"], headers=mine).json()
-    assert (batch["id"], batch["status"], batch["request_counts"]["completed"]) == (completed, "completed", 1)
+    assert (batch["id"], batch["status"], batch["request_counts"]["completed"]) == (
+        completed,
+        "completed",
+        1,
+    )
     assert {d["batch_id"] for d in deliveries(hooks, endpoint, mine)} == {completed, failed}
 
 
-def test_a_jobs_own_url_with_the_result_inline(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_a_jobs_own_url_with_the_result_inline(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     webhook = {"url": f"{receiver.url}/own", "inline_result": True}
     job = run(hooks, mine, chat_job(webhook=webhook))
     assert job["webhook"]["url"] == webhook["url"]
@@ -198,7 +256,9 @@ def test_results_reach_only_urls_that_a_key_with_the_scope_jobs_chose(
     reader = auth(new_key(served.jobs, tenant=tenant))
     watcher = auth(new_key(served.jobs, tenant=tenant, scopes=["webhooks"]))
 
-    def change(endpoint: dict[str, Any], who: dict[str, str], **body: Any) -> tuple[int, str | None]:
+    def change(
+        endpoint: dict[str, Any], who: dict[str, str], **body: Any
+    ) -> tuple[int, str | None]:
         answer = hooks.post(f"/v1/webhook_endpoints/{endpoint['id']}", json=body, headers=who)
         return answer.status_code, answer.json().get("error", {}).get("param")
 
@@ -212,13 +272,21 @@ def test_results_reach_only_urls_that_a_key_with_the_scope_jobs_chose(
     endpoint = register(hooks, receiver, "/inline", reader, inline_result=True)
     job = run(hooks, reader)
     assert json.loads(receiver.got("/inline")[0][1])["data"]["result"] == job["result"]
-    # Neither by another URL nor by another URL and a redelivery of what was recorded with the result.
+    # Neither by another URL nor by another URL and a redelivery of what was recorded with the
+    # result.
     assert change(endpoint, watcher, url=f"{receiver.url}/thief") == (403, "url")
     assert change(endpoint, watcher, url=f"{receiver.url}/thief", enabled=True) == (403, "url")
     assert change(endpoint, watcher, description="mine", url=endpoint["url"]) == (200, None)
-    assert change(endpoint, watcher, url=f"{receiver.url}/thief", inline_result=False) == (200, None)
-    delivery = eventually(lambda: [d for d in deliveries(hooks, endpoint, watcher) if d["status"] == "delivered"])[0]
-    assert hooks.post(f"/v1/deliveries/{delivery['id']}/redeliver", headers=watcher).status_code == 202
+    assert change(endpoint, watcher, url=f"{receiver.url}/thief", inline_result=False) == (
+        200,
+        None,
+    )
+    delivery = eventually(
+        lambda: [d for d in deliveries(hooks, endpoint, watcher) if d["status"] == "delivered"]
+    )[0]
+    assert (
+        hooks.post(f"/v1/deliveries/{delivery['id']}/redeliver", headers=watcher).status_code == 202
+    )
     again = json.loads(receiver.got("/thief")[0][1])
     assert again["data"]["id"] == job["id"] and "result" not in again["data"]
     assert change(endpoint, watcher, inline_result=True) == (403, "inline_result")
@@ -226,11 +294,17 @@ def test_results_reach_only_urls_that_a_key_with_the_scope_jobs_chose(
     assert not [body for _, body in receiver.requests["/plain2"] if b'"result":' in body]
 
 
-def test_a_clients_trace_reaches_its_receiver(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_a_clients_trace_reaches_its_receiver(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     run(hooks, {**mine, "traceparent": parent}, chat_job(webhook={"url": f"{receiver.url}/traced"}))
     assert receiver.got("/traced")[0][0]["traceparent"] == parent
-    run(hooks, {**mine, "traceparent": "00-nothing"}, chat_job(webhook={"url": f"{receiver.url}/untraced"}))
+    run(
+        hooks,
+        {**mine, "traceparent": "00-nothing"},
+        chat_job(webhook={"url": f"{receiver.url}/untraced"}),
+    )
     assert "traceparent" not in receiver.got("/untraced")[0][0]
 
 
@@ -248,14 +322,20 @@ def test_a_job_that_names_an_endpoint_and_filters(
     run(hooks, mine, chat_job(webhook={"endpoint_id": endpoint["id"], "events": ["job.started"]}))
     run(hooks, mine, chat_job(metadata={"team": "a"}))
     assert len(receiver.got("/named")) == len(receiver.got("/filtered")) == 1
-    unknown = hooks.post("/v1/jobs", json=chat_job(webhook={"endpoint_id": "we_" + "0" * 26}), headers=mine)
+    unknown = hooks.post(
+        "/v1/jobs", json=chat_job(webhook={"endpoint_id": "we_" + "0" * 26}), headers=mine
+    )
     assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "webhook.endpoint_id")
 
 
 def test_retries_keep_the_id_and_every_attempt_is_listed(
     hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
 ) -> None:
-    receiver.answers["/flaky"] = lambda n: [500, (302, {"location": f"{receiver.url}/elsewhere"}), 204][n - 1]
+    receiver.answers["/flaky"] = lambda n: [
+        500,
+        (302, {"location": f"{receiver.url}/elsewhere"}),
+        204,
+    ][n - 1]
     endpoint = register(hooks, receiver, "/flaky", mine)
     run(hooks, mine)
     got = receiver.got("/flaky", 3)
@@ -267,7 +347,9 @@ def test_retries_keep_the_id_and_every_attempt_is_listed(
     assert receiver.requests["/elsewhere"] == []  # no redirect is followed
 
 
-def test_410_disables_and_a_dead_endpoint_too(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_410_disables_and_a_dead_endpoint_too(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     receiver.answers.update({"/gone": 410, "/dead": 500})
     gone, dead = register(hooks, receiver, "/gone", mine), register(hooks, receiver, "/dead", mine)
     run(hooks, mine)
@@ -277,7 +359,10 @@ def test_410_disables_and_a_dead_endpoint_too(hooks: httpx.Client, receiver: Rec
         return shown["enabled"], shown["disabled_reason"]
 
     eventually(lambda: state(gone) == (False, "gone") and state(dead) == (False, "dead"))
-    assert (len(receiver.requests["/gone"]), len(receiver.requests["/dead"])) == (1, 4)  # the schedule has 3 waits
+    assert (len(receiver.requests["/gone"]), len(receiver.requests["/dead"])) == (
+        1,
+        4,
+    )  # the schedule has 3 waits
     run(hooks, mine)
     assert [d["status"] for d in deliveries(hooks, gone, mine)] == [
         "discarded",
@@ -291,28 +376,42 @@ def test_410_disables_and_a_dead_endpoint_too(hooks: httpx.Client, receiver: Rec
     hooks.post(again, json={"enabled": True}, headers=mine)
     # What it failed to take, and what happened while it was disabled.
     assert hooks.post(f"{again}/redeliver", json={"since": 0}, headers=mine).json()["count"] == 2
-    eventually(lambda: [d["status"] for d in deliveries(hooks, dead, mine)] == ["delivered", "delivered"])
+    eventually(
+        lambda: [d["status"] for d in deliveries(hooks, dead, mine)] == ["delivered", "delivered"]
+    )
 
 
-def test_redelivery_of_one_and_the_test_event(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_redelivery_of_one_and_the_test_event(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     endpoint = register(hooks, receiver, "/again", mine)
     tested = hooks.post(f"/v1/webhook_endpoints/{endpoint['id']}/test", headers=mine).json()
     headers, body = receiver.got("/again")[0]
     assert Webhook(endpoint["secret"]).verify(body, headers)["type"] == "webhook.test"
     eventually(lambda: deliveries(hooks, endpoint, mine, status="delivered"))
-    assert hooks.post(f"/v1/deliveries/{tested['delivery_id']}/redeliver", headers=mine).status_code == 202
+    assert (
+        hooks.post(f"/v1/deliveries/{tested['delivery_id']}/redeliver", headers=mine).status_code
+        == 202
+    )
     assert len({h["webhook-id"] for h, _ in receiver.got("/again", 2)}) == 1
     other = auth("vdk_nobody")
-    assert hooks.post(f"/v1/deliveries/{tested['delivery_id']}/redeliver", headers=other).status_code == 404
+    assert (
+        hooks.post(f"/v1/deliveries/{tested['delivery_id']}/redeliver", headers=other).status_code
+        == 404
+    )
     assert hooks.get(f"/v1/webhook_endpoints/{endpoint['id']}", headers=other).status_code == 404
     assert endpoint["id"] not in hooks.get("/v1/webhook_endpoints", headers=other).text
 
 
-def test_deliveries_are_told_as_they_change(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_deliveries_are_told_as_they_change(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     endpoint = register(hooks, receiver, "/told", mine)
     url = f"/v1/deliveries/events?endpoint_id={endpoint['id']}"
     with hooks.stream("GET", url, headers=mine) as answer:
-        rows = (json.loads(row[6:])["data"] for row in answer.iter_lines() if row.startswith("data: "))
+        rows = (
+            json.loads(row[6:])["data"] for row in answer.iter_lines() if row.startswith("data: ")
+        )
         assert next(rows) == []
         job = run(hooks, mine)
         shown = next(rows)
@@ -325,7 +424,9 @@ def test_deliveries_are_told_as_they_change(hooks: httpx.Client, receiver: Recei
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "job_id")
 
 
-def test_while_a_secret_rotates_both_sign(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_while_a_secret_rotates_both_sign(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     endpoint = register(hooks, receiver, "/rotate", mine)
     path = f"/v1/webhook_endpoints/{endpoint['id']}"
     fresh = hooks.post(f"{path}/rotate_secret", headers=mine).json()["secret"]
@@ -354,11 +455,16 @@ def test_the_secret_of_single_jobs_rotates_too(
         return {k.lower(): v for k, v in found[0].items()}, found[1]
 
     newer = hooks.post("/v1/webhook_secret/rotate", headers=headers).json()["secret"]
-    assert newer != former and hooks.get("/v1/webhook_secret", headers=headers).json()["secret"] == newer
+    assert (
+        newer != former
+        and hooks.get("/v1/webhook_secret", headers=headers).json()["secret"] == newer
+    )
     sent, body = told(1)
     for secret in (former, newer):
         Webhook(secret).verify(body, sent)
-    newest = hooks.post("/v1/webhook_secret/rotate", json={"grace_seconds": 0}, headers=headers).json()["secret"]
+    newest = hooks.post(
+        "/v1/webhook_secret/rotate", json={"grace_seconds": 0}, headers=headers
+    ).json()["secret"]
     sent, body = told(2)
     Webhook(newest).verify(body, sent)
     assert " " not in sent["webhook-signature"]
@@ -366,7 +472,9 @@ def test_the_secret_of_single_jobs_rotates_too(
     assert (bad.status_code, bad.json()["error"]["param"]) == (400, "grace_seconds")
 
 
-def test_a_receiver_that_hangs_holds_up_nobody(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_a_receiver_that_hangs_holds_up_nobody(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     receiver.answers["/hangs"] = lambda n: (time.sleep(3), 200)[1]
     slow = register(hooks, receiver, "/hangs", mine)
     for _ in range(12):  # more than the process sends at once
@@ -377,14 +485,19 @@ def test_a_receiver_that_hangs_holds_up_nobody(hooks: httpx.Client, receiver: Re
     eventually(lambda: len(deliveries(hooks, quick, mine, status="delivered")) == 6)
     assert deliveries(hooks, slow, mine, status="delivered") == []
     assert "no answer within" in eventually(
-        lambda: next((d["attempts"][0]["error"] for d in deliveries(hooks, slow, mine) if d["attempts"]), None)
+        lambda: next(
+            (d["attempts"][0]["error"] for d in deliveries(hooks, slow, mine) if d["attempts"]),
+            None,
+        )
     )
     hooks.delete(f"/v1/webhook_endpoints/{slow['id']}", headers=mine)
 
 
 @pytest.mark.parametrize("skip_from", [None, 1])
 def test_a_long_queue_of_one_receiver_hides_no_other(jobs: Jobs, skip_from: int | None) -> None:
-    """A round looks at 50 times its room; behind more than that of one that hangs, the others are found all the same."""
+    """A round looks at 50 times its room; behind more than that of one that hangs, the others are
+    found all the same.
+    """
     first = pending(jobs, "http://hangs.example/hook")
     other = pending(jobs, "http://quick.example/hook")
     jobs.execute(
@@ -397,20 +510,28 @@ def test_a_long_queue_of_one_receiver_hides_no_other(jobs: Jobs, skip_from: int 
         row.id
         for _ in range(4)
         for row in jobs.execute(
-            webhooks.lease_due(lease_seconds=60, limit=1, per_receiver=2, per_tenant=9, skip_from=skip_from)
+            webhooks.lease_due(
+                lease_seconds=60, limit=1, per_receiver=2, per_tenant=9, skip_from=skip_from
+            )
         )
     ]
     assert taken.index(other) == (2 if skip_from is None else 1)
-    assert len(taken) == (3 if skip_from is None else 2)  # the rest waits until the receiver has room
+    assert len(taken) == (
+        3 if skip_from is None else 2
+    )  # the rest waits until the receiver has room
 
 
 def test_receivers_of_a_tenant_and_urls_of_a_host_are_bounded_together(jobs: Jobs) -> None:
-    """A job's own URL usually names the job: each would be a receiver of its own. And a tenant may register many that hang."""
+    """A job's own URL usually names the job: each would be a receiver of its own. And a tenant may
+    register many that hang.
+    """
     same_host = [pending(jobs, f"https://hangs.example/hook?job={n}") for n in range(4)]
     hosts = [pending(jobs, f"https://hangs-{n}.example/hook") for n in range(4)]
     other = pending(jobs, "https://hangs.example/hook?job=other")
     jobs.execute(
-        text("UPDATE webhook_deliveries SET tenant = 'other' WHERE id = :id RETURNING id").bindparams(id=other)
+        text(
+            "UPDATE webhook_deliveries SET tenant = 'other' WHERE id = :id RETURNING id"
+        ).bindparams(id=other)
     )
 
     def round(limit: int) -> set[int]:
@@ -444,10 +565,14 @@ def test_old_events_are_forgotten_as_fast_as_they_come(jobs: Jobs) -> None:
 def test_retry_after_is_honoured(jobs: Jobs, receiver: Receiver) -> None:
     receiver.answers["/later"] = (503, {"retry-after": "3600"})
     delivery_id = pending(jobs, f"{receiver.url}/later")
-    sender = Sender(jobs.database, load_settings({}, webhook_allow_private=True, webhook_retry_seconds=(1.0,)))
+    sender = Sender(
+        jobs.database, load_settings({}, webhook_allow_private=True, webhook_retry_seconds=(1.0,))
+    )
     sender.deliver(delivery_id)
     sender.close()
-    row = jobs.execute(text("SELECT status, next_attempt_at - now() AS wait FROM webhook_deliveries"))[0]
+    row = jobs.execute(
+        text("SELECT status, next_attempt_at - now() AS wait FROM webhook_deliveries")
+    )[0]
     assert row.status == "pending"
     assert 3500 < row.wait.total_seconds() <= 3600
 
@@ -461,7 +586,8 @@ def pending(jobs: Jobs, url: str) -> int:
         session.execute(webhooks.ensure_secret("anonymous", new_secret()))
         webhook = json.dumps({"events": ["job.cancelled"], "url": url})
         session.execute(
-            text("UPDATE jobs SET webhook = CAST(:w AS jsonb) WHERE id = :id"), {"w": webhook, "id": job_id}
+            text("UPDATE jobs SET webhook = CAST(:w AS jsonb) WHERE id = :id"),
+            {"w": webhook, "id": job_id},
         )
     jobs.execute(repository.request_cancel(job_id))
     query = "SELECT d.id FROM webhook_deliveries d JOIN webhook_events e ON e.id = d.event_id WHERE e.job_id = :job"
@@ -475,7 +601,8 @@ def test_the_event_comes_and_goes_with_the_move(jobs: Jobs) -> None:
     with jobs.database.write() as session:
         webhook = '{"events": ["job.cancelled"], "url": "https://x.example"}'
         session.execute(
-            text("UPDATE jobs SET webhook = CAST(:w AS jsonb) WHERE id = :id"), {"w": webhook, "id": job_id}
+            text("UPDATE jobs SET webhook = CAST(:w AS jsonb) WHERE id = :id"),
+            {"w": webhook, "id": job_id},
         )
     with pytest.raises(RuntimeError), jobs.database.write() as session:
         session.execute(repository.request_cancel(job_id))
@@ -494,7 +621,9 @@ def test_a_name_that_turns_private_is_refused_at_each_attempt(jobs: Jobs, addres
         asked.append(host)
         return [address]
 
-    sender = Sender(jobs.database, load_settings({}, webhook_retry_seconds=(0.0, 0.0)), resolver=resolver)
+    sender = Sender(
+        jobs.database, load_settings({}, webhook_retry_seconds=(0.0, 0.0)), resolver=resolver
+    )
     delivery_id = pending(jobs, "https://rebind.example/hook")
     for _ in range(3):
         sender.deliver(delivery_id)
@@ -508,7 +637,11 @@ def test_a_name_that_turns_private_is_refused_at_each_attempt(jobs: Jobs, addres
 
 def test_it_connects_to_the_address_that_was_checked(jobs: Jobs, receiver: Receiver) -> None:
     port = receiver.url.rpartition(":")[2]
-    sender = Sender(jobs.database, load_settings({}, webhook_allow_private=True), resolver=lambda h, p: ["127.0.0.1"])
+    sender = Sender(
+        jobs.database,
+        load_settings({}, webhook_allow_private=True),
+        resolver=lambda h, p: ["127.0.0.1"],
+    )
     sender.deliver(pending(jobs, f"http://no-such-name.example:{port}/pinned"))
     sender.close()
     assert receiver.got("/pinned")[0][0]["host"] == f"no-such-name.example:{port}"
@@ -519,15 +652,21 @@ def test_the_second_address_is_tried_when_the_first_refuses(jobs: Jobs, receiver
         closed.bind(("127.0.0.2", 0))
     port = receiver.url.rpartition(":")[2]
     sender = Sender(
-        jobs.database, load_settings({}, webhook_allow_private=True), resolver=lambda h, p: ["127.0.0.2", "127.0.0.1"]
+        jobs.database,
+        load_settings({}, webhook_allow_private=True),
+        resolver=lambda h, p: ["127.0.0.2", "127.0.0.1"],
     )
     sender.deliver(pending(jobs, f"http://two.example:{port}/second"))
     sender.close()
     assert len(receiver.got("/second")) == 1
 
 
-def test_a_sender_that_is_killed_loses_nothing(jobs: Jobs, receiver: Receiver, tmp_path: Path) -> None:
-    """Killed with a delivery on its way: when the lease is over another process sends it, under the same id."""
+def test_a_sender_that_is_killed_loses_nothing(
+    jobs: Jobs, receiver: Receiver, tmp_path: Path
+) -> None:
+    """Killed with a delivery on its way: when the lease is over another process sends it, under the
+    same id.
+    """
     receiver.answers["/killed"] = lambda n: (time.sleep(0.9 if n == 1 else 0), 200)[1]
     delivery_id = pending(jobs, f"{receiver.url}/killed")
     alone = jobs.redis_url.rpartition("/")[0] + "/9"  # apart from the process of the other tests
@@ -538,12 +677,16 @@ def test_a_sender_that_is_killed_loses_nothing(jobs: Jobs, receiver: Receiver, t
         first.kill()
         first.wait(10)
     with jobs.database.write() as session:  # instead of waiting for a minute
-        session.execute(text("UPDATE webhook_deliveries SET lease_until = now() WHERE status = 'pending'"))
+        session.execute(
+            text("UPDATE webhook_deliveries SET lease_until = now() WHERE status = 'pending'")
+        )
     second = start_deliver(jobs, tmp_path / "second.log", redis_url=alone)
     try:
         eventually(
             lambda: (
-                jobs.execute(text(f"SELECT status FROM webhook_deliveries WHERE id = {delivery_id}"))[0].status
+                jobs.execute(
+                    text(f"SELECT status FROM webhook_deliveries WHERE id = {delivery_id}")
+                )[0].status
                 == "delivered"
             )
         )
@@ -555,11 +698,15 @@ def test_a_sender_that_is_killed_loses_nothing(jobs: Jobs, receiver: Receiver, t
         second.wait()
 
 
-def test_an_event_of_each_end(hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]) -> None:
+def test_an_event_of_each_end(
+    hooks: httpx.Client, receiver: Receiver, mine: dict[str, str]
+) -> None:
     register(hooks, receiver, "/ends", mine)
     job = hooks.post("/v1/jobs", json=long_job(), headers=mine).json()
     hooks.post(f"/v1/jobs/{job['id']}/cancel", headers=mine)
-    expired = hooks.post("/v1/jobs", json=long_job(deadlines={"max_run_seconds": 0.2}), headers=mine).json()
+    expired = hooks.post(
+        "/v1/jobs", json=long_job(deadlines={"max_run_seconds": 0.2}), headers=mine
+    ).json()
     bodies = [json.loads(body) for _, body in receiver.got("/ends", 2)]
     assert {(b["data"]["id"], b["type"]) for b in bodies} == {
         (job["id"], "job.cancelled"),
@@ -574,7 +721,9 @@ def test_private_targets_are_refused_by_default(served: Served) -> None:
 
 
 def value(hooks: httpx.Client, series: str) -> float:
-    lines = [line for line in hooks.get("/metrics").text.splitlines() if line.startswith(series + " ")]
+    lines = [
+        line for line in hooks.get("/metrics").text.splitlines() if line.startswith(series + " ")
+    ]
     return float(lines[0].rpartition(" ")[2]) if lines else 0.0
 
 
@@ -582,9 +731,13 @@ def test_every_attempt_is_counted_and_a_sender_is_seen_alive(
     hooks: httpx.Client, receiver: Receiver, mine: dict[str, str], served: Served
 ) -> None:
     names = [
-        f'vdiff_webhook_attempts_total{{outcome="{o}"}}' for o in ("delivered", "status", "timeout", "unreachable")
+        f'vdiff_webhook_attempts_total{{outcome="{o}"}}'
+        for o in ("delivered", "status", "timeout", "unreachable")
     ]
-    names += ["vdiff_webhook_attempt_seconds_count", 'vdiff_webhook_endpoints_disabled_total{reason="gone"}']
+    names += [
+        "vdiff_webhook_attempt_seconds_count",
+        'vdiff_webhook_endpoints_disabled_total{reason="gone"}',
+    ]
     before = [value(hooks, name) for name in names]
     receiver.answers["/counted"] = lambda n: 500 if n == 1 else 200
     receiver.answers["/slow"] = lambda n: (time.sleep(1.5 if n == 1 else 0), 200)[1]
@@ -597,7 +750,9 @@ def test_every_attempt_is_counted_and_a_sender_is_seen_alive(
         hooks.post("/v1/webhook_endpoints", json={"url": nobody}, headers=mine)
         run(hooks, mine)
         eventually(
-            lambda: all(value(hooks, n) > b for n, b in zip(names, before, strict=True)), seconds=30, what="counted"
+            lambda: all(value(hooks, n) > b for n, b in zip(names, before, strict=True)),
+            seconds=30,
+            what="counted",
         )
     assert value(hooks, 'vdiff_webhook_endpoints{state="disabled"}') >= 1
     assert value(hooks, 'vdiff_webhook_endpoints{state="enabled"}') >= 1
@@ -612,24 +767,37 @@ def test_what_waits_and_how_late_it_is(jobs: Jobs) -> None:
     from api.routes.metrics import webhook_metrics
 
     def shown() -> dict[str, float]:
-        rows = [jobs.execute(s) for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())]
-        return {s.name: s.value for family in webhook_metrics(*rows) for s in family.samples if not s.labels}
+        rows = [
+            jobs.execute(s) for s in (senders.waiting(), senders.endpoints(), senders.all_metrics())
+        ]
+        return {
+            s.name: s.value
+            for family in webhook_metrics(*rows)
+            for s in family.samples
+            if not s.labels
+        }
 
     assert shown()["vdiff_webhook_deliveries_pending"] == shown()["vdiff_webhook_late_seconds"] == 0
     for url in ("https://a.example/", "https://b.example/"):
         pending(jobs, url)
     with jobs.database.write() as session:
         session.execute(
-            text("UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 h' WHERE url LIKE '%b.%'")
+            text(
+                "UPDATE webhook_deliveries SET next_attempt_at = now() - interval '1 h' WHERE url LIKE '%b.%'"
+            )
         )
     assert shown()["vdiff_webhook_deliveries_pending"] == 2
     assert 3600 <= shown()["vdiff_webhook_late_seconds"] < 3700
     with jobs.database.write() as session:
-        session.execute(text("UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 h'"))
+        session.execute(
+            text("UPDATE webhook_deliveries SET next_attempt_at = now() + interval '1 h'")
+        )
     assert shown()["vdiff_webhook_late_seconds"] == 0  # nothing is due
 
 
-def test_deliveries_go_on_after_redis_was_away(jobs: Jobs, receiver: Receiver, tmp_path: Path) -> None:
+def test_deliveries_go_on_after_redis_was_away(
+    jobs: Jobs, receiver: Receiver, tmp_path: Path
+) -> None:
     redis = EmbeddedRedis(tmp_path / "redis")
     sender = start_deliver(jobs, tmp_path / "deliver.log", redis_url=redis.start())
 
@@ -642,7 +810,10 @@ def test_deliveries_go_on_after_redis_was_away(jobs: Jobs, receiver: Receiver, t
         eventually(lambda: delivered(first), seconds=40, what="the sender works")
         redis.stop()
         while_away = pending(jobs, f"{receiver.url}/away")
-        eventually(lambda: "duty_failed" in (tmp_path / "deliver.log").read_text(), what="the sender noticed")
+        eventually(
+            lambda: "duty_failed" in (tmp_path / "deliver.log").read_text(),
+            what="the sender noticed",
+        )
         assert not delivered(while_away)
         redis.start()
         eventually(lambda: delivered(while_away), seconds=40, what="what came meanwhile is sent")

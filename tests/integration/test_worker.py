@@ -96,8 +96,12 @@ def test_interactive_jobs_go_before_bulk(jobs: Jobs, start_worker: Start) -> Non
     bulk = [jobs.submit(push=0) for _ in range(6)]
     urgent = [jobs.submit(push=0) for _ in range(3)]
     with jobs.database.write() as session:
-        session.execute(text("UPDATE jobs SET priority = 'bulk' WHERE id = ANY(:ids)"), {"ids": bulk})
-        session.execute(text("UPDATE jobs SET priority = 'interactive' WHERE id = ANY(:ids)"), {"ids": urgent})
+        session.execute(
+            text("UPDATE jobs SET priority = 'bulk' WHERE id = ANY(:ids)"), {"ids": bulk}
+        )
+        session.execute(
+            text("UPDATE jobs SET priority = 'interactive' WHERE id = ANY(:ids)"), {"ids": urgent}
+        )
     for job_id, priority in [(j, "bulk") for j in bulk] + [(j, "interactive") for j in urgent]:
         jobs.redis.lpush(*job_message(job_id, queue_name(jobs.model, priority)))
     start_worker(max_num_seqs=1, sweep_seconds=60, lease_seconds=240, repush_after_seconds=60)
@@ -129,7 +133,12 @@ def test_drain_lets_short_jobs_finish(jobs: Jobs, start_worker: Start) -> None:
         with jobs.database.write() as session:
             session.execute(
                 serving.record_failure(
-                    hostname=socket.gethostname(), model=model, code="c", message="m", pid=1, version="1"
+                    hostname=socket.gethostname(),
+                    model=model,
+                    code="c",
+                    message="m",
+                    pid=1,
+                    version="1",
                 )
             )
     worker = start_worker(drain_seconds=20).wait_ready()

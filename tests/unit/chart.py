@@ -1,4 +1,6 @@
-"""The chart without Helm: the few words of its language that it uses. `test_helm.py` holds this to Helm itself."""
+"""The chart without Helm: the few words of its language that it uses. `test_helm.py` holds this to
+Helm itself.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _ACTION = re.compile(r"(?:\s*\{\{-|\{\{)\s*(.*?)\s*(?:-\}\}\s*|\}\})")
 _VALUE = re.compile(r"(?:(toJson|toYaml|add) )?(\.[\w.]*)(?: \| nindent (\d+)| (\d+))?")
 _BLOCKS = ("if", "range", "with")
 
-Node = str | tuple[str, "list[Node] | None"]  # text, or an action with what stands between it and its `end`
+Node = (
+    str | tuple[str, "list[Node] | None"]
+)  # text, or an action with what stands between it and its `end`
 
 
 def values(**changed: Any) -> dict[str, Any]:
@@ -47,7 +51,9 @@ def _merged(before: dict[str, Any], changed: dict[str, Any]) -> dict[str, Any]:
     made = dict(before)
     for name, value in changed.items():
         old = made.get(name)
-        made[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        made[name] = (
+            _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return made
 
 
@@ -74,7 +80,9 @@ def _acted(action: str, inner: list[Node] | None, scope: Any) -> str:
     turned, value = name.startswith("not "), _look(name.removeprefix("not "), scope)
     if word == "if":
         return _filled(inner, scope) if bool(value) != turned else ""
-    return "".join(_filled(inner, each) for each in (value if word == "range" else [value] if value else []))
+    return "".join(
+        _filled(inner, each) for each in (value if word == "range" else [value] if value else [])
+    )
 
 
 def _text(action: str, scope: Any) -> str:
@@ -90,7 +98,11 @@ def _text(action: str, scope: Any) -> str:
         text = str(value + int(more))
     else:
         text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if indent is None else "".join(f"\n{' ' * int(indent)}{line}" for line in text.splitlines())
+    return (
+        text
+        if indent is None
+        else "".join(f"\n{' ' * int(indent)}{line}" for line in text.splitlines())
+    )
 
 
 def _look(name: str, scope: Any) -> Any:

@@ -1,4 +1,5 @@
-"""deploy/helm: with its values as they are the standalone files, with others what they promise; what does not exist is refused.
+"""deploy/helm: with its values as they are the standalone files, with others what they promise;
+what does not exist is refused.
 
 Rendered without Helm (`chart.py`); `test_helm.py` holds that to Helm itself.
 """
@@ -24,9 +25,13 @@ PLACED = {
     "nodeSelector": {"gpu": "h100"},
     "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
     "affinity": {
-        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "kubernetes.io/hostname"}]}
+        "podAntiAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": [
+                {"topologyKey": "kubernetes.io/hostname"}
+            ]
+        }
     },
-}  # fmt: skip
+}
 TOKEN = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
 LEVEL = {"name": "VDIFF_LOG_LEVEL", "value": "DEBUG"}
 PARTS = ("api", "deliver", "migrate", "worker")
@@ -50,9 +55,9 @@ def leaves(node: Any, path: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize(("cores", "threads"), [("2000m", 2), ("1.5", 2), ("16", 16)])
 def test_a_worker_takes_the_threads_that_it_asks_cores_for(cores: str, threads: int) -> None:
-    (container,) = made_of(worker={"resources": {"requests": {"cpu": cores}}})["worker.yaml"][0]["spec"]["template"][
+    (container,) = made_of(worker={"resources": {"requests": {"cpu": cores}}})["worker.yaml"][0][
         "spec"
-    ]["containers"]
+    ]["template"]["spec"]["containers"]
     given = {k: v for k, v in variables(container).items() if k.startswith(PREFIX)}
     assert load_settings(given).num_threads == threads
 
@@ -68,12 +73,16 @@ def test_the_charts_monitor_is_the_standalone_one() -> None:
     jsonschema.validate(given, SCHEMA)
     made = yaml.safe_load(chart.render(given)["monitoring.yaml"])
     assert made["metadata"].pop("labels") == {"release": "prometheus"}
-    assert made == yaml.safe_load((KUBERNETES / "monitoring/standalone.yaml").read_text(encoding="utf-8"))
+    assert made == yaml.safe_load(
+        (KUBERNETES / "monitoring/standalone.yaml").read_text(encoding="utf-8")
+    )
 
 
 def test_the_chart_renders_to_the_standalone_files() -> None:
     standalone = (KUBERNETES / "standalone").glob("*.yaml")
-    files = {f.name: f.read_text(encoding="utf-8") for f in standalone if f.name != "kustomization.yaml"}
+    files = {
+        f.name: f.read_text(encoding="utf-8") for f in standalone if f.name != "kustomization.yaml"
+    }
     assert chart.render(chart.values()) == files
     assert set(leaves(chart.values())) == chart.used(), "every value is used"
 
@@ -97,22 +106,36 @@ def test_a_part_of_the_chart_runs_where_and_with_what_it_is_told(part: str) -> N
             assert (container["env"][-2:] == [TOKEN, LEVEL]) == (name == f"{part}.yaml")
             if name == f"{part}.yaml":
                 limits = container["resources"]["limits"]
-                assert (limits["cpu"], limits["nvidia.com/gpu"]) == ("3", 1) and limits["memory"].endswith("i")
+                assert (limits["cpu"], limits["nvidia.com/gpu"]) == ("3", 1) and limits[
+                    "memory"
+                ].endswith("i")
             else:
                 assert not set(PLACED) & set(pod)
 
 
 def test_the_chart_without_keda_and_policies() -> None:
-    made = made_of(keda={"enabled": False}, networkPolicies={"enabled": False}, worker={"minReplicas": 3})
+    made = made_of(
+        keda={"enabled": False}, networkPolicies={"enabled": False}, worker={"minReplicas": 3}
+    )
     assert set(made) == {"api.yaml", "deliver.yaml", "migrate.yaml", "worker.yaml"}
     assert made["worker.yaml"][0]["spec"]["replicas"] == 3
     assert "replicas" not in made_of()["worker.yaml"][0]["spec"], "KEDA's"
 
 
 def test_the_charts_workers_may_share_a_volume_and_do_without_a_spare_gpu() -> None:
-    spec = made_of(worker={"modelsClaim": "models", "maxSurge": 0, "maxUnavailable": 1})["worker.yaml"][0]["spec"]
-    kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"},
-                                  "spec": spec["template"]["spec"]}, VERSION, strict=True)  # fmt: skip
+    spec = made_of(worker={"modelsClaim": "models", "maxSurge": 0, "maxUnavailable": 1})[
+        "worker.yaml"
+    ][0]["spec"]
+    kubernetes_validate.validate(
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "x"},
+            "spec": spec["template"]["spec"],
+        },
+        VERSION,
+        strict=True,
+    )
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     volumes = {v["name"]: v for v in spec["template"]["spec"]["volumes"]}
     assert volumes["models"] == {"name": "models", "persistentVolumeClaim": {"claimName": "models"}}
@@ -128,7 +151,9 @@ def test_policies_let_out_what_the_settings_name() -> None:
         "vdiff-worker": {53, 5432, 6379, 4318, 443},
         "vdiff-deliver": {53, 443, 1024},
     }
-    moved = made_of(fileStorePort=443, databasePort=6432, redisPort=6380, tracesPort=4319)["network.yaml"]
+    moved = made_of(fileStorePort=443, databasePort=6432, redisPort=6380, tracesPort=4319)[
+        "network.yaml"
+    ]
     assert ports(moved[0]) == {53, 6432, 6380, 4319, 443}
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     table = page[page.index("**Ports of the NetworkPolicies.**") :].partition("\n\nOther ports")[0]
@@ -143,18 +168,26 @@ def test_the_schema_of_the_values_knows_them_all_and_no_other() -> None:
     for name, value in chart.values().items():
         if isinstance(value, dict):
             told = properties[name]
-            told = SCHEMA["definitions"][told["$ref"].rpartition("/")[2]] if "$ref" in told else told
+            told = (
+                SCHEMA["definitions"][told["$ref"].rpartition("/")[2]] if "$ref" in told else told
+            )
             assert set(told["properties"]) == set(value) and not told["additionalProperties"]
     assert set(properties) == {*chart.values(), "global"}
 
 
 def test_the_example_of_the_page_on_operations_is_good() -> None:
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
-    (example,) = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.S) if "image:" in block]
+    (example,) = [
+        yaml.safe_load(block)
+        for block in re.findall(r"```yaml\n(.*?)```", page, re.S)
+        if "image:" in block
+    ]
     jsonschema.validate(chart.values(**example), SCHEMA)
     (worker, _) = yaml.safe_load_all(chart.render(chart.values(**example))["worker.yaml"])
     (container,) = worker["spec"]["template"]["spec"]["containers"]
-    settings = load_settings({k: v for k, v in variables(container).items() if k.startswith(PREFIX)})
+    settings = load_settings(
+        {k: v for k, v in variables(container).items() if k.startswith(PREFIX)}
+    )
     assert (settings.device, settings.model) == ("cuda", settings.served_model_name)
 
 

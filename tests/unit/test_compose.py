@@ -1,7 +1,8 @@
-"""docker-compose.yml and the Dockerfiles: valid by the published schema, and naming only what the program has.
+"""docker-compose.yml and the Dockerfiles: valid by the published schema, and naming only what the
+program has.
 
-Docker itself cannot run here, so everything that a container is told (commands, variables, ports, probes, files to copy) is
-looked up in the program.
+Docker itself cannot run here, so everything that a container is told (commands, variables, ports,
+probes, files to copy) is looked up in the program.
 """
 
 from __future__ import annotations
@@ -41,7 +42,12 @@ def instructions(file: Path) -> list[tuple[str, str]]:
 
 
 def environment(file: Path) -> dict[str, str]:
-    pairs = [part.split("=", 1) for word, rest in instructions(file) if word == "ENV" for part in shlex.split(rest)]
+    pairs = [
+        part.split("=", 1)
+        for word, rest in instructions(file)
+        if word == "ENV"
+        for part in shlex.split(rest)
+    ]
     return dict(pairs)
 
 
@@ -66,7 +72,9 @@ def check_command(words: list[str]) -> None:
 
 
 def test_compose_is_valid_by_its_schema() -> None:
-    """The schema of github.com/compose-spec/compose-spec, as the package check-jsonschema carries it."""
+    """The schema of github.com/compose-spec/compose-spec, as the package check-jsonschema carries
+    it.
+    """
     folder = resources.files("check_jsonschema") / "builtin_schemas" / "vendor"
     schema = json.loads((folder / "compose-spec.json").read_text(encoding="utf-8"))
     validator = jsonschema.validators.validator_for(schema)(schema)
@@ -76,14 +84,28 @@ def test_compose_is_valid_by_its_schema() -> None:
 
 
 def test_all_parts_are_there() -> None:
-    assert set(SERVICES) == {"postgres", "roles", "redis", *OURS, "worker-gpu", "prometheus", "grafana"}
+    assert set(SERVICES) == {
+        "postgres",
+        "roles",
+        "redis",
+        *OURS,
+        "worker-gpu",
+        "prometheus",
+        "grafana",
+    }
 
 
 def test_the_gpu_worker_is_the_worker_with_a_gpu() -> None:
     given = SERVICES["worker-gpu"]
-    assert given["extends"] == {"service": "worker"} and given["gpus"] == "all" and given["profiles"] == ["gpu"]
+    assert (
+        given["extends"] == {"service": "worker"}
+        and given["gpus"] == "all"
+        and given["profiles"] == ["gpu"]
+    )
     assert "/cu" in given["build"]["args"]["TORCH_INDEX_URL"]
-    assert given["environment"] == {"VDIFF_DEVICE": "cuda"}  # `auto` would run on the CPU without a word
+    assert given["environment"] == {
+        "VDIFF_DEVICE": "cuda"
+    }  # `auto` would run on the CPU without a word
     assert given["image"] != SERVICES["worker"]["image"]  # else one build would replace the other
 
 
@@ -96,7 +118,10 @@ def test_mounted_files_exist() -> None:
 
 @pytest.mark.parametrize("service", sorted(SERVICES))
 def test_service_is_pinned_and_unprivileged(service: str) -> None:
-    given = {**SERVICES[SERVICES[service].get("extends", {}).get("service", service)], **SERVICES[service]}
+    given = {
+        **SERVICES[SERVICES[service].get("extends", {}).get("service", service)],
+        **SERVICES[service],
+    }
     image = filled_in(given["image"])
     assert re.search(r":v?\d+\.\d+(\.\d+)?(-\w+)?$", image), "an image needs a version for a tag"
     assert given["user"] not in ("root", "0") and given.get("privileged") is not True
@@ -136,11 +161,15 @@ def test_probes_exist() -> None:
     from api.app import create_app
 
     def path_of(service: str) -> str:
-        found = re.search(r"127\.0\.0\.1:\d+(/[\w/]*)", str(SERVICES[service]["healthcheck"]["test"]))
+        found = re.search(
+            r"127\.0\.0\.1:\d+(/[\w/]*)", str(SERVICES[service]["healthcheck"]["test"])
+        )
         assert found
         return found.group(1)
 
-    served = create_app(load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0"))
+    served = create_app(
+        load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0")
+    )
     assert path_of("api") in served.openapi()["paths"]
     pages = [h[0] if isinstance(h, tuple) else h.matcher.regex.pattern for h in handlers]
     assert any(re.fullmatch(page, path_of("flower")) for page in pages)
@@ -152,14 +181,27 @@ def test_probes_exist() -> None:
 def test_our_containers_cannot_write_their_image() -> None:
     for service in OURS:
         given = SERVICES[service]
-        assert given["read_only"] is True and given["tmpfs"] == ["/tmp"] and given["cap_drop"] == ["ALL"], service
-    assert SERVICES["worker"]["volumes"] == ["models:" + environment(dockerfile_of("worker"))["HF_HOME"]]
+        assert (
+            given["read_only"] is True
+            and given["tmpfs"] == ["/tmp"]
+            and given["cap_drop"] == ["ALL"]
+        ), service
+    assert SERVICES["worker"]["volumes"] == [
+        "models:" + environment(dockerfile_of("worker"))["HF_HOME"]
+    ]
 
 
 def test_passwords_come_from_outside_and_must_be_given() -> None:
     text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
     roles = {f"POSTGRES_{part}_PASSWORD" for part in ("API", "WORKER", "DELIVER")}
-    secrets = {*roles, "POSTGRES_PASSWORD", "REDIS_PASSWORD", "VDIFF_API_KEY", "FLOWER_PASSWORD", "GRAFANA_PASSWORD"}
+    secrets = {
+        *roles,
+        "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
+        "VDIFF_API_KEY",
+        "FLOWER_PASSWORD",
+        "GRAFANA_PASSWORD",
+    }
     references = [(name, kind) for name, kind, _ in _REFERENCE.findall(text)]
     assert {name for name, _ in references} >= secrets
     assert all(kind == ":?" for name, kind in references if name in secrets)
@@ -171,7 +213,9 @@ def test_each_process_has_the_password_of_its_own_role_alone() -> None:
     for part in ("api", "worker", "deliver"):
         given = str(SERVICES[part]["environment"])
         assert f"postgresql://vdiff_{part}:${{POSTGRES_{part.upper()}_PASSWORD:?" in given
-        assert set(re.findall(r"POSTGRES_\w*PASSWORD", given)) == {f"POSTGRES_{part.upper()}_PASSWORD"}
+        assert set(re.findall(r"POSTGRES_\w*PASSWORD", given)) == {
+            f"POSTGRES_{part.upper()}_PASSWORD"
+        }
     assert "VDIFF_SECRET_KEYS" not in SERVICES["worker"]["environment"]
 
 
@@ -180,7 +224,9 @@ def test_nothing_starts_before_what_it_needs() -> None:
         wanted = SERVICES[service]["depends_on"]
         assert wanted["migrate"]["condition"] == "service_completed_successfully"
         assert wanted["redis"]["condition"] == "service_healthy"
-    assert SERVICES["migrate"]["depends_on"]["roles"]["condition"] == "service_completed_successfully"
+    assert (
+        SERVICES["migrate"]["depends_on"]["roles"]["condition"] == "service_completed_successfully"
+    )
     assert SERVICES["roles"]["depends_on"]["postgres"]["condition"] == "service_healthy"
     for given in SERVICES.values():
         assert set(given.get("depends_on", {})) <= set(SERVICES)
@@ -189,7 +235,12 @@ def test_nothing_starts_before_what_it_needs() -> None:
 
 
 def test_data_lives_in_named_volumes() -> None:
-    used = {v.split(":")[0] for given in SERVICES.values() for v in given.get("volumes", ()) if v[0] not in "./"}
+    used = {
+        v.split(":")[0]
+        for given in SERVICES.values()
+        for v in given.get("volumes", ())
+        if v[0] not in "./"
+    }
     assert used == set(COMPOSE["volumes"])
     assert {"postgres-data", "redis-data"} <= used
 
@@ -197,7 +248,9 @@ def test_data_lives_in_named_volumes() -> None:
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda f: f.name)
 def test_dockerfile(file: Path) -> None:
     steps = instructions(file)
-    assert steps[0][0] == "ARG" and re.fullmatch(r"PYTHON_IMAGE=python:\d+\.\d+\.\d+-[\w-]+", steps[0][1])
+    assert steps[0][0] == "ARG" and re.fullmatch(
+        r"PYTHON_IMAGE=python:\d+\.\d+\.\d+-[\w-]+", steps[0][1]
+    )
     assert steps[1] == ("FROM", "${PYTHON_IMAGE}")
     users = [rest for word, rest in steps if word == "USER"]
     assert users and users[-1] not in ("root", "0")
@@ -209,14 +262,32 @@ def test_dockerfile(file: Path) -> None:
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda f: f.name)
 def test_dockerfile_copies_what_is_there(file: Path) -> None:
-    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] not in "#!"]
-    kept = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    ignored = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and line[0] not in "#!"
+    ]
+    kept = [
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    ]
     assert ignored[0] == "*"
-    copied = {name for word, rest in instructions(file) if word == "COPY" for name in shlex.split(rest)[:-1]}
+    copied = {
+        name
+        for word, rest in instructions(file)
+        if word == "COPY"
+        for name in shlex.split(rest)[:-1]
+    }
     for name in copied:
-        assert (ROOT / name).exists() and any(fnmatch.fnmatch(name, pattern) for pattern in kept), name
+        assert (ROOT / name).exists() and any(fnmatch.fnmatch(name, pattern) for pattern in kept), (
+            name
+        )
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {pattern.rstrip("*") for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]}
+    packages = {
+        pattern.rstrip("*")
+        for pattern in project["tool"]["setuptools"]["packages"]["find"]["include"]
+    }
     assert copied >= packages | {"pyproject.toml", "requirements.txt", project["project"]["readme"]}
 
 
@@ -239,12 +310,22 @@ def test_dockerfile_installs_the_locked_versions(file: Path) -> None:
 
 
 def test_the_lock_of_the_worker_has_what_torch_depends_on() -> None:
-    """Otherwise pip would look for the missing package on the index of torch, which may not have it."""
+    """Otherwise pip would look for the missing package on the index of torch, which may not have
+    it.
+    """
     lock = (ROOT / "deploy/docker/requirements.worker.txt").read_text(encoding="utf-8")
     locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", lock, re.MULTILINE)}
     needed = [Requirement(text) for text in metadata.requires("torch") or ()]
-    names = {canonicalize_name(r.name) for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})}
-    brought = {name for name in names if re.match(r"(triton|nvidia-|cuda-)", name)}  # by a CUDA build, from its index
+    names = {
+        canonicalize_name(r.name)
+        for r in needed
+        if r.marker is None or r.marker.evaluate({"extra": ""})
+    }
+    brought = {
+        name for name in names if re.match(r"(triton|nvidia-|cuda-)", name)
+    }  # by a CUDA build, from its index
     assert names - brought <= locked
-    pins = re.findall(r"^torch==.*$", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    pins = re.findall(
+        r"^torch==.*$", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert len(pins) == 1

@@ -1,4 +1,6 @@
-"""The documentation is true where a program can tell: links, generated pages, and that everything public has words."""
+"""The documentation is true where a program can tell: links, generated pages, and that everything
+public has words.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,11 @@ def pages() -> list[Path]:
     """Every Markdown file of the repository; not of what is installed or built in the checkout."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "*.md"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if listed.returncode == 0:
         return [ROOT / name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
     hidden = {".venv", "node_modules"}  # a checkout without git
@@ -54,7 +59,9 @@ def text(name: str) -> str:
 
 def headings(path: Path) -> set[str]:
     """Anchors as GitHub makes them."""
-    found = re.findall(r"^#+ (.+)$", _CODE_BLOCK.sub("", path.read_text(encoding="utf-8")), re.MULTILINE)
+    found = re.findall(
+        r"^#+ (.+)$", _CODE_BLOCK.sub("", path.read_text(encoding="utf-8")), re.MULTILINE
+    )
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in found}
 
 
@@ -70,7 +77,9 @@ def test_links_resolve() -> None:
                 continue
             name, _, anchor = target.partition("#")
             file = page.parent / name if name else page
-            if not file.exists() or (anchor and file.suffix == ".md" and anchor not in headings(file)):
+            if not file.exists() or (
+                anchor and file.suffix == ".md" and anchor not in headings(file)
+            ):
                 broken.append(f"{page.relative_to(ROOT)}: {target}")
     assert broken == []
 
@@ -81,7 +90,9 @@ def test_mentioned_files_exist() -> None:
         if page.name == "CHANGELOG.md":  # it may speak of what is gone
             continue
         for name in _CODE.findall(page.read_text(encoding="utf-8")):
-            is_path = re.fullmatch(r"[\w.\-/]+", name) and name.split("/")[0] in _FOLDERS and "/" in name
+            is_path = (
+                re.fullmatch(r"[\w.\-/]+", name) and name.split("/")[0] in _FOLDERS and "/" in name
+            )
             if is_path and not (ROOT / name).exists():
                 missing.append(f"{page.relative_to(ROOT)}: {name}")
     assert missing == []
@@ -92,7 +103,9 @@ def test_mentioned_make_targets_exist() -> None:
     mentioned = {
         (page.name, name)
         for page in pages()
-        for name in re.findall(r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(
+            r"(?:`|^)make ([a-z-]+)", page.read_text(encoding="utf-8"), re.MULTILINE
+        )
     }
     assert mentioned and {(page, name) for page, name in mentioned if name not in targets} == set()
 
@@ -122,7 +135,9 @@ def test_generated_pages_are_current() -> None:
 def test_every_route_has_words() -> None:
     from api.app import create_app
 
-    app = create_app(load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0"))
+    app = create_app(
+        load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0")
+    )
     page = text("docs/api.md")
     paths = app.openapi()["paths"]
     assert "/v1/jobs" in paths
@@ -151,7 +166,9 @@ def test_commands_of_the_pages_exist() -> None:
 
     lines = []
     for page in pages():
-        for block in re.findall(r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        for block in re.findall(
+            r"^ *```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
             joined = block.replace("\\\n", " ")
             lines += [line.split("#")[0].strip() for line in joined.splitlines()]
     commands = [line.removeprefix(".venv/bin/") for line in lines]
@@ -193,6 +210,10 @@ def test_every_metric_has_words() -> None:
 def test_every_package_is_in_the_architecture() -> None:
     page = text("docs/architecture.md")
     tops = ("api", "shared", "worker", "vdiff", "migrations")
-    packages = [p.parent.relative_to(ROOT) for top in tops for p in (ROOT / top).rglob("__init__.py")]
-    names = [".".join(p.parts) for p in packages if "versions" not in p.parts and p.parts[-1] != "tables"]
+    packages = [
+        p.parent.relative_to(ROOT) for top in tops for p in (ROOT / top).rglob("__init__.py")
+    ]
+    names = [
+        ".".join(p.parts) for p in packages if "versions" not in p.parts and p.parts[-1] != "tables"
+    ]
     assert [name for name in names if f"`{name}`" not in page] == []

@@ -28,7 +28,17 @@ def test_a_key_carries_its_id_and_matches_its_hash_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "x", "vdk_", "vdk_abc_def", "sk-0123", "vdk_" + "0" * 26, "vdk_" + "u" * 26 + "_s", "\x00"]
+    "text",
+    [
+        "",
+        "x",
+        "vdk_",
+        "vdk_abc_def",
+        "sk-0123",
+        "vdk_" + "0" * 26,
+        "vdk_" + "u" * 26 + "_s",
+        "\x00",
+    ],
 )
 def test_what_is_no_key_has_no_id(text: str) -> None:
     assert tokens.key_id_of(text) is None
@@ -108,10 +118,17 @@ def test_a_bad_key_is_named(body: Any, param: str) -> None:
 def test_what_a_new_key_does_not_name_is_its_givers() -> None:
     giver = Giver("team", Limits(60, None, 500), weight=3, expires_at=SOON)
     values = key_values({"name": "x"}, giver)
-    assert (values["tenant"], values["requests_per_minute"], values["max_queued_tokens"]) == ("team", 60, 500)
+    assert (values["tenant"], values["requests_per_minute"], values["max_queued_tokens"]) == (
+        "team",
+        60,
+        500,
+    )
     assert (values["max_queued_jobs"], values["weight"], values["expires_at"]) == (None, 1, SOON)
     assert "admin" not in values["scopes"]
-    assert key_values({"name": "x"}, Giver("o", Limits(60), operator=True))["requests_per_minute"] is None
+    assert (
+        key_values({"name": "x"}, Giver("o", Limits(60), operator=True))["requests_per_minute"]
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +156,9 @@ def test_nobody_gives_more_than_they_have(
 
 
 def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stored hash is looked at, by the one function that does not stop at the first difference."""
+    """Every stored hash is looked at, by the one function that does not stop at the first
+    difference.
+    """
     looked: list[tuple[str, str]] = []
 
     def constant(a: str, b: str) -> bool:
@@ -152,4 +171,6 @@ def test_secrets_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) 
     assert [b for _, b in looked] == [tokens.hash_key(key), "0" * 64]  # also after it was found
     looked.clear()
     assert not tokens.same_text("a", "b")
-    assert len(looked) == 1 and all(len(side) == 64 for side in looked[0])  # of hashes: lengths tell nothing either
+    assert len(looked) == 1 and all(
+        len(side) == 64 for side in looked[0]
+    )  # of hashes: lengths tell nothing either

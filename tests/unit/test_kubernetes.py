@@ -1,7 +1,7 @@
 """deploy/kubernetes: valid by Kubernetes' own schemas, and naming only what the program has.
 
-No cluster runs here, so each command, flag, port, path, probe and variable is looked up in the program; `tests/integration/
-test_deployment.py` runs the containers' commands as plain processes.
+No cluster runs here, so each command, flag, port, path, probe and variable is looked up in the
+program; `tests/integration/ test_deployment.py` runs the containers' commands as plain processes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,10 @@ def words(container: dict[str, Any]) -> list[str]:
 
 
 def variables(container: dict[str, Any]) -> dict[str, str]:
-    return {e["name"]: e["value"] if "value" in e else _looked_up(e["valueFrom"], container) for e in container["env"]}
+    return {
+        e["name"]: e["value"] if "value" in e else _looked_up(e["valueFrom"], container)
+        for e in container["env"]
+    }
 
 
 def _looked_up(source: dict[str, Any], container: dict[str, Any]) -> str:
@@ -74,7 +77,10 @@ def _looked_up(source: dict[str, Any], container: dict[str, Any]) -> str:
         return str(math.ceil(int(cores[:-1]) / 1000 if cores.endswith("m") else float(cores)))
     secrets = {
         "database-url": "postgresql://u:p@h/d",
-        **{f"database-url-{part}": f"postgresql://vdiff_{part}:p@h/d" for part in ("api", "worker", "deliver")},
+        **{
+            f"database-url-{part}": f"postgresql://vdiff_{part}:p@h/d"
+            for part in ("api", "worker", "deliver")
+        },
         "redis-url": "redis://h/0",
         "api-key": "k",
         "secret-keys": "A" * 43 + "=",
@@ -101,14 +107,21 @@ def test_the_schemas_refuse_what_does_not_exist() -> None:
             {**deployment, "spec": {**deployment["spec"], "replicaz": 1}}, VERSION, strict=True
         )
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate({"predictor": {"modle": {}}}, CRDS["serving.kserve.io/v1beta1/InferenceService"])
+        jsonschema.validate(
+            {"predictor": {"modle": {}}}, CRDS["serving.kserve.io/v1beta1/InferenceService"]
+        )
 
 
 @pytest.mark.parametrize(("name", "pod", "container"), CONTAINERS, ids=CONTAINER_NAMES)
-def test_command_and_settings_exist(name: str, pod: dict[str, Any], container: dict[str, Any]) -> None:
+def test_command_and_settings_exist(
+    name: str, pod: dict[str, Any], container: dict[str, Any]
+) -> None:
     check_command([word.partition("=")[0] for word in words(container)])
     image = container["image"].partition(":")[0].removeprefix("vdiff-")
-    given = {**environment(ROOT / f"deploy/docker/Dockerfile.{image.removesuffix('-gpu')}"), **variables(container)}
+    given = {
+        **environment(ROOT / f"deploy/docker/Dockerfile.{image.removesuffix('-gpu')}"),
+        **variables(container),
+    }
     settings = load_settings({k: v for k, v in given.items() if k.startswith(PREFIX)})
     assert settings.database_url
     flags = dict(word.split("=", 1) for word in words(container) if "=" in word)
@@ -124,9 +137,17 @@ def test_container_is_unprivileged_and_writes_only_where_it_may(
     name: str, pod: dict[str, Any], container: dict[str, Any]
 ) -> None:
     security = {**pod.get("securityContext", {}), **container["securityContext"]}
-    assert security["runAsNonRoot"] and security["readOnlyRootFilesystem"] and security["runAsUser"] == 10001
-    assert security["seccompProfile"] == {"type": "RuntimeDefault"}  # Kubernetes' "restricted" wants it
-    assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {"drop": ["ALL"]}
+    assert (
+        security["runAsNonRoot"]
+        and security["readOnlyRootFilesystem"]
+        and security["runAsUser"] == 10001
+    )
+    assert security["seccompProfile"] == {
+        "type": "RuntimeDefault"
+    }  # Kubernetes' "restricted" wants it
+    assert security["allowPrivilegeEscalation"] is False and security["capabilities"] == {
+        "drop": ["ALL"]
+    }
     mounted = {m["name"]: m["mountPath"] for m in container["volumeMounts"]}
     assert set(mounted) == {v["name"] for v in pod["volumes"]} and "/tmp" in mounted.values()
     if cache := variables(container).get("HF_HOME"):
@@ -135,7 +156,9 @@ def test_container_is_unprivileged_and_writes_only_where_it_may(
 
 
 def served_paths() -> set[str]:
-    app = create_app(load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0"))
+    app = create_app(
+        load_settings({}, database_url="postgresql://nowhere/x", redis_url="redis://nowhere/0")
+    )
     return set(app.openapi()["paths"])
 
 
@@ -156,7 +179,9 @@ def test_probes_exist(name: str, pod: dict[str, Any], container: dict[str, Any])
 
 
 def test_a_pod_gets_the_time_that_loading_takes() -> None:
-    """No probe that can end it asks before its own loop turns, and that is after the model is loaded."""
+    """No probe that can end it asks before its own loop turns, and that is after the model is
+    loaded.
+    """
     loading = [(n, c) for n, _, c in CONTAINERS if words(c)[1] in ("worker", "up")]
     assert len(loading) == 3
     for name, container in loading:
@@ -173,12 +198,18 @@ def test_a_pod_gets_the_time_that_draining_takes() -> None:
         for container in pod["containers"]:
             if words(container)[1] in ("worker", "up") and "terminationGracePeriodSeconds" in pod:
                 settings = variables(container)
-                drain = float(settings.get("VDIFF_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default))
+                drain = float(
+                    settings.get(
+                        "VDIFF_DRAIN_SECONDS", Settings.model_fields["drain_seconds"].default
+                    )
+                )
                 assert pod["terminationGracePeriodSeconds"] > drain + 10, name
 
 
 def test_a_sender_gets_the_time_that_an_attempt_takes() -> None:
-    (longest,) = [m.le for m in Settings.model_fields["webhook_timeout_seconds"].metadata if hasattr(m, "le")]
+    (longest,) = [
+        m.le for m in Settings.model_fields["webhook_timeout_seconds"].metadata if hasattr(m, "le")
+    ]
     (pod,) = [pod for name, pod in pods() if words(pod["containers"][0])[1] == "deliver"]
     assert pod["terminationGracePeriodSeconds"] >= longest + 30
 
@@ -190,12 +221,19 @@ def test_webhooks_are_sent_wherever_jobs_run() -> None:
         assert commands & {"deliver", "up"}, folder
     source = (ROOT / "vdiff/up.py").read_text(encoding="utf-8")
     assert '"deliver"' in source
-    assert any(d["metadata"]["labels"]["app.kubernetes.io/component"] == "deliver"
-               for _, d in DOCUMENTS if d["kind"] == "NetworkPolicy")  # fmt: skip
+    assert any(
+        d["metadata"]["labels"]["app.kubernetes.io/component"] == "deliver"
+        for _, d in DOCUMENTS
+        if d["kind"] == "NetworkPolicy"
+    )
 
 
 def test_selectors_and_references_meet() -> None:
-    labels = [d["spec"]["template"]["metadata"]["labels"] for _, d in DOCUMENTS if d["kind"] in ("Deployment", "Job")]
+    labels = [
+        d["spec"]["template"]["metadata"]["labels"]
+        for _, d in DOCUMENTS
+        if d["kind"] in ("Deployment", "Job")
+    ]
     deployments = {d["metadata"]["name"] for _, d in DOCUMENTS if d["kind"] == "Deployment"}
     runtimes = {d["metadata"]["name"] for _, d in DOCUMENTS if d["kind"] == "ServingRuntime"}
     for name, d in DOCUMENTS:
@@ -211,7 +249,9 @@ def test_selectors_and_references_meet() -> None:
         if d["kind"] == "InferenceService":
             assert spec["predictor"]["model"]["runtime"] in runtimes
     listed = yaml.safe_load((KUBERNETES / "standalone/kustomization.yaml").read_text())["resources"]
-    assert set(listed) == {f.name for f in (KUBERNETES / "standalone").glob("*.yaml")} - {"kustomization.yaml"}
+    assert set(listed) == {f.name for f in (KUBERNETES / "standalone").glob("*.yaml")} - {
+        "kustomization.yaml"
+    }
 
 
 def test_monitors_scrape_a_port_that_serves_metrics_and_say_who_they_are() -> None:
@@ -226,11 +266,17 @@ def test_monitors_scrape_a_port_that_serves_metrics_and_say_who_they_are() -> No
         (endpoint,) = monitors[f"monitoring/{folder}.yaml"]["spec"]["podMetricsEndpoints"]
         (container,) = [c for name, _, c in CONTAINERS if name.startswith(file)]
         (port,) = container["ports"]
-        assert endpoint.get("port") == port.get("name") or endpoint["portNumber"] == port["containerPort"]
+        assert (
+            endpoint.get("port") == port.get("name")
+            or endpoint["portNumber"] == port["containerPort"]
+        )
         assert endpoint["path"] in served_paths()
-        (key,) = [e["valueFrom"]["secretKeyRef"] for e in container["env"] if e["name"] == "VDIFF_API_KEY"]
+        (key,) = [
+            e["valueFrom"]["secretKeyRef"] for e in container["env"] if e["name"] == "VDIFF_API_KEY"
+        ]
         assert endpoint["authorization"] == {"credentials": key}
-        # The rules: `up{job="vdiff"}`, and a maximum over what differs between pods, which may be `instance` and `job` alone.
+        # The rules: `up{job="vdiff"}`, and a maximum over what differs between pods, which may be
+        # `instance` and `job` alone.
         relabelings = endpoint["relabelings"]
         assert {"targetLabel": "job", "replacement": "vdiff"} in relabelings
         assert {"action": "labeldrop", "regex": "pod|container|endpoint"} in relabelings
@@ -243,15 +289,21 @@ def test_monitors_scrape_a_port_that_serves_metrics_and_say_who_they_are() -> No
 def test_the_rules_are_a_resource_of_prometheus_operator_by_the_pages_command() -> None:
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     (command,) = re.findall(r"^(\(cat <<EOF.*?^\)) \| kubectl apply -f -$", page, re.S | re.M)
-    done = subprocess.run(["bash", "-ec", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(
+        ["bash", "-ec", command], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+    )
     made = yaml.safe_load(done.stdout)
     jsonschema.validate(made["spec"], CRDS[f"{made['apiVersion']}/{made['kind']}"])
-    assert made["spec"] == yaml.safe_load((ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8"))
+    assert made["spec"] == yaml.safe_load(
+        (ROOT / "deploy/prometheus/rules.yml").read_text(encoding="utf-8")
+    )
 
 
 def test_every_process_hears_of_a_collector_of_traces() -> None:
     for name, _, container in CONTAINERS:
-        hears = {"configMapRef": {"name": "vdiff-otel", "optional": True}} in container.get("envFrom", ())
+        hears = {"configMapRef": {"name": "vdiff-otel", "optional": True}} in container.get(
+            "envFrom", ()
+        )
         assert hears != ("migrate" in name), name
 
 
@@ -265,7 +317,8 @@ def test_a_disruption_of_the_only_pod_is_allowed() -> None:
 def test_the_page_on_operations_builds_every_image() -> None:
     page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     built = {
-        tag: (file, rest) for file, tag, rest in re.findall(r"^docker build -f (\S+) -t (\S+)(.*) \.$", page, re.M)
+        tag: (file, rest)
+        for file, tag, rest in re.findall(r"^docker build -f (\S+) -t (\S+)(.*) \.$", page, re.M)
     }
     assert set(built) == {c["image"] for _, _, c in CONTAINERS}
     for tag, (file, rest) in built.items():
@@ -277,7 +330,9 @@ def test_the_page_on_operations_builds_every_image() -> None:
 
 
 def test_no_pod_is_told_of_services_in_variables() -> None:
-    """VDIFF_API_PORT and the like, of a Service called vdiff-api: settings that do not exist stop a process."""
+    """VDIFF_API_PORT and the like, of a Service called vdiff-api: settings that do not exist stop a
+    process.
+    """
     linked = {name: pod for name, pod in pods() if "ServingRuntime" not in name}
     assert len(linked) == 5 and all(pod["enableServiceLinks"] is False for pod in linked.values())
     (predictor,) = [d["spec"]["predictor"] for _, d in DOCUMENTS if d["kind"] == "InferenceService"]
@@ -289,4 +344,7 @@ def test_who_asks_for_a_gpu_names_the_device_and_an_image_that_has_cuda() -> Non
     on_gpu = [c for name, _, c in CONTAINERS if name.startswith(("kserve/", "llmd/"))]
     assert {c["image"] for c in on_gpu} == {"vdiff-worker-gpu:0.1.0"}
     for container in on_gpu:
-        assert "--device=cuda" in container.get("args", ()) or variables(container)["VDIFF_DEVICE"] == "cuda"
+        assert (
+            "--device=cuda" in container.get("args", ())
+            or variables(container)["VDIFF_DEVICE"] == "cuda"
+        )

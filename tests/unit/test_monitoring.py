@@ -1,4 +1,6 @@
-"""deploy/prometheus and deploy/grafana: every query parses as PromQL and names series that exist, with labels they have."""
+"""deploy/prometheus and deploy/grafana: every query parses as PromQL and names series that exist,
+with labels they have.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ def families() -> Iterator[Any]:
 def _nothing() -> list[Any]:
     import inspect
 
-    return [{} if "dict" in str(p.annotation) else () for p in inspect.signature(database_metrics).parameters.values()]
+    return [
+        {} if "dict" in str(p.annotation) else ()
+        for p in inspect.signature(database_metrics).parameters.values()
+    ]
 
 
 def series() -> set[str]:
@@ -61,7 +66,9 @@ def selectors(node: Any) -> Iterator[str]:
 
 def queries() -> list[tuple[str, str]]:
     found = [(rule.get("alert") or rule["record"], rule["expr"]) for rule in rules()]
-    return found + [(panel["title"], t["expr"]) for panel in DASHBOARD["panels"] for t in panel["targets"]]
+    return found + [
+        (panel["title"], t["expr"]) for panel in DASHBOARD["panels"] for t in panel["targets"]
+    ]
 
 
 @pytest.mark.parametrize(("where", "query"), queries())
@@ -71,8 +78,16 @@ def test_query_names_what_exists(where: str, query: str) -> None:
 
 
 def test_the_check_notices_what_does_not_exist() -> None:
-    names = list(selectors(promql_parser.parse("sum(rate(vdiff_nothing_total[5m])) / on (model) max(vdiff_workers)")))
-    assert names == ["vdiff_nothing_total", "vdiff_workers"] and "vdiff_nothing_total" not in series()
+    names = list(
+        selectors(
+            promql_parser.parse(
+                "sum(rate(vdiff_nothing_total[5m])) / on (model) max(vdiff_workers)"
+            )
+        )
+    )
+    assert (
+        names == ["vdiff_nothing_total", "vdiff_workers"] and "vdiff_nothing_total" not in series()
+    )
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
@@ -102,14 +117,18 @@ def test_panels_do_not_overlap() -> None:
     taken = set()
     for panel in DASHBOARD["panels"]:
         g = panel["gridPos"]
-        cells = {(x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])}
+        cells = {
+            (x, y) for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])
+        }
         assert not cells & taken and g["x"] + g["w"] <= 24
         taken |= cells
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
 
 
 def test_the_sides_of_a_comparison_meet() -> None:
-    """Prometheus pairs elements whose labels are all the same: beside `sum by (model)` an `outcome` meets nothing, ever."""
+    """Prometheus pairs elements whose labels are all the same: beside `sum by (model)` an `outcome`
+    meets nothing, ever.
+    """
     (expr,) = [rule["expr"] for rule in rules() if rule.get("alert") == "VdiffJobsFail"]
     left, right = expr.split(" > 0.05 * ")
     assert left.startswith("sum by (model) (") and right.startswith("sum by (model) (")

@@ -1,4 +1,6 @@
-"""What others make is pinned: images by digest as far as one is known, packages of the images by hash."""
+"""What others make is pinned: images by digest as far as one is known, packages of the images by
+hash.
+"""
 
 from __future__ import annotations
 
@@ -19,17 +21,23 @@ DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 
 
 def pins(path: Path) -> dict[str, str]:
-    return dict(re.findall(r"^([\w.-]+)==([^\s;\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    return dict(
+        re.findall(r"^([\w.-]+)==([^\s;\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    )
 
 
 def foreign_images() -> set[tuple[str, str]]:
     """(variable, image) of every image that compose and the Dockerfiles take from others."""
     found: set[tuple[str, str]] = set()
-    for service in yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))["services"].values():
+    for service in yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))[
+        "services"
+    ].values():
         image = service.get("image", "")
         if not image.startswith("vdiff-"):
             named = _DEFAULT.fullmatch(image)
-            assert named, f"{image} is not of the lock: write ${{NAME_IMAGE:-{image}}} and a line in deploy/images.lock"
+            assert named, (
+                f"{image} is not of the lock: write ${{NAME_IMAGE:-{image}}} and a line in deploy/images.lock"
+            )
             found.add((named.group(1), named.group(2)))
         for name, value in service.get("build", {}).get("args", {}).items():
             if name.endswith("_IMAGE"):
@@ -41,7 +49,9 @@ def foreign_images() -> set[tuple[str, str]]:
         arguments = dict(re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", text, re.MULTILINE))
         for name in re.findall(r"^FROM (\S+)", text, re.MULTILINE):
             variable = name.strip("${}")
-            assert name == f"${{{variable}}}" and variable in arguments, f"{file.name}: FROM {name} is not of the lock"
+            assert name == f"${{{variable}}}" and variable in arguments, (
+                f"{file.name}: FROM {name} is not of the lock"
+            )
             found.add((variable, arguments[variable]))
     return found
 
@@ -52,15 +62,18 @@ def test_every_foreign_image_is_in_the_lock() -> None:
 
 def test_a_digest_makes_an_image_exact_and_a_bad_one_is_refused() -> None:
     assert pin_images.variables([("A_IMAGE", "a:1", DIGEST), ("B_IMAGE", "b:2", "unknown")]) == [
-        f"A_IMAGE=a:1@{DIGEST}", "B_IMAGE=b:2",
-    ]  # fmt: skip
+        f"A_IMAGE=a:1@{DIGEST}",
+        "B_IMAGE=b:2",
+    ]
     assert pin_images.read_lock(f"# head\nA_IMAGE a:1 {DIGEST}\n") == [("A_IMAGE", "a:1", DIGEST)]
     for line in ("A_IMAGE a:1", "A_IMAGE a:1 latest", "A_IMAGE a:1 sha256:abc"):
         with pytest.raises(ValueError, match="not VARIABLE IMAGE DIGEST"):
             pin_images.read_lock(line)
 
 
-def test_the_script_writes_what_the_registry_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_writes_what_the_registry_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lock = tmp_path / "images.lock"
     lock.write_text("# head\nA_IMAGE a:1 unknown\n")
     docker = tmp_path / "docker"
@@ -82,10 +95,14 @@ def test_the_images_packages_have_hashes_and_the_versions_of_the_requirements(im
     text, wanted = path.read_text(encoding="utf-8"), pins(ROOT / "requirements.txt")
     found = pins(path)
     assert len(found) > 60 and "fastapi" in found
-    assert {name: v for name, v in found.items() if name != "setuptools" and wanted.get(name) != v} == {}
+    assert {
+        name: v for name, v in found.items() if name != "setuptools" and wanted.get(name) != v
+    } == {}
     entries = re.split(r"^(?=\S+==)", text, flags=re.MULTILINE)[1:]
     assert len(entries) == len(found)
-    assert [e.split("==")[0] for e in entries if not re.search(r"--hash=sha256:[0-9a-f]{64}", e)] == []
+    assert [
+        e.split("==")[0] for e in entries if not re.search(r"--hash=sha256:[0-9a-f]{64}", e)
+    ] == []
     assert "torch" not in found and not any(name.startswith("nvidia-") for name in found)
 
 
@@ -95,8 +112,13 @@ def test_what_the_project_asks_for_is_in_the_locks() -> None:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     for image, extras in lock_images.EXTRAS.items():
-        asked = [*project["dependencies"], *(one for name in extras for one in project["optional-dependencies"][name])]
-        names = {re.split(r"[\[<>=!~ ]", one)[0].lower().replace("_", "-") for one in asked} - {"torch"}
+        asked = [
+            *project["dependencies"],
+            *(one for name in extras for one in project["optional-dependencies"][name]),
+        ]
+        names = {re.split(r"[\[<>=!~ ]", one)[0].lower().replace("_", "-") for one in asked} - {
+            "torch"
+        }
         assert names <= set(pins(ROOT / "deploy" / "docker" / f"requirements.{image}.txt")), image
 
 
@@ -108,5 +130,7 @@ def test_the_lock_without_torch_keeps_the_rest() -> None:
 
 def test_the_script_says_that_uv_is_missing() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "lock_images.py")]
-    done = subprocess.run(command, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False
+    )
     assert (done.returncode, "uv is not on PATH" in done.stderr) == (2, True)

@@ -1,7 +1,8 @@
 """The models and datasets that ship with vdiff, and the scorer of their evaluation set.
 
-`vdiff-tiny` answers six kinds of questions with checkable answers; `vdiff-tiny-ar` is a small autoregressive model with
-the same tokenizer, for Adaptive Parallel Decoding. Both are made by `scripts/train_tiny.py`.
+`vdiff-tiny` answers six kinds of questions with checkable answers; `vdiff-tiny-ar` is a small
+autoregressive model with the same tokenizer, for Adaptive Parallel Decoding. Both are made by
+`scripts/train_tiny.py`.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ def questions() -> list[dict[str, Any]]:
         row = json.loads(line)
         about = row["metadata"]
         made.append(
-            {"id": row["custom_id"], "kind": about["kind"], "input": row["messages"][0]["content"],
-             "reference": about["answer"]}
-        )  # fmt: skip
+            {
+                "id": row["custom_id"],
+                "kind": about["kind"],
+                "input": row["messages"][0]["content"],
+                "reference": about["answer"],
+            }
+        )
     return made
 
 

@@ -1,7 +1,7 @@
 """Score answers to an evaluation set: exact match per kind with Wilson's 95% interval.
 
-vdiff generate --model vdiff/bundled/vdiff-tiny --input vdiff/bundled/vdiff-tiny/eval.jsonl --output out.jsonl
-python -m vdiff.bundled.evaluate vdiff/bundled/vdiff-tiny/eval.jsonl out.jsonl
+vdiff generate --model vdiff/bundled/vdiff-tiny --input vdiff/bundled/vdiff-tiny/eval.jsonl --output
+out.jsonl python -m vdiff.bundled.evaluate vdiff/bundled/vdiff-tiny/eval.jsonl out.jsonl
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ def score(questions: Path, answers: Path) -> tuple[dict[str, tuple[int, int]], l
 def main(argv: list[str] | None = None) -> int:
     args = sys.argv[1:] if argv is None else argv
     if len(args) != 2:
-        print("usage: python -m vdiff.bundled.evaluate QUESTIONS.jsonl ANSWERS.jsonl", file=sys.stderr)
+        print(
+            "usage: python -m vdiff.bundled.evaluate QUESTIONS.jsonl ANSWERS.jsonl", file=sys.stderr
+        )
         return 2
     counts, missing = score(Path(args[0]), Path(args[1]))
     print(f"{'kind':<12} {'right':>9}  exact match  95% interval")

@@ -1,13 +1,13 @@
-"""The command line. A command reads the settings (`VDIFF_*`), lets its options win, and does one thing.
+"""The command line. A command reads the settings (`VDIFF_*`), lets its options win, and does one
+thing.
 
 servers.py    run a part: up, api, worker, migrate, health, flower        offline.py    generate
-keys.py       keys create, list, revoke, rotate                           config.py     config show, check
-bench.py      bench decoders                            doctor.py     doctor
-evaluations.py    eval run, wait, show, list, compare, report, cancel
-jobs.py       jobs list, get, watch, cancel, retry      submit.py     submit
-batch.py      batch submit, list, get, results ...      models.py     models
-chat.py       chat                                      canvas.py     a job's text as it comes
-connect.py, options.py, output.py, exits.py    what they share
+keys.py       keys create, list, revoke, rotate                           config.py     config show,
+check bench.py      bench decoders                            doctor.py     doctor evaluations.py
+eval run, wait, show, list, compare, report, cancel jobs.py       jobs list, get, watch, cancel,
+retry      submit.py     submit batch.py      batch submit, list, get, results ...      models.py
+models chat.py       chat                                      canvas.py     a job's text as it
+comes connect.py, options.py, output.py, exits.py    what they share
 """
 
 from __future__ import annotations

@@ -36,14 +36,20 @@ def endpoint_of(file: Path) -> str:
         raise InvalidParameter(f"{file}: {exc.strerror}", param="FILE") from exc
     except (ValueError, KeyError, TypeError) as exc:
         message = f"{file}, line 1: no line of a batch, which is an object of custom_id, method, url and body (docs/batches.md)"
-        raise InvalidParameter(f"{message}; `vdiff submit --file` takes prompts", param="FILE") from exc
+        raise InvalidParameter(
+            f"{message}; `vdiff submit --file` takes prompts", param="FILE"
+        ) from exc
 
 
 def show(batch: Batch) -> None:
     """A batch for people."""
     counts = batch.request_counts
     fact("batch", batch.id)
-    fact("status", batch.status + (f", {batch.outcome}" if batch.outcome else ""), style_of(batch.status))
+    fact(
+        "status",
+        batch.status + (f", {batch.outcome}" if batch.outcome else ""),
+        style_of(batch.status),
+    )
     fact("model", batch.model or "")
     fact("lines", f"{counts['total']}: {counts['completed']} succeeded, {counts['failed']} failed")
     for name, file in (("output", batch.output_file_id), ("errors", batch.error_file_id)):
@@ -55,7 +61,9 @@ def show(batch: Batch) -> None:
         write(f"line {error.get('line')}: {error.get('code')}: {error.get('message')}")
 
 
-def finished(client: Client, batch: Batch, timeout: float | None, output: Path | None, as_json: bool) -> None:
+def finished(
+    client: Client, batch: Batch, timeout: float | None, output: Path | None, as_json: bool
+) -> None:
     """Wait, then tell. Exit code 1 unless every line succeeded."""
     with detached(f"vdiff batch get {batch.id} --wait"):
         over = client.wait_batch(batch, timeout=timeout, poll_seconds=POLL_SECONDS, progress=True)
@@ -71,13 +79,18 @@ def finished(client: Client, batch: Batch, timeout: float | None, output: Path |
 
 @app.command(
     epilog=examples(
-        "vdiff batch submit requests.jsonl", "vdiff batch submit requests.jsonl --wait --output results.jsonl",
+        "vdiff batch submit requests.jsonl",
+        "vdiff batch submit requests.jsonl --wait --output results.jsonl",
         "vdiff batch submit requests.jsonl --window 2h --metadata run=7",
     )
-)  # fmt: skip
+)
 def submit(
-    file: Annotated[Path, typer.Argument(help="JSONL of {custom_id, method, url, body}, as OpenAI has it")],
-    wait: Annotated[bool, typer.Option("--wait", help="until it is over; exit code 1 unless all succeeded")] = False,
+    file: Annotated[
+        Path, typer.Argument(help="JSONL of {custom_id, method, url, body}, as OpenAI has it")
+    ],
+    wait: Annotated[
+        bool, typer.Option("--wait", help="until it is over; exit code 1 unless all succeeded")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="with --wait: write the results here")] = None,
     window: Annotated[str, typer.Option(help="time it has: 24h, 30m, 7d")] = "24h",
     metadata: Metadata = None,
@@ -94,7 +107,9 @@ def submit(
     endpoint = endpoint_of(file)
     with connected(base_url, api_key) as client:
         uploaded = client.upload(file)
-        batch = client.create_batch(uploaded, endpoint=endpoint, completion_window=window, metadata=labels or None)
+        batch = client.create_batch(
+            uploaded, endpoint=endpoint, completion_window=window, metadata=labels or None
+        )
         if wait:
             typer.echo(f"{batch.id} is {batch.status}", err=True)
             finished(client, batch, timeout, output, as_json)
@@ -105,7 +120,9 @@ def submit(
             typer.echo(f"its end: vdiff batch get {batch.id} --wait", err=True)
 
 
-@app.command("list", epilog=examples("vdiff batch list", "vdiff batch list --limit 100 --json | jq .id"))
+@app.command(
+    "list", epilog=examples("vdiff batch list", "vdiff batch list --limit 100 --json | jq .id")
+)
 def list_batches(
     limit: Annotated[int, typer.Option(min=1, max=MOST, help="at most so many")] = 20,
     as_json: AsJson = False,
@@ -113,7 +130,9 @@ def list_batches(
     api_key: Key = None,
 ) -> None:
     """Batches, newest first. With --json an object a line."""
-    listing = Listing("batch", "status", "lines", "good", "bad", "model", "outcome", shrink=("model", "outcome"))
+    listing = Listing(
+        "batch", "status", "lines", "good", "bad", "model", "outcome", shrink=("model", "outcome")
+    )
     with connected(base_url, api_key) as client:
         for batch in client.list_batches(limit=limit):
             if as_json:
@@ -121,17 +140,23 @@ def list_batches(
                 continue
             counts = batch.request_counts
             numbers = (str(counts[name]) for name in ("total", "completed", "failed"))
-            listing.add(batch.id, batch.status, *numbers, batch.model or "", batch.outcome or "", status=1)
+            listing.add(
+                batch.id, batch.status, *numbers, batch.model or "", batch.outcome or "", status=1
+            )
     if not as_json:
         listing.print("no batches")
 
 
 @app.command(
-    epilog=examples("vdiff batch get batch_01j...", "vdiff batch get batch_01j... --wait --output results.jsonl")
+    epilog=examples(
+        "vdiff batch get batch_01j...", "vdiff batch get batch_01j... --wait --output results.jsonl"
+    )
 )
 def get(
     batch: BatchId,
-    wait: Annotated[bool, typer.Option("--wait", help="until it is over; exit code 1 unless all succeeded")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="until it is over; exit code 1 unless all succeeded")
+    ] = False,
     output: Annotated[Path | None, typer.Option(help="with --wait: write the results here")] = None,
     timeout: Timeout = None,
     as_json: AsJson = False,
@@ -154,7 +179,9 @@ def get(
 
 
 @app.command(epilog=examples("vdiff batch cancel batch_01j..."))
-def cancel(batch: BatchId, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None) -> None:
+def cancel(
+    batch: BatchId, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None
+) -> None:
     """Stop what has not ended; what has keeps its results."""
     with connected(base_url, api_key) as client:
         found = client.cancel_batch(batch)
@@ -162,25 +189,39 @@ def cancel(batch: BatchId, as_json: AsJson = False, base_url: BaseUrl = None, ap
 
 
 @app.command(epilog=examples("vdiff batch retry batch_01j..."))
-def retry(batch: BatchId, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None) -> None:
+def retry(
+    batch: BatchId, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None
+) -> None:
     """Run again every line that failed, expired or was cancelled."""
     with connected(base_url, api_key) as client:
         found = client.retry_failed(batch)
-    typer.echo(json.dumps(found.raw) if as_json else f"{found.id} {found.status}, {found.raw['retried']} lines again")
+    typer.echo(
+        json.dumps(found.raw)
+        if as_json
+        else f"{found.id} {found.status}, {found.raw['retried']} lines again"
+    )
 
 
 def result_line(item: BatchItem) -> str:
     return json.dumps(
-        {"custom_id": item.custom_id, "job_id": item.job_id, "status": item.status, "response": item.response,
-         "error": item.error}, ensure_ascii=False,
-    )  # fmt: skip
+        {
+            "custom_id": item.custom_id,
+            "job_id": item.job_id,
+            "status": item.status,
+            "response": item.response,
+            "error": item.error,
+        },
+        ensure_ascii=False,
+    )
 
 
 def save(client: Client, batch: Batch, output: Path) -> None:
     """The lines that are over, in order, as JSON."""
     try:
         with output.open("w", encoding="utf-8") as out:
-            out.writelines(result_line(item) + "\n" for item in client.batch_items(batch) if item.done)
+            out.writelines(
+                result_line(item) + "\n" for item in client.batch_items(batch) if item.done
+            )
     except OSError as exc:
         raise InvalidParameter(f"{output}: {exc.strerror}", param="--output") from exc
     typer.echo(f"wrote {output}", err=True)
@@ -188,13 +229,16 @@ def save(client: Client, batch: Batch, output: Path) -> None:
 
 @app.command(
     epilog=examples(
-        "vdiff batch results batch_01j... > results.jsonl", "vdiff batch results batch_01j... --status failed",
+        "vdiff batch results batch_01j... > results.jsonl",
+        "vdiff batch results batch_01j... --status failed",
         "vdiff batch results batch_01j... --text",
     )
-)  # fmt: skip
+)
 def results(
     batch: BatchId,
-    status: Annotated[str | None, typer.Option(help="only these: succeeded, failed, expired, cancelled")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="only these: succeeded, failed, expired, cancelled")
+    ] = None,
     text: Annotated[
         bool, typer.Option("--text", help="custom_id, a tab and the answer's text instead of JSON")
     ] = False,
@@ -202,7 +246,9 @@ def results(
     base_url: BaseUrl = None,
     api_key: Key = None,
 ) -> None:
-    """The lines that are over, in order, also while it runs: {custom_id, job_id, status, response, error} a line."""
+    """The lines that are over, in order, also while it runs: {custom_id, job_id, status, response,
+    error} a line.
+    """
     if output is not None and (text or status is not None):
         raise InvalidParameter("--output writes all lines, as JSON", param="--output")
     with connected(base_url, api_key) as client:

@@ -1,4 +1,6 @@
-"""A job's text on a terminal while it comes out of the noise: committed text plain, what is proposed dim, masks as shades."""
+"""A job's text on a terminal while it comes out of the noise: committed text plain, what is
+proposed dim, masks as shades.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Canvas:
             before = self._committed.get(index, "")
             self._committed[index] = before[: data["offset"]] + data["text"]
             self._whole[index] = data.get("canvas") or self._whole.get(index)
-            self._status = f"step {data['step']}, {data['tokens_committed']} of {data['tokens_total']} tokens"
+            self._status = (
+                f"step {data['step']}, {data['tokens_committed']} of {data['tokens_total']} tokens"
+            )
         elif event.type == "queued":
             self._status = "queued, waiting for a worker"
         elif event.type == "started":
@@ -43,7 +47,9 @@ class Canvas:
         elif event.type == "done":
             self._status = ""
             for choice in (data.get("result") or {}).get("choices", ()):
-                text = choice["message"]["content"] if "message" in choice else choice.get("text", "")
+                text = (
+                    choice["message"]["content"] if "message" in choice else choice.get("text", "")
+                )
                 self._committed[choice["index"]], self._whole[choice["index"]] = text or "", None
 
     def text(self, index: int) -> Text:
@@ -65,7 +71,9 @@ class Canvas:
 def draw(events: Iterator[Event], out: Console) -> Canvas:
     """Show a job's events until it is over; the finished text stays on the screen."""
     canvas = Canvas()
-    with Live(canvas, console=out, refresh_per_second=FRAMES_PER_SECOND, vertical_overflow="visible") as live:
+    with Live(
+        canvas, console=out, refresh_per_second=FRAMES_PER_SECOND, vertical_overflow="visible"
+    ) as live:
         for event in events:
             canvas.hear(event)
             if event.type == "done":

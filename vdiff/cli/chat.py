@@ -34,11 +34,13 @@ HELP = "/new begins anew, /quit (or Ctrl-D) ends, Ctrl-C stops an answer"
 
 @app.command(
     epilog=examples(
-        "vdiff chat", "vdiff chat --algorithm threshold --set diffusion.threshold=0.8",
-        'vdiff chat --system "Answer with a number." --temperature 0', 'echo "What is 17 + 25?" | vdiff chat',
+        "vdiff chat",
+        "vdiff chat --algorithm threshold --set diffusion.threshold=0.8",
+        'vdiff chat --system "Answer with a number." --temperature 0',
+        'echo "What is 17 + 25?" | vdiff chat',
         "cat turns.txt | vdiff chat --json | jq .usage",
     )
-)  # fmt: skip
+)
 def chat(
     model: ModelName = None,
     system: Annotated[str | None, typer.Option(help="what the model is told before all")] = None,
@@ -51,10 +53,13 @@ def chat(
     base_url: BaseUrl = None,
     api_key: Key = None,
 ) -> None:
-    """Talk to a model. Committed text is plain, what is only proposed is dim, masks are shades. Without a terminal, each line
-    of stdin is a turn, each answer is printed when it is whole (with --json its job, an object a line), and the exit code is 1
-    when one did not come."""
-    fields = fields_of(given, max_tokens=max_tokens, temperature=temperature, seed=seed, algorithm=algorithm)
+    """Talk to a model. Committed text is plain, what is only proposed is dim, masks are shades.
+    Without a terminal, each line of stdin is a turn, each answer is printed when it is whole (with
+    --json its job, an object a line), and the exit code is 1 when one did not come.
+    """
+    fields = fields_of(
+        given, max_tokens=max_tokens, temperature=temperature, seed=seed, algorithm=algorithm
+    )
     out = console()
     drawn = out.is_terminal and not as_json
     begin: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
@@ -98,15 +103,24 @@ def _ask(out: Console | None) -> str | None:
         return None
 
 
-def _answer(client: Client, messages: list[dict[str, str]], fields: dict[str, Any], out: Console | None) -> Job | None:
-    """The job, when it is over; drawn meanwhile where there is a terminal. None: refused, or stopped by Ctrl-C there."""
+def _answer(
+    client: Client, messages: list[dict[str, str]], fields: dict[str, Any], out: Console | None
+) -> Job | None:
+    """The job, when it is over; drawn meanwhile where there is a terminal. None: refused, or
+    stopped by Ctrl-C there.
+    """
     from vdiff.cli.canvas import draw
     from vdiff.client import ApiError
 
-    body = fields if out is None else {**fields, "diffusion": {**fields.get("diffusion", {}), "visualize": True}}
+    body = (
+        fields
+        if out is None
+        else {**fields, "diffusion": {**fields.get("diffusion", {}), "visualize": True}}
+    )
     try:
         job = client.submit(messages, priority="interactive", extra_body=body)
-    except ApiError as exc:  # a field is wrong, or the conversation has become too long: the next turn may do better
+    # a field is wrong, or the conversation has become too long: the next turn may do better
+    except ApiError as exc:
         typer.echo(exc.message, err=True)
         return None
     try:
@@ -133,7 +147,9 @@ def _told(job: Job, out: Console, drawn: bool, as_json: bool) -> str | None:
         seconds = ((job.timing or {}).get("total_ms") or 0.0) / 1000
         tokens = (job.usage or {}).get("completion_tokens", 0)
         per_forward = facts.get("tokens_per_forward")
-        text = f"{tokens} tokens in {seconds:.2f} s" + (f", {per_forward:.1f} a forward" if per_forward else "")
+        text = f"{tokens} tokens in {seconds:.2f} s" + (
+            f", {per_forward:.1f} a forward" if per_forward else ""
+        )
         out.print(text, style="dim")
     elif not as_json:
         write(job.text or "")

@@ -1,4 +1,6 @@
-"""Commands about the settings: what is in force and where it comes from, and whether it holds together."""
+"""Commands about the settings: what is in force and where it comes from, and whether it holds
+together.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,15 @@ def shown(name: str, value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-@app.command(epilog=examples("vdiff config show", "vdiff config show --json | jq '.lease_seconds.value'"))
-def show(as_json: Annotated[bool, typer.Option("--json", help="one object, for programs")] = False) -> None:
-    """Every setting with its value, and whether the environment gave it. Secrets and passwords are masked."""
+@app.command(
+    epilog=examples("vdiff config show", "vdiff config show --json | jq '.lease_seconds.value'")
+)
+def show(
+    as_json: Annotated[bool, typer.Option("--json", help="one object, for programs")] = False,
+) -> None:
+    """Every setting with its value, and whether the environment gave it. Secrets and passwords are
+    masked.
+    """
     settings = settings_of()
     rows = {
         name: {
@@ -59,19 +67,31 @@ def contradictions(settings: Settings) -> list[str]:
             found.append(f"VDIFF_MODEL: {settings.model} has no config.json")
     if (settings.database_url is None) != (settings.redis_url is None):
         missing = "VDIFF_DATABASE_URL" if settings.database_url is None else "VDIFF_REDIS_URL"
-        found.append(f"{missing} is not set, but its sibling is: only `vdiff up` starts the missing one by itself")
+        found.append(
+            f"{missing} is not set, but its sibling is: only `vdiff up` starts the missing one by itself"
+        )
     if settings.auth == "open" and not is_loopback(settings.host):
-        found.append(f"VDIFF_AUTH=open on {settings.host}: whoever reaches the port may do everything")
+        found.append(
+            f"VDIFF_AUTH=open on {settings.host}: whoever reaches the port may do everything"
+        )
     if settings.worker_stale_seconds < 2 * settings.heartbeat_seconds:
-        found.append("VDIFF_WORKER_STALE_SECONDS is below two heartbeats: a worker that is well may count as away")
+        found.append(
+            "VDIFF_WORKER_STALE_SECONDS is below two heartbeats: a worker that is well may count as away"
+        )
     if settings.hang_seconds < settings.lease_seconds:
-        found.append("VDIFF_HANG_SECONDS is below VDIFF_LEASE_SECONDS: a slow step may end the worker")
+        found.append(
+            "VDIFF_HANG_SECONDS is below VDIFF_LEASE_SECONDS: a slow step may end the worker"
+        )
     return found
 
 
-@app.command(epilog=examples("vdiff config check", "VDIFF_LEASE_SECONDS=10 vdiff config check --json"))
+@app.command(
+    epilog=examples("vdiff config check", "VDIFF_LEASE_SECONDS=10 vdiff config check --json")
+)
 def check(as_json: AsJson = False) -> None:
-    """Check the environment's settings: exit with 0, or print a line for each fault and exit with 2."""
+    """Check the environment's settings: exit with 0, or print a line for each fault and exit with
+    2.
+    """
     settings = settings_of()
     troubles = contradictions(settings)
     given = len(settings.model_fields_set)
@@ -82,4 +102,6 @@ def check(as_json: AsJson = False) -> None:
         typer.echo(trouble, err=True)
     if troubles:
         raise ConfigurationError(f"{len(troubles)} setting(s) to look at")
-    typer.echo(f"good: {given} of {len(Settings.model_fields)} settings given, the rest at their defaults")
+    typer.echo(
+        f"good: {given} of {len(Settings.model_fields)} settings given, the rest at their defaults"
+    )

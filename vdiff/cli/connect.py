@@ -30,40 +30,56 @@ BaseUrl = Annotated[
         help="the server [default: VDIFF_BASE_URL, else a `vdiff up` of this folder, else http://127.0.0.1:8000]"
     ),
 ]
-Key = Annotated[str | None, typer.Option("--api-key", help="[default: VDIFF_API_KEY, which keeps it out of `ps`]")]
-ModelName = Annotated[str | None, typer.Option("--model", help="[default: the server's, if it has only one]")]
+Key = Annotated[
+    str | None,
+    typer.Option("--api-key", help="[default: VDIFF_API_KEY, which keeps it out of `ps`]"),
+]
+ModelName = Annotated[
+    str | None, typer.Option("--model", help="[default: the server's, if it has only one]")
+]
 MaxTokens = Annotated[int | None, typer.Option(min=1, max=MOST, help="longest answer, tokens")]
-Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, max=2, help="0 takes the likeliest token")
+]
 Seed = Annotated[
     int | None,
-    typer.Option(min=-(2**63), max=2**63 - 1, help="the same request with the same seed gives the same text"),
+    typer.Option(
+        min=-(2**63), max=2**63 - 1, help="the same request with the same seed gives the same text"
+    ),
 ]
-Algorithm = Annotated[str | None, typer.Option(help="unmasking rule, or apd; `vdiff models` lists them")]
+Algorithm = Annotated[
+    str | None, typer.Option(help="unmasking rule, or apd; `vdiff models` lists them")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="any other field of the request, repeatable: diffusion.threshold=0.9"
+        "--set",
+        metavar="NAME=VALUE",
+        help="any other field of the request, repeatable: diffusion.threshold=0.9",
     ),
 ]
 Metadata = Annotated[
-    list[str] | None, typer.Option("--metadata", metavar="KEY=VALUE", help="label, repeatable; lists filter by it")
+    list[str] | None,
+    typer.Option("--metadata", metavar="KEY=VALUE", help="label, repeatable; lists filter by it"),
 ]
 SAID_FROM_SECONDS = 1.0  # a wait that is shorter passes before it is read
 
 Timeout = Annotated[
-    float | None, typer.Option(min=0, max=TEN_YEARS, help="seconds to wait; then exit code 6, and it goes on")
+    float | None,
+    typer.Option(min=0, max=TEN_YEARS, help="seconds to wait; then exit code 6, and it goes on"),
 ]
 
 
 @contextmanager
 def connected(
     base_url: str | None, api_key: str | None, model: str | None = None, *, patient: bool = False
-) -> Iterator[Client]:  # fmt: skip
-    """A patient client of a server that answers now; it says on stderr when it waits. Raises ServerUnreachable at once when
-    nobody answers, UnexpectedAnswer when somebody else does.
+) -> Iterator[Client]:
+    """A patient client of a server that answers now; it says on stderr when it waits. Raises
+    ServerUnreachable at once when nobody answers, UnexpectedAnswer when somebody else does.
 
     Args:
-        patient: for much work: a limit or a server that is away is waited for as long as `Client.map` does.
+        patient: for much work: a limit or a server that is away is waited for as long as
+            `Client.map` does.
     """
     from vdiff.client import ApiError, Client, UnexpectedAnswer
     from vdiff.client.connection import MAP_RETRY_SECONDS, RETRY_SECONDS
@@ -74,7 +90,11 @@ def connected(
         except UnexpectedAnswer as exc:
             raise UnexpectedAnswer(f"that is not a vdiff server: {exc.message}") from exc
         except ApiError as exc:
-            if exc.code is None and exc.status in (400, 404, 405):  # every vdiff server has a /version
+            if exc.code is None and exc.status in (
+                400,
+                404,
+                405,
+            ):  # every vdiff server has a /version
                 raise UnexpectedAnswer(f"that is not a vdiff server: {exc.message}") from exc
             raise
     seconds = MAP_RETRY_SECONDS if patient else RETRY_SECONDS
@@ -117,7 +137,9 @@ def fields_of(
     seed: int | None,
     algorithm: str | None,
 ) -> dict[str, Any]:
-    """The body's fields that options and `--set` name; a value is JSON where it can be, else text; a dot goes inside."""
+    """The body's fields that options and `--set` name; a value is JSON where it can be, else text;
+    a dot goes inside.
+    """
     fields: dict[str, Any] = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
     fields = {name: value for name, value in fields.items() if value is not None}
     named = pairs(given, "--set")
@@ -169,7 +191,9 @@ def prompts_of(file: Path) -> list[Any]:
         raise InvalidParameter(f"{file}: {exc.strerror}", param="--file") from exc
     text = decode_text(raw, "stdin" if str(file) == "-" else str(file), param="--file")
     found: list[Any] = []
-    for number, line in enumerate(text.split("\n"), 1):  # not splitlines(): U+2028 is a character of a prompt
+    for number, line in enumerate(
+        text.split("\n"), 1
+    ):  # not splitlines(): U+2028 is a character of a prompt
         if not line.strip():
             continue
         if file.suffix != ".jsonl":
@@ -178,9 +202,13 @@ def prompts_of(file: Path) -> list[Any]:
         try:
             value = json.loads(line)
         except ValueError as exc:
-            raise InvalidParameter(f"{file}, line {number}: no JSON: {exc}", param="--file") from exc
+            raise InvalidParameter(
+                f"{file}, line {number}: no JSON: {exc}", param="--file"
+            ) from exc
         if not isinstance(value, str | list | dict):
-            raise InvalidParameter(f"{file}, line {number}: a text, a list or an object is wanted", param="--file")
+            raise InvalidParameter(
+                f"{file}, line {number}: a text, a list or an object is wanted", param="--file"
+            )
         found.append(value)
     if not found:
         raise InvalidParameter(f"{file} has no prompts", param="--file")

@@ -31,8 +31,12 @@ def open_database() -> Iterator[Database]:
         yield database
     except OperationalError as exc:
         reason = str(exc.orig).strip().splitlines()[0]
-        raise ConfigurationError(f"cannot reach PostgreSQL: {reason}", param="database_url") from exc
+        raise ConfigurationError(
+            f"cannot reach PostgreSQL: {reason}", param="database_url"
+        ) from exc
     except ProgrammingError as exc:
-        raise ConfigurationError("the database is not migrated to this version; run `vdiff migrate`") from exc
+        raise ConfigurationError(
+            "the database is not migrated to this version; run `vdiff migrate`"
+        ) from exc
     finally:
         database.dispose()

@@ -20,16 +20,19 @@ _STYLE = {"ok": "green", "note": "yellow", "bad": "bold red"}
 
 @app.command(
     epilog=examples(
-        "vdiff doctor", "vdiff doctor --json | jq '.checks[] | select(.state == \"bad\")'",
+        "vdiff doctor",
+        "vdiff doctor --json | jq '.checks[] | select(.state == \"bad\")'",
         "VDIFF_DATABASE_URL=... VDIFF_REDIS_URL=... VDIFF_BASE_URL=https://... vdiff doctor",
     )
-)  # fmt: skip
+)
 def doctor(
     as_json: AsJson = False,
     strict: Annotated[bool, typer.Option("--strict", help="notes count as bad too")] = False,
 ) -> None:
-    """Look at database, migrations, Redis, workers, clocks, disk, queues, webhooks and API. Each line is ok, a note (will
-    become bad, or looks odd) or bad, with what to do. Exit code 1 when something is bad."""
+    """Look at database, migrations, Redis, workers, clocks, disk, queues, webhooks and API. Each
+    line is ok, a note (will become bad, or looks odd) or bad, with what to do. Exit code 1 when
+    something is bad.
+    """
     from vdiff.doctor import Check, examine
     from vdiff.local import with_local_services
 

@@ -20,7 +20,9 @@ from vdiff.cli.output import Listing, console, visible, write
 if TYPE_CHECKING:
     from vdiff.client import Client, Evaluation
 
-app = typer.Typer(no_args_is_help=True, help="Evaluate configurations of model and decoder on a dataset.")
+app = typer.Typer(
+    no_args_is_help=True, help="Evaluate configurations of model and decoder on a dataset."
+)
 TASK_FIELDS = ("template", "graders", "endpoint")
 EvaluationId = Annotated[str, typer.Argument(help="its id, eval_...", show_default=False)]
 
@@ -56,7 +58,9 @@ def configurations_of(paths: Sequence[Path], model: str | None) -> list[dict[str
         several = found if isinstance(found, list) else [found]
         for i, one in enumerate(several):
             if not isinstance(one, dict):
-                raise ConfigurationError(f"{path}: a configuration is a mapping of fields", param="config")
+                raise ConfigurationError(
+                    f"{path}: a configuration is a mapping of fields", param="config"
+                )
             name = path.stem if len(several) == 1 else f"{path.stem}-{i + 1}"
             made.append({"name": name, **({} if model is None else {"model": model}), **one})
     return made or [{"name": "default", **({} if model is None else {"model": model})}]
@@ -103,8 +107,14 @@ def finish(evaluation: Evaluation, as_json: bool) -> None:
         typer.echo(json.dumps(evaluation.raw))
     else:
         show(evaluation)
-        answered = f", {evaluation.progress['graded']} of {evaluation.progress['total']} answered" * (not evaluation.ok)
-        typer.echo(f"{evaluation.id} {evaluation.status}{answered}; vdiff eval report {evaluation.id} --open", err=True)
+        answered = (
+            f", {evaluation.progress['graded']} of {evaluation.progress['total']} answered"
+            * (not evaluation.ok)
+        )
+        typer.echo(
+            f"{evaluation.id} {evaluation.status}{answered}; vdiff eval report {evaluation.id} --open",
+            err=True,
+        )
     raise typer.Exit(0 if evaluation.ok else FAILED)
 
 
@@ -113,9 +123,7 @@ def follow(client: Client, evaluation: Evaluation, timeout: float | None, as_jso
     try:
         done = client.wait_evaluation(evaluation, timeout=timeout, progress=True)
     except KeyboardInterrupt:
-        message = (
-            f"{evaluation.id} goes on. Come back with `vdiff eval wait {evaluation.id}`, or with the same command."
-        )
+        message = f"{evaluation.id} goes on. Come back with `vdiff eval wait {evaluation.id}`, or with the same command."
         typer.echo(f"\n{message} End it with `vdiff eval cancel {evaluation.id}`.", err=True)
         raise typer.Exit(INTERRUPTED) from None
     finish(done, as_json)
@@ -127,10 +135,13 @@ def follow(client: Client, evaluation: Evaluation, timeout: float | None, as_jso
         "vdiff eval run questions.jsonl --template 'Q: {{question}}\\nA:' --grader number",
         "vdiff eval run vdiff-tiny --limit 50 --json | jq '.configurations[].results.accuracy'",
     )
-)  # fmt: skip
+)
 def run(
     dataset: Annotated[
-        str, typer.Argument(help="a JSONL file, or the name of a bundled dataset (vdiff-tiny)", show_default=False)
+        str,
+        typer.Argument(
+            help="a JSONL file, or the name of a bundled dataset (vdiff-tiny)", show_default=False
+        ),
     ],
     config: Annotated[
         list[Path] | None,
@@ -139,27 +150,39 @@ def run(
         ),
     ] = None,
     task: Annotated[Path | None, typer.Option(help="YAML with template, graders, endpoint")] = None,
-    template: Annotated[str | None, typer.Option(help="prompt with {{column}}s [default: {{input}}]")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="prompt with {{column}}s [default: {{input}}]")
+    ] = None,
     grader: Annotated[
-        list[str] | None, typer.Option(help="type of a grader without options; may be repeated [default: exact]")
+        list[str] | None,
+        typer.Option(help="type of a grader without options; may be repeated [default: exact]"),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="of configurations that name none [default: the server's only one]")
+        str | None,
+        typer.Option(help="of configurations that name none [default: the server's only one]"),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="of the evaluation [default: the dataset's]")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, max=MOST, help="lines of the dataset [default: all]")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="of the evaluation [default: the dataset's]")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, max=MOST, help="lines of the dataset [default: all]")
+    ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="print the id and do not wait")] = False,
     timeout: Timeout = None,
     base_url: BaseUrl = None,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a dataset through configurations, grade the answers, and show accuracy with error bars. The same again comes back
-    to what is there: only what is missing runs. Exit code 1 when an answer could not be had or graded."""
+    """Run a dataset through configurations, grade the answers, and show accuracy with error bars.
+    The same again comes back to what is there: only what is missing runs. Exit code 1 when an
+    answer could not be had or graded.
+    """
     from vdiff.client.calls import only_model
 
     if detach and timeout is not None:
-        raise ConfigurationError("--timeout is for waiting, which --detach does not", param="--timeout")
+        raise ConfigurationError(
+            "--timeout is for waiting, which --detach does not", param="--timeout"
+        )
     path = Path(dataset)
     configurations = configurations_of(config or [], model)
     spec = task_of(task, template, grader or [])
@@ -195,7 +218,9 @@ def wait(
         follow(client, client.get_evaluation(evaluation), timeout, as_json)
 
 
-@app.command("show", epilog=examples("vdiff eval show eval_01k...", "vdiff eval show eval_01k... --json"))
+@app.command(
+    "show", epilog=examples("vdiff eval show eval_01k...", "vdiff eval show eval_01k... --json")
+)
 def show_results(
     evaluation: EvaluationId,
     base_url: BaseUrl = None,
@@ -226,10 +251,14 @@ def list_evaluations(
     if as_json:
         typer.echo(json.dumps([e.raw for e in found]))
         return
-    listing = Listing("id", "name", "status", "graded", "configurations", shrink=("name", "configurations"))
+    listing = Listing(
+        "id", "name", "status", "graded", "configurations", shrink=("name", "configurations")
+    )
     for e in found:
         names = ", ".join(c["name"] for c in e.configurations)
-        listing.add(e.id, e.name, e.status, f"{e.progress['graded']}/{e.progress['total']}", names, status=2)
+        listing.add(
+            e.id, e.name, e.status, f"{e.progress['graded']}/{e.progress['total']}", names, status=2
+        )
     listing.print("no evaluations")
 
 
@@ -242,8 +271,9 @@ def compare(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare two configurations on the items that both answered: difference with interval, McNemar's test, and the
-    difference that so many items could have found."""
+    """Compare two configurations on the items that both answered: difference with interval,
+    McNemar's test, and the difference that so many items could have found.
+    """
     sides = []
     for text in (first, second):
         evaluation, _, name = text.partition("/")
@@ -269,14 +299,16 @@ def compare(
 
 @app.command(
     epilog=examples(
-        "vdiff eval report eval_01k... --open", "vdiff eval report eval_01k... --format markdown --output report.md",
+        "vdiff eval report eval_01k... --open",
+        "vdiff eval report eval_01k... --format markdown --output report.md",
     )
-)  # fmt: skip
+)
 def report(
     evaluation: EvaluationId,
     format: Annotated[str, typer.Option(help="html, markdown or json")] = "html",
     output: Annotated[
-        Path | None, typer.Option(help="file to write, - for stdout [default: the id with .html, .md or .json]")
+        Path | None,
+        typer.Option(help="file to write, - for stdout [default: the id with .html, .md or .json]"),
     ] = None,
     open_it: Annotated[bool, typer.Option("--open", help="show it in a browser")] = False,
     base_url: BaseUrl = None,

@@ -48,7 +48,9 @@ def exit_code(exc: Exception) -> int:
         return FAILED
     if isinstance(exc, VDiffError):
         return USAGE
-    from vdiff.client import errors as e  # only now: commands that need no server start without httpx
+    from vdiff.client import (
+        errors as e,
+    )  # only now: commands that need no server start without httpx
 
     if isinstance(exc, e.JobFailed):
         return FAILED

@@ -41,22 +41,37 @@ def _ago(moment: float) -> str:
 
 
 def listing_of(jobs: Iterator[Job]) -> Listing:
-    listing = Listing("job", "status", "model", "age", "ran", "tokens", "note", shrink=("model", "note"))
+    listing = Listing(
+        "job", "status", "model", "age", "ran", "tokens", "note", shrink=("model", "note")
+    )
     for job in jobs:
-        tokens = (job.usage or {}).get("completion_tokens", (job.progress or {}).get("tokens_committed"))
+        tokens = (job.usage or {}).get(
+            "completion_tokens", (job.progress or {}).get("tokens_committed")
+        )
         note = (job.error or {}).get("code") or job.custom_id or ""
         listing.add(
-            job.id, job.status, job.model, _ago(job.created_at).removesuffix(" ago"), _took(job),
-            "" if tokens is None else str(tokens), note, status=1,
-        )  # fmt: skip
+            job.id,
+            job.status,
+            job.model,
+            _ago(job.created_at).removesuffix(" ago"),
+            _took(job),
+            "" if tokens is None else str(tokens),
+            note,
+            status=1,
+        )
     return listing
 
 
 @app.command(
-    "list", epilog=examples("vdiff jobs list --status failed", "vdiff jobs list --metadata run=7 --limit 100 --json")
+    "list",
+    epilog=examples(
+        "vdiff jobs list --status failed", "vdiff jobs list --metadata run=7 --limit 100 --json"
+    ),
 )
 def list_jobs(
-    status: Annotated[str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or expired")] = None,
+    status: Annotated[
+        str | None, typer.Option(help="queued, running, succeeded, failed, cancelled or expired")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="of this model")] = None,
     batch: Annotated[str | None, typer.Option(help="lines of this batch")] = None,
     metadata: Metadata = None,
@@ -68,7 +83,9 @@ def list_jobs(
     """Jobs, newest first. With --json an object a line."""
     labels = pairs(metadata, "--metadata")
     with connected(base_url, api_key) as client:
-        found = client.list_jobs(status=status, model=model, batch_id=batch, metadata=labels, limit=limit)
+        found = client.list_jobs(
+            status=status, model=model, batch_id=batch, metadata=labels, limit=limit
+        )
         if as_json:
             for job in found:
                 typer.echo(json.dumps(job.raw))
@@ -89,7 +106,9 @@ def show(job: Job) -> None:
         "waits": None if job.queue_position is None else f"place {job.queue_position}",
         "done in": None if job.eta_seconds is None else f"about {job.eta_seconds:.1f} s",
         "attempts": str(job.attempts) if job.attempts > 1 else None,
-        "tokens": None if job.usage is None else f"{job.usage['prompt_tokens']} + {job.usage['completion_tokens']}",
+        "tokens": None
+        if job.usage is None
+        else f"{job.usage['prompt_tokens']} + {job.usage['completion_tokens']}",
         "forwards": (job.diffusion or {}).get("forwards"),
         "queued": f"{timing['queued_ms']:.0f} ms" if timing.get("queued_ms") is not None else None,
         "labels": ", ".join(f"{k}={v}" for k, v in job.metadata.items()),
@@ -99,17 +118,25 @@ def show(job: Job) -> None:
     for name, value in facts.items():
         if value not in (None, ""):
             fact(name, value, style_of(job.status) if name == "status" else "")
-    if job.error is not None and job.error.get("code") != job.status:  # of a cancelled one it says nothing more
+    if (
+        job.error is not None and job.error.get("code") != job.status
+    ):  # of a cancelled one it says nothing more
         fact("error", f"{job.error.get('code')}: {job.error.get('message')}")
     for text in job.texts:
         write("")
         write(text)
 
 
-@app.command(epilog=examples("vdiff jobs get job_01j...", "vdiff jobs get job_01j... --wait --json | jq .result"))
+@app.command(
+    epilog=examples(
+        "vdiff jobs get job_01j...", "vdiff jobs get job_01j... --wait --json | jq .result"
+    )
+)
 def get(
     job: JobId,
-    wait: Annotated[bool, typer.Option("--wait", help="until it is over; exit code 1 unless it succeeded")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="until it is over; exit code 1 unless it succeeded")
+    ] = False,
     timeout: Timeout = None,
     as_json: AsJson = False,
     base_url: BaseUrl = None,
@@ -146,8 +173,12 @@ def lines_of(events: Iterator[Event]) -> Iterator[str]:
 
 
 @app.command(epilog=examples("vdiff jobs watch job_01j...", "vdiff jobs watch job_01j... --json"))
-def watch(job: JobId, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None) -> None:
-    """Follow a job to its end: on a terminal its text as it comes, else a line an event. Exit code 1 unless it succeeds."""
+def watch(
+    job: JobId, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None
+) -> None:
+    """Follow a job to its end: on a terminal its text as it comes, else a line an event. Exit code
+    1 unless it succeeds.
+    """
     from vdiff.cli.canvas import draw
 
     out = console()
@@ -175,7 +206,9 @@ def each(
     base_url: str | None,
     api_key: str | None,
 ) -> None:
-    """Do something to every job; one that refuses does not keep the rest from it. Of several, how many became what."""
+    """Do something to every job; one that refuses does not keep the rest from it. Of several, how
+    many became what.
+    """
     from vdiff.client import ClientError, ServerUnreachable
 
     worst, states = exits.OK, Counter[str]()
@@ -207,31 +240,45 @@ def _state(job: Job) -> str:
 
 @app.command(
     epilog=examples(
-        "vdiff jobs cancel job_01j... job_01k...", "vdiff jobs cancel --metadata run=7", "vdiff jobs cancel --status queued",
+        "vdiff jobs cancel job_01j... job_01k...",
+        "vdiff jobs cancel --metadata run=7",
+        "vdiff jobs cancel --status queued",
     )
-)  # fmt: skip
+)
 def cancel(
-    jobs: Annotated[list[str] | None, typer.Argument(metavar="[JOB...]", help="ids of jobs; or else a filter")] = None,
+    jobs: Annotated[
+        list[str] | None, typer.Argument(metavar="[JOB...]", help="ids of jobs; or else a filter")
+    ] = None,
     status: Annotated[str | None, typer.Option(help="all that are queued, or running")] = None,
     model: Annotated[str | None, typer.Option(help="all of this model that are not over")] = None,
-    batch: Annotated[str | None, typer.Option(help="all lines of this batch that are not over")] = None,
+    batch: Annotated[
+        str | None, typer.Option(help="all lines of this batch that are not over")
+    ] = None,
     metadata: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="all with this label that are not over, repeatable")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="all with this label that are not over, repeatable"),
     ] = None,
     as_json: AsJson = False,
     base_url: BaseUrl = None,
     api_key: Key = None,
 ) -> None:
-    """Stop jobs, between two denoising steps: those named, or all that every filter fits. What is over stays as it is, and one
-    that cannot be stopped does not keep the rest."""
+    """Stop jobs, between two denoising steps: those named, or all that every filter fits. What is
+    over stays as it is, and one that cannot be stopped does not keep the rest.
+    """
     labels = pairs(metadata, "--metadata")
     if bool(jobs) == any((status, model, batch, labels)):
-        raise InvalidParameter("give ids of jobs, or --status, --model, --batch, --metadata", param="JOB")
+        raise InvalidParameter(
+            "give ids of jobs, or --status, --model, --batch, --metadata", param="JOB"
+        )
     if status not in (None, *OPEN):
-        raise InvalidParameter(f"--status must be {' or '.join(OPEN)}; the others are over", param="--status")
+        raise InvalidParameter(
+            f"--status must be {' or '.join(OPEN)}; the others are over", param="--status"
+        )
 
     def chosen(client: Client) -> list[str]:
-        found: dict[str, None] = {}  # one that moves from queued to running between the two lists is in both
+        found: dict[
+            str, None
+        ] = {}  # one that moves from queued to running between the two lists is in both
         for state in OPEN if status is None else (status,):
             listed = client.list_jobs(status=state, model=model, batch_id=batch, metadata=labels)
             found |= dict.fromkeys(job.id for job in listed)
@@ -241,12 +288,18 @@ def cancel(
 
 
 @app.command(epilog=examples("vdiff jobs retry job_01j..."))
-def retry(jobs: JobIds, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None) -> None:
+def retry(
+    jobs: JobIds, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None
+) -> None:
     """Another life for jobs that failed, expired or were cancelled; they keep their ids."""
     each(jobs, lambda client, name: client.retry(name), as_json, base_url, api_key)
 
 
 @app.command(epilog=examples("vdiff jobs replay job_01j..."))
-def replay(jobs: JobIds, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None) -> None:
-    """New jobs that ask for exactly the same; each prints its id and later says whether its text is the same."""
+def replay(
+    jobs: JobIds, as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None
+) -> None:
+    """New jobs that ask for exactly the same; each prints its id and later says whether its text is
+    the same.
+    """
     each(jobs, lambda client, name: client.replay(name), as_json, base_url, api_key)

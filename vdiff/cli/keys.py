@@ -26,8 +26,20 @@ if TYPE_CHECKING:
 app = typer.Typer(help="API keys: create, list, revoke, rotate.", no_args_is_help=True)
 DEFAULT_GRACE_SECONDS = 24 * 3600.0
 EXPIRES_DAYS_MAX = 100 * 366.0
-_SHOWN = ("id", "name", "tenant", "scopes", "weight", "requests_per_minute", "max_queued_jobs", "max_queued_tokens",
-          "created_at", "last_used_at", "expires_at", "revoked_at")  # fmt: skip
+_SHOWN = (
+    "id",
+    "name",
+    "tenant",
+    "scopes",
+    "weight",
+    "requests_per_minute",
+    "max_queued_jobs",
+    "max_queued_tokens",
+    "created_at",
+    "last_used_at",
+    "expires_at",
+    "revoked_at",
+)
 
 
 @app.command(
@@ -36,20 +48,30 @@ _SHOWN = ("id", "name", "tenant", "scopes", "weight", "requests_per_minute", "ma
         "vdiff keys create ci --scope jobs --expires-days 90 > ci.key",
         "vdiff keys create ci --json | jq .key",
     )
-)  # fmt: skip
+)
 def create(
     name: Annotated[str, typer.Argument(help="what the key is for")],
     scope: Annotated[
         list[Scope] | None, typer.Option(help="what it may do, repeatable [default: all but admin]")
     ] = None,
-    tenant: Annotated[str | None, typer.Option(help="share this tenant's jobs [default: a tenant of its own]")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(help="share this tenant's jobs [default: a tenant of its own]")
+    ] = None,
     requests_per_minute: Annotated[
         int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")
     ] = None,
-    max_queued_jobs: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")] = None,
-    max_queued_tokens: Annotated[int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")] = None,
-    weight: Annotated[int, typer.Option(min=1, max=WEIGHT_MAX, help="turns it gets while keys compete")] = 1,
-    expires_days: Annotated[float | None, typer.Option(min=0, max=EXPIRES_DAYS_MAX, help="[default: never]")] = None,
+    max_queued_jobs: Annotated[
+        int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")
+    ] = None,
+    max_queued_tokens: Annotated[
+        int | None, typer.Option(min=1, max=LIMIT_MAX, help="[default: the server's]")
+    ] = None,
+    weight: Annotated[
+        int, typer.Option(min=1, max=WEIGHT_MAX, help="turns it gets while keys compete")
+    ] = 1,
+    expires_days: Annotated[
+        float | None, typer.Option(min=0, max=EXPIRES_DAYS_MAX, help="[default: never]")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key and print it, this once: only its hash is stored."""
@@ -65,19 +87,29 @@ def create(
     with open_database() as database, database.write() as session:
         session.execute(
             repository.create(
-                key_id, name=name, tenant=tenant or new_id("tenant"), key_hash=tokens.hash_key(key),
-                scopes=[s.value for s in dict.fromkeys(scope or DEFAULT_SCOPES)], webhook_secret=vault.seal(new_secret()),
-                requests_per_minute=requests_per_minute, max_queued_jobs=max_queued_jobs,
-                max_queued_tokens=max_queued_tokens, weight=weight,
-                expires_at=None if expires_days is None else datetime.now(UTC) + timedelta(days=expires_days),
+                key_id,
+                name=name,
+                tenant=tenant or new_id("tenant"),
+                key_hash=tokens.hash_key(key),
+                scopes=[s.value for s in dict.fromkeys(scope or DEFAULT_SCOPES)],
+                webhook_secret=vault.seal(new_secret()),
+                requests_per_minute=requests_per_minute,
+                max_queued_jobs=max_queued_jobs,
+                max_queued_tokens=max_queued_tokens,
+                weight=weight,
+                expires_at=None
+                if expires_days is None
+                else datetime.now(UTC) + timedelta(days=expires_days),
             )
-        )  # fmt: skip
+        )
     typer.echo(f"{key_id} ({name}); keep the key, it is not shown again:", err=True)
     typer.echo(json.dumps({"id": key_id, "name": name, "key": key}) if as_json else key)
 
 
 @app.command("list", epilog=examples("vdiff keys list", "vdiff keys list --json | jq .id"))
-def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False) -> None:
+def list_keys(
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+) -> None:
     """All keys, revoked ones too; never the keys themselves."""
     from shared.keys import repository
 
@@ -98,7 +130,9 @@ def list_keys(as_json: Annotated[bool, typer.Option("--json", help="one JSON obj
 
 
 @app.command(epilog=examples("vdiff keys revoke key_01k..."))
-def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")], as_json: AsJson = False) -> None:
+def revoke(
+    key_id: Annotated[str, typer.Argument(help="the key's id, key_...")], as_json: AsJson = False
+) -> None:
     """End a key for good; API processes notice within a second. Its jobs stay."""
     from shared.keys import repository
 
@@ -108,7 +142,11 @@ def revoke(key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
     typer.echo(json.dumps({"id": key_id, "revoked": True}) if as_json else f"{key_id} is revoked")
 
 
-@app.command(epilog=examples("vdiff keys rotate key_01k...", "vdiff keys rotate key_01k... --grace-seconds 0"))
+@app.command(
+    epilog=examples(
+        "vdiff keys rotate key_01k...", "vdiff keys rotate key_01k... --grace-seconds 0"
+    )
+)
 def rotate(
     key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
     grace_seconds: Annotated[
@@ -122,10 +160,15 @@ def rotate(
     _between("--grace-seconds", grace_seconds, 0, GRACE_SECONDS_MAX)
     key = tokens.new_key(key_id)
     with open_database() as database, database.write() as session:
-        statement = repository.rotate(key_id, key_hash=tokens.hash_key(key), grace_seconds=grace_seconds)
+        statement = repository.rotate(
+            key_id, key_hash=tokens.hash_key(key), grace_seconds=grace_seconds
+        )
         if session.execute(statement).one_or_none() is None:
             raise _why_not(session, key_id)
-    typer.echo(f"{key_id}: the old key ends in {plain(grace_seconds)} s; the new one, not shown again:", err=True)
+    typer.echo(
+        f"{key_id}: the old key ends in {plain(grace_seconds)} s; the new one, not shown again:",
+        err=True,
+    )
     typer.echo(json.dumps({"id": key_id, "key": key}) if as_json else key)
 
 

@@ -15,7 +15,9 @@ app = typer.Typer()
 
 @app.command(epilog=examples("vdiff models", "vdiff models --json | jq .id"))
 def models(as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = None) -> None:
-    """Models that workers registered, how many workers are up, and which algorithms and caches each has."""
+    """Models that workers registered, how many workers are up, and which algorithms and caches each
+    has.
+    """
     with connected(base_url, api_key) as client:
         found = client.models()
     if as_json:
@@ -25,10 +27,26 @@ def models(as_json: AsJson = False, base_url: BaseUrl = None, api_key: Key = Non
     if not found:
         write("no model yet; a worker registers its own: `vdiff worker`")
         return
-    listing = Listing("model", "workers", "slots", "context", "family", "device", "dtype", shrink=("family", "dtype"))
+    listing = Listing(
+        "model",
+        "workers",
+        "slots",
+        "context",
+        "family",
+        "device",
+        "dtype",
+        shrink=("family", "dtype"),
+    )
     for model in found:
-        listing.add(model.id, str(model.workers), str(model.slots), str(model.context_length), model.family, model.device,
-                    model.dtype)  # fmt: skip
+        listing.add(
+            model.id,
+            str(model.workers),
+            str(model.slots),
+            str(model.context_length),
+            model.family,
+            model.device,
+            model.dtype,
+        )
     listing.print("")
     for model in found:
         write("")

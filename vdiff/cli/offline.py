@@ -39,11 +39,13 @@ app = typer.Typer()
         "vdiff generate --model ./LLaDA-8B-Instruct --input prompts.jsonl --output answers.jsonl",
         "vdiff generate --model GSAI-ML/LLaDA-8B-Instruct --input in.jsonl --output out.jsonl --max-batch 16 --dtype bfloat16",
     )
-)  # fmt: skip
+)
 def generate(
     model: Annotated[str, typer.Option(help="model folder or hub id")],
     input: Annotated[Path, typer.Option(help=f"JSONL: {LINES}")],
-    output: Annotated[Path, typer.Option(help="JSONL of answers, written line by line in the input's order")],
+    output: Annotated[
+        Path, typer.Option(help="JSONL of answers, written line by line in the input's order")
+    ],
     tokenizer: Tokenizer = None,
     revision: Revision = None,
     device: Device = None,
@@ -60,10 +62,18 @@ def generate(
     block_size: BlockSize = None,
     enable_apd: EnableApd = None,
     verifier: Verifier = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print what was done as one object, for programs")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print what was done as one object, for programs")
+    ] = False,
 ) -> None:
-    """Decode a file of prompts without any server. A bad line gets an error line and the rest goes on; exit code 1 then."""
-    given = {name: value for name, value in locals().items() if name not in ("input", "output", "as_json")}
+    """Decode a file of prompts without any server. A bad line gets an error line and the rest goes
+    on; exit code 1 then.
+    """
+    given = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("input", "output", "as_json")
+    }
     settings = settings_of(**given)
     from worker.main import engine_config
     from worker.offline import generate_file
@@ -76,5 +86,7 @@ def generate(
     if summary.interrupted:
         raise typer.Exit(exits.INTERRUPTED)
     if summary.errors:
-        typer.echo(f"{summary.errors} of {summary.lines} failed; {output} says why, line by line", err=True)
+        typer.echo(
+            f"{summary.errors} of {summary.lines} failed; {output} says why, line by line", err=True
+        )
         raise typer.Exit(exits.FAILED)

@@ -15,9 +15,15 @@ from vdiff.cli import exits
 
 PIPE_WIDTH = 1_000  # nothing is wrapped for a program that reads lines
 _STYLES = {
-    "succeeded": "green", "completed": "green", "running": "cyan", "in_progress": "cyan", "failed": "red", "expired": "red",
-    "cancelled": "yellow", "cancelling": "yellow",
-}  # fmt: skip
+    "succeeded": "green",
+    "completed": "green",
+    "running": "cyan",
+    "in_progress": "cyan",
+    "failed": "red",
+    "expired": "red",
+    "cancelled": "yellow",
+    "cancelling": "yellow",
+}
 
 
 # Control codes as signs, all but tab and line end.
@@ -31,13 +37,18 @@ def visible(text: str) -> str:
 
 
 def write(text: str) -> None:
-    """A line that somebody else wrote: as it is for a program, visible on a terminal. Never through rich, which takes
-    `[b]` for a style, `:bug:` for a picture and a tab for spaces."""
-    typer.echo(visible(text) if sys.stdout.isatty() else text, color=True)  # else it takes escape sequences out
+    """A line that somebody else wrote: as it is for a program, visible on a terminal. Never through
+    rich, which takes `[b]` for a style, `:bug:` for a picture and a tab for spaces.
+    """
+    typer.echo(
+        visible(text) if sys.stdout.isatty() else text, color=True
+    )  # else it takes escape sequences out
 
 
 def aside(text: str) -> None:
-    """A line on stderr; by print, because typer's echo goes past a bar that is drawn there and lands in its line."""
+    """A line on stderr; by print, because typer's echo goes past a bar that is drawn there and
+    lands in its line.
+    """
     print(text, file=sys.stderr, flush=True)
 
 
@@ -53,14 +64,17 @@ def style_of(status: str) -> str:
 def console(*, err: bool = False) -> Console:
     """Return the console of stdout, or of stderr for everything but the answer."""
     stream = sys.stderr if err else sys.stdout
-    return Console(file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, emoji=False)
+    return Console(
+        file=stream, width=None if stream.isatty() else PIPE_WIDTH, highlight=False, emoji=False
+    )
 
 
 class Listing:
     """A table as `ps` prints them.
 
     Args:
-        shrink: columns that give way where the terminal is narrow; all others, ids to be copied among them, stay whole.
+        shrink: columns that give way where the terminal is narrow; all others, ids to be copied
+            among them, stay whole.
     """
 
     def __init__(self, *columns: str, shrink: Collection[str] = ()) -> None:
@@ -72,7 +86,11 @@ class Listing:
     @staticmethod
     def _cell(text: str, shrinks: bool, style: str = "") -> Text:
         cell = visible(text).replace("\n", "\u240a")  # a row is a line
-        return Text(cell, style=style, no_wrap=True, overflow="ellipsis") if shrinks else Text(cell, style=style)
+        return (
+            Text(cell, style=style, no_wrap=True, overflow="ellipsis")
+            if shrinks
+            else Text(cell, style=style)
+        )
 
     def add(self, *cells: str, status: int | None = None) -> None:
         """A row of plain texts; the cell at `status` is coloured by what it says."""

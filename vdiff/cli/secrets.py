@@ -19,7 +19,10 @@ def _vault() -> Vault:
 
 
 @app.command(
-    "new-key", epilog=examples("vdiff secrets new-key", "echo VDIFF_SECRET_KEYS=$(vdiff secrets new-key) >> .env")
+    "new-key",
+    epilog=examples(
+        "vdiff secrets new-key", "echo VDIFF_SECRET_KEYS=$(vdiff secrets new-key) >> .env"
+    ),
 )
 def make_key() -> None:
     """Print a new key for VDIFF_SECRET_KEYS. Nothing is stored."""
@@ -34,11 +37,14 @@ def list_keys(as_json: AsJson = False) -> None:
     known = _vault()
     with open_database() as database, database.read() as session:
         found = {row.key_id: int(row.stored) for row in session.execute(stored_secrets.counts())}
-    rows = [(key_id, found.get(key_id, 0)) for key_id in dict.fromkeys([*known.key_ids, *sorted(found)])]
+    rows = [
+        (key_id, found.get(key_id, 0)) for key_id in dict.fromkeys([*known.key_ids, *sorted(found)])
+    ]
     states = {key_id: "decrypts" for key_id in known.key_ids} | {known.seals_as: "encrypts"}
     if as_json:
         shown = [
-            {"key_id": k, "secrets": n, "state": states.get(k, "old" if k == CLEAR else "missing")} for k, n in rows
+            {"key_id": k, "secrets": n, "state": states.get(k, "old" if k == CLEAR else "missing")}
+            for k, n in rows
         ]
         typer.echo(json.dumps(shown))
         return
@@ -52,7 +58,8 @@ def list_keys(as_json: AsJson = False) -> None:
 def rotate(as_json: AsJson = False) -> None:
     """Encrypt every stored secret with the first key of VDIFF_SECRET_KEYS, those in clear too.
 
-    Afterwards the other keys can be removed from the setting. Safe to repeat, and while processes run.
+    Afterwards the other keys can be removed from the setting. Safe to repeat, and while processes
+    run.
     """
     from shared.webhooks import stored_secrets
 
@@ -60,4 +67,8 @@ def rotate(as_json: AsJson = False) -> None:
     with open_database() as database:
         changed = stored_secrets.reseal(database, known)
     done = {"key_id": known.seals_as, "changed": changed}
-    typer.echo(json.dumps(done) if as_json else f"{changed} secrets are now encrypted with the key {known.seals_as}")
+    typer.echo(
+        json.dumps(done)
+        if as_json
+        else f"{changed} secrets are now encrypted with the key {known.seals_as}"
+    )

@@ -43,7 +43,9 @@ app = typer.Typer()
 def up(
     host: Host = None,
     port: Port = None,
-    data_dir: Annotated[Path | None, typer.Option(help="folder of data and logs [default: .vdiff]")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="folder of data and logs [default: .vdiff]")
+    ] = None,
     workers: Annotated[int, typer.Option(min=1, max=64, help="worker processes")] = 1,
     api_key: ApiKey = None,
     no_flower: Annotated[bool, typer.Option("--no-flower", help="do not start Flower")] = False,
@@ -66,9 +68,12 @@ def up(
     enable_apd: EnableApd = None,
     verifier: Verifier = None,
 ) -> None:
-    """Run everything here: PostgreSQL and Redis (embedded, unless VDIFF_DATABASE_URL and VDIFF_REDIS_URL are set),
-    migrations, workers, the API and Flower. Ctrl-C stops all of it."""
-    given = {name: value for name, value in locals().items() if name not in ("workers", "no_flower")}
+    """Run everything here: PostgreSQL and Redis (embedded, unless VDIFF_DATABASE_URL and
+    VDIFF_REDIS_URL are set), migrations, workers, the API and Flower. Ctrl-C stops all of it.
+    """
+    given = {
+        name: value for name, value in locals().items() if name not in ("workers", "no_flower")
+    }
     from vdiff.up import Supervisor
 
     raise typer.Exit(Supervisor(settings_of(**given), workers=workers, flower=not no_flower).run())
@@ -81,7 +86,9 @@ def api(host: Host = None, port: Port = None, api_key: ApiKey = None) -> None:
     try:
         from api.server import run
     except ModuleNotFoundError as exc:
-        raise ConfigurationError(f"the API needs `pip install 'vdiff[api]'` ({exc.name} is missing)") from exc
+        raise ConfigurationError(
+            f"the API needs `pip install 'vdiff[api]'` ({exc.name} is missing)"
+        ) from exc
     raise typer.Exit(run(settings))
 
 
@@ -111,7 +118,9 @@ def worker(
     try:
         from worker.main import run
     except ModuleNotFoundError as exc:
-        raise ConfigurationError(f"a worker needs `pip install 'vdiff[worker]'` ({exc.name} is missing)") from exc
+        raise ConfigurationError(
+            f"a worker needs `pip install 'vdiff[worker]'` ({exc.name} is missing)"
+        ) from exc
     raise typer.Exit(run(settings))
 
 
@@ -122,7 +131,9 @@ def deliver() -> None:
     try:
         from worker.delivery import run
     except ModuleNotFoundError as exc:
-        raise ConfigurationError(f"this needs `pip install 'vdiff[api]'` ({exc.name} is missing)") from exc
+        raise ConfigurationError(
+            f"this needs `pip install 'vdiff[api]'` ({exc.name} is missing)"
+        ) from exc
     raise typer.Exit(run(settings))
 
 
@@ -153,14 +164,22 @@ class Part(StrEnum):
 
 @app.command()
 def health(
-    part: Annotated[Part, typer.Argument(help="worker, or deliver: what sends webhooks")] = Part.WORKER,
+    part: Annotated[
+        Part, typer.Argument(help="worker, or deliver: what sends webhooks")
+    ] = Part.WORKER,
     local: Annotated[
-        bool, typer.Option("--local", help="by its last turn alone, for a liveness probe: PostgreSQL is not asked")
+        bool,
+        typer.Option(
+            "--local", help="by its last turn alone, for a liveness probe: PostgreSQL is not asked"
+        ),
     ] = False,
 ) -> None:
-    """Say whether a part on this machine can do its work, for containers' health checks: 0 yes, 1 no.
+    """Say whether a part on this machine can do its work, for containers' health checks: 0 yes, 1
+    no.
 
-    Looks at its heartbeats, and tries a write to PostgreSQL and to Redis. An error names the remedy."""
+    Looks at its heartbeats, and tries a write to PostgreSQL and to Redis. An error names the
+    remedy.
+    """
     import socket
 
     if local:
@@ -196,7 +215,9 @@ def health(
     finally:
         database.dispose()
     if settings.redis_url is not None:
-        with closing(queue_client.connect(settings.redis_url, timeout_seconds=state.TIMEOUT_SECONDS)) as client:
+        with closing(
+            queue_client.connect(settings.redis_url, timeout_seconds=state.TIMEOUT_SECONDS)
+        ) as client:
             problems.append(("Redis", state.probe_redis(client)))
     mine = [row.id for row in live if row.hostname == socket.gethostname()]
     what = "worker" if part is Part.WORKER else "sender of webhooks"
@@ -210,7 +231,9 @@ def health(
 @app.command()
 def flower(
     host: Host = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="port of Flower [default: 5555]")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="port of Flower [default: 5555]")
+    ] = None,
 ) -> None:
     """Run Flower, the page that shows Celery's workers and tasks."""
     settings = settings_of(host=host, flower_port=port)
@@ -223,10 +246,21 @@ def flower(
     try:
         import flower.command  # noqa: F401  # makes `flower` known to Celery
     except ModuleNotFoundError as exc:
-        raise ConfigurationError(f"this needs `pip install 'vdiff[flower]'` ({exc.name} is missing)") from exc
+        raise ConfigurationError(
+            f"this needs `pip install 'vdiff[flower]'` ({exc.name} is missing)"
+        ) from exc
     from worker.app import celery_app
 
     celery = celery_app(settings.require_redis_url(), model=None)
     if password is not None:
-        os.environ["FLOWER_BASIC_AUTH"] = password.get_secret_value()  # an argument could be read in `ps`
-    celery.start(["flower", f"--address={settings.host}", f"--port={settings.flower_port}", "--logging=warning"])
+        os.environ["FLOWER_BASIC_AUTH"] = (
+            password.get_secret_value()
+        )  # an argument could be read in `ps`
+    celery.start(
+        [
+            "flower",
+            f"--address={settings.host}",
+            f"--port={settings.flower_port}",
+            "--logging=warning",
+        ]
+    )

@@ -56,7 +56,9 @@ def submit(
         Path | None,
         typer.Option(help=f"a prompt a line; a .jsonl: {LINES}; - is stdin, prompts"),
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="until all is over, and print the answers")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="until all is over, and print the answers")
+    ] = False,
     timeout: Timeout = None,
     model: ModelName = None,
     max_tokens: MaxTokens = None,
@@ -65,21 +67,32 @@ def submit(
     algorithm: Algorithm = None,
     given: Set = None,
     endpoint: Annotated[str | None, typer.Option(help="[default: /v1/chat/completions]")] = None,
-    priority: Annotated[str | None, typer.Option(help="interactive, normal or bulk [default: normal]")] = None,
+    priority: Annotated[
+        str | None, typer.Option(help="interactive, normal or bulk [default: normal]")
+    ] = None,
     metadata: Metadata = None,
     custom_id: Annotated[str | None, typer.Option(help="your own name for the job")] = None,
-    webhook: Annotated[str | None, typer.Option(metavar="URL", help="who is told of its end")] = None,
-    idempotency_key: Annotated[
-        str | None, typer.Option(help="the same command under the same key takes over its jobs, for 24 hours")
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="who is told of its end")
     ] = None,
-    concurrency: Annotated[int, typer.Option(min=1, max=1000, help="of a file with --wait: jobs open at once")] = 64,
-    output: Annotated[Path | None, typer.Option(help="of a file with --wait: write here [default: stdout]")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option(help="the same command under the same key takes over its jobs, for 24 hours"),
+    ] = None,
+    concurrency: Annotated[
+        int, typer.Option(min=1, max=1000, help="of a file with --wait: jobs open at once")
+    ] = 64,
+    output: Annotated[
+        Path | None, typer.Option(help="of a file with --wait: write here [default: stdout]")
+    ] = None,
     as_json: AsJson = False,
     base_url: BaseUrl = None,
     api_key: Key = None,
 ) -> None:
-    """Queue one prompt or a file of prompts. Prints ids; with --wait the answers in the prompts' order, and exit code 1 when
-    one failed. With --json a job (a file with --wait: an outcome) a line."""
+    """Queue one prompt or a file of prompts. Prints ids; with --wait the answers in the prompts'
+    order, and exit code 1 when one failed. With --json a job (a file with --wait: an outcome) a
+    line.
+    """
     if (prompt is None) == (file is None):
         raise MissingParameter("give a prompt, or a file of them with --file", param="prompt")
     if output is not None and not (wait and file is not None):
@@ -89,22 +102,40 @@ def submit(
     if timeout is not None and (file is not None or not wait):
         raise InvalidParameter("--timeout is for one prompt with --wait", param="--timeout")
     require_writable(output)
-    fields = fields_of(given, max_tokens=max_tokens, temperature=temperature, seed=seed, algorithm=algorithm)
+    fields = fields_of(
+        given, max_tokens=max_tokens, temperature=temperature, seed=seed, algorithm=algorithm
+    )
     options: dict[str, Any] = {
-        "extra_body": fields, "endpoint": endpoint, "priority": priority, "metadata": pairs(metadata, "--metadata"),
-        "custom_id": custom_id, "webhook": None if webhook is None else {"url": webhook},
-    }  # fmt: skip
+        "extra_body": fields,
+        "endpoint": endpoint,
+        "priority": priority,
+        "metadata": pairs(metadata, "--metadata"),
+        "custom_id": custom_id,
+        "webhook": None if webhook is None else {"url": webhook},
+    }
     with connected(base_url, api_key, model, patient=file is not None) as client:
         if prompt is not None:
-            _one(client, read_stdin() if prompt == "-" else prompt, options, idempotency_key, wait, timeout, as_json)
+            _one(
+                client,
+                read_stdin() if prompt == "-" else prompt,
+                options,
+                idempotency_key,
+                wait,
+                timeout,
+                as_json,
+            )
             return
         assert file is not None
         key = idempotency_key or f"submit-{uuid.uuid4().hex[:12]}"
         prompts = prompts_of(file)
         if wait:
-            again = f"vdiff submit --file {file} --wait --idempotency-key {key} and the same options"
+            again = (
+                f"vdiff submit --file {file} --wait --idempotency-key {key} and the same options"
+            )
             with detached(again):
-                outcomes = client.map(prompts, concurrency=concurrency, idempotency_key=key, **options)
+                outcomes = client.map(
+                    prompts, concurrency=concurrency, idempotency_key=key, **options
+                )
             _write(outcomes, output, as_json)
         else:
             _queue(client, prompts, key, options, as_json)
@@ -137,8 +168,12 @@ def _one(
         raise typer.Exit(exits.FAILED)
 
 
-def _queue(client: Client, prompts: list[Any], key: str, options: dict[str, Any], as_json: bool) -> None:
-    """Submit without waiting: an id (or a job) a line, in the file's order; a prompt that is refused is told on stderr."""
+def _queue(
+    client: Client, prompts: list[Any], key: str, options: dict[str, Any], as_json: bool
+) -> None:
+    """Submit without waiting: an id (or a job) a line, in the file's order; a prompt that is
+    refused is told on stderr.
+    """
     from vdiff.client import ApiError, Job
     from vdiff.progress import Bar
 
@@ -175,12 +210,16 @@ def outcome_line(outcome: Outcome) -> dict[str, Any]:
         "status": outcome.job.status if outcome.job else "refused",
         "text": outcome.text,
         "usage": outcome.job.usage if outcome.job else None,
-        "error": None if error is None else {"code": error.code, "message": error.message, "param": error.param},
+        "error": None
+        if error is None
+        else {"code": error.code, "message": error.message, "param": error.param},
     }
 
 
 def _write(outcomes: list[Outcome], output: Path | None, as_json: bool) -> None:
-    """A line an answer, in order: JSON, or its text with line ends written as \\n; what failed is told on stderr."""
+    """A line an answer, in order: JSON, or its text with line ends written as \\n; what failed is
+    told on stderr.
+    """
 
     def put(out: TextIO) -> None:
         for outcome in outcomes:

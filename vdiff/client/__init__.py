@@ -1,10 +1,11 @@
-"""The Python client: `Client` and `AsyncClient`, for the native job API. It needs httpx, and neither torch nor a database.
+"""The Python client: `Client` and `AsyncClient`, for the native job API. It needs httpx, and
+neither torch nor a database.
 
-sync_client.py, async_client.py   how requests are sent        calls.py    what is sent, once for both
-retry.py                          whether one is sent again    mapping.py  the bookkeeping of `map`
-types.py, errors.py               what comes back              sse.py      events from bytes
-connection.py                     address, key, headers; verify_webhook
-evaluations.py                    evaluations: calls, types and the methods of both clients
+sync_client.py, async_client.py   how requests are sent        calls.py    what is sent, once for
+both retry.py                          whether one is sent again    mapping.py  the bookkeeping of
+`map` types.py, errors.py               what comes back              sse.py      events from bytes
+connection.py                     address, key, headers; verify_webhook evaluations.py
+evaluations: calls, types and the methods of both clients
 
 docs/client.md has an example of each method; tests run them.
 """

@@ -31,14 +31,26 @@ from vdiff.client.evaluations import AsyncEvaluations
 from vdiff.client.mapping import Ledger, Progress
 from vdiff.client.retry import Attempts, OnWait
 from vdiff.client.sse import EventParser
-from vdiff.client.types import Batch, BatchItem, Event, File, Job, JobOptions, Model, Outcome, Prompt, Wire
+from vdiff.client.types import (
+    Batch,
+    BatchItem,
+    Event,
+    File,
+    Job,
+    JobOptions,
+    Model,
+    Outcome,
+    Prompt,
+    Wire,
+)
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Wire)
 
 
 class AsyncClient(AsyncEvaluations):
-    """A vdiff server for programs with an event loop; the same methods and arguments as `vdiff.Client`.
+    """A vdiff server for programs with an event loop; the same methods and arguments as
+    `vdiff.Client`.
 
         async with vdiff.AsyncClient() as client:
             print((await client.run("What is 17 + 25?")).text)
@@ -73,7 +85,10 @@ class AsyncClient(AsyncEvaluations):
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -81,7 +96,9 @@ class AsyncClient(AsyncEvaluations):
 
     def _attempts(self, *, repeatable: bool, seconds: float | None = None) -> Attempts:
         seconds = self._at.retry_seconds if seconds is None else seconds
-        return Attempts(repeatable=repeatable, seconds=seconds, now=monotonic, on_wait=self._on_wait)
+        return Attempts(
+            repeatable=repeatable, seconds=seconds, now=monotonic, on_wait=self._on_wait
+        )
 
     async def _do(self, call: Call[T], *, retry_seconds: float | None = None) -> T:
         attempts = self._attempts(repeatable=call.repeatable, seconds=retry_seconds)
@@ -111,7 +128,7 @@ class AsyncClient(AsyncEvaluations):
 
     async def _job_body(
         self, prompt: Prompt, options: Mapping[str, Any], retry_seconds: float | None = None
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         if self._at.model is None and not calls.names_model(prompt, options):
             async with self._naming:  # one asks, for all tasks of a `map`
                 if self._at.model is None:
@@ -121,15 +138,21 @@ class AsyncClient(AsyncEvaluations):
 
     # Jobs
 
-    async def submit(self, prompt: Prompt, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]) -> Job:
+    async def submit(
+        self, prompt: Prompt, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]
+    ) -> Job:
         """Queue a job and return at once."""
         body = await self._job_body(prompt, options)
         return await self._do(calls.submit(body, idempotency_key or calls.new_key()))
 
     async def run(
-        self, prompt: Prompt, *, timeout: float | None = None, idempotency_key: str | None = None,
+        self,
+        prompt: Prompt,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
         **options: Unpack[JobOptions],
-    ) -> Job:  # fmt: skip
+    ) -> Job:
         """Submit, wait, and return the job that succeeded. Raises JobFailed, WaitTimeout too."""
         job = await self.submit(prompt, idempotency_key=idempotency_key, **options)
         return (await self.wait(job, timeout=timeout)).require()
@@ -139,14 +162,20 @@ class AsyncClient(AsyncEvaluations):
         return await self._do(calls.get(job))
 
     async def wait(self, job: Job | str, *, timeout: float | None = None) -> Job:
-        """The job once it is over, however it ended. Raises WaitTimeout: it is not over after `timeout` seconds."""
+        """The job once it is over, however it ended. Raises WaitTimeout: it is not over after
+        `timeout` seconds.
+        """
         return await self._wait_for(job, timeout, None)
 
-    async def _wait_for(self, job: Job | str, timeout: float | None, retry_seconds: float | None) -> Job:
+    async def _wait_for(
+        self, job: Job | str, timeout: float | None, retry_seconds: float | None
+    ) -> Job:
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             asked_at = monotonic()
-            wait = self._wait if deadline is None else max(0.0, min(self._wait, deadline - asked_at))
+            wait = (
+                self._wait if deadline is None else max(0.0, min(self._wait, deadline - asked_at))
+            )
             try:
                 found = await self._do(calls.get(job, wait), retry_seconds=retry_seconds)
             except BadRequest as exc:
@@ -161,16 +190,23 @@ class AsyncClient(AsyncEvaluations):
                 await sleep(REST_SECONDS)
 
     async def stream(self, job: Job | str) -> AsyncIterator[Event]:
-        """The job's events from its beginning to `done`; goes on where it was after a lost connection."""
+        """The job's events from its beginning to `done`; goes on where it was after a lost
+        connection.
+        """
         path, last = f"/v1/jobs/{calls.id_of(job)}/events", ""
         canvases: dict[int, CanvasReader] = {}
         attempts = self._attempts(repeatable=True)
         while True:
             wait: float | None = 0.0
             try:
-                headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+                headers = {
+                    "Accept": "text/event-stream",
+                    **({"Last-Event-ID": last} if last else {}),
+                }
                 timeout = httpx.Timeout(STREAM_SILENCE_SECONDS)
-                async with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
+                async with self._http.stream(
+                    "GET", path, headers=headers, timeout=timeout
+                ) as response:
                     if response.status_code >= 300:
                         await response.aread()
                         wait = attempts.after_answer(response)
@@ -190,14 +226,21 @@ class AsyncClient(AsyncEvaluations):
             await sleep(wait or 0.0)
 
     async def map(
-        self, prompts: Iterable[Prompt], *, concurrency: int = 32, progress: Progress = True,
-        idempotency_key: str | None = None, **options: Unpack[JobOptions],
-    ) -> list[Outcome]:  # fmt: skip
-        """Run many prompts, `concurrency` at a time, and return what became of each, in their order.
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        concurrency: int = 32,
+        progress: Progress = True,
+        idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> list[Outcome]:
+        """Run many prompts, `concurrency` at a time, and return what became of each, in their
+        order.
 
-        A prompt that fails has its error in its `Outcome` and the rest goes on; a server that goes away for up to ten
-        minutes is waited for. With `idempotency_key`, the same call again within 24 hours (also after this program was
-        killed) takes over the jobs of the first instead of paying for them twice. Ctrl-C leaves what was submitted running.
+        A prompt that fails has its error in its `Outcome` and the rest goes on; a server that goes
+        away for up to ten minutes is waited for. With `idempotency_key`, the same call again within
+        24 hours (also after this program was killed) takes over the jobs of the first instead of
+        paying for them twice. Ctrl-C leaves what was submitted running.
         """
         ledger = Ledger(prompts, idempotency_key=idempotency_key, progress=progress)
 
@@ -216,10 +259,14 @@ class AsyncClient(AsyncEvaluations):
                 await asyncio.gather(*tasks, return_exceptions=True)
         return ledger.ordered()
 
-    async def _one(self, prompt: Prompt, key: str, options: Mapping[str, Any]) -> tuple[Job | None, ClientError | None]:
+    async def _one(
+        self, prompt: Prompt, key: str, options: Mapping[str, Any]
+    ) -> tuple[Job | None, ClientError | None]:
         try:
             body = await self._job_body(prompt, options, MAP_RETRY_SECONDS)
-            job = await self._do(calls.submit(body, key, wait=self._wait), retry_seconds=MAP_RETRY_SECONDS)
+            job = await self._do(
+                calls.submit(body, key, wait=self._wait), retry_seconds=MAP_RETRY_SECONDS
+            )
             if not job.done:
                 job = await self._wait_for(job, None, MAP_RETRY_SECONDS)
         except ClientError as exc:
@@ -236,7 +283,9 @@ class AsyncClient(AsyncEvaluations):
         return await self._do(calls.action(job, "retry", calls.new_key(), body))
 
     async def replay(self, job: Job | str) -> Job:
-        """A new job that asks for exactly the same; when it is over its `replay` says whether the text is the same."""
+        """A new job that asks for exactly the same; when it is over its `replay` says whether the
+        text is the same.
+        """
         return await self._do(calls.action(job, "replay", calls.new_key()))
 
     async def purge(self, job: Job | str) -> None:
@@ -252,19 +301,34 @@ class AsyncClient(AsyncEvaluations):
         return await self._do(calls.estimate(await self._job_body(prompt, options)))
 
     def list_jobs(
-        self, *, status: str | None = None, model: str | None = None, batch_id: str | None = None,
-        metadata: Mapping[str, str] | None = None, created_after: float | str | None = None, limit: int | None = None,
+        self,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        batch_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        created_after: float | str | None = None,
+        limit: int | None = None,
         results: bool = False,
-    ) -> AsyncIterator[Job]:  # fmt: skip
+    ) -> AsyncIterator[Job]:
         """Newest first, page by page as you take them."""
-        filters = {"status": status, "model": model, "batch_id": batch_id, "metadata": metadata,
-                   "created_after": created_after}  # fmt: skip
+        filters = {
+            "status": status,
+            "model": model,
+            "batch_id": batch_id,
+            "metadata": metadata,
+            "created_after": created_after,
+        }
         return self._every(calls.jobs(filters, results), limit)
 
     # Files and batches
 
     async def upload(
-        self, file: Path | str | bytes | IO[bytes], *, purpose: str = "batch", name: str | None = None
+        self,
+        file: Path | str | bytes | IO[bytes],
+        *,
+        purpose: str = "batch",
+        name: str | None = None,
     ) -> File:
         """Upload a path, bytes or an open binary file (from where it is). It streams."""
         attempts = self._attempts(repeatable=False)
@@ -274,7 +338,9 @@ class AsyncClient(AsyncEvaluations):
                 source.seek(begin)
                 try:
                     response = await self._http.post(
-                        "/v1/files", data={"purpose": purpose}, files={"file": (name or guess, source)}
+                        "/v1/files",
+                        data={"purpose": purpose},
+                        files={"file": (name or guess, source)},
                     )
                 except httpx.RequestError as exc:
                     wait: float | None = attempts.after_failure(exc, self._at.url)
@@ -287,7 +353,9 @@ class AsyncClient(AsyncEvaluations):
     async def get_file(self, file: File | str) -> File:
         return await self._do(calls.file(file))
 
-    def list_files(self, *, purpose: str | None = None, limit: int | None = None) -> AsyncIterator[File]:
+    def list_files(
+        self, *, purpose: str | None = None, limit: int | None = None
+    ) -> AsyncIterator[File]:
         return self._every(calls.files(purpose), limit)
 
     async def download(self, file: File | str) -> AsyncIterator[bytes]:
@@ -314,22 +382,35 @@ class AsyncClient(AsyncEvaluations):
         await self._do(calls.delete_file(file))
 
     async def create_batch(
-        self, file: File | str, *, endpoint: str = CHAT, completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None, idempotency_key: str | None = None,
-    ) -> Batch:  # fmt: skip
+        self,
+        file: File | str,
+        *,
+        endpoint: str = CHAT,
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
         """Run an uploaded file of requests."""
         return await self._do(
             calls.create_batch(
-                file, endpoint=endpoint, completion_window=completion_window, metadata=metadata,
+                file,
+                endpoint=endpoint,
+                completion_window=completion_window,
+                metadata=metadata,
                 key=idempotency_key or calls.new_key(),
             )
-        )  # fmt: skip
+        )
 
     async def get_batch(self, batch: Batch | str) -> Batch:
         return await self._do(calls.batch(batch))
 
     async def wait_batch(
-        self, batch: Batch | str, *, timeout: float | None = None, poll_seconds: float = 2.0, progress: Progress = False
+        self,
+        batch: Batch | str,
+        *,
+        timeout: float | None = None,
+        poll_seconds: float = 2.0,
+        progress: Progress = False,
     ) -> Batch:
         """The batch once it is over, however it ended. Raises WaitTimeout."""
         deadline = None if timeout is None else monotonic() + timeout
@@ -341,7 +422,9 @@ class AsyncClient(AsyncEvaluations):
                 if found.done:
                     return found
                 if deadline is not None and monotonic() >= deadline:
-                    raise WaitTimeout(f"{found.id} is {found.status} after {timeout:g} s; it goes on")
+                    raise WaitTimeout(
+                        f"{found.id} is {found.status} after {timeout:g} s; it goes on"
+                    )
                 await sleep(poll_seconds)
 
     async def cancel_batch(self, batch: Batch | str) -> Batch:
@@ -352,7 +435,12 @@ class AsyncClient(AsyncEvaluations):
         return await self._do(calls.batch_action(batch, "retry_failed"))
 
     def batch_items(
-        self, batch: Batch | str, *, status: str | None = None, limit: int | None = None, results: bool = True
+        self,
+        batch: Batch | str,
+        *,
+        status: str | None = None,
+        limit: int | None = None,
+        results: bool = True,
     ) -> AsyncIterator[BatchItem]:
         """Its lines in order, also while it runs; what has ended has a `response` or an `error`."""
         return self._every(calls.batch_items(batch, status, results), limit)
@@ -366,13 +454,20 @@ class AsyncClient(AsyncEvaluations):
 
     # Holes and scores
 
-    async def infill(self, parts: Sequence[str | Mapping[str, int]], **options: Unpack[JobOptions]) -> Job:
-        """Fill the holes of a text: parts are text or {"hole": tokens}. The job's `text` is the whole text."""
+    async def infill(
+        self, parts: Sequence[str | Mapping[str, int]], **options: Unpack[JobOptions]
+    ) -> Job:
+        """Fill the holes of a text: parts are text or {"hole": tokens}. The job's `text` is the
+        whole text.
+        """
         options["endpoint"] = INFILL
         return await self.run({"parts": list(parts)}, **options)
 
     async def loglikelihood(
-        self, context: str | Sequence[int], continuation: str | Sequence[int], **options: Unpack[JobOptions]
+        self,
+        context: str | Sequence[int],
+        continuation: str | Sequence[int],
+        **options: Unpack[JobOptions],
     ) -> dict[str, Any]:
         """Score a continuation: loglikelihood, standard_error, tokens, is_greedy, token_logprobs.
         Fields of the endpoint's own, as mc_num, go into `extra_body`.
@@ -397,5 +492,7 @@ class AsyncClient(AsyncEvaluations):
     async def verify_webhook(
         self, body: bytes | str, headers: Mapping[str, str], secret: str | None = None
     ) -> dict[str, Any]:
-        """The event, checked; without `secret`, with the one of `webhook_secret()`. Raises InvalidWebhook."""
+        """The event, checked; without `secret`, with the one of `webhook_secret()`. Raises
+        InvalidWebhook.
+        """
         return verify_webhook(body, headers, secret or await self.webhook_secret())

@@ -1,4 +1,5 @@
-"""Every request of the client as a value: what to send, whether it may be sent twice, how to read the answer. Pure.
+"""Every request of the client as a value: what to send, whether it may be sent twice, how to read
+the answer. Pure.
 
 `Client` and `AsyncClient` differ in how they send; what they send is here, once.
 """
@@ -15,7 +16,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any, Generic, TypeVar
 
-from vdiff.client.errors import BadRequest, ClientError, JobFailed, ServerUnreachable, UnexpectedAnswer
+from vdiff.client.errors import (
+    BadRequest,
+    ClientError,
+    JobFailed,
+    ServerUnreachable,
+    UnexpectedAnswer,
+)
 from vdiff.client.types import Batch, BatchItem, File, Job, Model, Prompt, Wire
 from vdiff.progress import Bar
 
@@ -51,7 +58,9 @@ class Page(Generic[W]):
 
     items: list[W]
     next: Call[Page[W]] | None
-    whole: Callable[[W], Call[W] | None] | None = None  # what asks for one with what lists leave out, if that is wanted
+    whole: Callable[[W], Call[W] | None] | None = (
+        None  # what asks for one with what lists leave out, if that is wanted
+    )
 
 
 def new_key() -> str:
@@ -73,11 +82,20 @@ def id_of(thing: Any) -> str:
 def endpoint_of(prompt: Prompt) -> str:
     """Which endpoint a prompt without a word about it is for. Raises ClientError."""
     if isinstance(prompt, Mapping):
-        for name, endpoint in (("messages", CHAT), ("prompt", COMPLETIONS), ("prompt_token_ids", COMPLETIONS)):
+        for name, endpoint in (
+            ("messages", CHAT),
+            ("prompt", COMPLETIONS),
+            ("prompt_token_ids", COMPLETIONS),
+        ):
             if prompt.get(name) is not None:
                 return endpoint
         raise ClientError("a body without messages or prompt needs endpoint=")
-    if isinstance(prompt, Sequence) and not isinstance(prompt, str) and prompt and isinstance(prompt[0], int):
+    if (
+        isinstance(prompt, Sequence)
+        and not isinstance(prompt, str)
+        and prompt
+        and isinstance(prompt[0], int)
+    ):
         return COMPLETIONS
     return CHAT
 
@@ -89,7 +107,9 @@ def body_of(prompt: Prompt, endpoint: str, options: Mapping[str, Any]) -> dict[s
     if isinstance(prompt, Mapping):
         said: Mapping[str, Any] = prompt
     elif endpoint == CHAT:
-        said = {"messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt}
+        said = {
+            "messages": [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        }
     else:
         said = {"prompt": prompt}
     return {**said, **given, **extra}
@@ -100,7 +120,9 @@ def job_body(prompt: Prompt, options: Mapping[str, Any], model: str | None) -> d
     inner = {k: v for k, v in options.items() if k not in JOB_FIELDS}
     endpoint = inner.pop("endpoint", None) or endpoint_of(prompt)
     body = body_of(prompt, endpoint, inner)
-    custom_id = body.pop("custom_id", None)  # no field of a body: a line of `vdiff generate` has it, and the job
+    custom_id = body.pop(
+        "custom_id", None
+    )  # no field of a body: a line of `vdiff generate` has it, and the job
     token_ids = body.pop("prompt_token_ids", None) if endpoint == COMPLETIONS else None
     if token_ids is not None:
         name = (
@@ -122,24 +144,35 @@ def names_model(prompt: Prompt, options: Mapping[str, Any]) -> bool:
 
 
 def only_model(models: Iterable[Model]) -> str:
-    """The model when nobody named one: the only one that has workers, or the only one at all. Raises ClientError."""
+    """The model when nobody named one: the only one that has workers, or the only one at all.
+    Raises ClientError.
+    """
     every = list(models)
     awake = [m for m in every if m.workers] or every
     if len(awake) == 1:
         return awake[0].id
     names = ", ".join(m.id for m in awake)
-    raise ClientError(f"name a model: {names}" if names else "the server has no model yet; start a worker")
+    raise ClientError(
+        f"name a model: {names}" if names else "the server has no model yet; start a worker"
+    )
 
 
 def batch_lines(prompts: Iterable[Prompt], **options: Any) -> bytes:
-    """The lines of a batch file, one per prompt, `line-N` where it has no custom id; `model` must be among the options."""
+    """The lines of a batch file, one per prompt, `line-N` where it has no custom id; `model` must
+    be among the options.
+    """
     lines = []
     for number, prompt in enumerate(prompts, 1):
         wanted = job_body(prompt, options, None)
         if wanted["body"].get("model") is None:
             raise ClientError("a batch's lines name their model: give model=")
         name = wanted.get("custom_id") or f"line-{number}"
-        line = {"custom_id": name, "method": "POST", "url": wanted["endpoint"], "body": wanted["body"]}
+        line = {
+            "custom_id": name,
+            "method": "POST",
+            "url": wanted["endpoint"],
+            "body": wanted["body"],
+        }
         lines.append(json.dumps(line, ensure_ascii=False))
     return ("\n".join(lines) + "\n").encode()
 
@@ -177,9 +210,12 @@ def _list_of(kind: type[W]) -> Callable[[Any], list[W]]:
 
 
 def _pages(
-    call: Call[Any], kind: type[W], cursor: Callable[[dict[str, Any]], str | None], name: str,
+    call: Call[Any],
+    kind: type[W],
+    cursor: Callable[[dict[str, Any]], str | None],
+    name: str,
     whole: Callable[[W], Call[W] | None] | None = None,
-) -> Call[Page[W]]:  # fmt: skip
+) -> Call[Page[W]]:
     def read(data: Any) -> Page[W]:
         after = cursor(data) if data.get("has_more") else None
         following = None if after is None else replace(paged, params={**paged.params, name: after})
@@ -209,16 +245,26 @@ def submit(body: Mapping[str, Any], key: str, wait: float = 0.0) -> Call[Job]:
 
 def get(job: Any, wait: float = 0.0) -> Call[Job]:
     return Call(
-        "GET", f"/v1/jobs/{id_of(job)}", Job.of, params={"wait": f"{wait:.3f}"} if wait else {}, wait_seconds=wait
+        "GET",
+        f"/v1/jobs/{id_of(job)}",
+        Job.of,
+        params={"wait": f"{wait:.3f}"} if wait else {},
+        wait_seconds=wait,
     )
 
 
 def action(job: Any, name: str, key: str, body: Any = None) -> Call[Job]:
-    """cancel, retry or replay. A cancel may be said twice, a replay has its key; a second retry could be another life."""
+    """cancel, retry or replay. A cancel may be said twice, a replay has its key; a second retry
+    could be another life.
+    """
     return Call(
-        "POST", f"/v1/jobs/{id_of(job)}/{name}", Job.of, json=body, headers={"Idempotency-Key": key},
+        "POST",
+        f"/v1/jobs/{id_of(job)}/{name}",
+        Job.of,
+        json=body,
+        headers={"Idempotency-Key": key},
         repeatable=name in ("cancel", "replay"),
-    )  # fmt: skip
+    )
 
 
 def purge(job: Any) -> Call[Any]:
@@ -239,7 +285,11 @@ def jobs(filters: Mapping[str, Any], results: bool = False) -> Call[Page[Job]]:
     call = Call("GET", "/v1/jobs", _same, params={"limit": str(MAX_PAGE), **params})
 
     def whole(job: Job) -> Call[Job] | None:
-        return None if not job.ok or "result" in job.raw or job.raw.get("purged_at") is not None else get(job)
+        return (
+            None
+            if not job.ok or "result" in job.raw or job.raw.get("purged_at") is not None
+            else get(job)
+        )
 
     return _pages(call, Job, _next_cursor, "cursor", whole if results else None)
 
@@ -283,9 +333,18 @@ def delete_file(name: Any) -> Call[Any]:
 
 
 def create_batch(
-    file: Any, *, endpoint: str, completion_window: str, metadata: Mapping[str, str] | None, key: str
+    file: Any,
+    *,
+    endpoint: str,
+    completion_window: str,
+    metadata: Mapping[str, str] | None,
+    key: str,
 ) -> Call[Batch]:
-    body = {"input_file_id": id_of(file), "endpoint": endpoint, "completion_window": completion_window}
+    body = {
+        "input_file_id": id_of(file),
+        "endpoint": endpoint,
+        "completion_window": completion_window,
+    }
     if metadata is not None:
         body["metadata"] = dict(metadata)  # type: ignore[assignment]
     return Call("POST", "/v1/batches", Batch.of, json=body, headers={"Idempotency-Key": key})
@@ -296,11 +355,15 @@ def batch(name: Any) -> Call[Batch]:
 
 
 def batches() -> Call[Page[Batch]]:
-    return _pages(Call("GET", "/v1/batches", _same, params={"limit": str(MAX_PAGE)}), Batch, _last_id, "after")
+    return _pages(
+        Call("GET", "/v1/batches", _same, params={"limit": str(MAX_PAGE)}), Batch, _last_id, "after"
+    )
 
 
 def batch_action(name: Any, verb: str) -> Call[Batch]:
-    """cancel, or retry_failed (again is as good: what runs already is not failed, and the server says so)."""
+    """cancel, or retry_failed (again is as good: what runs already is not failed, and the server
+    says so).
+    """
     return Call("POST", f"/v1/batches/{id_of(name)}/{verb}", Batch.of, repeatable=verb == "cancel")
 
 

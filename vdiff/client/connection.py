@@ -27,21 +27,28 @@ class Connection:
     """Checked settings of a client.
 
     Args:
-        base_url: default VDIFF_BASE_URL, else a `vdiff up` that runs in this folder, else http://127.0.0.1:8000.
+        base_url: default VDIFF_BASE_URL, else a `vdiff up` that runs in this folder, else
+            http://127.0.0.1:8000.
         api_key: default VDIFF_API_KEY; a server on loopback needs none.
 
     Raises:
         ConfigurationError: an argument or a VDIFF_* variable is wrong.
     """
 
-    def __init__(self, base_url: str | None, api_key: str | None, model: str | None, retry_seconds: float) -> None:
+    def __init__(
+        self, base_url: str | None, api_key: str | None, model: str | None, retry_seconds: float
+    ) -> None:
         settings = load_settings()
         url = (base_url or api_url(settings)).rstrip("/").removesuffix("/v1")
         if not is_address(url):
-            raise ConfigurationError(f"base_url must be like http://host:port, not {url!r}", param="base_url")
+            raise ConfigurationError(
+                f"base_url must be like http://host:port, not {url!r}", param="base_url"
+            )
         key = api_key or (settings.api_key.get_secret_value() if settings.api_key else None)
         if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
-            raise ConfigurationError("the API key has characters that a header cannot have", param="api_key")
+            raise ConfigurationError(
+                "the API key has characters that a header cannot have", param="api_key"
+            )
         if retry_seconds < 0:
             raise ConfigurationError("retry_seconds must be at least 0", param="retry_seconds")
         self.url = url
@@ -88,7 +95,9 @@ def read_answer(read: Callable[[Any], T], response: httpx.Response, *, text: boo
     try:
         return read(response.text if text else response.json())
     except (ValueError, KeyError, TypeError) as exc:
-        raise UnexpectedAnswer(f"{response.request.url}: no answer of a vdiff server: {response.text[:80]!r}") from exc
+        raise UnexpectedAnswer(
+            f"{response.request.url}: no answer of a vdiff server: {response.text[:80]!r}"
+        ) from exc
 
 
 def require_stream(response: httpx.Response) -> None:
@@ -99,12 +108,14 @@ def require_stream(response: httpx.Response) -> None:
 
 
 def verify_webhook(body: bytes | str, headers: Mapping[str, str], secret: str) -> dict[str, Any]:
-    """The event of a webhook, after its signature and its age (5 minutes) were checked, as Standard Webhooks has it.
+    """The event of a webhook, after its signature and its age (5 minutes) were checked, as Standard
+    Webhooks has it.
 
     Args:
         body: exactly as received.
         headers: of the request, in any case.
-        secret: `whsec_...`: the endpoint's, or the one of `webhook_secret()` for webhooks of single jobs.
+        secret: `whsec_...`: the endpoint's, or the one of `webhook_secret()` for webhooks of single
+            jobs.
 
     Raises:
         InvalidWebhook: do not believe it, answer 400.
@@ -118,7 +129,10 @@ def verify_webhook(body: bytes | str, headers: Mapping[str, str], secret: str) -
         raise ClientError("a webhook secret is whsec_ and base64") from exc
     try:
         event = hook.verify(body, dict(headers))
-    except (WebhookVerificationError, ValueError) as exc:  # ValueError: no base64, no UTF-8, no JSON
+    except (
+        WebhookVerificationError,
+        ValueError,
+    ) as exc:  # ValueError: no base64, no UTF-8, no JSON
         raise InvalidWebhook(f"not a webhook of ours: {exc}") from exc
     if not isinstance(event, dict):
         raise InvalidWebhook("the body is no event")

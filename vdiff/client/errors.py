@@ -1,9 +1,11 @@
 """Errors between a program and a vdiff server.
 
     ClientError
-    ├── ServerUnreachable          no answer, and no more patience; `sent` says whether the request may have arrived
+    ├── ServerUnreachable          no answer, and no more patience; `sent` says whether the request
+                                   may have arrived
     ├── UnexpectedAnswer           what answered is no vdiff server
-    ├── ApiError                   the server said no: status, code, param, retry_after, request_id, body
+    ├── ApiError                   the server said no: status, code, param, retry_after, request_id,
+                                   body
     │   ├── BadRequest             400, 405, 413, 415, 422
     │   ├── AuthenticationFailed   401
     │   ├── PermissionDenied       403
@@ -13,7 +15,8 @@
     │   ├── RateLimited            429
     │   └── ServerError            5xx
     ├── JobFailed                  a job ended otherwise than `succeeded`; `job` has everything
-    ├── WaitTimeout                not over in time; it goes on, and nothing is lost (also a TimeoutError)
+    ├── WaitTimeout                not over in time; it goes on, and nothing is lost (also a
+                                   TimeoutError)
     └── InvalidWebhook             a webhook that the secret did not sign, or an old one
 
 `code` and `param` are the server's own words (docs/api.md lists them).

@@ -22,7 +22,9 @@ POLL_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation(Wire):
-    """An evaluation with its results so far (docs/evaluations.md); in lists `configurations` have a status alone."""
+    """An evaluation with its results so far (docs/evaluations.md); in lists `configurations` have a
+    status alone.
+    """
 
     id: str
     name: str
@@ -49,7 +51,11 @@ class Evaluation(Wire):
     @property
     def ok(self) -> bool:
         """Every configuration came to its end, and every answer was graded."""
-        return all(c["status"] == "completed" for c in self.configurations) and self.done and not self.errors
+        return (
+            all(c["status"] == "completed" for c in self.configurations)
+            and self.done
+            and not self.errors
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +104,9 @@ def every() -> Call[Page[Evaluation]]:
 
 def add(evaluation: Any, configurations: Sequence[Mapping[str, Any]]) -> Call[Evaluation]:
     body = {"configurations": [dict(c) for c in configurations]}
-    return Call("POST", f"/v1/evaluations/{id_of(evaluation)}/configurations", Evaluation.of, json=body)
+    return Call(
+        "POST", f"/v1/evaluations/{id_of(evaluation)}/configurations", Evaluation.of, json=body
+    )
 
 
 def cancel(evaluation: Any) -> Call[Evaluation]:
@@ -109,7 +117,9 @@ def delete(evaluation: Any) -> Call[Any]:
     return Call("DELETE", f"/v1/evaluations/{id_of(evaluation)}", calls._same, repeatable=False)
 
 
-def items(evaluation: Any, configuration: str | None, outcome: str | None, texts: bool) -> Call[Page[EvaluationItem]]:
+def items(
+    evaluation: Any, configuration: str | None, outcome: str | None, texts: bool
+) -> Call[Page[EvaluationItem]]:
     filters = {"limit": str(MAX_ITEMS), "configuration": configuration, "outcome": outcome}
     params = {k: v for k, v in filters.items() if v is not None}
     path = f"/v1/evaluations/{id_of(evaluation)}/items"
@@ -137,7 +147,9 @@ def compare(first: Side, second: Side, options: Mapping[str, Any]) -> Call[dict[
         name: {"evaluation": id_of(side[0]), "configuration": side[1]}
         for name, side in (("first", first), ("second", second))
     }
-    return Call("POST", "/v1/evaluations/compare", calls._same, json={**sides, **options}, wait_seconds=60)
+    return Call(
+        "POST", "/v1/evaluations/compare", calls._same, json={**sides, **options}, wait_seconds=60
+    )
 
 
 def progress_of(progress: Progress, stack: contextlib.ExitStack) -> Callable[[Evaluation], None]:
@@ -160,24 +172,38 @@ class SyncEvaluations:
         raise NotImplementedError
 
     def create_evaluation(
-        self, dataset: File | str, *, template: str | Sequence[Mapping[str, str]],
-        graders: Sequence[Mapping[str, Any]], configurations: Sequence[Mapping[str, Any]], limit: int | None = None,
+        self,
+        dataset: File | str,
+        *,
+        template: str | Sequence[Mapping[str, str]],
+        graders: Sequence[Mapping[str, Any]],
+        configurations: Sequence[Mapping[str, Any]],
+        limit: int | None = None,
         **more: Any,
-    ) -> Evaluation:  # fmt: skip
-        """Begin one, or come back to the same one. `dataset`: an uploaded file of purpose `evals`, or a bundled one's name."""
+    ) -> Evaluation:
+        """Begin one, or come back to the same one. `dataset`: an uploaded file of purpose `evals`,
+        or a bundled one's name.
+        """
         body = {
-            "dataset": dataset_of(dataset, limit), "template": template, "graders": list(graders),
-            "configurations": list(configurations), **more,
-        }  # fmt: skip
+            "dataset": dataset_of(dataset, limit),
+            "template": template,
+            "graders": list(graders),
+            "configurations": list(configurations),
+            **more,
+        }
         return self._do(create(body))
 
     def get_evaluation(self, evaluation: Evaluation | str) -> Evaluation:
         return self._do(get(evaluation))
 
     def wait_evaluation(
-        self, evaluation: Evaluation | str, *, timeout: float | None = None, poll_seconds: float = POLL_SECONDS,
+        self,
+        evaluation: Evaluation | str,
+        *,
+        timeout: float | None = None,
+        poll_seconds: float = POLL_SECONDS,
         progress: Progress = False,
-    ) -> Evaluation:  # fmt: skip
+    ) -> Evaluation:
         """The evaluation once it is over, however it ended. Raises WaitTimeout."""
         deadline = None if timeout is None else monotonic() + timeout
         with contextlib.ExitStack() as stack:
@@ -188,7 +214,9 @@ class SyncEvaluations:
                 if found.done:
                     return found
                 if deadline is not None and monotonic() >= deadline:
-                    raise WaitTimeout(f"{found.id} is {found.status} after {timeout:g} s; it goes on")
+                    raise WaitTimeout(
+                        f"{found.id} is {found.status} after {timeout:g} s; it goes on"
+                    )
                 sleep(poll_seconds)
 
     def list_evaluations(self, *, limit: int | None = None) -> Iterator[Evaluation]:
@@ -207,18 +235,26 @@ class SyncEvaluations:
         self._do(delete(evaluation))
 
     def evaluation_items(
-        self, evaluation: Evaluation | str, *, configuration: str | None = None, outcome: str | None = None,
-        limit: int | None = None, texts: bool = True,
-    ) -> Iterator[EvaluationItem]:  # fmt: skip
+        self,
+        evaluation: Evaluation | str,
+        *,
+        configuration: str | None = None,
+        outcome: str | None = None,
+        limit: int | None = None,
+        texts: bool = True,
+    ) -> Iterator[EvaluationItem]:
         """Graded answers: errors first, then what failed, then what passed.
 
         Args:
-            texts: False leaves `data`, `output` and `graders` out, which saves a request for each answer.
+            texts: False leaves `data`, `output` and `graders` out, which saves a request for each
+                answer.
         """
         return self._every(items(evaluation, configuration, outcome, texts), limit)
 
     def compare_configurations(self, first: Side, second: Side, **options: Any) -> dict[str, Any]:
-        """Two of (evaluation, name of a configuration) on the items that both answered; options: seed, resamples."""
+        """Two of (evaluation, name of a configuration) on the items that both answered; options:
+        seed, resamples.
+        """
         return self._do(compare(first, second, options))
 
     def evaluation_report(self, evaluation: Evaluation | str, format: str = "html") -> str:
@@ -236,23 +272,35 @@ class AsyncEvaluations:
         raise NotImplementedError
 
     async def create_evaluation(
-        self, dataset: File | str, *, template: str | Sequence[Mapping[str, str]],
-        graders: Sequence[Mapping[str, Any]], configurations: Sequence[Mapping[str, Any]], limit: int | None = None,
+        self,
+        dataset: File | str,
+        *,
+        template: str | Sequence[Mapping[str, str]],
+        graders: Sequence[Mapping[str, Any]],
+        configurations: Sequence[Mapping[str, Any]],
+        limit: int | None = None,
         **more: Any,
-    ) -> Evaluation:  # fmt: skip
+    ) -> Evaluation:
         body = {
-            "dataset": dataset_of(dataset, limit), "template": template, "graders": list(graders),
-            "configurations": list(configurations), **more,
-        }  # fmt: skip
+            "dataset": dataset_of(dataset, limit),
+            "template": template,
+            "graders": list(graders),
+            "configurations": list(configurations),
+            **more,
+        }
         return await self._do(create(body))
 
     async def get_evaluation(self, evaluation: Evaluation | str) -> Evaluation:
         return await self._do(get(evaluation))
 
     async def wait_evaluation(
-        self, evaluation: Evaluation | str, *, timeout: float | None = None, poll_seconds: float = POLL_SECONDS,
+        self,
+        evaluation: Evaluation | str,
+        *,
+        timeout: float | None = None,
+        poll_seconds: float = POLL_SECONDS,
         progress: Progress = False,
-    ) -> Evaluation:  # fmt: skip
+    ) -> Evaluation:
         import asyncio
 
         deadline = None if timeout is None else monotonic() + timeout
@@ -264,7 +312,9 @@ class AsyncEvaluations:
                 if found.done:
                     return found
                 if deadline is not None and monotonic() >= deadline:
-                    raise WaitTimeout(f"{found.id} is {found.status} after {timeout:g} s; it goes on")
+                    raise WaitTimeout(
+                        f"{found.id} is {found.status} after {timeout:g} s; it goes on"
+                    )
                 await asyncio.sleep(poll_seconds)
 
     def list_evaluations(self, *, limit: int | None = None) -> AsyncIterator[Evaluation]:
@@ -282,12 +332,19 @@ class AsyncEvaluations:
         await self._do(delete(evaluation))
 
     def evaluation_items(
-        self, evaluation: Evaluation | str, *, configuration: str | None = None, outcome: str | None = None,
-        limit: int | None = None, texts: bool = True,
-    ) -> AsyncIterator[EvaluationItem]:  # fmt: skip
+        self,
+        evaluation: Evaluation | str,
+        *,
+        configuration: str | None = None,
+        outcome: str | None = None,
+        limit: int | None = None,
+        texts: bool = True,
+    ) -> AsyncIterator[EvaluationItem]:
         return self._every(items(evaluation, configuration, outcome, texts), limit)
 
-    async def compare_configurations(self, first: Side, second: Side, **options: Any) -> dict[str, Any]:
+    async def compare_configurations(
+        self, first: Side, second: Side, **options: Any
+    ) -> dict[str, Any]:
         return await self._do(compare(first, second, options))
 
     async def evaluation_report(self, evaluation: Evaluation | str, format: str = "html") -> str:

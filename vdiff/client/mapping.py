@@ -6,25 +6,36 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
 
 from vdiff.client.calls import new_key
-from vdiff.client.errors import AuthenticationFailed, ClientError, PermissionDenied, ServerUnreachable
+from vdiff.client.errors import (
+    AuthenticationFailed,
+    ClientError,
+    PermissionDenied,
+    ServerUnreachable,
+)
 from vdiff.client.types import Job, Outcome, Prompt
 from vdiff.progress import Bar
 
 Progress = bool | Callable[[int, int, int | None], None]
 """True draws a bar; a function is called with (done, failed, total) after each end."""
 
-HOPELESS = (AuthenticationFailed, PermissionDenied, ServerUnreachable)  # the next prompt would fare no better
+HOPELESS = (
+    AuthenticationFailed,
+    PermissionDenied,
+    ServerUnreachable,
+)  # the next prompt would fare no better
 
 
 class Ledger:
     """Hands out prompts and takes in their ends; any thread may ask.
 
     Args:
-        idempotency_key: with it each prompt's key is KEY-INDEX, so that the same call in another process within 24 hours
-            finds the jobs of the first; else a key is made for each prompt.
+        idempotency_key: with it each prompt's key is KEY-INDEX, so that the same call in another
+            process within 24 hours finds the jobs of the first; else a key is made for each prompt.
     """
 
-    def __init__(self, prompts: Iterable[Prompt], *, idempotency_key: str | None, progress: Progress) -> None:
+    def __init__(
+        self, prompts: Iterable[Prompt], *, idempotency_key: str | None, progress: Progress
+    ) -> None:
         self._total = len(prompts) if isinstance(prompts, Sized) else None
         self._source: Iterator[tuple[int, Prompt]] = enumerate(prompts)
         self._key = idempotency_key

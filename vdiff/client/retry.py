@@ -1,9 +1,10 @@
 """Whether, and after how long, a request is sent again. Pure: no clock of its own, no network.
 
-The rule is that nothing is paid twice. A request is `repeatable` when doing it again changes nothing: it only reads, or it
-carries an Idempotency-Key, made once per call and the same in every attempt. Any other is sent again only when it cannot
-have arrived (no connection) or when the server said that it did nothing (429, `overloaded`): another 503 may be of a database
-that went as it committed, or of a proxy that gave up.
+The rule is that nothing is paid twice. A request is `repeatable` when doing it again changes
+nothing: it only reads, or it carries an Idempotency-Key, made once per call and the same in every
+attempt. Any other is sent again only when it cannot have arrived (no connection) or when the server
+said that it did nothing (429, `overloaded`): another 503 may be of a database that went as it
+committed, or of a proxy that gave up.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from vdiff.client.errors import ApiError, ClientError, ServerUnreachable, Unexpe
 OnWait = Callable[[float, str], None]
 
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
-REFUSED = frozenset({"overloaded", "file_store_unavailable", "lock_timeout"})  # codes of a 503 that did nothing
+REFUSED = frozenset(
+    {"overloaded", "file_store_unavailable", "lock_timeout"}
+)  # codes of a 503 that did nothing
 AWAY = frozenset({408, 429, 502, 503, 504})
 BUG_TRIES = 3  # of an answer 500: it may be a deterministic one
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
@@ -43,7 +46,9 @@ def retry_after(response: httpx.Response) -> float | None:
 
 
 def error_of(response: httpx.Response) -> ApiError:
-    """The answer as an exception; the body was read. Copes with a proxy's page in the place of our problem object."""
+    """The answer as an exception; the body was read. Copes with a proxy's page in the place of our
+    problem object.
+    """
     body: Any = None
     error: dict[str, Any] = {}
     try:
@@ -124,15 +129,23 @@ class Attempts:
         return wait
 
     def after_answer(self, response: httpx.Response) -> float | None:
-        """None: the answer is good. Raises ApiError for one that is not, and that waiting does not mend; UnexpectedAnswer."""
+        """None: the answer is good. Raises ApiError for one that is not, and that waiting does not
+        mend; UnexpectedAnswer.
+        """
         status = response.status_code
         if 300 <= status < 400:  # not followed: the key is for the address that was given
             to = response.headers.get("location", "nowhere")
-            raise UnexpectedAnswer(f"{response.request.url} redirects to {to}; give the address that answers")
+            raise UnexpectedAnswer(
+                f"{response.request.url} redirects to {to}; give the address that answers"
+            )
         if status < 400:
             return None
         error = error_of(response)
-        again = status in AWAY if self._repeatable else status == 429 or (status == 503 and error.code in REFUSED)
+        again = (
+            status in AWAY
+            if self._repeatable
+            else status == 429 or (status == 503 and error.code in REFUSED)
+        )
         if status == 500 and self._repeatable:
             again = self._failures + 1 < BUG_TRIES
         if status == 409 and self._repeatable and error.code == "conflict":

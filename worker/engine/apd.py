@@ -1,14 +1,18 @@
-"""APDDecoder: Adaptive Parallel Decoding (Israel, Van den Broeck, Grover 2025, https://arxiv.org/abs/2506.00413).
+"""APDDecoder: Adaptive Parallel Decoding (Israel, Van den Broeck, Grover 2025,
+https://arxiv.org/abs/2506.00413).
 
-Strictly left to right. The diffusion model drafts a window of tokens at once; a small autoregressive verifier scores the
-draft, and the longest prefix is committed on which the draft agrees with a sample from the mixture of the two:
+Strictly left to right. The diffusion model drafts a window of tokens at once; a small
+autoregressive verifier scores the draft, and the longest prefix is committed on which the draft
+agrees with a sample from the mixture of the two:
 
     draft   = argmax( log p_D / T + g )
-    target  = argmax( (R log p_D + (1 - R) log p_AR) / T + g )      the same Gumbel noise g (universal coupling)
+    target  = argmax( (R log p_D + (1 - R) log p_AR) / T + g )      the same Gumbel noise g
+            (universal coupling)
     accept  = draft == target, the first position always, then cumulative product
 
-The published program differs from the paper (no noise at acceptance, temperature applied twice, raw logits mixed); this
-follows the paper. At temperature 0 with R < 1 both agree. Many sequences draft in one forward and verify in one.
+The published program differs from the paper (no noise at acceptance, temperature applied twice, raw
+logits mixed); this follows the paper. At temperature 0 with R < 1 both agree. Many sequences draft
+in one forward and verify in one.
 """
 
 from __future__ import annotations
@@ -68,7 +72,8 @@ class Draft:
 
 
 class APDDecoder:
-    """Drafts with the diffusion model and verifies with an autoregressive one; holds no state of a request.
+    """Drafts with the diffusion model and verifies with an autoregressive one; holds no state of a
+    request.
 
     Attributes:
         tokens_per_step, acceptance_rate: over all steps so far, as the paper reports them.
@@ -125,17 +130,24 @@ class APDDecoder:
         )
         return Draft(log_p, (tempered + noise).argmax(-1), noise)
 
-    def should_accept(self, draft: Draft, log_p_ar: Tensor | None, params: SamplingParams) -> Tensor:
+    def should_accept(
+        self, draft: Draft, log_p_ar: Tensor | None, params: SamplingParams
+    ) -> Tensor:
         """Which of the draft's tokens are accepted, bool [m]; a prefix, the first always.
 
         Args:
-            log_p_ar: the verifier's log-softmax [m, vocab]; None when it has no share (mixture_weight 1).
+            log_p_ar: the verifier's log-softmax [m, vocab]; None when it has no share
+                (mixture_weight 1).
         """
         weight = params.diffusion.mixture_weight
         assert weight is not None
-        mixture = draft.log_p if log_p_ar is None else weight * draft.log_p + (1 - weight) * log_p_ar
+        mixture = (
+            draft.log_p if log_p_ar is None else weight * draft.log_p + (1 - weight) * log_p_ar
+        )
         if weight == 0 and log_p_ar is not None:
-            mixture = log_p_ar.masked_fill(draft.log_p == -torch.inf, -torch.inf)  # 0 * -inf is not a number
+            mixture = log_p_ar.masked_fill(
+                draft.log_p == -torch.inf, -torch.inf
+            )  # 0 * -inf is not a number
         if draft.noise is None:
             target = mixture.argmax(-1)
         else:
@@ -165,17 +177,24 @@ class APDDecoder:
         return commits
 
     def _verify(self, plans: Sequence[Plan], tokens: Sequence[list[int]]) -> list[Tensor | None]:
-        """The verifier's log-softmax over the model's vocabulary for each draft, where it has a share."""
+        """The verifier's log-softmax over the model's vocabulary for each draft, where it has a
+        share.
+        """
         out: list[Tensor | None] = [None] * len(plans)
         asked = [i for i, plan in enumerate(plans) if passes.is_verified(plan.answer)]
         if not asked:
             return out
         if self.verifier is None:
-            raise InvalidParameter("apd needs a verifier; start with --verifier", param="diffusion.algorithm")
+            raise InvalidParameter(
+                "apd needs a verifier; start with --verifier", param="diffusion.algorithm"
+            )
         began = time.monotonic()
-        parts = self.verifier.score([self._verifier_pass(plans[i].answer, tokens[i]) for i in asked])
+        parts = self.verifier.score(
+            [self._verifier_pass(plans[i].answer, tokens[i]) for i in asked]
+        )
         for i, part in zip(asked, parts, strict=True):
-            # Both distributions get the bias, so that what is drafted and what is accepted follow the same wish.
+            # Both distributions get the bias, so that what is drafted and what is accepted follow
+            # the same wish.
             scored = self.verifier.fit(part, self.card.vocab_size)
             params = plans[i].answer.params
             out[i] = add_bias(scored, params).log_softmax(-1) if params.logit_bias else scored
@@ -186,7 +205,9 @@ class APDDecoder:
         return out
 
     def _verifier_pass(self, answer: Answer, draft: list[int]) -> Pass:
-        """Rows from the first position that is not in the verifier's cache to the one that predicts the draft's last."""
+        """Rows from the first position that is not in the verifier's cache to the one that predicts
+        the draft's last.
+        """
         assert self.verifier is not None
         p = len(answer.prompt) + answer.prefix
         sequence = [*answer.prompt, *answer.canvas[: answer.prefix], *draft[:-1]]
@@ -212,7 +233,10 @@ class APDDecoder:
         chosen = draft.log_p.gather(-1, draft.tokens[:, None])[:count, 0]
         values = chosen.tolist()
         if not bool(torch.isfinite(chosen).all()):
-            return Commit(answer, error=NotFinite("the model produced NaN or infinite logits for this request"))
+            return Commit(
+                answer,
+                error=NotFinite("the model produced NaN or infinite logits for this request"),
+            )
         logprobs = self._logprobs(draft, ids[:count], values, params.logprobs)
         positions = plan.wanted[:count]
         for i, position in enumerate(positions):
@@ -229,10 +253,19 @@ class APDDecoder:
         self.drafted += len(ids)
         self.accepted += count
         rest = {"positions": plan.wanted[count:], "token_ids": ids[count:]}
-        return Commit(answer, positions, ids[:count], [float(torch.tensor(v).exp()) for v in values], logprobs, rest)
+        return Commit(
+            answer,
+            positions,
+            ids[:count],
+            [float(torch.tensor(v).exp()) for v in values],
+            logprobs,
+            rest,
+        )
 
     @staticmethod
-    def _logprobs(draft: Draft, ids: list[int], values: list[float], count: int | None) -> list[TokenLogprob]:
+    def _logprobs(
+        draft: Draft, ids: list[int], values: list[float], count: int | None
+    ) -> list[TokenLogprob]:
         if count is None:
             return []
         tops: list[tuple[tuple[int, float], ...]] = [()] * len(ids)
@@ -240,7 +273,9 @@ class APDDecoder:
             top = draft.log_p[: len(ids)].topk(count, dim=-1)
             pairs = zip(top.indices.tolist(), top.values.tolist(), strict=True)
             tops = [tuple(zip(i, v, strict=True)) for i, v in pairs]
-        return [TokenLogprob(token, value, t) for token, value, t in zip(ids, values, tops, strict=True)]
+        return [
+            TokenLogprob(token, value, t) for token, value, t in zip(ids, values, tops, strict=True)
+        ]
 
     # Whole steps
 
@@ -253,7 +288,9 @@ class APDDecoder:
                 answer.caches.append(self.model.new_cache(passes.capacity(answer)))
             plans.append(self.plan(answer, 1 << 62))
         parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
-        return self.finish(plans, [self.read(plan, [next(parts) for _ in plan.passes]) for plan in plans])
+        return self.finish(
+            plans, [self.read(plan, [next(parts) for _ in plan.passes]) for plan in plans]
+        )
 
     def generate(self, request: EngineRequest) -> None:
         """Decode one request to its end, without an engine. Raises what a step reports."""

@@ -34,7 +34,9 @@ class AsyncVDiffEngine:
     ) -> None:
         await self.shutdown()
 
-    async def generate(self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> Any:
+    async def generate(
+        self, prompt: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+    ) -> Any:
         """One prompt in, one RequestOutput out; a list in, a list out."""
         if isinstance(prompt, str) or not isinstance(prompt, Sequence):
             return await self.engine.generate_async(prompt, params)

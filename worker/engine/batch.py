@@ -1,9 +1,11 @@
-"""From what each sequence wants of a step to tensors: rows packed end to end, and attention in units of one shape.
+"""From what each sequence wants of a step to tensors: rows packed end to end, and attention in
+units of one shape.
 
-Everything but attention works on rows: the rows of all sequences stand behind one another, nothing is padded. Attention is
-done in units. On CPU a unit holds sequences of exactly the same shape; on accelerators, where a launch costs more than a
-little padding, also those of similar shape, padded and masked; or, where a kernel takes sequences of any lengths (`varlen`),
-all that see every key are one unit, without padding.
+Everything but attention works on rows: the rows of all sequences stand behind one another, nothing
+is padded. Attention is done in units. On CPU a unit holds sequences of exactly the same shape; on
+accelerators, where a launch costs more than a little padding, also those of similar shape, padded
+and masked; or, where a kernel takes sequences of any lengths (`varlen`), all that see every key are
+one unit, without padding.
 """
 
 from __future__ import annotations
@@ -17,15 +19,18 @@ from torch import Tensor
 
 from worker.engine.cache import KVCache
 
-SIMILAR_SHARE = 0.75  # a unit's smallest sequence has at least this share of its largest, in rows and in keys
+SIMILAR_SHARE = (
+    0.75  # a unit's smallest sequence has at least this share of its largest, in rows and in keys
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
     """One sequence's part in one forward.
 
-    Its rows are the tokens at positions first .. first + len(ids) - 1. Without a cache they attend to each other (then
-    `first` is 0); with one they are written to it and attend to its positions 0 .. keys - 1.
+    Its rows are the tokens at positions first .. first + len(ids) - 1. Without a cache they attend
+    to each other (then `first` is 0); with one they are written to it and attend to its positions 0
+    .. keys - 1.
     """
 
     ids: list[int]
@@ -46,7 +51,10 @@ class Pass:
         """Return whether some row may not see all `visible` keys."""
         if self.attention == "full" or len(self.ids) <= 1:
             return False
-        return self.attention == "causal" or self.first // self.block != (self.first + len(self.ids) - 1) // self.block
+        return (
+            self.attention == "causal"
+            or self.first // self.block != (self.first + len(self.ids) - 1) // self.block
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +76,17 @@ class Ragged:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Passes whose attention is one call: `rows` packed rows each, the same number or padded to it; or ragged."""
+    """Passes whose attention is one call: `rows` packed rows each, the same number or padded to it;
+    or ragged.
+    """
 
     begin: int  # first packed row
     passes: list[Pass]
     rows: int
     keys: int
-    mask: Tensor | None  # bool, broadcastable to [sequences, heads, rows, keys]; True where a row may look
+    mask: (
+        Tensor | None
+    )  # bool, broadcastable to [sequences, heads, rows, keys]; True where a row may look
     gather: Tensor | None = None  # int64 [sequences * rows]: packed row of each padded one
     scatter: Tensor | None = None  # int64 [packed rows]: padded row of each packed one
     ragged: Ragged | None = None
@@ -95,7 +107,8 @@ class Layout:
     ids: Tensor  # int64 [rows]
     positions: Tensor  # int64 [rows]
     units: list[Unit]
-    take: Tensor  # int64 [wanted]: packed rows that go through the head, pass by pass in the order given
+    # int64 [wanted]: packed rows that go through the head, pass by pass in the order given
+    take: Tensor
     counts: list[int] = field(default_factory=list)  # wanted rows of each pass
 
 
@@ -119,7 +132,10 @@ def _exact_groups(passes: Sequence[Pass]) -> list[list[int]]:
 
 
 def _similar_groups(passes: Sequence[Pass]) -> list[list[int]]:
-    order = sorted(range(len(passes)), key=lambda i: (passes[i].cache is None, -len(passes[i].ids), -passes[i].visible))
+    order = sorted(
+        range(len(passes)),
+        key=lambda i: (passes[i].cache is None, -len(passes[i].ids), -passes[i].visible),
+    )
     groups: list[list[int]] = []
     for i in order:
         p = passes[i]
@@ -128,7 +144,11 @@ def _similar_groups(passes: Sequence[Pass]) -> list[list[int]]:
             largest = max(passes[j].visible for j in groups[-1])
             smallest = min(passes[j].visible for j in groups[-1])
             close = min(smallest, p.visible) >= SIMILAR_SHARE * max(largest, p.visible)
-            if (p.cache is None) == (head.cache is None) and close and len(p.ids) >= SIMILAR_SHARE * len(head.ids):
+            if (
+                (p.cache is None) == (head.cache is None)
+                and close
+                and len(p.ids) >= SIMILAR_SHARE * len(head.ids)
+            ):
                 groups[-1].append(i)
                 continue
         groups.append([i])
@@ -138,7 +158,9 @@ def _similar_groups(passes: Sequence[Pass]) -> list[list[int]]:
 def _ragged_groups(passes: Sequence[Pass]) -> list[list[int]]:
     """All that see every key, with and without a cache; those that do not are left out."""
     seeing = [i for i, p in enumerate(passes) if not p.masked]
-    groups = ([i for i in seeing if (passes[i].cache is None) is without] for without in (True, False))
+    groups = (
+        [i for i in seeing if (passes[i].cache is None) is without] for without in (True, False)
+    )
     return [group for group in groups if group]
 
 
@@ -165,11 +187,19 @@ def _unit(members: list[Pass], begin: int, device: torch.device) -> Unit:
         scatter += [i * rows + r for r in range(n)]
         at += n
     return Unit(
-        begin, members, rows, keys, mask, torch.tensor(gather, device=device), torch.tensor(scatter, device=device)
+        begin,
+        members,
+        rows,
+        keys,
+        mask,
+        torch.tensor(gather, device=device),
+        torch.tensor(scatter, device=device),
     )
 
 
-def arrange(passes: Sequence[Pass], device: torch.device, *, pad: bool, varlen: bool = False) -> Layout:
+def arrange(
+    passes: Sequence[Pass], device: torch.device, *, pad: bool, varlen: bool = False
+) -> Layout:
     """Lay out a forward.
 
     Args:

@@ -1,7 +1,8 @@
 """Keys and values of one sequence, one tensor for all layers, sized when the sequence starts.
 
-Which positions in it are meaningful is the planner's business (`worker.engine.passes`): a pass always writes the keys and
-values of its own rows and reads a prefix of the positions, so attention never copies a single sequence's cache.
+Which positions in it are meaningful is the planner's business (`worker.engine.passes`): a pass
+always writes the keys and values of its own rows and reads a prefix of the positions, so attention
+never copies a single sequence's cache.
 """
 
 from __future__ import annotations
@@ -14,7 +15,14 @@ class KVCache:
     """K/V of positions 0..capacity-1."""
 
     def __init__(
-        self, layers: int, kv_heads: int, capacity: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self._home = device
         # Zeros, not empty: a masked-out position must not turn a sum into NaN.
@@ -25,7 +33,9 @@ class KVCache:
         return self.data.shape[3]
 
     def layer(self, index: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer, [kv_heads, capacity, head_dim] each; writing into them writes the cache."""
+        """Keys and values of a layer, [kv_heads, capacity, head_dim] each; writing into them writes
+        the cache.
+        """
         return self.data[index, 0], self.data[index, 1]
 
     def swap_out(self) -> None:

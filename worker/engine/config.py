@@ -32,11 +32,15 @@ class VDiffConfig:
     tokenizer: str | None = None
     revision: str | None = None
     served_model_name: str | None = None
-    dtype: str = "auto"  # the checkpoint's on accelerators (bfloat16 for float32 ones), float32 on CPU
+    dtype: str = (
+        "auto"  # the checkpoint's on accelerators (bfloat16 for float32 ones), float32 on CPU
+    )
     device: str = "auto"
     max_num_seqs: int = 8  # sequences per step
     max_model_len: int | None = None  # tokens, prompt and answer
-    max_batched_tokens: int = 8192  # rows of one step; prompts of block-causal models are cut to fit
+    max_batched_tokens: int = (
+        8192  # rows of one step; prompts of block-causal models are cut to fit
+    )
     cache_tokens: int | None = (
         None  # K/V capacity of all sequences together, tokens; None: from the memory that is free
     )
@@ -51,28 +55,44 @@ class VDiffConfig:
     tensor_parallel_size: int = 1
     verifier: str | None = None  # autoregressive model for APD: folder or hub id
     enable_apd: bool | None = None  # None: where there is a verifier; False: none is loaded
-    watchdog_seconds: float = 120.0  # with work and no step for so long, the engine calls itself unhealthy
+    watchdog_seconds: float = (
+        120.0  # with work and no step for so long, the engine calls itself unhealthy
+    )
 
     def __post_init__(self) -> None:
         if self.tensor_parallel_size != 1:
-            raise ConfigurationError("tensor_parallel_size other than 1 is not built yet", param="tensor_parallel_size")
+            raise ConfigurationError(
+                "tensor_parallel_size other than 1 is not built yet", param="tensor_parallel_size"
+            )
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             known = ", ".join(QUANTIZATIONS)
-            raise ConfigurationError(f"quantization {self.quantization!r} is not one of {known}", param="quantization")
+            raise ConfigurationError(
+                f"quantization {self.quantization!r} is not one of {known}", param="quantization"
+            )
         if self.enable_apd and self.verifier is None:
-            raise ConfigurationError("APD needs a verifier: give one with --verifier", param="enable_apd")
+            raise ConfigurationError(
+                "APD needs a verifier: give one with --verifier", param="enable_apd"
+            )
         if self.dtype not in DTYPES:
-            raise ConfigurationError(f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}", param="dtype")
+            raise ConfigurationError(
+                f"dtype {self.dtype!r} is not one of {', '.join(DTYPES)}", param="dtype"
+            )
         for name in (
-            "max_num_seqs", "max_model_len", "max_batched_tokens", "cache_tokens", "num_threads", "diffusion_steps",
+            "max_num_seqs",
+            "max_model_len",
+            "max_batched_tokens",
+            "cache_tokens",
+            "num_threads",
+            "diffusion_steps",
             "block_size",
-        ):  # fmt: skip
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigurationError(f"{name} must be at least 1", param=name)
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigurationError(
-                "gpu_memory_utilization must be above 0 and at most 1", param="gpu_memory_utilization"
+                "gpu_memory_utilization must be above 0 and at most 1",
+                param="gpu_memory_utilization",
             )
         if self.watchdog_seconds <= 0:
             raise ConfigurationError("watchdog_seconds must be above 0", param="watchdog_seconds")
@@ -91,18 +111,26 @@ class MoEConfig:
     scale: float = 1.0
     groups: int = 1  # experts are chosen inside the best `top_groups` of so many groups
     top_groups: int = 1
-    selection_bias: bool = False  # a learned bias that decides who is chosen, not how much they count
+    selection_bias: bool = (
+        False  # a learned bias that decides who is chosen, not how much they count
+    )
     dense_layers: frozenset[int] = frozenset()  # layers with a plain MLP
 
     def __post_init__(self) -> None:
         """Raises ModelLoadError for what no router can do."""
         if self.experts % self.groups:
-            raise ModelLoadError(f"{self.experts} experts do not fall into {self.groups} equal groups (n_group)")
+            raise ModelLoadError(
+                f"{self.experts} experts do not fall into {self.groups} equal groups (n_group)"
+            )
         if self.top_groups > self.groups:
-            raise ModelLoadError(f"topk_group {self.top_groups} is more than n_group, {self.groups}")
+            raise ModelLoadError(
+                f"topk_group {self.top_groups} is more than n_group, {self.groups}"
+            )
         among = self.experts // self.groups * self.top_groups
         if self.top_k > among:
-            raise ModelLoadError(f"num_experts_per_tok {self.top_k} is more than there are to choose from, {among}")
+            raise ModelLoadError(
+                f"num_experts_per_tok {self.top_k} is more than there are to choose from, {among}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +157,19 @@ class ModelConfig:
     shift: bool = False  # row i-1 predicts position i (Dream)
     block_length: int | None = 32  # default, tokens; None: the whole answer
     max_block_length: int | None = None  # that the checkpoint was trained for; None: any
-    sub_block_length: int | None = None  # default length of the parts that a block is filled in; None: the whole block
-    seeded: bool = False  # the forward that stores a block's K/V also gives the next block's first token
+    sub_block_length: int | None = (
+        None  # default length of the parts that a block is filled in; None: the whole block
+    )
+    seeded: bool = (
+        False  # the forward that stores a block's K/V also gives the next block's first token
+    )
     stops_in_block: bool = False  # an end token ends the answer before its block is complete
     strict_threshold: bool = False  # `threshold` takes what is above it, not what reaches it
     caches: tuple[str, ...] | None = None  # None: those of the regime
     algorithms: tuple[str, ...] | None = None  # None: those of the regime
-    threshold_slack: float = 0.0  # `threshold` takes what is this close to the best confidence (dInfer)
+    threshold_slack: float = (
+        0.0  # `threshold` takes what is this close to the best confidence (dInfer)
+    )
     moe: MoEConfig | None = None
     mask_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
@@ -156,7 +190,9 @@ class ModelConfig:
 
 
 class RawConfig:
-    """A config.json while a family reads it: every key that is missing or unsupported is an error with its name."""
+    """A config.json while a family reads it: every key that is missing or unsupported is an error
+    with its name.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.where = path, "config.json"
@@ -190,7 +226,9 @@ class RawConfig:
         return default if value is None else value
 
     def _refuse(self, key: str, value: Any, wanted: str) -> ModelLoadError:
-        return ModelLoadError(f"{self.path}: {self.where} has {key} = {value!r}; {wanted} is wanted")
+        return ModelLoadError(
+            f"{self.path}: {self.where} has {key} = {value!r}; {wanted} is wanted"
+        )
 
     def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
         value = self[key] if default is None else self.get(key, default)
@@ -206,7 +244,9 @@ class RawConfig:
         return value
 
     def dense_layers(self) -> frozenset[int]:
-        """Return the layers without experts, as Qwen's MoE files name them (`mlp_only_layers`, `decoder_sparse_step`)."""
+        """Return the layers without experts, as Qwen's MoE files name them (`mlp_only_layers`,
+        `decoder_sparse_step`).
+        """
         step, listed = self.integer("decoder_sparse_step", 1), self.get("mlp_only_layers", [])
         if not isinstance(listed, list) or not all(_is_id(one) for one in listed):
             raise self._refuse("mlp_only_layers", listed, "a list of layer indices")
@@ -225,10 +265,13 @@ class RawConfig:
         for key, value in wanted.items():
             given = self.get(key)
             if given is not None and given != value:
-                raise ModelLoadError(f"{self.path}: {self.where} has {key} = {given!r}; only {value!r} is supported")
+                raise ModelLoadError(
+                    f"{self.path}: {self.where} has {key} = {given!r}; only {value!r} is supported"
+                )
 
     def refuse_unread(self, family: str) -> None:
-        """Refuse a key that no one has read, that changes the mathematics by its name, and that is not off.
+        """Refuse a key that no one has read, that changes the mathematics by its name, and that is
+        not off.
 
         Raises:
             ModelLoadError: naming the key.
@@ -263,7 +306,11 @@ class RawConfig:
     @property
     def rope(self) -> RawConfig:
         """`rope_parameters`, where transformers 5 keeps what older files have beside it."""
-        return self.section("rope_parameters") if self.values.get("rope_parameters") is not None else self
+        return (
+            self.section("rope_parameters")
+            if self.values.get("rope_parameters") is not None
+            else self
+        )
 
     @property
     def rope_theta(self) -> float:
@@ -277,32 +324,53 @@ class RawConfig:
                 section.read |= {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
                 section.refuse_unread("default RoPE of this")
             else:
-                raise ModelLoadError(f"{self.path}: {self.where} asks for {kind} RoPE scaling, which is not supported")
+                raise ModelLoadError(
+                    f"{self.path}: {self.where} asks for {kind} RoPE scaling, which is not supported"
+                )
         return self.number("rope_theta", self.rope.number("rope_theta", 10_000.0))
 
     @property
     def rotary_share(self) -> float:
-        """The share of a head's dimensions that positions turn; from `partial_rotary_factor`, wherever it stands."""
+        """The share of a head's dimensions that positions turn; from `partial_rotary_factor`,
+        wherever it stands.
+        """
         share = self.number("partial_rotary_factor", self.rope.number("partial_rotary_factor", 1.0))
         if share > 1:
             raise self._refuse("partial_rotary_factor", share, "a number up to 1")
         return share
 
 
-# Words in the names of keys that change what a forward or a step computes. A key is refused when its name has one of them, no
-# family file reads it, and its value does not turn it off.
+# Words in the names of keys that change what a forward or a step computes. A key is refused when
+# its name has one of them, no family file reads it, and its value does not turn it off.
 _MATHEMATICAL = re.compile(
     r"capacity|routing|router|group|expert|delete|split|insert|edit|softcap|multiplier|alibi|window|sliding|quant|fp8|fp4|int4"
     r"|scal|rope|rotary|mrope|sink|chunk|layer_types|linear_att|mamba|ssm|conv_|hybrid|lora|nextn|mtp|bias|norm|causal"
     r"|block_size|qkv|activation|residual|parallel_att|paradigm|shift"
 )
 # Keys with such a word that change nothing at inference, whatever their value.
-_HARMLESS = frozenset({
-    "alibi_bias_max", "attention_layer_norm_with_affine", "block_group_size", "bias_for_layer_norm", "dlm_loss_weight",
-    "initializer_range", "layer_norm_with_affine", "max_window_layers", "norm_after", "output_router_logits",
-    "residual_dropout", "rope_full_precision", "router_aux_loss_coef", "router_dtype", "router_z_loss_coef",
-    "router_jitter_noise", "use_rms_norm_fusion", "activation_checkpointing", "layer_norm_type",
-})  # fmt: skip
+_HARMLESS = frozenset(
+    {
+        "alibi_bias_max",
+        "attention_layer_norm_with_affine",
+        "block_group_size",
+        "bias_for_layer_norm",
+        "dlm_loss_weight",
+        "initializer_range",
+        "layer_norm_with_affine",
+        "max_window_layers",
+        "norm_after",
+        "output_router_logits",
+        "residual_dropout",
+        "rope_full_precision",
+        "router_aux_loss_coef",
+        "router_dtype",
+        "router_z_loss_coef",
+        "router_jitter_noise",
+        "use_rms_norm_fusion",
+        "activation_checkpointing",
+        "layer_norm_type",
+    }
+)
 
 
 def _is_off(key: str, value: Any, values: Mapping[str, Any]) -> bool:
@@ -325,7 +393,9 @@ def _is_id(value: Any) -> bool:
 
 
 def llama_like(raw: RawConfig, family: str, **own: Any) -> ModelConfig:
-    """The facts of a config.json that names things as Llama's does; `own` is what the family adds or has otherwise."""
+    """The facts of a config.json that names things as Llama's does; `own` is what the family adds
+    or has otherwise.
+    """
     heads, width = raw.integer("num_attention_heads"), raw.integer("hidden_size")
     facts: dict[str, Any] = {
         "architecture": raw.architecture,

@@ -1,8 +1,9 @@
 """The interface of a decoder: what a step asks of the model, and what it makes of the result.
 
-`DiffusionSampler` (masked models, every rule), `APDDecoder` (left to right with a verifier) and `RenoiseDecoder`
-(DiffusionGemma) are decoders. The engine plans all answers of a step, makes one forward of the plans, and hands each
-decoder its part, so that requests of different rules share forwards.
+`DiffusionSampler` (masked models, every rule), `APDDecoder` (left to right with a verifier) and
+`RenoiseDecoder` (DiffusionGemma) are decoders. The engine plans all answers of a step, makes one
+forward of the plans, and hands each decoder its part, so that requests of different rules share
+forwards.
 """
 
 from __future__ import annotations
@@ -36,17 +37,22 @@ class Commit:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One answer's passes of a step and the positions (from the answer's start) whose logits they give."""
+    """One answer's passes of a step and the positions (from the answer's start) whose logits they
+    give.
+    """
 
     answer: Answer
     passes: list[Pass]
     wanted: list[int]
     prefill: bool = False  # stores a part of the prompt's K/V, and gives no logits
-    seed: bool = False  # stores the K/V of what stands before the open block, and gives that block's first token
+    # stores the K/V of what stands before the open block, and gives that block's first token
+    seed: bool = False
 
 
 class Rows(Protocol):
-    """The logits of a pass's wanted rows, [wanted, vocab] float32: a tensor, or what becomes one where it is sliced."""
+    """The logits of a pass's wanted rows, [wanted, vocab] float32: a tensor, or what becomes one
+    where it is sliced.
+    """
 
     def __len__(self) -> int: ...
     def __getitem__(self, rows: slice, /) -> Tensor: ...
@@ -80,7 +86,9 @@ def error_of(exc: BaseException) -> VDiffError:
 
 
 def guided(parts: Sequence[Logits], scale: float, rows: slice = slice(None)) -> Tensor:
-    """Logits [wanted, vocab] of a pass, combined with those of its unconditional twin: u + (s + 1)(c - u) (LLaDA)."""
+    """Logits [wanted, vocab] of a pass, combined with those of its unconditional twin: u + (s +
+    1)(c - u) (LLaDA).
+    """
     conditional = parts[0][rows]
     if len(parts) == 1:
         return conditional

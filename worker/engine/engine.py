@@ -1,8 +1,9 @@
 """VDiffEngine: one model, one step loop, any number of requests that join and leave between steps.
 
-A thread makes all steps: schedule (`Scheduler`), one forward of everybody's passes and what each decoder makes of it
-(`Stepper`), then tell listeners and finish what ended. `submit`, `abort` and the rest may be called from any thread. An error
-of one request ends that request alone; running out of memory halves the batch before anything is given up.
+A thread makes all steps: schedule (`Scheduler`), one forward of everybody's passes and what each
+decoder makes of it (`Stepper`), then tell listeners and finish what ended. `submit`, `abort` and
+the rest may be called from any thread. An error of one request ends that request alone; running out
+of memory halves the batch before anything is given up.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class VDiffEngine:
     """Loads on construction; use as a context manager or call `shutdown`.
 
     Args:
-        loaded: a model that is in memory already (tests, benchmarks); else `config` says what to load.
+        loaded: a model that is in memory already (tests, benchmarks); else `config` says what to
+            load.
 
     Raises:
         ConfigurationError, ModelLoadError: from loading.
@@ -71,7 +73,11 @@ class VDiffEngine:
             greedy=lambda answer: answer.request.score is not None,
         )
         self._stepper = Stepper(loaded, self.stats, on_out_of_memory=self._scheduler.shrink)
-        self.sampler, self.apd, self.renoise = self._stepper.sampler, self._stepper.apd, self._stepper.renoise
+        self.sampler, self.apd, self.renoise = (
+            self._stepper.sampler,
+            self._stepper.apd,
+            self._stepper.renoise,
+        )
         self._handles: dict[str, RequestHandle] = {}
         self._aborted: set[str] = set()
         self._changed = threading.Condition(threading.RLock())
@@ -83,7 +89,9 @@ class VDiffEngine:
     def __enter__(self) -> VDiffEngine:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
         self.shutdown()
 
     # Requests
@@ -99,19 +107,28 @@ class VDiffEngine:
         listener: Listener | None = None,
         canvas: Sequence[int] | None = None,
     ) -> RequestHandle:
-        """Queue a request; returns at once. Without a seed one is drawn, and reported in the output.
+        """Queue a request; returns at once. Without a seed one is drawn, and reported in the
+        output.
 
         Args:
-            canvas: for infill: what stands after the prompt, the mask id in the holes; its length is the answer's.
+            canvas: for infill: what stands after the prompt, the mask id in the holes; its length
+                is the answer's.
 
         Raises:
             EngineShutDown: draining or shut down.
-            InvalidParameter: empty prompt, a token outside the vocabulary, prompt and answer beyond the context or the
-                memory, parameters that do not fit the model, or a request_id that is already in the engine.
+            InvalidParameter: empty prompt, a token outside the vocabulary, prompt and answer beyond
+                the context or the memory, parameters that do not fit the model, or a request_id
+                that is already in the engine.
         """
         ids = checked_ids(self.card, prompt_token_ids, params, canvas)
         return self._enqueue(
-            request_id, ids, params, prompt=prompt, priority=priority, listener=listener, canvas=canvas
+            request_id,
+            ids,
+            params,
+            prompt=prompt,
+            priority=priority,
+            listener=listener,
+            canvas=canvas,
         )
 
     def _enqueue(
@@ -148,13 +165,17 @@ class VDiffEngine:
         needed = self._need(request.sequences[0])
         if needed > self._scheduler.max_memory:
             message = f"the K/V cache of this request needs {needed} positions; there are {self._scheduler.max_memory}"
-            raise InvalidParameter(f"{message}: shorten it, or use cache none", param="diffusion.cache")
+            raise InvalidParameter(
+                f"{message}: shorten it, or use cache none", param="diffusion.cache"
+            )
         handle = RequestHandle(request, self.abort)
         with self._changed:
             if self._state not in (EngineState.READY, EngineState.BUSY):
                 raise EngineShutDown(f"the engine is {self._state.value} and takes no requests")
             if request_id in self._handles:
-                raise InvalidParameter(f"request {request_id} is already running", param="request_id")
+                raise InvalidParameter(
+                    f"request {request_id} is already running", param="request_id"
+                )
             self._handles[request_id] = handle
             self._scheduler.add(request)
             self._changed.notify()
@@ -163,11 +184,15 @@ class VDiffEngine:
     def _end_tokens(self, params: SamplingParams) -> frozenset[int]:
         return end_tokens(params, self.card.end_token_ids, self.tokenizer)
 
-    def infill(self, parts: Sequence[str | int], params: SamplingParams | None = None) -> InfillOutput:
-        """Fill holes in a text and wait: strings are fixed text, integers are holes of so many tokens.
+    def infill(
+        self, parts: Sequence[str | int], params: SamplingParams | None = None
+    ) -> InfillOutput:
+        """Fill holes in a text and wait: strings are fixed text, integers are holes of so many
+        tokens.
 
         Raises:
-            InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows a hole.
+            InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows
+                a hole.
         """
         task, ids = holed(parts, self.card, self.tokenizer)
         begin = task.holes()[0][0]
@@ -195,7 +220,8 @@ class VDiffEngine:
         """Queue a score; the result is in `RequestOutput.likelihood`.
 
         Args:
-            method: `monte_carlo` (LLaDA's estimate) or `chain_rule`; None: the first where attention is full.
+            method: `monte_carlo` (LLaDA's estimate) or `chain_rule`; None: the first where
+                attention is full.
             top: with `chain_rule`, how many of the likeliest tokens are told of each place.
             task: given draws instead of random ones (tests).
 
@@ -205,16 +231,24 @@ class VDiffEngine:
         if self.card.regime == UNIFORM:
             raise InvalidParameter(f"{self.card.name} gives no likelihoods", param="model")
         diffusion = DiffusionParams(cache="none", cfg_scale=cfg_scale)
-        params = SamplingParams(max_tokens=max(len(target), 1), temperature=0.0, diffusion=diffusion)
+        params = SamplingParams(
+            max_tokens=max(len(target), 1), temperature=0.0, diffusion=diffusion
+        )
         ids = checked_ids(self.card, context, params, None)
         checked_ids(self.card, target or [0], SamplingParams(max_tokens=1), None)
         method = method or (MONTE_CARLO if self.card.regime == FULL else CHAIN_RULE)
         task = task or task_of(target, method, mc_num, seed, self.card.regime, top)
-        return self._enqueue(request_id, ids, params, priority=priority, seed=seed, score=task, listener=listener)
+        return self._enqueue(
+            request_id, ids, params, priority=priority, seed=seed, score=task, listener=listener
+        )
 
-    def loglikelihood(self, context: Sequence[int], target: Sequence[int], **options: Any) -> LogLikelihood:
+    def loglikelihood(
+        self, context: Sequence[int], target: Sequence[int], **options: Any
+    ) -> LogLikelihood:
         """Score `target` after `context` (token ids); waits. Options as `submit_score` has them."""
-        likelihood = self.submit_score(new_id("req"), context, target, **options).result().likelihood
+        likelihood = (
+            self.submit_score(new_id("req"), context, target, **options).result().likelihood
+        )
         assert likelihood is not None
         return likelihood
 
@@ -228,7 +262,9 @@ class VDiffEngine:
             return True
 
     def tokenize(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        """A prompt's text and token ids, in any of its forms: a string, or {prompt | prompt_token_ids | messages}."""
+        """A prompt's text and token ids, in any of its forms: a string, or {prompt |
+        prompt_token_ids | messages}.
+        """
         return tokenized(prompt, self.card, self.tokenizer)
 
     def submit_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestHandle:
@@ -241,7 +277,9 @@ class VDiffEngine:
     @overload
     def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput: ...
     @overload
-    def generate(self, prompt: Prompts, params: SamplingParams | None = None) -> list[RequestOutput]: ...
+    def generate(
+        self, prompt: Prompts, params: SamplingParams | None = None
+    ) -> list[RequestOutput]: ...
     def generate(
         self, prompt: Prompt | Prompts, params: SamplingParams | None = None
     ) -> RequestOutput | list[RequestOutput]:
@@ -258,8 +296,12 @@ class VDiffEngine:
                 handle.abort()
             raise
 
-    async def generate_async(self, prompt: Prompt, params: SamplingParams | None = None) -> RequestOutput:
-        """Like `generate`, for one prompt, without blocking the event loop; a cancelled task aborts the request."""
+    async def generate_async(
+        self, prompt: Prompt, params: SamplingParams | None = None
+    ) -> RequestOutput:
+        """Like `generate`, for one prompt, without blocking the event loop; a cancelled task aborts
+        the request.
+        """
         import asyncio
 
         handle = self.submit_prompt(prompt, params)
@@ -310,16 +352,24 @@ class VDiffEngine:
         return {**asdict(self.stats), "mean_batch": self.stats.mean_batch, **live, **apd}
 
     def get_health(self) -> HealthStatus:
-        """Healthy while the step loop lives, and makes steps while there is work (`watchdog_seconds`)."""
+        """Healthy while the step loop lives, and makes steps while there is work
+        (`watchdog_seconds`).
+        """
         alive = self._thread.is_alive() and self._state is not EngineState.ERROR
-        since = time.monotonic() - max(self.last_step_at, self._busy_since) if self.has_work else None
+        since = (
+            time.monotonic() - max(self.last_step_at, self._busy_since) if self.has_work else None
+        )
         hung = since is not None and since > self.config.watchdog_seconds
-        detail = f"no step for {since:.0f} s" if hung else "" if alive else "the step loop has ended"
+        detail = (
+            f"no step for {since:.0f} s" if hung else "" if alive else "the step loop has ended"
+        )
         running, waiting = len(self._scheduler.running), self._scheduler.waiting
         return HealthStatus(alive and not hung, self.state, running, waiting, since, detail)
 
     def drain(self, timeout: float) -> bool:
-        """Take nothing new and wait for what is there; whether all of it finished within `timeout` seconds."""
+        """Take nothing new and wait for what is there; whether all of it finished within `timeout`
+        seconds.
+        """
         with self._changed:
             if self._state in (EngineState.READY, EngineState.BUSY):
                 self._state = EngineState.DRAINING

@@ -1,9 +1,10 @@
 """The state of an answer in the grammar of its `response_format`: what may follow, what must, and
 how it can end. No torch.
 
-The automaton is llguidance's; it reads from left to right. `Structure` follows the committed beginning of one answer, and goes
-back to it whenever a step is made again. A short ending, which it searches, keeps the promise of complete JSON: a choice
-behind which none would fit into the tokens that are left is not made, and the ending is written instead.
+The automaton is llguidance's; it reads from left to right. `Structure` follows the committed
+beginning of one answer, and goes back to it whenever a step is made again. A short ending, which it
+searches, keeps the promise of complete JSON: a choice behind which none would fit into the tokens
+that are left is not made, and the ending is written instead.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 SEARCH_NODES = 400  # choices that one search for an ending tries
-SEARCH_BRANCHES = 6  # alternatives where nothing tells which one is short: the first letters of a key, say
+SEARCH_BRANCHES = (
+    6  # alternatives where nothing tells which one is short: the first letters of a key, say
+)
 CLOSERS = '}]",:0123456789['  # between values, in the order of trying
 LETTERS = "aeinost "  # inside a string that is too short to be closed
 PROBE = '{"a b": [1, -2.5e3, true, null, "\\n é日🙂"], "c": {}}'
 
 
 class Grammars:
-    """The grammars of one model: its tokenizer as llguidance reads it, and what was compiled with it."""
+    """The grammars of one model: its tokenizer as llguidance reads it, and what was compiled with
+    it.
+    """
 
     def __init__(self, tokenizer: TokenizerWrapper, card: ModelCard) -> None:
         self._wrapped, self._card = tokenizer, card
@@ -39,7 +44,9 @@ class Grammars:
         self._vocabulary: Vocabulary | None = None
 
     def check(self, response_format: Mapping[str, Any]) -> None:
-        """Compile it. Raises InvalidParameter: the format cannot be enforced with this model's tokenizer."""
+        """Compile it. Raises InvalidParameter: the format cannot be enforced with this model's
+        tokenizer.
+        """
         self._compiled(grammar_of(schema_of(response_format)))
 
     def start(self, response_format: Mapping[str, Any]) -> Structure:
@@ -58,14 +65,20 @@ class Grammars:
 
         try:
             ends = list(self._card.end_token_ids) or None
-            made = LLTokenizer(self._wrapped.files()["tokenizer.json"], n_vocab=self._card.vocab_size, eos_token=ends)
+            made = LLTokenizer(
+                self._wrapped.files()["tokenizer.json"],
+                n_vocab=self._card.vocab_size,
+                eos_token=ends,
+            )
         except ValueError as exc:
             raise InvalidParameter(
                 f"{PARAM}: the tokenizer of {self._card.name} cannot be read: {exc}", param=PARAM
             ) from exc
         ids = self._wrapped.encode(PROBE)
         if made.decode_str(ids) != PROBE or self._wrapped.decode(ids) != PROBE:
-            message = f"{PARAM} does not fit {self._card.name}: its tokens are no pieces of the text"
+            message = (
+                f"{PARAM} does not fit {self._card.name}: its tokens are no pieces of the text"
+            )
             raise InvalidParameter(message, param=PARAM)
         return made
 
@@ -93,7 +106,10 @@ class Vocabulary:
             ids = tokenizer.tokenize_str(character)
             if len(ids) == 1:
                 self.single[character] = ids[0]
-        pieces = [b"" if tokenizer.is_special_token(i) else tokenizer.decode_bytes([i]) for i in range(size)]
+        pieces = [
+            b"" if tokenizer.is_special_token(i) else tokenizer.decode_bytes([i])
+            for i in range(size)
+        ]
         self._first = np.array([piece[0] if piece else -1 for piece in pieces], dtype=np.int16)
         self._length = np.array([len(piece) for piece in pieces], dtype=np.int32)
 
@@ -110,7 +126,8 @@ class Structure:
     """One answer's place in its grammar.
 
     Attributes:
-        ended: why the answer is over, once it is: "stop" when it is complete, "length" when no token is left.
+        ended: why the answer is over, once it is: "stop" when it is complete, "length" when no
+            token is left.
         closing: the ending is being written because nothing else would fit.
     """
 
@@ -118,7 +135,9 @@ class Structure:
         self._matcher, self._vocabulary, self._card = matcher, vocabulary, card
         self._forbidden = sorted({*card.end_token_ids, card.mask_token_id} - {-1})
         self._held: list[int] = []
-        self._known: tuple[int, list[int]] | None = None  # an ending, and behind how many tokens it stands
+        self._known: tuple[int, list[int]] | None = (
+            None  # an ending, and behind how many tokens it stands
+        )
         self.ended: str | None = None
         self.closing = False
 
@@ -153,7 +172,9 @@ class Structure:
 
     def allowed(self) -> NDArray[np.bool_]:
         """Which tokens may come next, [vocab]; end tokens where the answer may end."""
-        found = np.unpackbits(np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little")
+        found = np.unpackbits(
+            np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8), bitorder="little"
+        )
         if self._matcher.is_error():
             raise InvalidParameter(f"{PARAM}: {_trouble(self._matcher)}", param=PARAM)
         mask = found[: self._card.vocab_size].astype(bool)
@@ -171,11 +192,16 @@ class Structure:
     def ending(self, most: int) -> list[int] | None:
         """Tokens that complete the answer from here, at most `most`; None when none are found.
 
-        The last ending found is tried first, or what is left of it: inside a string or a number it stays one.
+        The last ending found is tried first, or what is left of it: inside a string or a number it
+        stays one.
         """
         behind, tokens = self._known or (len(self._held), [])
         taken = self._held[behind:]
-        candidates = [tokens[len(taken) :]] if tokens[: len(taken)] == taken else [tokens, tokens[1:], tokens[2:]]
+        candidates = (
+            [tokens[len(taken) :]]
+            if tokens[: len(taken)] == taken
+            else [tokens, tokens[1:], tokens[2:]]
+        )
         found = next((t for t in candidates if len(t) <= most and self._completes(t)), None)
         if found is None and most >= 0:
             found = _Search(self, most).run()
@@ -213,11 +239,16 @@ class Structure:
             return [forced]
         single = self._vocabulary.single
         may = {c for c, token in single.items() if self._matcher.validate_tokens([token]) == 1}
-        # Inside a string both braces may stand, between values never both: that tells which quote closes and which opens.
+        # Inside a string both braces may stand, between values never both: that tells which quote
+        # closes and which opens.
         for character in '"' + LETTERS if {"{", "}"} <= may else CLOSERS:
             if character in may:
                 return [[single[character]]]
-        return [[token] for token in self._vocabulary.branches(self.allowed()) if token not in self._forbidden]
+        return [
+            [token]
+            for token in self._vocabulary.branches(self.allowed())
+            if token not in self._forbidden
+        ]
 
     def push(self, tokens: list[int]) -> bool:
         """Try tokens; False, and nothing happened, when they may not stand here."""
@@ -231,7 +262,9 @@ class Structure:
 
 
 class _Search:
-    """Depth first, the likeliest closer first, within a number of nodes; the first ending that is short enough will do."""
+    """Depth first, the likeliest closer first, within a number of nodes; the first ending that is
+    short enough will do.
+    """
 
     def __init__(self, structure: Structure, most: int) -> None:
         self._structure, self._nodes, self._most = structure, SEARCH_NODES, most

@@ -19,7 +19,8 @@ class RequestHandle:
     def __init__(self, request: EngineRequest, abort: Callable[[str], object]) -> None:
         self.request, self._abort = request, abort
         self.future: Future[RequestOutput] = Future()
-        # Nobody but the engine ends it: a cancelled `asyncio.wrap_future` would else cancel it under the engine's hands.
+        # Nobody but the engine ends it: a cancelled `asyncio.wrap_future` would else cancel it
+        # under the engine's hands.
         self.future.set_running_or_notify_cancel()
 
     @property

@@ -19,7 +19,9 @@ Prompt = str | Mapping[str, Any]
 Prompts = list[str] | list[dict[str, Any]] | list[Prompt] | tuple[Prompt, ...]
 
 
-def tokenized(prompt: Prompt, card: ModelCard, tokenizer: TokenizerWrapper) -> tuple[str | None, list[int]]:
+def tokenized(
+    prompt: Prompt, card: ModelCard, tokenizer: TokenizerWrapper
+) -> tuple[str | None, list[int]]:
     """Return a prompt's text and token ids: of a string, or {prompt | prompt_token_ids | messages}.
 
     Raises:
@@ -31,17 +33,26 @@ def tokenized(prompt: Prompt, card: ModelCard, tokenizer: TokenizerWrapper) -> t
     if given.get("messages") is not None:
         messages, variables = given["messages"], given.get("chat_template_kwargs")
         text = tokenizer.apply_chat_template(messages, variables=variables)
-        ids = message_ids(messages, "messages", card, tokenizer, variables=variables, parse_special=parse_special)
+        ids = message_ids(
+            messages, "messages", card, tokenizer, variables=variables, parse_special=parse_special
+        )
         return text, ids
     if given.get("prompt_token_ids") is not None:
         return None, prompt_ids(given["prompt_token_ids"], "prompt_token_ids", card, tokenizer)
     if given.get("prompt") is not None:
-        return given["prompt"], prompt_ids(given["prompt"], "prompt", card, tokenizer, parse_special=parse_special)
-    raise MissingParameter("a prompt needs one of prompt, prompt_token_ids, messages", param="prompt")
+        return given["prompt"], prompt_ids(
+            given["prompt"], "prompt", card, tokenizer, parse_special=parse_special
+        )
+    raise MissingParameter(
+        "a prompt needs one of prompt, prompt_token_ids, messages", param="prompt"
+    )
 
 
 def checked_ids(
-    card: ModelCard, prompt_token_ids: Sequence[int], params: SamplingParams, canvas: Sequence[int] | None
+    card: ModelCard,
+    prompt_token_ids: Sequence[int],
+    params: SamplingParams,
+    canvas: Sequence[int] | None,
 ) -> list[int]:
     """The prompt's token ids. Raises InvalidParameter for what this model cannot be asked."""
     ids = list(prompt_token_ids)
@@ -62,22 +73,31 @@ def _check_canvas(card: ModelCard, params: SamplingParams, canvas: Sequence[int]
     if card.regime != FULL:
         raise InvalidParameter(f"{card.name} cannot see what follows a hole", param="canvas")
     if params.diffusion.algorithm == "apd":
-        raise InvalidParameter("apd goes from left to right and fills no holes", param="diffusion.algorithm")
+        raise InvalidParameter(
+            "apd goes from left to right and fills no holes", param="diffusion.algorithm"
+        )
     if params.diffusion.max_lookahead is not None:
-        raise InvalidParameter("max_lookahead hides what follows a hole", param="diffusion.max_lookahead")
+        raise InvalidParameter(
+            "max_lookahead hides what follows a hole", param="diffusion.max_lookahead"
+        )
     if params.response_format is not None:
-        raise InvalidParameter("response_format goes from left to right and fits no holes", param="response_format")
+        raise InvalidParameter(
+            "response_format goes from left to right and fits no holes", param="response_format"
+        )
     if card.mask_token_id not in canvas:
         raise InvalidParameter("nothing is masked", param="canvas")
     if params.max_tokens != len(canvas):
         raise InvalidParameter("max_tokens must be the canvas's length", param="max_tokens")
 
 
-def holed(parts: Sequence[str | int], card: ModelCard, tokenizer: TokenizerWrapper) -> tuple[InfillTask, list[int]]:
+def holed(
+    parts: Sequence[str | int], card: ModelCard, tokenizer: TokenizerWrapper
+) -> tuple[InfillTask, list[int]]:
     """A text with holes: where they lie, and the token ids of all of it with the mask in the holes.
 
     Raises:
-        InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows a hole.
+        InvalidParameter: no hole, a hole of no tokens, or a model that cannot see what follows a
+            hole.
     """
     if card.regime != FULL:
         raise InvalidParameter(f"{card.name} cannot see what follows a hole", param="parts")
@@ -87,7 +107,11 @@ def holed(parts: Sequence[str | int], card: ModelCard, tokenizer: TokenizerWrapp
         if isinstance(part, bool) or (isinstance(part, int) and part < 1):
             raise InvalidParameter("a hole has at least one token", param=f"parts[{i}]")
         at = f"parts[{i}]"
-        piece = prompt_ids(part, at, card, tokenizer) if isinstance(part, str) else [card.mask_token_id] * part
+        piece = (
+            prompt_ids(part, at, card, tokenizer)
+            if isinstance(part, str)
+            else [card.mask_token_id] * part
+        )
         counts.append(len(piece))
         ids += piece
     if all(isinstance(part, str) for part in parts):

@@ -1,10 +1,12 @@
 """Likelihood of an answer given a context.
 
-Monte Carlo: LLaDA's estimate (Nie et al. 2025, https://arxiv.org/abs/2502.09992, appendix): mask a random number of the
-answer's tokens, weigh their cross-entropy by length / masked, average over draws. Chain rule: the answer's tokens from left
-to right, each predicted with all that follow masked; a proper likelihood of that order, and for block-causal models exact.
+Monte Carlo: LLaDA's estimate (Nie et al. 2025, https://arxiv.org/abs/2502.09992, appendix): mask a
+random number of the answer's tokens, weigh their cross-entropy by length / masked, average over
+draws. Chain rule: the answer's tokens from left to right, each predicted with all that follow
+masked; a proper likelihood of that order, and for block-causal models exact.
 
-A score is a request like any other: it joins the engine's steps, as many of its noised sequences at a time as there is room.
+A score is a request like any other: it joins the engine's steps, as many of its noised sequences at
+a time as there is room.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ WANTED_ROWS = 512  # rows of logits that one step of one score may hold
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """One noised copy of the answer: which of its positions are masked, which are scored, and with what weight."""
+    """One noised copy of the answer: which of its positions are masked, which are scored, and with
+    what weight.
+    """
 
     masked: tuple[int, ...]
     scored: tuple[int, ...]
@@ -47,7 +51,9 @@ class LogLikelihood:
     standard_error: float  # 0 for the chain rule
     forwards: int
     token_logprobs: list[float] | None = None  # chain rule: one for each token of the answer
-    tops: list[tuple[tuple[int, float], ...]] | None = None  # chain rule, when asked for: the likeliest, best first
+    tops: list[tuple[tuple[int, float], ...]] | None = (
+        None  # chain rule, when asked for: the likeliest, best first
+    )
     greedy: bool | None = None  # chain rule: whether each token is the likeliest in its place
 
 
@@ -68,14 +74,18 @@ class ScoreTask:
         n = len(self.values)
         if self.method == CHAIN_RULE:
             tops = list(self.tops) if self.top else None
-            return LogLikelihood(math.fsum(self.values), 0.0, n, list(self.values), tops, self.greedy)
+            return LogLikelihood(
+                math.fsum(self.values), 0.0, n, list(self.values), tops, self.greedy
+            )
         mean = math.fsum(self.values) / n
         spread = math.fsum((v - mean) ** 2 for v in self.values) / (n - 1) if n > 1 else math.inf
         return LogLikelihood(mean, math.sqrt(spread / n), n)
 
 
 def monte_carlo_draws(length: int, mc_num: int, rng: random.Random) -> list[Draw]:
-    """`mc_num` draws; the numbers of masked tokens are spread evenly over 1..length from a random start (stratified)."""
+    """`mc_num` draws; the numbers of masked tokens are spread evenly over 1..length from a random
+    start (stratified).
+    """
     start = rng.randint(1, length)
     counts = [(round(start + i * length / mc_num) - 1) % length + 1 for i in range(mc_num)]
     return [draw_of(rng.sample(range(length), count), length) for count in counts]
@@ -90,7 +100,9 @@ def chain_draws(length: int) -> list[Draw]:
     return [Draw(tuple(range(i, length)), (i,), 1.0) for i in range(length)]
 
 
-def task_of(target: Sequence[int], method: str, mc_num: int, seed: int, regime: str, top: int = 0) -> ScoreTask:
+def task_of(
+    target: Sequence[int], method: str, mc_num: int, seed: int, regime: str, top: int = 0
+) -> ScoreTask:
     """Raises InvalidParameter."""
     if not target:
         raise InvalidParameter("the answer is empty", param="target")
@@ -105,7 +117,9 @@ def task_of(target: Sequence[int], method: str, mc_num: int, seed: int, regime: 
         raise InvalidParameter(message, param="method")
     if mc_num < 1:
         raise InvalidParameter("mc_num must be at least 1", param="mc_num")
-    return ScoreTask(monte_carlo_draws(len(target), mc_num, random.Random(seed)), list(target), method)
+    return ScoreTask(
+        monte_carlo_draws(len(target), mc_num, random.Random(seed)), list(target), method
+    )
 
 
 def _top(logprobs: Tensor, count: int) -> tuple[tuple[int, float], ...]:
@@ -157,7 +171,9 @@ class LikelihoodScorer:
         return made
 
     def read(self, plan: Plan, parts: Sequence[Logits]) -> list[Read]:
-        """The weighted log-probability of each draw, whether its tokens are the likeliest, and the likeliest of the last."""
+        """The weighted log-probability of each draw, whether its tokens are the likeliest, and the
+        likeliest of the last.
+        """
         answer = plan.answer
         task: ScoreTask = answer.request.score
         each = twins(answer)
@@ -170,7 +186,9 @@ class LikelihoodScorer:
             sums.append(logprobs.gather(-1, target[:, None]).sum() * draw.weight)
             likeliest.append((logits.argmax(-1) == target).all())
             tops.append(_top(logprobs[-1], task.top))
-        return list(zip(torch.stack(sums).tolist(), torch.stack(likeliest).tolist(), tops, strict=True))
+        return list(
+            zip(torch.stack(sums).tolist(), torch.stack(likeliest).tolist(), tops, strict=True)
+        )
 
     def finish(self, plans: Sequence[Plan], reads: Sequence[Any]) -> list[Commit]:
         commits = []

@@ -1,6 +1,7 @@
 """From a model folder or hub id to weights on the device, a tokenizer and a model card.
 
-Native families execute no repository's code. Anything else that transformers knows runs only with trust_remote_code.
+Native families execute no repository's code. Anything else that transformers knows runs only with
+trust_remote_code.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ class LoadedModel:
     verifier: Verifier | None = None
 
 
-def resolve_folder(model: str, revision: str | None = None, *, code: bool = False, param: str = "model") -> Path:
-    """A local folder as it is; anything else is a hub id and is fetched (weights, configs and tokenizer files only).
+def resolve_folder(
+    model: str, revision: str | None = None, *, code: bool = False, param: str = "model"
+) -> Path:
+    """A local folder as it is; anything else is a hub id and is fetched (weights, configs and
+    tokenizer files only).
 
     Raises:
         ConfigurationError: no such folder, and no such repository to be had.
@@ -66,33 +70,63 @@ def resolve_folder(model: str, revision: str | None = None, *, code: bool = Fals
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-        raise ConfigurationError(f"{param} {model!r}: no such folder, and the hub says: {reason}", param=param) from exc
+        raise ConfigurationError(
+            f"{param} {model!r}: no such folder, and the hub says: {reason}", param=param
+        ) from exc
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto` is CUDA, then MPS, then CPU. Raises ConfigurationError when the device is not there."""
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        name = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         device = torch.device(name)
     except RuntimeError as exc:
-        raise ConfigurationError(f"device {name!r} is not cpu, cuda, cuda:N or mps", param="device") from exc
+        raise ConfigurationError(
+            f"device {name!r} is not cpu, cuda, cuda:N or mps", param="device"
+        ) from exc
     if device.type not in ("cpu", "cuda", "mps"):
         raise ConfigurationError(f"device {name!r} is not cpu, cuda, cuda:N or mps", param="device")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-        raise ConfigurationError(f"device {name!r} is not available on this machine", param="device")
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there[device.type] or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        raise ConfigurationError(
+            f"device {name!r} is not available on this machine", param="device"
+        )
     return device
 
 
 def default_threads() -> int:
-    """Cores less one, at least one: with all of them, any other busy process makes every matrix product wait for a
-    thread that is not scheduled (measured on 2 cores beside one busy process: a 1,000-fold slower step)."""
-    return max(1, len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)) - 1)
+    """Cores less one, at least one: with all of them, any other busy process makes every matrix
+    product wait for a thread that is not scheduled (measured on 2 cores beside one busy process: a
+    1,000-fold slower step).
+    """
+    return max(
+        1,
+        len(
+            os.sched_getaffinity(0)
+            if hasattr(os, "sched_getaffinity")
+            else range(os.cpu_count() or 1)
+        )
+        - 1,
+    )
 
 
 def _revision(folder: Path) -> str:
-    """Hash of the checkpoint's configs and of its weights' names and sizes: tells two checkpoints apart, cheaply."""
+    """Hash of the checkpoint's configs and of its weights' names and sizes: tells two checkpoints
+    apart, cheaply.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
@@ -105,7 +139,9 @@ def _revision(folder: Path) -> str:
 
 
 def _defaults(config: VDiffConfig, facts: ModelConfig) -> dict[str, Any]:
-    """The generation_config's keys that vdiff knows over the family's, under the server's own settings."""
+    """The generation_config's keys that vdiff knows over the family's, under the server's own
+    settings.
+    """
     generation = facts.generation
     defaults: dict[str, Any] = {
         k: generation[k] for k in ("temperature", "top_p", "top_k") if generation.get(k) is not None
@@ -129,7 +165,9 @@ def _defaults(config: VDiffConfig, facts: ModelConfig) -> dict[str, Any]:
     return defaults
 
 
-def _mask_token(facts: ModelConfig, family: Family, folder: Path, tokenizer: TokenizerWrapper) -> int:
+def _mask_token(
+    facts: ModelConfig, family: Family, folder: Path, tokenizer: TokenizerWrapper
+) -> int:
     mask = facts.mask_token_id
     for token in (tokenizer.special_tokens.get("mask_token"), *family.mask_tokens):
         if mask is None and token is not None:
@@ -139,7 +177,9 @@ def _mask_token(facts: ModelConfig, family: Family, folder: Path, tokenizer: Tok
     if mask is None:
         raise ModelLoadError(f"{folder}: neither config.json nor the tokenizer names a mask token")
     if not 0 <= mask < facts.vocab_size:
-        raise ModelLoadError(f"{folder}: mask token id {mask} is outside the vocabulary of {facts.vocab_size}")
+        raise ModelLoadError(
+            f"{folder}: mask token id {mask} is outside the vocabulary of {facts.vocab_size}"
+        )
     return mask
 
 
@@ -178,15 +218,22 @@ def make_card(
     context = facts.context_length
     if config.max_model_len is not None:
         if config.max_model_len > context:
-            message = f"max_model_len {config.max_model_len} is beyond the model's context of {context}"
+            message = (
+                f"max_model_len {config.max_model_len} is beyond the model's context of {context}"
+            )
             raise ConfigurationError(message, param="max_model_len")
         context = config.max_model_len
-    endpoints = ["/v1/completions"] + (["/v1/chat/completions", "/v1/responses"] if tokenizer.has_chat_template else [])
-    endpoints += (["/v1/infill"] if facts.regime == FULL else []) + ([] if uniform else ["/v1/loglikelihood"])
+    endpoints = ["/v1/completions"] + (
+        ["/v1/chat/completions", "/v1/responses"] if tokenizer.has_chat_template else []
+    )
+    endpoints += (["/v1/infill"] if facts.regime == FULL else []) + (
+        [] if uniform else ["/v1/loglikelihood"]
+    )
     algorithms = [
         name
         for name in algorithms_of(facts.regime, verifier=verifier is not None)
-        if (caches is None or name != "apd") and (facts.algorithms is None or name in facts.algorithms)
+        if (caches is None or name != "apd")
+        and (facts.algorithms is None or name in facts.algorithms)
     ]
     return ModelCard(
         name=_name(config, folder),
@@ -202,8 +249,16 @@ def make_card(
             "logprobs": not uniform,
             "infill": facts.regime == FULL,
             "endpoints": endpoints,
-            **({} if facts.sub_block_length is None else {"sub_block_length": facts.sub_block_length}),
-            **({} if facts.max_block_length is None else {"max_block_length": facts.max_block_length}),
+            **(
+                {}
+                if facts.sub_block_length is None
+                else {"sub_block_length": facts.sub_block_length}
+            ),
+            **(
+                {}
+                if facts.max_block_length is None
+                else {"max_block_length": facts.max_block_length}
+            ),
         },
         defaults=_defaults(config, facts),
         revision=config.revision or _revision(folder),
@@ -242,33 +297,53 @@ def load(config: VDiffConfig) -> LoadedModel:
         model: Any = _native(raw, family, facts, config, dtype, device)
     else:
         if family is not generic.FAMILY and raw.get("quantization_config") is not None:
-            raise ModelLoadError(f"{folder}: quantization_config is not supported for {raw.architecture}")
+            raise ModelLoadError(
+                f"{folder}: quantization_config is not supported for {raw.architecture}"
+            )
         _refuse_quantization(config, raw.architecture)
         if config.compile:
-            raise ConfigurationError(f"compile is not built for {raw.architecture}; leave it out", param="compile")
+            raise ConfigurationError(
+                f"compile is not built for {raw.architecture}; leave it out", param="compile"
+            )
         if config.cuda_graphs:
             message = f"CUDA graphs are not built for {raw.architecture}; leave --cuda-graphs out"
             raise ConfigurationError(message, param="cuda_graphs")
         theirs = generic if family is generic.FAMILY else diffusion_gemma
         model = theirs.load(folder, facts, dtype=dtype, device=device)
     if tokenizer.vocab_size > facts.vocab_size:
-        message = f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {facts.vocab_size}"
+        message = (
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only {facts.vocab_size}"
+        )
         raise ModelLoadError(f"{folder}: {message}")
     verifier = _verifier(config, facts, tokenizer, dtype, device)
     card = make_card(
-        config, facts, family, folder, tokenizer, device=str(device), dtype=str(dtype).removeprefix("torch."),
-        verifier=verifier, caches=caches,
-    )  # fmt: skip
+        config,
+        facts,
+        family,
+        folder,
+        tokenizer,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        verifier=verifier,
+        caches=caches,
+    )
     return LoadedModel(model, facts, tokenizer, card, verifier)
 
 
 def _refuse_quantization(config: VDiffConfig, name: str) -> None:
     if config.quantization is not None:
-        raise ConfigurationError(f"quantization is not built for {name}; leave it out", param="quantization")
+        raise ConfigurationError(
+            f"quantization is not built for {name}; leave it out", param="quantization"
+        )
 
 
 def _native(
-    raw: RawConfig, family: Family, facts: ModelConfig, config: VDiffConfig, dtype: torch.dtype, device: torch.device
+    raw: RawConfig,
+    family: Family,
+    facts: ModelConfig,
+    config: VDiffConfig,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Transformer:
     if config.quantization is not None and facts.moe is not None:
         _refuse_quantization(config, f"mixtures of experts such as {family.name}")
@@ -276,9 +351,18 @@ def _native(
         model = Transformer(facts)
     quantization = read_quantization(raw)
     if quantization is not None and config.quantization is not None:
-        message = f"the checkpoint is quantised already ({quantization.method}); leave quantization out"
+        message = (
+            f"the checkpoint is quantised already ({quantization.method}); leave quantization out"
+        )
         raise ConfigurationError(message, param="quantization")
-    fill(model, raw.path, family.sources(facts), dtype=dtype, device=device, quantization=quantization)
+    fill(
+        model,
+        raw.path,
+        family.sources(facts),
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+    )
     if config.quantization is not None:
         quantize(model, config.quantization)
     model.varlen = varlen_of(device, dtype, facts.heads, facts.kv_heads, facts.head_dim)
@@ -290,13 +374,16 @@ def _native(
 
 
 def _fuse(model: Transformer) -> None:
-    """Compile now, not in the first request's steps. Raises ConfigurationError where torch.compile does not work."""
+    """Compile now, not in the first request's steps. Raises ConfigurationError where torch.compile
+    does not work.
+    """
     model.fuse()
     try:
         with torch.inference_mode():
             for rows in (3, 2, 1):  # one row is compiled apart
                 next(model.compute([Pass([0] * rows, [0])]))
-    except Exception as exc:  # from torch's compiler, a C++ compiler, Triton: whoever fails, the advice is the same
+    # from torch's compiler, a C++ compiler, Triton: whoever fails, the advice is the same
+    except Exception as exc:
         reason = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
         raise ConfigurationError(
             f"torch.compile does not work here ({reason}); leave --compile out", param="compile"
@@ -304,24 +391,36 @@ def _fuse(model: Transformer) -> None:
 
 
 def _record(model: Transformer, config: VDiffConfig) -> None:
-    """CUDA graphs where they work. Raises ConfigurationError where they were asked for by name and do not."""
+    """CUDA graphs where they work. Raises ConfigurationError where they were asked for by name and
+    do not.
+    """
     if config.cuda_graphs is False or (config.cuda_graphs is None and model.device.type != "cuda"):
         return
     reason = record(model)
     if reason is not None and config.cuda_graphs:
-        raise ConfigurationError(f"no CUDA graphs here: {reason}; leave --cuda-graphs out", param="cuda_graphs")
+        raise ConfigurationError(
+            f"no CUDA graphs here: {reason}; leave --cuda-graphs out", param="cuda_graphs"
+        )
     if reason is not None:
-        log.warning("no CUDA graphs of %s (%s); its kernels are launched one by one", config.model, reason)
+        log.warning(
+            "no CUDA graphs of %s (%s); its kernels are launched one by one", config.model, reason
+        )
 
 
 def _verifier(
-    config: VDiffConfig, facts: ModelConfig, tokenizer: TokenizerWrapper, dtype: torch.dtype, device: torch.device
+    config: VDiffConfig,
+    facts: ModelConfig,
+    tokenizer: TokenizerWrapper,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Verifier | None:
     """The verifier of APD. Raises ConfigurationError when its tokenizer does not fit."""
     if config.verifier is None or config.enable_apd is False:
         return None
     if facts.regime != FULL:
-        raise ConfigurationError(f"APD does not fit {facts.family} models; leave --verifier out", param="verifier")
+        raise ConfigurationError(
+            f"APD does not fit {facts.family} models; leave --verifier out", param="verifier"
+        )
     folder = resolve_folder(config.verifier, param="verifier")
     if TokenizerWrapper.is_in(folder):
         check_tokenizers(tokenizer, TokenizerWrapper.from_folder(folder))
@@ -334,7 +433,9 @@ def _verifier(
         model, vocab_size = model.eval(), own.vocab_size
         _record(model, config)
     else:
-        model, vocab_size = generic.load_causal(folder, dtype=dtype, device=device, trust=config.trust_remote_code)
+        model, vocab_size = generic.load_causal(
+            folder, dtype=dtype, device=device, trust=config.trust_remote_code
+        )
     if not TokenizerWrapper.is_in(folder) and vocab_size < tokenizer.vocab_size:
         message = f"the verifier's vocabulary of {vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}"
         raise ConfigurationError(message, param="verifier")

@@ -21,13 +21,15 @@ UNBOUNDED = 1 << 62
 class Need:
     """The part of the capacity that an answer takes, in positions of the model's K/V.
 
-    APD's verifier has K/V of its own, which counts by its size in bytes. A model without any (one of transformers) has no
-    capacity to share, and the verifier's is not counted either.
+    APD's verifier has K/V of its own, which counts by its size in bytes. A model without any (one
+    of transformers) has no capacity to share, and the verifier's is not counted either.
     """
 
     def __init__(self, model: Any, verifier: Verifier | None) -> None:
         own = int(model.cache_bytes_per_token)
-        self._verifier = verifier.cache_bytes_per_token / own if verifier is not None and own else 0.0
+        self._verifier = (
+            verifier.cache_bytes_per_token / own if verifier is not None and own else 0.0
+        )
 
     def __call__(self, answer: Answer) -> int:
         positions = passes.capacity(answer) * passes.twins(answer)
@@ -37,7 +39,9 @@ class Need:
 
 
 def cache_capacity(config: VDiffConfig, model: Any) -> int:
-    """K/V positions of all sequences together; what `cache_tokens` says, else what fits, at least one."""
+    """K/V positions of all sequences together; what `cache_tokens` says, else what fits, at least
+    one.
+    """
     if config.cache_tokens is not None:
         return config.cache_tokens
     per_token = int(model.cache_bytes_per_token)
@@ -46,7 +50,9 @@ def cache_capacity(config: VDiffConfig, model: Any) -> int:
     device = model.device
     if device.type == "cuda":
         _, total = torch.cuda.mem_get_info(device)
-        room = total * (config.gpu_memory_utilization - ACTIVATIONS_SHARE) - torch.cuda.memory_allocated(device)
+        room = total * (
+            config.gpu_memory_utilization - ACTIVATIONS_SHARE
+        ) - torch.cuda.memory_allocated(device)
     else:
         room = HOST_SHARE * _free_host_memory()
     return max(int(room) // per_token, 1)

@@ -21,7 +21,9 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
-    top: tuple[tuple[int, float], ...] = ()  # the likeliest tokens, best first, without those that were ruled out
+    top: tuple[
+        tuple[int, float], ...
+    ] = ()  # the likeliest tokens, best first, without those that were ruled out
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "logprob", max(self.logprob, LOWEST_LOGPROB))
@@ -42,7 +44,9 @@ class CompletionOutput:
     cache_refreshes: int = 0  # forwards that recomputed everything for an approximate cache
     prefill_forwards: int = 0  # forwards that only stored the prompt's K/V
     verifier_seconds: float = 0.0
-    closed_early: bool = False  # of response_format: the ending was written because no token was left for more
+    closed_early: bool = (
+        False  # of response_format: the ending was written because no token was left for more
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +61,16 @@ class RequestMetrics:
     generated_tokens: int
     forwards: int  # of all answers together
     tokens_per_forward: float
-    prompt_done_time: float | None = None  # the first denoising forward began: prompts stored in chunks end here
+    prompt_done_time: float | None = (
+        None  # the first denoising forward began: prompts stored in chunks end here
+    )
     acceptance_rate: float | None = None
     cache_refreshes: int = 0
     prefill_forwards: int = 0
     verifier_seconds: float = 0.0
-    device_seconds: float = 0.0  # its share of the steps that it was in; over all requests: the time of all steps
+    device_seconds: float = (
+        0.0  # its share of the steps that it was in; over all requests: the time of all steps
+    )
 
     @property
     def queued_ms(self) -> float:
@@ -78,12 +86,19 @@ class RequestMetrics:
     @property
     def denoise_ms(self) -> float:
         """From the first denoising step to the end."""
-        return 1000 * (self.finished_time - (self.prompt_done_time or self.first_scheduled_time or self.finished_time))
+        return 1000 * (
+            self.finished_time
+            - (self.prompt_done_time or self.first_scheduled_time or self.finished_time)
+        )
 
     @property
     def first_commit_ms(self) -> float | None:
         """From arrival to the first committed token."""
-        return None if self.first_token_time is None else 1000 * (self.first_token_time - self.arrival_time)
+        return (
+            None
+            if self.first_token_time is None
+            else 1000 * (self.first_token_time - self.arrival_time)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +128,9 @@ class StepEvent:
     index: int  # which of the n answers
     step: int  # steps of this answer so far
     forwards: int
-    positions: tuple[int, ...]  # committed (or, by an editing rule, replaced) in this step, from the answer's start
+    positions: tuple[
+        int, ...
+    ]  # committed (or, by an editing rule, replaced) in this step, from the answer's start
     token_ids: tuple[int, ...]
     confidences: tuple[float, ...]
     text_delta: str  # append-only, valid UTF-8, never a part of a stop string

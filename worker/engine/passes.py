@@ -1,16 +1,20 @@
 """The model calls of one answer's step: which rows to compute, and which K/V they read.
 
     full attention   none      everything, every time: the yardstick
-                     prefix    a block's first forward computes everything, later ones the block and what follows it
-                     dual      later ones compute the block alone, reading K/V on both sides (Fast-dLLM, arXiv 2505.22618)
-                     window    left to right: from kv_window positions before the previous forward's first mask (APD, arXiv
-                               2506.00413)
-    block-causal     exact     what is not cached yet and the open block. The forward that opens a block also stores the
-                               clean K/V of the block before it, so that storing costs no forward of its own
+                     prefix    a block's first forward computes everything, later ones the block and
+                               what follows it
+                     dual      later ones compute the block alone, reading K/V on both sides
+                               (Fast-dLLM, arXiv 2505.22618)
+                     window    left to right: from kv_window positions before the previous forward's
+                               first mask (APD, arXiv 2506.00413)
+    block-causal     exact     what is not cached yet and the open block. The forward that opens a
+                               block also stores the clean K/V of the block before it, so that
+                               storing costs no forward of its own
                      none      everything up to the block's end
 
-With logits shifted by one (Dream) the row before a block is computed again together with the block: it predicts the block's
-first token, and a stale row would commit that token blindly. Guidance is a second pass whose given tokens are masked.
+With logits shifted by one (Dream) the row before a block is computed again together with the block:
+it predicts the block's first token, and a stale row would commit that token blindly. Guidance is a
+second pass whose given tokens are masked.
 """
 
 from __future__ import annotations
@@ -35,7 +39,9 @@ def is_windowed(answer: Answer) -> bool:
 
 def is_verified(answer: Answer) -> bool:
     """Return whether APD's verifier has a share in the answer."""
-    return answer.params.diffusion.algorithm == "apd" and answer.params.diffusion.mixture_weight != 1
+    return (
+        answer.params.diffusion.algorithm == "apd" and answer.params.diffusion.mixture_weight != 1
+    )
 
 
 def capacity(answer: Answer) -> int:
@@ -54,7 +60,11 @@ def rows_needed(answer: Answer) -> int:
     if is_windowed(answer):
         lookahead = answer.params.diffusion.max_lookahead
         first = 0 if answer.window_from is None else answer.window_from
-        rows = (total if lookahead is None else min(total, len(answer.prompt) + answer.prefix + lookahead)) - first
+        rows = (
+            total
+            if lookahead is None
+            else min(total, len(answer.prompt) + answer.prefix + lookahead)
+        ) - first
     elif answer.regime == BLOCK and (part := _fills_sub_block(answer)) is not None:
         rows = len(part)
     elif answer.regime in (BLOCK, UNIFORM):
@@ -79,28 +89,35 @@ def _tokens(answer: Answer, twin: int) -> list[int]:
     given = answer.request.canvas
     canvas = answer.canvas
     if given is not None:
-        canvas = [answer.mask if given[i] != answer.mask else token for i, token in enumerate(canvas)]
+        canvas = [
+            answer.mask if given[i] != answer.mask else token for i, token in enumerate(canvas)
+        ]
     return [answer.mask] * len(answer.prompt) + canvas
 
 
 def _rows(answer: Answer, wanted: Sequence[int], first: int, shift: bool) -> list[int]:
-    """Row of each wanted position (counted from the answer's start) in a pass that begins at `first`."""
+    """Row of each wanted position (counted from the answer's start) in a pass that begins at
+    `first`.
+    """
     offset = len(answer.prompt) - first - shift
     return [max(p + offset, 0) for p in wanted]
 
 
 def _block_begin(answer: Answer) -> int:
-    """First position of the sequence that shares the open block (block-causal): the prompt's end may be in it."""
+    """First position of the sequence that shares the open block (block-causal): the prompt's end
+    may be in it.
+    """
     length = answer.params.diffusion.block_length
     assert length is not None
     return (len(answer.prompt) + answer.window.start) // length * length
 
 
 def ranked_row(answer: Answer) -> tuple[int, int] | None:
-    """The row whose confidences the published program ranks: where the answer begins in it, and its length.
+    """The row whose confidences the published program ranks: where the answer begins in it, and its
+    length.
 
-    Block-causal: the open block. Full attention without a cache: the whole sequence. With one the programs work in float64,
-    where confidences are hardly ever equal.
+    Block-causal: the open block. Full attention without a cache: the whole sequence. With one the
+    programs work in float64, where confidences are hardly ever equal.
     """
     if answer.regime == BLOCK:
         length = answer.params.diffusion.block_length
@@ -112,7 +129,9 @@ def ranked_row(answer: Answer) -> tuple[int, int] | None:
 
 
 def prefill(answer: Answer, facts: ModelConfig, rows: int) -> list[Pass]:
-    """Store K/V of as many whole prompt blocks as fit into `rows`, when not all fit beside the open block; else nothing."""
+    """Store K/V of as many whole prompt blocks as fit into `rows`, when not all fit beside the open
+    block; else nothing.
+    """
     d = answer.params.diffusion
     if answer.regime != BLOCK or d.cache != "exact":
         return []
@@ -126,13 +145,23 @@ def prefill(answer: Answer, facts: ModelConfig, rows: int) -> list[Pass]:
     if stop <= answer.cached:
         return []
     return [
-        Pass(_tokens(answer, twin)[answer.cached : stop], [], answer.cached, "block", length, answer.caches[twin], stop)
+        Pass(
+            _tokens(answer, twin)[answer.cached : stop],
+            [],
+            answer.cached,
+            "block",
+            length,
+            answer.caches[twin],
+            stop,
+        )
         for twin in range(twins(answer))
     ]
 
 
 def needs_seed(answer: Answer, facts: ModelConfig) -> bool:
-    """Return whether a forward over what stands before the open block comes first (`ModelConfig.seeded`)."""
+    """Return whether a forward over what stands before the open block comes first
+    (`ModelConfig.seeded`).
+    """
     if not facts.seeded:
         return False
     stale = answer.params.diffusion.cache != "none" and answer.cached < _block_begin(answer)
@@ -145,11 +174,12 @@ def _wants_seed(answer: Answer) -> bool:
 
 
 def seed_passes(answer: Answer, rows: int) -> tuple[list[Pass], list[int]]:
-    """Store the K/V of what stands before the open block; the last row predicts that block's first token.
+    """Store the K/V of what stands before the open block; the last row predicts that block's first
+    token.
 
     Returns:
-        The passes, and the position that their logits are of; none when the block's first token is known, or when not
-        everything fits into `rows`.
+        The passes, and the position that their logits are of; none when the block's first token is
+        known, or when not everything fits into `rows`.
     """
     d = answer.params.diffusion
     assert d.block_length is not None
@@ -164,7 +194,9 @@ def seed_passes(answer: Answer, rows: int) -> tuple[list[Pass], list[int]]:
         cache = answer.caches[twin] if cached else None
         taken = [stop - first - 1] if wanted else []
         tokens = _tokens(answer, twin)[first:stop]
-        made.append(Pass(tokens, taken, first, "block", d.block_length, cache, stop if cached else 0))
+        made.append(
+            Pass(tokens, taken, first, "block", d.block_length, cache, stop if cached else 0)
+        )
     return made, wanted
 
 
@@ -176,14 +208,18 @@ def after_seed(answer: Answer, passes: Sequence[Pass]) -> None:
 
 
 def candidates(answer: Answer) -> list[int]:
-    """Return the masked positions that a step may commit: of the first sub-block with masks, or of the whole block."""
+    """Return the masked positions that a step may commit: of the first sub-block with masks, or of
+    the whole block.
+    """
     masked = answer.masked()
     part = sub_block(answer)
     return masked if part is None else [p for p in masked if p in part]
 
 
 def sub_block(answer: Answer) -> range | None:
-    """Return the sub-block that is being filled, counted from the answer's start; None without sub-blocks."""
+    """Return the sub-block that is being filled, counted from the answer's start; None without
+    sub-blocks.
+    """
     length, masked = answer.params.diffusion.sub_block_length, answer.masked()
     if length is None or not masked:
         return None
@@ -193,7 +229,9 @@ def sub_block(answer: Answer) -> range | None:
 
 
 def _fills_sub_block(answer: Answer) -> range | None:
-    """Return the sub-block whose rows alone the next forward computes, reading the block's kept K/V (cache `dual`)."""
+    """Return the sub-block whose rows alone the next forward computes, reading the block's kept K/V
+    (cache `dual`).
+    """
     part = sub_block(answer)
     if part is None or answer.params.diffusion.cache != "dual" or answer.fresh:
         return None
@@ -227,12 +265,24 @@ def block_passes(answer: Answer, facts: ModelConfig, wanted: Sequence[int]) -> l
             stop = end if d.cache == "dual" else total
         cache = None if d.cache == "none" else answer.caches[twin]
         rows = _rows(answer, wanted, first, facts.shift)
-        made.append(Pass(tokens[first:stop], rows, first, attention, block, cache, 0 if cache is None else keys))
+        made.append(
+            Pass(
+                tokens[first:stop],
+                rows,
+                first,
+                attention,
+                block,
+                cache,
+                0 if cache is None else keys,
+            )
+        )
     return made
 
 
 def window_passes(answer: Answer, facts: ModelConfig, wanted: Sequence[int]) -> list[Pass]:
-    """A forward of the left-to-right window: masks beyond max_lookahead are not in the input at all."""
+    """A forward of the left-to-right window: masks beyond max_lookahead are not in the input at
+    all.
+    """
     d = answer.params.diffusion
     made = []
     for twin in range(twins(answer)):
@@ -246,7 +296,9 @@ def window_passes(answer: Answer, facts: ModelConfig, wanted: Sequence[int]) -> 
             if answer.window_from is not None:
                 first = max(0, answer.window_from - d.kv_window + 1)
         rows = _rows(answer, wanted, first, facts.shift)
-        made.append(Pass(tokens[first:stop], rows, first, cache=cache, keys=0 if cache is None else stop))
+        made.append(
+            Pass(tokens[first:stop], rows, first, cache=cache, keys=0 if cache is None else stop)
+        )
     return made
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from shared.errors import ModelLoadError
 from worker.engine.config import RawConfig
 
-# What stands beside a quantised weight. Scales of activations and of the K/V cache are not needed to read weights.
+# What stands beside a quantised weight. Scales of activations and of the K/V cache are not needed
+# to read weights.
 _SCALES = ("weight_scale", "weight_scale_inv", "weight_global_scale")
 _UNUSED = ("input_scale", "input_global_scale", "k_scale", "v_scale")
 _PACKED = "weight_packed"
@@ -69,13 +70,20 @@ class Quantization:
         weight = get(name)
         if not weight.dtype.is_floating_point or weight.dtype.itemsize > 1:
             return weight
-        scale = next((f"{base}.{s}" for s in ("weight_scale", "weight_scale_inv") if f"{base}.{s}" in names), None)
+        scale = next(
+            (f"{base}.{s}" for s in ("weight_scale", "weight_scale_inv") if f"{base}.{s}" in names),
+            None,
+        )
         if scale is None:
-            raise ModelLoadError(f"tensor {name} is stored in 8 bits, and {base}.weight_scale is missing")
+            raise ModelLoadError(
+                f"tensor {name} is stored in 8 bits, and {base}.weight_scale is missing"
+            )
         return weight.float() * self._spread(get(scale).float(), weight.shape, scale)
 
     def _spread(self, scale: Tensor, shape: torch.Size, name: str) -> Tensor:
-        """Return scales that multiply a weight of `shape` [out, in], from one per tensor, row or block."""
+        """Return scales that multiply a weight of `shape` [out, in], from one per tensor, row or
+        block.
+        """
         if scale.numel() == 1:
             return scale.reshape(1, 1)
         if tuple(scale.shape) in ((shape[0], 1), (shape[0],)) and self.block is None:
@@ -93,7 +101,9 @@ class Quantization:
     @staticmethod
     def _nvfp4(base: str, get: Get) -> Tensor:
         packed, scale = get(f"{base}.{_PACKED}"), get(f"{base}.weight_scale").float()
-        codes = torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2).long()  # low nibble first
+        codes = (
+            torch.stack((packed & 0xF, packed >> 4), dim=-1).flatten(-2).long()
+        )  # low nibble first
         magnitudes = torch.tensor(_E2M1)[codes & 0x7]
         values = torch.where(codes >= 8, -magnitudes, magnitudes)
         rows, columns = values.shape
@@ -101,7 +111,11 @@ class Quantization:
             raise ModelLoadError(
                 f"tensor {base}.weight_scale has shape {list(scale.shape)} for a weight of {[rows, columns]}"
             )
-        return values * scale.repeat_interleave(NVFP4_GROUP, 1) / get(f"{base}.weight_global_scale").float()
+        return (
+            values
+            * scale.repeat_interleave(NVFP4_GROUP, 1)
+            / get(f"{base}.weight_global_scale").float()
+        )
 
 
 def read_quantization(raw: RawConfig) -> Quantization | None:
@@ -128,10 +142,14 @@ def _standard(raw: RawConfig) -> Quantization:
     if method == "fp8":
         return Quantization("fp8", _block(raw, "weight_block_size", None))
     if method != "compressed-tensors":
-        raise ModelLoadError(f"{raw.path}: {raw.where} quant_method {method!r} is not one of compressed-tensors, fp8")
+        raise ModelLoadError(
+            f"{raw.path}: {raw.where} quant_method {method!r} is not one of compressed-tensors, fp8"
+        )
     groups = raw.section("config_groups")
     if len(groups.values) != 1:
-        raise ModelLoadError(f"{raw.path}: {groups.where} has {len(groups.values)} groups; one is supported")
+        raise ModelLoadError(
+            f"{raw.path}: {groups.where} has {len(groups.values)} groups; one is supported"
+        )
     weights = groups.section(next(iter(groups.values))).section("weights")
     weights.only(type="float", symmetric=True, dynamic=False)
     bits, strategy = weights.get("num_bits"), weights.get("strategy")
@@ -143,13 +161,21 @@ def _standard(raw: RawConfig) -> Quantization:
             f"{raw.path}: {weights.where} num_bits {bits!r} with strategy {strategy!r} is not supported; "
             "8 bits per channel, tensor or block and 4 bits per tensor_group are"
         )
-    return Quantization("fp8", _block(weights, "block_structure", None) if strategy == "block" else None)
+    return Quantization(
+        "fp8", _block(weights, "block_structure", None) if strategy == "block" else None
+    )
 
 
 def _block(raw: RawConfig, key: str, default: list[int] | None) -> tuple[int, int] | None:
     value = raw.get(key, default)
     if value is None:
         return None
-    if not (isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)):
-        raise ModelLoadError(f"{raw.path}: {raw.where} has {key} = {value!r}; two positive integers are needed")
+    if not (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(isinstance(n, int) and n > 0 for n in value)
+    ):
+        raise ModelLoadError(
+            f"{raw.path}: {raw.where} has {key} = {value!r}; two positive integers are needed"
+        )
     return value[0], value[1]

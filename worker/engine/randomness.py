@@ -1,7 +1,8 @@
-"""Random numbers as a function of (seed, step, position, token): a request's text never depends on its neighbours.
+"""Random numbers as a function of (seed, step, position, token): a request's text never depends on
+its neighbours.
 
-A counter-based generator in the sense of Salmon et al. 2011 ("Parallel random numbers: as easy as 1, 2, 3"), with
-SplitMix64's finaliser as the mixing function. The same numbers on every device.
+A counter-based generator in the sense of Salmon et al. 2011 ("Parallel random numbers: as easy as
+1, 2, 3"), with SplitMix64's finaliser as the mixing function. The same numbers on every device.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def uniform(seed: int, step: int, stream: int, positions: Tensor, columns: int) -> Tensor:
-    """Numbers in (0, 1), [len(positions), columns], on the positions' device: float64; on MPS the same, rounded to float32.
+    """Numbers in (0, 1), [len(positions), columns], on the positions' device: float64; on MPS the
+    same, rounded to float32.
 
     Args:
         seed: of the answer.
         step: step of the answer.
-        stream: tells uses apart (0: token noise, 1: order of positions, 16 and up: steps of a schedule).
+        stream: tells uses apart (0: token noise, 1: order of positions, 16 and up: steps of a
+            schedule).
         positions: int64 [n], counted from the answer's start.
         columns: numbers per position.
     """

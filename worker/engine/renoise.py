@@ -1,13 +1,15 @@
 """RenoiseDecoder: DiffusionGemma's decoding, for many sequences at once.
 
-No token is a mask. A canvas begins as random tokens. In each step the decoder says what it takes every token for, tempered; a
-token is drawn at every position; the surest are accepted, as long as those before them add up to no more entropy than the
-bound (EB sampler, arXiv 2505.24857), and all others become random tokens again. What the decoder said is mixed into its next
-input. The canvas is committed, as the likeliest tokens of the last step, when its steps are used up or when it neither changes
-nor leaves doubt; then the encoder caches it, and the next canvas begins.
+No token is a mask. A canvas begins as random tokens. In each step the decoder says what it takes
+every token for, tempered; a token is drawn at every position; the surest are accepted, as long as
+those before them add up to no more entropy than the bound (EB sampler, arXiv 2505.24857), and all
+others become random tokens again. What the decoder said is mixed into its next input. The canvas is
+committed, as the likeliest tokens of the last step, when its steps are used up or when it neither
+changes nor leaves doubt; then the encoder caches it, and the next canvas begins.
 
-Sequences of different lengths, at different steps and with different parameters share a step; whether also the decoder's calls,
-the model decides. Head, draw and acceptance run sequence by sequence, on the same shapes whoever else is in the batch.
+Sequences of different lengths, at different steps and with different parameters share a step;
+whether also the decoder's calls, the model decides. Head, draw and acceptance run sequence by
+sequence, on the same shapes whoever else is in the batch.
 """
 
 from __future__ import annotations
@@ -32,9 +34,15 @@ from worker.engine.randomness import uniform
 from worker.engine.request import Answer, EngineRequest
 from worker.engine.stopping import advance
 
-TOKEN_STREAM, RENOISE_STREAM, CANVAS_STREAM = 0, 2, 3  # uses of randomness; 1 is the masked models' order
+TOKEN_STREAM, RENOISE_STREAM, CANVAS_STREAM = (
+    0,
+    2,
+    3,
+)  # uses of randomness; 1 is the masked models' order
 ENCODE_TOKENS = 1024  # of a prompt in one encoder call: the same pieces however busy the engine is
-HEAD_ELEMENTS = {"cpu": 1 << 23}  # logits of one chunk: 32 MB; on accelerators a canvas of 256 with 262,144 tokens
+HEAD_ELEMENTS = {
+    "cpu": 1 << 23
+}  # logits of one chunk: 32 MB; on accelerators a canvas of 256 with 262,144 tokens
 HEAD_ELEMENTS_DEFAULT = 1 << 26
 
 
@@ -60,7 +68,9 @@ class Draws(Protocol):
         ...
 
     def tokens(self, answer: Answer, positions: Tensor, probabilities: Tensor) -> Tensor:
-        """A token for each row of probabilities [positions, vocab], int64 [positions] on their device."""
+        """A token for each row of probabilities [positions, vocab], int64 [positions] on their
+        device.
+        """
         ...
 
     def noise(self, answer: Answer, positions: Tensor, vocab_size: int) -> Tensor:
@@ -87,9 +97,11 @@ def _any_tokens(answer: Answer, stream: int, positions: Tensor, vocab_size: int)
 
 
 def pick(probabilities: Tensor, numbers: Tensor) -> Tensor:
-    """The token at which the running sum of each row passes the row's number: one number a row draws from it exactly.
+    """The token at which the running sum of each row passes the row's number: one number a row
+    draws from it exactly.
 
-    (Gumbel noise would need a number for each token of the vocabulary, several times the work of the softmax.)
+    (Gumbel noise would need a number for each token of the vocabulary, several times the work of
+    the softmax.)
 
     Args:
         probabilities: [rows, vocab].
@@ -99,14 +111,17 @@ def pick(probabilities: Tensor, numbers: Tensor) -> Tensor:
     dtype = wide(probabilities.device)
     sums = probabilities.cumsum(-1, dtype=dtype)
     wanted = numbers.to(probabilities.device, dtype) * sums[:, -1:]
-    return torch.searchsorted(sums, wanted, right=True)[:, 0].clamp_(max=probabilities.shape[-1] - 1)
+    return torch.searchsorted(sums, wanted, right=True)[:, 0].clamp_(
+        max=probabilities.shape[-1] - 1
+    )
 
 
 def temperature_of(params: SamplingParams, step: int) -> float:
     """Return the temperature of the canvas's step, counted from 0: from t_max down, times the
     request's temperature.
 
-    At temperature 0 nothing is drawn; the schedule stays, because it also decides which positions are sure.
+    At temperature 0 nothing is drawn; the schedule stays, because it also decides which positions
+    are sure.
     """
     d = params.diffusion
     assert d.t_min is not None and d.t_max is not None and d.max_denoising_steps is not None
@@ -115,9 +130,13 @@ def temperature_of(params: SamplingParams, step: int) -> float:
 
 
 def accepted(entropy: Tensor, bound: float) -> Tensor:
-    """Which positions are accepted, bool [positions]: in ascending entropy, while those before add up to at most `bound`."""
+    """Which positions are accepted, bool [positions]: in ascending entropy, while those before add
+    up to at most `bound`.
+    """
     ordered, order = entropy.sort(stable=True)
-    return torch.zeros_like(order, dtype=torch.bool).scatter(0, order, ordered.cumsum(0) - ordered <= bound)
+    return torch.zeros_like(order, dtype=torch.bool).scatter(
+        0, order, ordered.cumsum(0) - ordered <= bound
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,18 +154,26 @@ class RenoiseDecoder:
     """Denoises canvases; holds no state of a request."""
 
     def __init__(
-        self, model: CanvasModel, tokenizer: TokenizerWrapper, *, card: ModelCard, draws: Draws | None = None
+        self,
+        model: CanvasModel,
+        tokenizer: TokenizerWrapper,
+        *,
+        card: ModelCard,
+        draws: Draws | None = None,
     ) -> None:
         self.model, self.tokenizer, self.card = model, tokenizer, card
         self.draws = draws or CounterDraws()
 
     @torch.inference_mode()
-    def renoise_step(self, answers: Sequence[Answer], rows: Sequence[int] | None = None) -> list[Commit]:
-        """One denoising step of all `answers` whose committed tokens are cached; first, what is not cached yet is.
+    def renoise_step(
+        self, answers: Sequence[Answer], rows: Sequence[int] | None = None
+    ) -> list[Commit]:
+        """One denoising step of all `answers` whose committed tokens are cached; first, what is not
+        cached yet is.
 
         Args:
-            rows: how many each may compute; a prompt that does not fit beside its canvas is cached over several steps, in
-                which its answer commits nothing.
+            rows: how many each may compute; a prompt that does not fit beside its canvas is cached
+                over several steps, in which its answer commits nothing.
         """
         for answer in answers:
             if not answer.caches:
@@ -171,9 +198,11 @@ class RenoiseDecoder:
                     answer.prefill_forwards += 1
                     budgets[id(answer)] -= length
             waiting = [
-                a for a in waiting
-                if (left := _uncached(a)) and budgets[id(a)] >= min(left + len(a.window), ENCODE_TOKENS)
-            ]  # fmt: skip
+                a
+                for a in waiting
+                if (left := _uncached(a))
+                and budgets[id(a)] >= min(left + len(a.window), ENCODE_TOKENS)
+            ]
 
     def _denoise(self, answers: Sequence[Answer]) -> list[Commit]:
         now = time.time()
@@ -195,7 +224,11 @@ class RenoiseDecoder:
             except Exception as exc:  # whatever it is, it is this request's end and nobody else's
                 steps.append(Commit(answer, error=error_of(exc)))
         commits = [step for step in steps if isinstance(step, Commit)]
-        done = [(answer, step) for answer, step in zip(answers, steps, strict=True) if isinstance(step, Step)]
+        done = [
+            (answer, step)
+            for answer, step in zip(answers, steps, strict=True)
+            if isinstance(step, Step)
+        ]
         for (answer, step), told in zip(done, _to_cpu([step for _, step in done]), strict=True):
             commits.append(self._commit(answer, step, *told))
         return commits
@@ -204,7 +237,9 @@ class RenoiseDecoder:
         canvas: Tensor | None = answer.memory.get("canvas")
         if canvas is not None:
             return canvas
-        return self.draws.canvas(answer, torch.tensor(answer.window), self.card.vocab_size).to(self.model.device)
+        return self.draws.canvas(answer, torch.tensor(answer.window), self.card.vocab_size).to(
+            self.model.device
+        )
 
     def _step(self, answer: Answer, states: Tensor) -> Step:
         """Compute a step of the canvas from the decoder's hidden states [positions, width], in
@@ -214,9 +249,12 @@ class RenoiseDecoder:
         elements = HEAD_ELEMENTS.get(states.device.type, HEAD_ELEMENTS_DEFAULT)
         chunk = max(elements // self.card.vocab_size, 1)
         parts = [
-            self._read(answer, states[i : i + chunk], positions[i : i + chunk]) for i in range(0, len(states), chunk)
+            self._read(answer, states[i : i + chunk], positions[i : i + chunk])
+            for i in range(0, len(states), chunk)
         ]
-        entropy, likeliest, probability, tokens, signal = (torch.cat(column) for column in zip(*parts, strict=True))
+        entropy, likeliest, probability, tokens, signal = (
+            torch.cat(column) for column in zip(*parts, strict=True)
+        )
         bound = answer.params.diffusion.entropy_bound
         assert bound is not None
         noise = self.draws.noise(answer, positions, self.card.vocab_size).to(tokens.device)
@@ -235,10 +273,18 @@ class RenoiseDecoder:
         return entropy, likeliest, probability, tokens, self.model.embed(p)
 
     def _commit(
-        self, answer: Answer, step: Step, likeliest: list[int], probability: list[float], doubt: float
+        self,
+        answer: Answer,
+        step: Step,
+        likeliest: list[int],
+        probability: list[float],
+        doubt: float,
     ) -> Commit:
         if doubt != doubt:
-            return Commit(answer, error=NotFinite("the model produced NaN or infinite logits for this request"))
+            return Commit(
+                answer,
+                error=NotFinite("the model produced NaN or infinite logits for this request"),
+            )
         d, memory = answer.params.diffusion, answer.memory
         assert d.stability_threshold is not None and d.confidence_threshold is not None
         assert d.max_denoising_steps is not None
@@ -250,19 +296,26 @@ class RenoiseDecoder:
         # Who may not go on gets the canvas as it is.
         used_up = d.max_forwards is not None and answer.forwards >= d.max_forwards
         window = answer.window
-        shown = range(window.start, min(window.stop, answer.limit))  # the last canvas is decoded whole, then cut
+        shown = range(
+            window.start, min(window.stop, answer.limit)
+        )  # the last canvas is decoded whole, then cut
         if settled or used_up or answer.block_step >= d.max_denoising_steps:
             answer.canvas[window.start : window.stop] = likeliest
             n = len(shown)
             return Commit(answer, list(shown), likeliest[:n], probability[:n], block_done=True)
         answer.memory = {
-            "canvas": step.canvas, "signal": step.signal, "likeliest": likeliest, "unchanged": unchanged,
-        }  # fmt: skip
+            "canvas": step.canvas,
+            "signal": step.signal,
+            "likeliest": likeliest,
+            "unchanged": unchanged,
+        }
         provisional = {"positions": list(shown), "token_ids": likeliest[: len(shown)]}
         return Commit(answer, provisional=provisional, block_done=False)
 
     def generate(self, request: EngineRequest) -> None:
-        """Denoise one request to its end, without an engine. Raises what a step reports (NotFinite)."""
+        """Denoise one request to its end, without an engine. Raises what a step reports
+        (NotFinite).
+        """
         if not request.sequences:
             request.make_sequences(self.tokenizer, self.card)
         while live := [a for a in request.sequences if a.finish_reason is None]:
@@ -289,10 +342,14 @@ def _to_cpu(steps: Sequence[Step]) -> list[tuple[list[int], list[float], float]]
     """
     if not steps:
         return []
-    flat = torch.cat([part.float().flatten() for s in steps for part in (s.likeliest, s.probability, s.doubt)]).tolist()
+    flat = torch.cat(
+        [part.float().flatten() for s in steps for part in (s.likeliest, s.probability, s.doubt)]
+    ).tolist()
     out, at = [], 0
     for step in steps:
         n = len(step.likeliest)
-        out.append(([int(t) for t in flat[at : at + n]], flat[at + n : at + 2 * n], flat[at + 2 * n]))
+        out.append(
+            ([int(t) for t in flat[at : at + n]], flat[at + n : at + 2 * n], flat[at + 2 * n])
+        )
         at += 2 * n + 1
     return out

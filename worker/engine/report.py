@@ -33,7 +33,9 @@ def event_of(commit: Commit, delta: str, tokenizer: TokenizerWrapper) -> StepEve
         text_delta=delta,
         tokens_committed=answer.committed if answer.end is None else answer.end,
         tokens_total=answer.limit if answer.end is None else answer.end,
-        canvas=canvas_text(answer, commit, tokenizer) if answer.params.diffusion.visualize else None,
+        canvas=canvas_text(answer, commit, tokenizer)
+        if answer.params.diffusion.visualize
+        else None,
         provisional=commit.provisional,
         logprobs=tuple(commit.logprobs),
     )
@@ -62,7 +64,10 @@ def output_of(request: EngineRequest) -> RequestOutput:
     """Return the output of a finished or aborted request."""
     outputs = [completion_of(answer) for answer in request.sequences]
     tokens, forwards = sum(len(o.token_ids) for o in outputs), sum(o.forwards for o in outputs)
-    drafted, accepted = sum(a.drafted for a in request.sequences), sum(a.accepted for a in request.sequences)
+    drafted, accepted = (
+        sum(a.drafted for a in request.sequences),
+        sum(a.accepted for a in request.sequences),
+    )
     metrics = RequestMetrics(
         arrival_time=request.arrival_time,
         first_scheduled_time=request.first_scheduled_time,
@@ -81,9 +86,15 @@ def output_of(request: EngineRequest) -> RequestOutput:
     )
     ids = request.prompt_token_ids
     return RequestOutput(
-        request.request_id, request.prompt, ids, outputs, not request.aborted, metrics, request.seed,
+        request.request_id,
+        request.prompt,
+        ids,
+        outputs,
+        not request.aborted,
+        metrics,
+        request.seed,
         None if request.score is None or request.aborted else request.score.result(),
-    )  # fmt: skip
+    )
 
 
 def completion_of(answer: Answer) -> CompletionOutput:

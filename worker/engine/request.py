@@ -32,8 +32,9 @@ def block_starts(params: SamplingParams, regime: str, prompt_tokens: int) -> lis
     """Return the positions where blocks begin, counted from the answer's start, and where the last
     one ends.
 
-    Full attention: blocks of block_length, the last may be shorter. Block-causal: aligned to position 0 of the sequence, the
-    first shares its block with the prompt's end, the last is decoded whole and cut. Uniform: whole canvases.
+    Full attention: blocks of block_length, the last may be shorter. Block-causal: aligned to
+    position 0 of the sequence, the first shares its block with the prompt's end, the last is
+    decoded whole and cut. Uniform: whole canvases.
     """
     length = params.diffusion.block_length or min(DEFAULT_BLOCK_LENGTH, params.max_tokens)
     starts = [0]
@@ -48,7 +49,9 @@ def block_starts(params: SamplingParams, regime: str, prompt_tokens: int) -> lis
 
 @dataclass(eq=False)
 class Answer:
-    """One answer: its canvas and where its decoding stands. Positions count from the answer's start."""
+    """One answer: its canvas and where its decoding stands. Positions count from the answer's
+    start.
+    """
 
     request: EngineRequest
     index: int
@@ -68,12 +71,18 @@ class Answer:
     finish_reason: str | None = None
     end: int | None = None  # tokens of the answer when finished
     logprobs: dict[int, TokenLogprob] = field(default_factory=dict)
-    memory: dict[str, Any] = field(default_factory=dict)  # of the rule or decoder, in the open block
+    memory: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the rule or decoder, in the open block
     # K/V
-    caches: list[Any] = field(default_factory=list)  # KVCache: the sequence's, and its unconditional twin's
+    caches: list[Any] = field(
+        default_factory=list
+    )  # KVCache: the sequence's, and its unconditional twin's
     cached: int = 0  # leading positions of the sequence whose K/V are final (block-causal)
     fresh: bool = True  # the open block has had no forward yet
-    window_from: int | None = None  # first masked position of the sequence at the previous windowed forward
+    window_from: int | None = (
+        None  # first masked position of the sequence at the previous windowed forward
+    )
     cache_refreshes: int = 0
     prefill_forwards: int = 0
     # response_format
@@ -166,10 +175,14 @@ class EngineRequest:
     device_seconds: float = 0.0
 
     def make_sequences(self, tokenizer: TokenizerWrapper, card: ModelCard) -> None:
-        """Create the n answers; the first has the request's own seed, the others have seeds derived from it."""
+        """Create the n answers; the first has the request's own seed, the others have seeds derived
+        from it.
+        """
         starts = block_starts(self.params, card.regime, len(self.prompt_token_ids))
         for index in range(self.params.n):
-            seed = self.seed & _MASK64 if index == 0 else mix64((self.seed & _MASK64) ^ mix64(index))
+            seed = (
+                self.seed & _MASK64 if index == 0 else mix64((self.seed & _MASK64) ^ mix64(index))
+            )
             answer = Answer(
                 request=self,
                 index=index,
@@ -184,14 +197,19 @@ class EngineRequest:
             self.sequences.append(answer)
 
     def _canvas(self, mask: int, length: int, seed: int) -> list[int]:
-        """Masks; or what infill was given; or a draft of which `draft_noise` is masked again, at least one token."""
+        """Masks; or what infill was given; or a draft of which `draft_noise` is masked again, at
+        least one token.
+        """
         if self.canvas is not None:
             return list(self.canvas)
         draft = list(self.params.diffusion.draft_token_ids or ())
         canvas = draft + [mask] * (length - len(draft))
         if draft:
             rng = random.Random(mix64(seed ^ 0x6472616674))  # its own stream; any constant does
-            count = max(round(self.params.diffusion.draft_noise * len(draft)), 1 if len(draft) == length else 0)
+            count = max(
+                round(self.params.diffusion.draft_noise * len(draft)),
+                1 if len(draft) == length else 0,
+            )
             for position in rng.sample(range(len(draft)), count):
                 canvas[position] = mask
         return canvas
@@ -201,10 +219,14 @@ class EngineRequest:
         return all(s.finish_reason is not None for s in self.sequences)
 
 
-def end_tokens(params: SamplingParams, model_ends: Sequence[int], tokenizer: TokenizerWrapper) -> frozenset[int]:
-    """Return the token ids that end an answer: the model's own unless ignore_eos, and the request's.
+def end_tokens(
+    params: SamplingParams, model_ends: Sequence[int], tokenizer: TokenizerWrapper
+) -> frozenset[int]:
+    """Return the token ids that end an answer: the model's own unless ignore_eos, and the
+    request's.
 
-    A stop string that is a special token counts by its id, since the answer's text does not show it.
+    A stop string that is a special token counts by its id, since the answer's text does not show
+    it.
     """
     own = frozenset() if params.ignore_eos else frozenset(model_ends)
     return own | frozenset(params.stop_token_ids) | stop_ids(params.stop, tokenizer)

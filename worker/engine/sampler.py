@@ -1,7 +1,8 @@
 """DiffusionSampler: one denoising step of any mix of requests, each with its own parameters.
 
-`diffusion_step` = plan, forward, `calculate_confidence`, then `unmask_tokens` for each answer. The engine's loop calls the
-same parts for whatever the scheduler picked; `generate` loops over `diffusion_step` for one request.
+`diffusion_step` = plan, forward, `calculate_confidence`, then `unmask_tokens` for each answer. The
+engine's loop calls the same parts for whatever the scheduler picked; `generate` loops over
+`diffusion_step` for one request.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ from worker.engine.rules.base import gumbel
 from worker.engine.stopping import advance
 
 TOKEN_STREAM, ORDER_STREAM = 0, 1  # uses of randomness
-CHOICE_NUMBERS = 1 << 23  # logits that are chosen from at once: 64 MiB for each of several copies in float64
+CHOICE_NUMBERS = (
+    1 << 23
+)  # logits that are chosen from at once: 64 MiB for each of several copies in float64
 TINY = 1e-10  # inside logarithms of entropies, as in Dream's program
 
 
@@ -46,13 +49,19 @@ class DiffusionSamplerConfig:
     remasking: str = "low_confidence"
 
     def params(self, max_tokens: int) -> SamplingParams:
-        diffusion = DiffusionParams(algorithm=self.remasking, steps=self.steps, block_length=self.block_length)
-        return SamplingParams(max_tokens=max_tokens, temperature=self.temperature, diffusion=diffusion)
+        diffusion = DiffusionParams(
+            algorithm=self.remasking, steps=self.steps, block_length=self.block_length
+        )
+        return SamplingParams(
+            max_tokens=max_tokens, temperature=self.temperature, diffusion=diffusion
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A token for each candidate and how sure the model is of it; all [n], on the model's device until `to_cpu`."""
+    """A token for each candidate and how sure the model is of it; all [n], on the model's device
+    until `to_cpu`.
+    """
 
     tokens: Tensor
     confidence: Tensor
@@ -77,7 +86,9 @@ def to_cpu(choices: Sequence[Choice]) -> list[Choice]:
     out = []
     for choice in choices:
         n = len(choice.tokens)
-        made: dict[str, Tensor] = {name: next(pieces) for name in _COLUMNS if getattr(choice, name) is not None}
+        made: dict[str, Tensor] = {
+            name: next(pieces) for name in _COLUMNS if getattr(choice, name) is not None
+        }
         if choice.top_logprobs is not None:
             made["top_logprobs"] = next(pieces).view(n, -1)
             made["top_tokens"] = next(pieces).view(n, -1).long()
@@ -104,13 +115,16 @@ def _parts(choice: Choice) -> Iterator[Tensor]:
             yield part
 
 
-def filter_logits(logits: Tensor, top_k: int, top_p: float, *, nucleus_first: bool = False) -> Tensor:
-    """-inf outside the top_k largest and outside the smallest set of probability >= top_p (Holtzman et al. 2020).
+def filter_logits(
+    logits: Tensor, top_k: int, top_p: float, *, nucleus_first: bool = False
+) -> Tensor:
+    """-inf outside the top_k largest and outside the smallest set of probability >= top_p (Holtzman
+    et al. 2020).
 
     Args:
         logits: [n, vocab], already divided by the temperature.
-        nucleus_first: top_p of the whole distribution, then top_k of what is left, as Dream's program does; else top_p of
-            what top_k left, renormalised, as SDAR's does.
+        nucleus_first: top_p of the whole distribution, then top_k of what is left, as Dream's
+            program does; else top_p of what top_k left, renormalised, as SDAR's does.
     """
     if nucleus_first:
         return _largest(_nucleus(logits, top_p), top_k)
@@ -176,9 +190,10 @@ class DiffusionSampler:
     ) -> Choice:
         """Choose a token for each row and say how sure the model is.
 
-        LLaDA-type rules: the softmax of the raw logits (no temperature, no noise) at the chosen token. Dream's rules and
-        block-causal models: of the tempered, filtered distribution. Noise is Gumbel's: argmax(logits / T + g), which
-        samples the tempered, filtered distribution exactly.
+        LLaDA-type rules: the softmax of the raw logits (no temperature, no noise) at the chosen
+        token. Dream's rules and block-causal models: of the tempered, filtered distribution. Noise
+        is Gumbel's: argmax(logits / T + g), which samples the tempered, filtered distribution
+        exactly.
 
         Args:
             logits: [n, vocab] float32 of the candidates; changed in place.
@@ -186,7 +201,9 @@ class DiffusionSampler:
         """
         params, diffusion, rule = answer.params, answer.params.diffusion, RULES[_algorithm(answer)]
         add_bias(logits, params)
-        suppressed = torch.tensor(list(diffusion.suppress_token_ids or ()), dtype=torch.int64, device=logits.device)
+        suppressed = torch.tensor(
+            list(diffusion.suppress_token_ids or ()), dtype=torch.int64, device=logits.device
+        )
         if diffusion.suppress_end == "logits":
             logits.index_fill_(-1, suppressed, -torch.inf)
         logits = rule.adjust(logits, list(positions), diffusion, answer.memory)
@@ -204,13 +221,16 @@ class DiffusionSampler:
             if filters:
                 sampled = self._filtered(logits, params)
         logits[:, self.config.mask_id] = of_mask
-        logprobs = self._logprobs(logits, tokens, params.logprobs)  # what the model says, whatever is suppressed below
+        logprobs = self._logprobs(
+            logits, tokens, params.logprobs
+        )  # what the model says, whatever is suppressed below
         judged = logits
         if (rule.filtered or (answer.regime == BLOCK and not rule.raw)) and sampled is not None:
             judged = sampled
         if diffusion.suppress_end == "confidence":
             judged.index_fill_(-1, suppressed, -torch.inf)
-        # Not exp(logit - logsumexp): near 1 its rounding reorders positions that softmax tells apart.
+        # Not exp(logit - logsumexp): near 1 its rounding reorders positions that softmax tells
+        # apart.
         probability = judged.softmax(-1)
         return Choice(
             tokens,
@@ -223,7 +243,9 @@ class DiffusionSampler:
         return filter_logits(logits, params.top_k, params.top_p, nucleus_first=self.facts.shift)
 
     @staticmethod
-    def _scores(rule: Rule, probability: Tensor, answer: Answer, positions: Sequence[int]) -> dict[str, Tensor]:
+    def _scores(
+        rule: Rule, probability: Tensor, answer: Answer, positions: Sequence[int]
+    ) -> dict[str, Tensor]:
         made: dict[str, Tensor] = {}
         if "margin" in rule.needs:
             two = probability.topk(2, dim=-1).values
@@ -253,18 +275,28 @@ class DiffusionSampler:
         return made
 
     def unmask_tokens(self, answer: Answer, positions: list[int], choice: Choice) -> Commit:
-        """Let the answer's rule choose among the candidates, and write the chosen tokens into its canvas.
+        """Let the answer's rule choose among the candidates, and write the chosen tokens into its
+        canvas.
 
         Args:
             choice: on the CPU.
         """
         if not bool(torch.isfinite(choice.confidence).all()):
-            return Commit(answer, error=NotFinite("the model produced NaN or infinite logits for this request"))
+            return Commit(
+                answer,
+                error=NotFinite("the model produced NaN or infinite logits for this request"),
+            )
         rule = RULES[_algorithm(answer)]
         rows = torch.tensor(positions)
-        masked = torch.tensor([answer.canvas[p] == answer.mask for p in positions]) if rule.sees_committed else None
+        masked = (
+            torch.tensor([answer.canvas[p] == answer.mask for p in positions])
+            if rule.sees_committed
+            else None
+        )
         left = len(positions) if masked is None else int(masked.sum())
-        stands = torch.tensor([answer.canvas[p] for p in positions]) if rule.sees_committed else None
+        stands = (
+            torch.tensor([answer.canvas[p] for p in positions]) if rule.sees_committed else None
+        )
         given = RuleInput(
             positions=positions,
             confidence=choice.confidence,
@@ -287,7 +319,12 @@ class DiffusionSampler:
         return self._commit(answer, positions, choice, picked, block_done)
 
     def _commit(
-        self, answer: Answer, positions: list[int], choice: Choice, picked: Tensor, block_done: bool | None = None
+        self,
+        answer: Answer,
+        positions: list[int],
+        choice: Choice,
+        picked: Tensor,
+        block_done: bool | None = None,
     ) -> Commit:
         """Write the picked candidates into the answer's canvas."""
         chosen = [positions[i] for i in picked.tolist()]
@@ -301,29 +338,39 @@ class DiffusionSampler:
         answer.block_step += 1
         if self.facts.stops_in_block and _reaches_end(answer):
             block_done = True
-        return Commit(answer, chosen, ids, choice.confidence[picked].tolist(), logprobs, block_done=block_done)
+        return Commit(
+            answer, chosen, ids, choice.confidence[picked].tolist(), logprobs, block_done=block_done
+        )
 
     def _seed(self, answer: Answer, positions: list[int], choice: Choice) -> Commit:
         """Commit the first token of a block, whatever its confidence."""
         if not bool(torch.isfinite(choice.confidence).all()):
-            return Commit(answer, error=NotFinite("the model produced NaN or infinite logits for this request"))
+            return Commit(
+                answer,
+                error=NotFinite("the model produced NaN or infinite logits for this request"),
+            )
         return self._commit(answer, positions, choice, torch.arange(1))
 
     def read(self, plan: Plan, parts: Sequence[Logits]) -> Choice:
         """The choice that the logits of a plan's passes give; still on the device.
 
-        Some rows at a time, as choosing takes several times a row's logits in float64. Rules that compare a step with the one
-        before keep all rows anyhow, and see them at once.
+        Some rows at a time, as choosing takes several times a row's logits in float64. Rules that
+        compare a step with the one before keep all rows anyhow, and see them at once.
         """
         answer, wanted = plan.answer, plan.wanted
-        scale, size = answer.params.diffusion.cfg_scale, max(1, CHOICE_NUMBERS // self.card.vocab_size)
+        scale, size = (
+            answer.params.diffusion.cfg_scale,
+            max(1, CHOICE_NUMBERS // self.card.vocab_size),
+        )
         if plan.seed:
             return self.calculate_confidence(guided(parts, scale), answer, wanted, greedy=True)
         if len(wanted) <= size or RULES[_algorithm(answer)].keeps_rows:
             return self.calculate_confidence(guided(parts, scale), answer, wanted)
         return joined(
             [
-                self.calculate_confidence(guided(parts, scale, slice(at, at + size)), answer, wanted[at : at + size])
+                self.calculate_confidence(
+                    guided(parts, scale, slice(at, at + size)), answer, wanted[at : at + size]
+                )
                 for at in range(0, len(wanted), size)
             ]
         )
@@ -344,17 +391,23 @@ class DiffusionSampler:
 
     @torch.inference_mode()
     def diffusion_step(self, answers: Sequence[Answer]) -> list[Commit]:
-        """One denoising step of all `answers` in one forward. A row with NaN or infinity fails its answer alone."""
+        """One denoising step of all `answers` in one forward. A row with NaN or infinity fails its
+        answer alone.
+        """
         plans = []
         for answer in answers:
             while len(answer.caches) < passes.twins(answer) and passes.capacity(answer):
                 answer.caches.append(self.model.new_cache(passes.capacity(answer)))
             plans.append(self.plan(answer, 1 << 62))
         parts = iter(self.model.compute([p for plan in plans for p in plan.passes]))
-        return self.finish(plans, [self.read(plan, [next(parts) for _ in plan.passes]) for plan in plans])
+        return self.finish(
+            plans, [self.read(plan, [next(parts) for _ in plan.passes]) for plan in plans]
+        )
 
     def generate(self, request: EngineRequest) -> None:
-        """Denoise one request to its end, without an engine. Raises what a step reports (NotFinite)."""
+        """Denoise one request to its end, without an engine. Raises what a step reports
+        (NotFinite).
+        """
         if not request.sequences:
             request.make_sequences(self.tokenizer, self.card)
         while live := [a for a in request.sequences if a.finish_reason is None]:
@@ -394,6 +447,8 @@ def logprobs_of(choice: Choice, picked: Tensor) -> list[TokenLogprob]:
     for i in picked.tolist():
         top: tuple[tuple[int, float], ...] = ()
         if choice.top_tokens is not None and choice.top_logprobs is not None:
-            top = tuple(zip(choice.top_tokens[i].tolist(), choice.top_logprobs[i].tolist(), strict=True))
+            top = tuple(
+                zip(choice.top_tokens[i].tolist(), choice.top_logprobs[i].tolist(), strict=True)
+            )
         made.append(TokenLogprob(int(choice.tokens[i]), float(choice.logprob[i]), top))
     return made

@@ -1,6 +1,7 @@
 """The number of tokens that each step of a block commits, for the rules with a quota. No torch.
 
-Steps that would commit nothing are left out: they cannot change anything, so no forward is spent on them.
+Steps that would commit nothing are left out: they cannot change anything, so no forward is spent on
+them.
 """
 
 from __future__ import annotations
@@ -20,19 +21,24 @@ def even(length: int, steps: int) -> list[int]:
 
 
 def times(steps: int, eps: float) -> list[np.float32]:
-    """Dream's times from 1 down to eps, `steps` + 1 of them, in float32 as torch.linspace computes them: from both ends,
-    each with one rounding."""
+    """Dream's times from 1 down to eps, `steps` + 1 of them, in float32 as torch.linspace computes
+    them: from both ends, each with one rounding.
+    """
     start, end = np.float32(1.0), np.float32(eps)
     step = float(np.float32((end - start) / np.float32(steps)))
     half = (steps + 1) // 2
     return [
-        np.float32(float(start) + step * i) if i < half else np.float32(float(end) - step * (steps - i))
+        np.float32(float(start) + step * i)
+        if i < half
+        else np.float32(float(end) - step * (steps - i))
         for i in range(steps + 1)
     ]
 
 
 def dream(masked: int, steps: int, eps: float) -> list[int]:
-    """Dream's schedule: of the masks that are left, the share 1 - s/t; the last step takes the rest."""
+    """Dream's schedule: of the masks that are left, the share 1 - s/t; the last step takes the
+    rest.
+    """
     quotas, time = [], times(steps, eps)
     for i in range(steps):
         share = np.float32(1.0) - time[i + 1] / time[i]
@@ -43,7 +49,9 @@ def dream(masked: int, steps: int, eps: float) -> list[int]:
     return quotas
 
 
-def quotas(params: DiffusionParams, regime: str, masked: int, length: int, blocks: int) -> list[int]:
+def quotas(
+    params: DiffusionParams, regime: str, masked: int, length: int, blocks: int
+) -> list[int]:
     """Quotas of one block's steps; the last one repeats should masks be left.
 
     Args:
@@ -62,6 +70,9 @@ def quotas(params: DiffusionParams, regime: str, masked: int, length: int, block
         return even(masked, steps)
     if params.algorithm == "low_confidence":
         # Stable-DiffCoder's schedule: over the masks of this very block.
-        return even(masked, max(1, min(params.denoising_steps or length, length))) if masked else [1]
-    # The other block-causal programs count the schedule over the whole block, also where a part of it is prompt.
+        return (
+            even(masked, max(1, min(params.denoising_steps or length, length))) if masked else [1]
+        )
+    # The other block-causal programs count the schedule over the whole block, also where a part of
+    # it is prompt.
     return even(length, min(params.denoising_steps or length, length))

@@ -1,11 +1,13 @@
 """Selection of the answers of the next step. Decides and computes nothing; no torch, so policy is
 tested without a model.
 
-order       priority (0 first), then arrival; a request's n answers are admitted one by one
-slots       at most max_num_seqs sequences run; the best of all, so that bulk work is set aside between two steps when
+order       priority (0 first), then arrival; a request's n answers are admitted one by one slots
+at most max_num_seqs sequences run; the best of all, so that bulk work is set aside between two
+steps when
             interactive work arrives, and goes on where it was when there is room again
-memory      K/V of those that run, and of those set aside as long as it fits; what does not fit moves to host memory
-rows        at most max_batched_tokens rows a step: prompts of block-causal models are stored in pieces, and who found
+memory      K/V of those that run, and of those set aside as long as it fits; what does not fit
+moves to host memory rows        at most max_batched_tokens rows a step: prompts of block-causal
+models are stored in pieces, and who found
             no room in this step is first in the next
 """
 
@@ -54,7 +56,8 @@ class Scheduler:
         memory: K/V positions that an answer needs.
         rows: rows of an answer's next forward.
         divisible: whether a forward may be cut into pieces of its prompt.
-        greedy: whether an answer can use more rows than its next forward needs (scores: more draws at once).
+        greedy: whether an answer can use more rows than its next forward needs (scores: more draws
+            at once).
     """
 
     def __init__(
@@ -126,9 +129,14 @@ class Scheduler:
         chosen: list[Entry] = []
         used, blocked = 0, False
         for entry in candidates:
-            # Behind one that finds no memory nobody new may pass, else a large request would wait for ever.
+            # Behind one that finds no memory nobody new may pass, else a large request would wait
+            # for ever.
             new = not entry.resident
-            if len(chosen) < self._limit and used + entry.memory <= self.max_memory and not (blocked and new):
+            if (
+                len(chosen) < self._limit
+                and used + entry.memory <= self.max_memory
+                and not (blocked and new)
+            ):
                 chosen.append(entry)
                 used += entry.memory
             else:
@@ -164,7 +172,9 @@ class Scheduler:
         return run
 
     def shrink(self, failed: int) -> None:
-        """Memory ran out with `failed` sequences in a step: go on with half as many, and grow slowly again."""
+        """Memory ran out with `failed` sequences in a step: go on with half as many, and grow
+        slowly again.
+        """
         self._limit = max(1, failed // 2)
         self._grow_at = self._step + GROW_STEPS
 
@@ -179,6 +189,8 @@ class Scheduler:
     def finish(self, answer: Answer) -> None:
         """Free the slot and the memory of one answer."""
         self._running = [e for e in self._running if e.answer is not answer]
-        if any(e.answer is answer for e in self._waiting):  # set aside in the very step that ended it
+        if any(
+            e.answer is answer for e in self._waiting
+        ):  # set aside in the very step that ended it
             self._waiting = [e for e in self._waiting if e.answer is not answer]
             heapq.heapify(self._waiting)

@@ -1,7 +1,8 @@
-"""Stepper: what one step computes. K/V moves as the scheduler decided, one forward serves everybody, decoders commit.
+"""Stepper: what one step computes. K/V moves as the scheduler decided, one forward serves
+everybody, decoders commit.
 
-An error of one request ends that request alone: whatever a forward raises, the step is made again in halves, down to single
-answers, and who has committed keeps it.
+An error of one request ends that request alone: whatever a forward raises, the step is made again
+in halves, down to single answers, and who has committed keeps it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Stepper:
         on_out_of_memory: told how many sequences a step had that found no memory.
     """
 
-    def __init__(self, loaded: LoadedModel, stats: EngineStats, *, on_out_of_memory: Callable[[int], object]) -> None:
+    def __init__(
+        self, loaded: LoadedModel, stats: EngineStats, *, on_out_of_memory: Callable[[int], object]
+    ) -> None:
         self.card, self.model, self.stats = loaded.card, loaded.model, stats
         self._on_out_of_memory = on_out_of_memory
         tokenizer, facts, card = loaded.tokenizer, loaded.facts, loaded.card
@@ -76,10 +79,15 @@ class Stepper:
                 self._forward(chosen, commits)
             return commits
         except Exception as exc:
-            # Whatever one request provoked must not end the others: find it by halving. Who has committed already (another
-            # decoder of the same forward failed) has made this step, and keeps it.
+            # Whatever one request provoked must not end the others: find it by halving. Who has
+            # committed already (another decoder of the same forward failed) has made this step, and
+            # keeps it.
             done = {id(commit.answer) for commit in commits}
-            left = [(pair, memory) for pair, memory in zip(chosen, remembered, strict=True) if id(pair[0]) not in done]
+            left = [
+                (pair, memory)
+                for pair, memory in zip(chosen, remembered, strict=True)
+                if id(pair[0]) not in done
+            ]
             for (answer, _), memory in left:
                 answer.memory = memory
             chosen = [pair for pair, _ in left]
@@ -88,13 +96,17 @@ class Stepper:
                 if torch.cuda.is_available():
                     torch.cuda.empty_cache()
             if len(chosen) == 1 and not commits:
-                log.exception("a step failed", extra={"request_id": chosen[0][0].request.request_id})
+                log.exception(
+                    "a step failed", extra={"request_id": chosen[0][0].request.request_id}
+                )
                 return [Commit(chosen[0][0], error=error_of(exc))]
         half = (len(chosen) + 1) // 2 if len(chosen) > 1 else 0
         return commits + self.decode(chosen[:half]) + self.decode(chosen[half:])
 
     def _forward(self, chosen: Sequence[tuple[Answer, int]], commits: list[Commit]) -> None:
-        """One forward of all; what each decoder makes of it is added to `commits` as soon as it is done."""
+        """One forward of all; what each decoder makes of it is added to `commits` as soon as it is
+        done.
+        """
         if self.card.regime == UNIFORM:
             commits += self._renoise(chosen)
             return
@@ -108,7 +120,9 @@ class Stepper:
                 passes.after_prefill(plan.answer, plan.passes)
                 self.stats.prefill_forwards += 1
                 continue
-            plan.answer.request.prompt_done_time = plan.answer.request.prompt_done_time or time.time()
+            plan.answer.request.prompt_done_time = (
+                plan.answer.request.prompt_done_time or time.time()
+            )
             kind, decoder = self._decoder(plan.answer)
             read = self._read(decoder, plan, [next(parts) for _ in plan.passes])
             if isinstance(read, Commit):
@@ -125,7 +139,9 @@ class Stepper:
         try:
             return self.renoise.renoise_step(answers, [rows for _, rows in chosen])
         finally:
-            self.stats.prefill_forwards += sum(answer.prefill_forwards for answer in answers) - before
+            self.stats.prefill_forwards += (
+                sum(answer.prefill_forwards for answer in answers) - before
+            )
 
     def _decoder(self, answer: Answer) -> tuple[str, Decoder]:
         """Return the decoder of an answer, and the name under which its reads are gathered."""

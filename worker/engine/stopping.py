@@ -1,20 +1,24 @@
-"""After a commit: how far the answer is complete, whether it ends here, and which block is open. No torch."""
+"""After a commit: how far the answer is complete, whether it ends here, and which block is open. No
+torch.
+"""
 
 from __future__ import annotations
 
 from shared.algorithms import BLOCK, FULL
 from worker.engine.request import Answer
 
-# Rules whose published program closes an answer at its first end token, whatever is still masked before it.
+# Rules whose published program closes an answer at its first end token, whatever is still masked
+# before it.
 CLOSES_AT_END = frozenset({"threshold", "factor"})
 
 
 def advance(answer: Answer, *, block_done: bool | None = None) -> str:
     """Take note of what was committed; returns the text that may now be shown in addition.
 
-    An answer ends at the first end token or stop string once everything before it is committed; what was committed after
-    it is dropped, and no later block is started. At an end token, block-causal models finish the block first, as their programs
-    do. Where committed tokens may still be edited, only finished blocks count.
+    An answer ends at the first end token or stop string once everything before it is committed;
+    what was committed after it is dropped, and no later block is started. At an end token,
+    block-causal models finish the block first, as their programs do. Where committed tokens may
+    still be edited, only finished blocks count.
 
     Args:
         block_done: whether the open block is finished; None: when nothing in it is masked.
@@ -59,9 +63,10 @@ def advance(answer: Answer, *, block_done: bool | None = None) -> str:
 def _close_after_end(answer: Answer) -> None:
     """Fill what follows a committed end token with it, as the model's training padded answers.
 
-    Nothing behind it is computed any more, and what is still masked before it sees an answer that ends there: the early stop of
-    dInfer's `generate_fastdllm`. With a cache it does so from a block's second forward on, as that program does. Under the
-    other rules an end token, like a stop string, cuts an answer and changes nothing in it.
+    Nothing behind it is computed any more, and what is still masked before it sees an answer that
+    ends there: the early stop of dInfer's `generate_fastdllm`. With a cache it does so from a
+    block's second forward on, as that program does. Under the other rules an end token, like a stop
+    string, cuts an answer and changes nothing in it.
     """
     if answer.request.canvas is not None or not answer.request.end_token_ids:
         return

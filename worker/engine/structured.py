@@ -1,14 +1,18 @@
-"""StructuredDecoder: answers that have to be JSON, committed from left to right so that every beginning can be completed.
+"""StructuredDecoder: answers that have to be JSON, committed from left to right so that every
+beginning can be completed.
 
-A masked model predicts all positions of the open block at once. A grammar's automaton says what may follow a beginning, and
-nothing about a position in the middle. So a step walks from the first masked position to the right: the automaton forbids
-tokens, the sampler chooses among the rest as it always does, the automaton takes the choice, and so on as far as the rule goes:
+A masked model predicts all positions of the open block at once. A grammar's automaton says what may
+follow a beginning, and nothing about a position in the middle. So a step walks from the first
+masked position to the right: the automaton forbids tokens, the sampler chooses among the rest as it
+always does, the automaton takes the choice, and so on as far as the rule goes:
 
     sequential    its number of tokens
-    threshold     while the model, before anything was forbidden, gives the chosen token at least the threshold; at least one
+    threshold     while the model, before anything was forbidden, gives the chosen token at least
+                  the threshold; at least one
 
-Tokens that the grammar leaves no choice about come on top and cost no forward. Once complete, an answer ends without an end
-token. Every choice is one request's own, so is its text. See docs/adr/0014-constrained-decoding.md.
+Tokens that the grammar leaves no choice about come on top and cost no forward. Once complete, an
+answer ends without an end token. Every choice is one request's own, so is its text. See
+docs/adr/0014-constrained-decoding.md.
 """
 
 from __future__ import annotations
@@ -47,7 +51,9 @@ class Walk:
 class StructuredDecoder:
     """Decodes answers with a `response_format`; plans and chooses as `sampler` does."""
 
-    def __init__(self, sampler: DiffusionSampler, tokenizer: TokenizerWrapper, *, card: ModelCard) -> None:
+    def __init__(
+        self, sampler: DiffusionSampler, tokenizer: TokenizerWrapper, *, card: ModelCard
+    ) -> None:
         self._sampler = sampler
         self._grammars = Grammars(tokenizer, card)
 
@@ -100,13 +106,22 @@ class _Walker:
     """One walk along the rows of one forward."""
 
     def __init__(
-        self, sampler: DiffusionSampler, answer: Answer, structure: Structure, wanted: list[int], logits: Tensor
+        self,
+        sampler: DiffusionSampler,
+        answer: Answer,
+        structure: Structure,
+        wanted: list[int],
+        logits: Tensor,
     ) -> None:
         self._sampler, self._answer, self._structure = sampler, answer, structure
-        self._positions = [p for p in wanted if p < answer.limit]  # a block may reach beyond the answer
+        self._positions = [
+            p for p in wanted if p < answer.limit
+        ]  # a block may reach beyond the answer
         self._logits, self._walk = logits, Walk()
         diffusion = answer.params.diffusion
-        self._quota = answer.step_quota() if diffusion.algorithm == "sequential" else len(self._positions)
+        self._quota = (
+            answer.step_quota() if diffusion.algorithm == "sequential" else len(self._positions)
+        )
         self._threshold = diffusion.threshold if diffusion.algorithm == "threshold" else None
 
     def run(self) -> Walk:
@@ -141,11 +156,15 @@ class _Walker:
         return self._logits[index : index + 1]
 
     def _choose(self) -> tuple[int, float]:
-        """The sampler's choice among what the grammar allows, and how sure the model was of it before."""
+        """The sampler's choice among what the grammar allows, and how sure the model was of it
+        before.
+        """
         index = len(self._walk.tokens)
         allowed = torch.from_numpy(self._structure.allowed())[None, :]
         if not bool(allowed.any()):
-            raise InvalidParameter(f"{PARAM}: no token of this model may follow what was written", param=PARAM)
+            raise InvalidParameter(
+                f"{PARAM}: no token of this model may follow what was written", param=PARAM
+            )
         masked = self._row(index).masked_fill(~allowed.to(self._logits.device), -torch.inf)
         choice = self._sampler.calculate_confidence(masked, self._answer, [self._positions[index]])
         token = int(choice.tokens[0])
@@ -159,7 +178,9 @@ class _Walker:
         return row.log_softmax(-1)
 
     def _go(self, tokens: list[int]) -> bool:
-        """Commit the tokens if the answer can still be completed behind them, else its ending; whether the walk goes on."""
+        """Commit the tokens if the answer can still be completed behind them, else its ending;
+        whether the walk goes on.
+        """
         structure = self._structure
         if not structure.fits(tokens, self._left - len(tokens)):
             instead = structure.ending(self._left)

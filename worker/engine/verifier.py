@@ -1,4 +1,6 @@
-"""The verifier of Adaptive Parallel Decoding: a small autoregressive model with the diffusion model's tokenizer."""
+"""The verifier of Adaptive Parallel Decoding: a small autoregressive model with the diffusion
+model's tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ class CausalModel(Protocol):
 class Verifier:
     """Scores drafts. Its vocabulary may be smaller or larger than the model's.
 
-    Tokens that it lacks have probability zero from it; behind one of them its context would be wrong, so such a token is
-    accepted only as a draft's first, and ends it.
+    Tokens that it lacks have probability zero from it; behind one of them its context would be
+    wrong, so such a token is accepted only as a draft's first, and ends it.
     """
 
     def __init__(self, model: CausalModel, vocab_size: int, name: str) -> None:
@@ -57,7 +59,9 @@ class Verifier:
         width = log_p.shape[-1]
         if width >= vocab_size:
             return log_p[:, :vocab_size]
-        filling = torch.full((len(log_p), vocab_size - width), -torch.inf, dtype=log_p.dtype, device=log_p.device)
+        filling = torch.full(
+            (len(log_p), vocab_size - width), -torch.inf, dtype=log_p.dtype, device=log_p.device
+        )
         return torch.cat((log_p, filling), dim=-1)
 
 

@@ -1,4 +1,6 @@
-"""Weights from safetensors files into a module made on the meta device, tensor by tensor: no second copy in memory."""
+"""Weights from safetensors files into a module made on the meta device, tensor by tensor: no second
+copy in memory.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def shards(folder: Path) -> dict[str, Path]:
                 raise ModelLoadError(f"{folder}: the index names {file}, which is missing")
         return {name: folder / file for name, file in weight_map.items()}
     if not single.is_file():
-        raise ModelLoadError(f"{folder} has neither model.safetensors nor model.safetensors.index.json")
+        raise ModelLoadError(
+            f"{folder} has neither model.safetensors nor model.safetensors.index.json"
+        )
     with opened(single) as file:
         return dict.fromkeys(file.keys(), single)
 
@@ -54,7 +58,13 @@ def opened(path: Path) -> Iterator[Any]:
 def progress(total: int, what: str) -> Iterator[Callable[[], object]]:
     """A bar on a terminal's stderr; call what it yields once for each part done."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = sys.stderr.isatty()
@@ -77,7 +87,8 @@ def fill(
     Quantised weights are dequantised one by one as they are read.
 
     Raises:
-        ModelLoadError: naming the first missing, misshapen or unknown tensor, or the truncated file.
+        ModelLoadError: naming the first missing, misshapen or unknown tensor, or the truncated
+            file.
     """
     files = shards(folder)
     wanted = list(sources)
@@ -90,7 +101,9 @@ def fill(
             raise ModelLoadError(f"{folder}: tensor {name} does not belong to this architecture")
     by_file: dict[Path, list[Source]] = {}
     for source in wanted:
-        stored = source.name if quantization is None else quantization.stored_name(source.name, files)
+        stored = (
+            source.name if quantization is None else quantization.stored_name(source.name, files)
+        )
         if stored in files and source.target:
             by_file.setdefault(files[stored], []).append(source)
         elif stored not in files and not source.optional:
@@ -121,14 +134,16 @@ def copy_tensors(
     device: torch.device,
     skip: Callable[[str], bool],
 ) -> None:
-    """Fill a module of another library, made on the meta device, from a checkpoint that has its names.
+    """Fill a module of another library, made on the meta device, from a checkpoint that has its
+    names.
 
     Args:
         wanted: parameters and buffers by name; every one must be there.
         skip: whether a tensor of the checkpoint that is not wanted is left out on purpose.
 
     Raises:
-        ModelLoadError: naming the first missing, misshapen or unknown tensor, or the truncated file.
+        ModelLoadError: naming the first missing, misshapen or unknown tensor, or the truncated
+            file.
     """
     files = shards(folder)
     for name in files:
@@ -153,7 +168,9 @@ def _place(module: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False) if is_parameter else tensor)
 
 
-def _materialised(module: nn.Module, name: str, dtype: torch.dtype, device: torch.device) -> nn.Parameter:
+def _materialised(
+    module: nn.Module, name: str, dtype: torch.dtype, device: torch.device
+) -> nn.Parameter:
     owner_name, _, leaf = name.rpartition(".")
     owner = module.get_submodule(owner_name)
     empty = torch.empty(getattr(owner, leaf).shape, dtype=dtype, device=device)
@@ -167,8 +184,12 @@ def _copy(read: Get, path: Path, source: Source, parameter: nn.Parameter) -> Non
     part.copy_(_shaped(read(source.name), path, source.name, part.shape))
 
 
-def _reader(file: Any, path: Path, files: Mapping[str, Path], quantization: Quantization | None) -> Get:
-    """Return what reads a tensor by the name that it has in an unquantised checkpoint; scales may be in another shard."""
+def _reader(
+    file: Any, path: Path, files: Mapping[str, Path], quantization: Quantization | None
+) -> Get:
+    """Return what reads a tensor by the name that it has in an unquantised checkpoint; scales may
+    be in another shard.
+    """
 
     def stored(name: str) -> Tensor:
         if files.get(name, path) == path:
@@ -196,12 +217,15 @@ def _tensor(file: Any, path: Path, name: str) -> Tensor:
 
 def _shaped(tensor: Tensor, path: Path, name: str, shape: torch.Size) -> Tensor:
     if tensor.shape != shape:
-        raise ModelLoadError(f"{path}: tensor {name} has shape {list(tensor.shape)}, wanted {list(shape)}")
+        raise ModelLoadError(
+            f"{path}: tensor {name} has shape {list(tensor.shape)}, wanted {list(shape)}"
+        )
     return tensor
 
 
 def quantize(module: nn.Module, scheme: str) -> None:
-    """int8: the weights of all linear layers but the head as 8-bit integers with a scale per row (torchao).
+    """int8: the weights of all linear layers but the head as 8-bit integers with a scale per row
+    (torchao).
 
     Raises:
         ConfigurationError: torchao is missing.
@@ -210,5 +234,11 @@ def quantize(module: nn.Module, scheme: str) -> None:
     try:
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
     except ImportError as exc:
-        raise ConfigurationError("quantization int8 needs `pip install torchao`", param="quantization") from exc
-    quantize_(module, Int8WeightOnlyConfig(), filter_fn=lambda m, name: isinstance(m, nn.Linear) and name != "head")
+        raise ConfigurationError(
+            "quantization int8 needs `pip install torchao`", param="quantization"
+        ) from exc
+    quantize_(
+        module,
+        Int8WeightOnlyConfig(),
+        filter_fn=lambda m, name: isinstance(m, nn.Linear) and name != "head",
+    )

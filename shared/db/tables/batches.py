@@ -1,4 +1,6 @@
-"""Files, and batches of jobs. A batch's lines are ordinary rows of `jobs`, with `batch_id` and `batch_line`."""
+"""Files, and batches of jobs. A batch's lines are ordinary rows of `jobs`, with `batch_id` and
+`batch_line`.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ class FileChunk(Base):
 
     __tablename__ = "file_chunks"
 
-    file_id: Mapped[str] = mapped_column(ForeignKey("files.id", ondelete="CASCADE"), primary_key=True)
+    file_id: Mapped[str] = mapped_column(
+        ForeignKey("files.id", ondelete="CASCADE"), primary_key=True
+    )
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     data: Mapped[bytes] = mapped_column(LargeBinary)
 
@@ -81,15 +85,21 @@ class Batch(Base):
     window_seconds: Mapped[float] = mapped_column(Double)
     batch_metadata: Mapped[dict[str, Any] | None] = mapped_column("metadata", JSONB)
     output_expires_seconds: Mapped[float | None] = mapped_column(Double)
-    limits: Mapped[dict[str, Any]] = mapped_column(JSONB)  # of the key that made it: {queued_jobs, queued_tokens}
+    limits: Mapped[dict[str, Any]] = mapped_column(
+        JSONB
+    )  # of the key that made it: {queued_jobs, queued_tokens}
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     request_hash: Mapped[str] = mapped_column(Text)
 
     model: Mapped[str | None] = mapped_column(Text)
-    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(JSONB)  # of validation: {code, message, param, line}
+    errors: Mapped[list[dict[str, Any]] | None] = mapped_column(
+        JSONB
+    )  # of validation: {code, message, param, line}
     total: Mapped[int | None] = mapped_column(Integer)  # lines, once all were validated
     stored: Mapped[int] = mapped_column(Integer, server_default=text("0"))  # lines that are jobs
-    summary: Mapped[dict[str, Any] | None] = mapped_column(JSONB)  # at the end: {completed, failed, usage, top_errors}
+    summary: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB
+    )  # at the end: {completed, failed, usage, top_errors}
     output_file_id: Mapped[str | None] = mapped_column(Text)
     error_file_id: Mapped[str | None] = mapped_column(Text)
 
@@ -103,7 +113,9 @@ class Batch(Base):
     cancelling_at: Mapped[datetime | None] = mapped_column(Timestamp)
     cancelled_at: Mapped[datetime | None] = mapped_column(Timestamp)
 
-    sequence: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # moves so far, counted by a trigger
+    sequence: Mapped[int] = mapped_column(
+        Integer, server_default=text("1")
+    )  # moves so far, counted by a trigger
     holder: Mapped[str | None] = mapped_column(Text)
     lease_until: Mapped[datetime | None] = mapped_column(Timestamp)
 
@@ -114,11 +126,17 @@ class Batch(Base):
         Index("ix_batches_tenant_id", "tenant", "id"),
         Index("ix_batches_input_file", "input_file_id"),
         Index(
-            "uq_batches_idempotency", "tenant", "idempotency_key", unique=True,
+            "uq_batches_idempotency",
+            "tenant",
+            "idempotency_key",
+            unique=True,
             postgresql_where=text("idempotency_key IS NOT NULL"),
         ),
         Index(
-            "ix_batches_open", "created_at",
-            postgresql_where=text("status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"),
+            "ix_batches_open",
+            "created_at",
+            postgresql_where=text(
+                "status IN ('validating', 'in_progress', 'finalizing', 'cancelling')"
+            ),
         ),
-    )  # fmt: skip
+    )

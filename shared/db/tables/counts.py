@@ -1,6 +1,8 @@
-"""Numbers of rows of each kind and state of a tenant, kept by triggers as deltas that are summed up (migration 0023).
+"""Numbers of rows of each kind and state of a tenant, kept by triggers as deltas that are summed up
+(migration 0023).
 
-Of jobs only those that ended are here; `lanes` has what is queued, and few run. A file's `status` is its purpose.
+Of jobs only those that ended are here; `lanes` has what is queued, and few run. A file's `status`
+is its purpose.
 """
 
 from __future__ import annotations

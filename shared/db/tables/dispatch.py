@@ -1,8 +1,9 @@
 """Tables of the dispatcher: how much each key has queued, and whose turn it is.
 
-`lanes` and `lane_deltas` are written by triggers on `jobs` (migration 0004), so that no statement can forget it: every
-job that enters or leaves `queued` adds a row to `lane_deltas`, and whoever looks sums them up into `lanes`. Nobody
-waits for anybody: there is no counter that all submissions would have to lock.
+`lanes` and `lane_deltas` are written by triggers on `jobs` (migration 0004), so that no statement
+can forget it: every job that enters or leaves `queued` adds a row to `lane_deltas`, and whoever
+looks sums them up into `lanes`. Nobody waits for anybody: there is no counter that all submissions
+would have to lock.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ class Queue(Base):
 
     model: Mapped[str] = mapped_column(Text, primary_key=True)
     priority: Mapped[str] = mapped_column(Text, primary_key=True)
-    clock: Mapped[float] = mapped_column(Double, server_default=text("0"))  # virtual time: the last turn's beginning
+    clock: Mapped[float] = mapped_column(
+        Double, server_default=text("0")
+    )  # virtual time: the last turn's beginning
 
 
 class Lane(Base):
@@ -34,7 +37,9 @@ class Lane(Base):
     key_id: Mapped[str] = mapped_column(Text, primary_key=True, server_default=text("''"))
     jobs: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     tokens: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
-    clock: Mapped[float] = mapped_column(Double, server_default=text("0"))  # virtual time of its next turn
+    clock: Mapped[float] = mapped_column(
+        Double, server_default=text("0")
+    )  # virtual time of its next turn
 
 
 class LaneDelta(Base):

@@ -1,4 +1,6 @@
-"""Evaluations. The answers are ordinary rows of `jobs`, whose `batch_id` is the run and `batch_line` the sample's number."""
+"""Evaluations. The answers are ordinary rows of `jobs`, whose `batch_id` is the run and
+`batch_line` the sample's number.
+"""
 
 from __future__ import annotations
 
@@ -42,11 +44,15 @@ class Evaluation(Base):
     name: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text, server_default=EvaluationStatus.IN_PROGRESS.value)
     content_hash: Mapped[str] = mapped_column(Text)  # of the items, the template and the graders
-    dataset: Mapped[dict[str, Any]] = mapped_column(JSONB)  # {file_id | bundled, filename?, limit?, hash}
+    dataset: Mapped[dict[str, Any]] = mapped_column(
+        JSONB
+    )  # {file_id | bundled, filename?, limit?, hash}
     endpoint: Mapped[str] = mapped_column(Text)
     template: Mapped[Any] = mapped_column(JSON)  # a string, or messages
     graders: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
-    evaluation_metadata: Mapped[dict[str, Any]] = mapped_column("metadata", JSONB, server_default=text("'{}'::jsonb"))
+    evaluation_metadata: Mapped[dict[str, Any]] = mapped_column(
+        "metadata", JSONB, server_default=text("'{}'::jsonb")
+    )
     items: Mapped[int] = mapped_column(Integer)
     window_seconds: Mapped[float] = mapped_column(Double)
 
@@ -58,12 +64,21 @@ class Evaluation(Base):
     deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)  # its rows go in chunks
 
     __table_args__ = (
-        Index("ix_evaluations_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
+        Index(
+            "ix_evaluations_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")
+        ),
         CheckConstraint(_one_of("status", [s.value for s in EvaluationStatus]), "status"),
-        CheckConstraint("(status IN ('in_progress', 'cancelling')) = (finished_at IS NULL)", "finished_when_over"),
+        CheckConstraint(
+            "(status IN ('in_progress', 'cancelling')) = (finished_at IS NULL)",
+            "finished_when_over",
+        ),
         Index("uq_evaluations_content", "tenant", "content_hash", unique=True),
         Index("ix_evaluations_tenant_id", "tenant", "id"),
-        Index("ix_evaluations_open", "created_at", postgresql_where=text("status IN ('in_progress', 'cancelling')")),
+        Index(
+            "ix_evaluations_open",
+            "created_at",
+            postgresql_where=text("status IN ('in_progress', 'cancelling')"),
+        ),
     )
 
 
@@ -72,16 +87,22 @@ class EvaluationItem(Base):
 
     __tablename__ = "evaluation_items"
 
-    evaluation_id: Mapped[str] = mapped_column(ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True)
+    evaluation_id: Mapped[str] = mapped_column(
+        ForeignKey("evaluations.id", ondelete="CASCADE"), primary_key=True
+    )
     number: Mapped[int] = mapped_column(Integer, primary_key=True)  # from 1
     line: Mapped[int] = mapped_column(Integer)  # of the file
-    key: Mapped[str] = mapped_column(Text)  # of its content: the same item in another evaluation has the same
+    key: Mapped[str] = mapped_column(
+        Text
+    )  # of its content: the same item in another evaluation has the same
     cluster: Mapped[str] = mapped_column(Text)  # of its prompt: items that ask the same
     data: Mapped[dict[str, Any]] = mapped_column(JSON)
 
 
 class EvaluationRun(Base):
-    """One configuration. Sample `number` is `repeat * items + item`, repeats from 0: more seeds only append."""
+    """One configuration. Sample `number` is `repeat * items + item`, repeats from 0: more seeds
+    only append.
+    """
 
     __tablename__ = "evaluation_runs"
 
@@ -90,17 +111,25 @@ class EvaluationRun(Base):
     position: Mapped[int] = mapped_column(Integer)
     name: Mapped[str] = mapped_column(Text)
     status: Mapped[str] = mapped_column(Text, server_default=RunStatus.IN_PROGRESS.value)
-    key_id: Mapped[str] = mapped_column(Text, server_default="")  # of who pays: who added to it last
+    key_id: Mapped[str] = mapped_column(
+        Text, server_default=""
+    )  # of who pays: who added to it last
     model: Mapped[str] = mapped_column(Text)
-    revision: Mapped[str | None] = mapped_column(Text)  # of the model, when it was added; no other may answer
-    fields: Mapped[dict[str, Any]] = mapped_column(JSON)  # of every request: max_tokens, diffusion, ...
+    revision: Mapped[str | None] = mapped_column(
+        Text
+    )  # of the model, when it was added; no other may answer
+    fields: Mapped[dict[str, Any]] = mapped_column(
+        JSON
+    )  # of every request: max_tokens, diffusion, ...
     seeds: Mapped[list[int]] = mapped_column(ARRAY(BigInteger))
     content_hash: Mapped[str] = mapped_column(Text)  # of model, revision and fields
     error: Mapped[dict[str, Any] | None] = mapped_column(
         JSONB(none_as_null=True)
     )  # {code, message, param}, when failed
     total: Mapped[int] = mapped_column(Integer)
-    stored: Mapped[int] = mapped_column(Integer, server_default=text("0"))  # samples that are jobs, or could not be
+    stored: Mapped[int] = mapped_column(
+        Integer, server_default=text("0")
+    )  # samples that are jobs, or could not be
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
     expires_at: Mapped[datetime] = mapped_column(Timestamp)
     finished_at: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -120,15 +149,21 @@ class EvaluationSample(Base):
 
     __tablename__ = "evaluation_samples"
 
-    run_id: Mapped[str] = mapped_column(ForeignKey("evaluation_runs.id", ondelete="CASCADE"), primary_key=True)
+    run_id: Mapped[str] = mapped_column(
+        ForeignKey("evaluation_runs.id", ondelete="CASCADE"), primary_key=True
+    )
     number: Mapped[int] = mapped_column(Integer, primary_key=True)
     item: Mapped[int] = mapped_column(Integer)
     repeat: Mapped[int] = mapped_column(Integer)
     job_id: Mapped[str | None] = mapped_column(Text)
     outcome: Mapped[str] = mapped_column(Text)
     output: Mapped[str | None] = mapped_column(Text)
-    verdicts: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))  # of the job: {code, message, param}
+    verdicts: Mapped[list[dict[str, Any]]] = mapped_column(
+        JSONB, server_default=text("'[]'::jsonb")
+    )
+    error: Mapped[dict[str, Any] | None] = mapped_column(
+        JSONB(none_as_null=True)
+    )  # of the job: {code, message, param}
     completion_tokens: Mapped[int | None] = mapped_column(Integer)
     forwards: Mapped[int | None] = mapped_column(Integer)
     latency_ms: Mapped[float | None] = mapped_column(Double)  # in the engine

@@ -21,13 +21,17 @@ class ApiKey(Base):
     tenant: Mapped[str] = mapped_column(Text)
     name: Mapped[str] = mapped_column(Text)
     key_hash: Mapped[str] = mapped_column(Text)
-    previous_hash: Mapped[str | None] = mapped_column(Text)  # after a rotation, until previous_until
+    previous_hash: Mapped[str | None] = mapped_column(
+        Text
+    )  # after a rotation, until previous_until
     previous_until: Mapped[datetime | None] = mapped_column(Timestamp)
     scopes: Mapped[list[str]] = mapped_column(ARRAY(Text))
     requests_per_minute: Mapped[int | None] = mapped_column(Integer)
     max_queued_jobs: Mapped[int | None] = mapped_column(Integer)
     max_queued_tokens: Mapped[int | None] = mapped_column(Integer)
-    weight: Mapped[int] = mapped_column(Integer, server_default=text("1"))  # turns when keys compete
+    weight: Mapped[int] = mapped_column(
+        Integer, server_default=text("1")
+    )  # turns when keys compete
     webhook_secret: Mapped[str] = mapped_column(Text)  # signs the webhooks of single jobs
     previous_webhook_secret: Mapped[str | None] = mapped_column(Text)  # signs too, until then
     previous_webhook_secret_until: Mapped[datetime | None] = mapped_column(Timestamp)
@@ -39,8 +43,11 @@ class ApiKey(Base):
     __table_args__ = (
         CheckConstraint("weight BETWEEN 1 AND 1000", "weight"),
         CheckConstraint(
-            "requests_per_minute > 0 AND max_queued_jobs > 0 AND max_queued_tokens > 0", "limits_are_positive"
+            "requests_per_minute > 0 AND max_queued_jobs > 0 AND max_queued_tokens > 0",
+            "limits_are_positive",
         ),
-        CheckConstraint("(previous_hash IS NULL) = (previous_until IS NULL)", "previous_has_an_end"),
+        CheckConstraint(
+            "(previous_hash IS NULL) = (previous_until IS NULL)", "previous_has_an_end"
+        ),
         Index("ix_api_keys_tenant", "tenant"),
     )

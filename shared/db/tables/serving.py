@@ -5,7 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, DateTime, ForeignKey, Identity, Index, Integer, Text, func, text
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -16,7 +27,9 @@ WORKER_STATES = ("loading", "ready", "draining", "stopped")
 
 
 class Model(Base):
-    """A served model: its card and its tokenizer's files, so that the API counts tokens without torch."""
+    """A served model: its card and its tokenizer's files, so that the API counts tokens without
+    torch.
+    """
 
     __tablename__ = "models"
 
@@ -41,7 +54,9 @@ class Worker(Base):
     device: Mapped[str] = mapped_column(Text)
     slots: Mapped[int] = mapped_column(Integer)
     version: Mapped[str] = mapped_column(Text)
-    revision: Mapped[str | None] = mapped_column(Text)  # of the model; "" has none, NULL: a program that did not say
+    revision: Mapped[str | None] = mapped_column(
+        Text
+    )  # of the model; "" has none, NULL: a program that did not say
     state: Mapped[str] = mapped_column(Text)
     stats: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
     started_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
@@ -49,7 +64,9 @@ class Worker(Base):
 
     __table_args__ = (
         CheckConstraint(f"state IN ({', '.join(repr(s) for s in WORKER_STATES)})", "state"),
-        Index("ix_workers_live", "model", "last_beat_at", postgresql_where=text("state <> 'stopped'")),
+        Index(
+            "ix_workers_live", "model", "last_beat_at", postgresql_where=text("state <> 'stopped'")
+        ),
     )
 
 
@@ -64,7 +81,9 @@ class LeaseClock(Base):
 
 
 class WorkerFailure(Base):
-    """A worker that could not load its model, and why. It never became a row of `workers`; one row per machine and model."""
+    """A worker that could not load its model, and why. It never became a row of `workers`; one row
+    per machine and model.
+    """
 
     __tablename__ = "worker_failures"
 

@@ -17,7 +17,9 @@ _ZERO = text("0")
 class _Amounts:
     """The amounts of one key with one model on one day (UTC)."""
 
-    succeeded: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)  # lives of jobs that ended so
+    succeeded: Mapped[int] = mapped_column(
+        BigInteger, server_default=_ZERO
+    )  # lives of jobs that ended so
     failed: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
     cancelled: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
     expired: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
@@ -25,8 +27,12 @@ class _Amounts:
     prompt_tokens: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
     completion_tokens: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
     forwards: Mapped[int] = mapped_column(BigInteger, server_default=_ZERO)
-    run_seconds: Mapped[float] = mapped_column(Double, server_default=_ZERO)  # attempts, from claim to end
-    device_seconds: Mapped[float] = mapped_column(Double, server_default=_ZERO)  # their share of the engine's steps
+    run_seconds: Mapped[float] = mapped_column(
+        Double, server_default=_ZERO
+    )  # attempts, from claim to end
+    device_seconds: Mapped[float] = mapped_column(
+        Double, server_default=_ZERO
+    )  # their share of the engine's steps
 
 
 class Usage(_Amounts, Base):

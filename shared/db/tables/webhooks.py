@@ -1,7 +1,8 @@
 """Webhooks: endpoints, the outbox of events, their deliveries, every attempt.
 
-Events and deliveries are written by a trigger on `jobs` (migration 0005) in the transaction that moves the job: whatever
-moves it, and wherever a process dies, an event is there exactly when its move is.
+Events and deliveries are written by a trigger on `jobs` (migration 0005) in the transaction that
+moves the job: whatever moves it, and wherever a process dies, an event is there exactly when its
+move is.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class WebhookEndpoint(Base):
     url: Mapped[str] = mapped_column(Text)
     description: Mapped[str] = mapped_column(Text, server_default=text("''"))
     events: Mapped[list[str]] = mapped_column(ARRAY(Text))
-    metadata_filter: Mapped[dict[str, Any]] = mapped_column(JSONB, server_default=text("'{}'::jsonb"))
+    metadata_filter: Mapped[dict[str, Any]] = mapped_column(
+        JSONB, server_default=text("'{}'::jsonb")
+    )
     inline_result: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
     secret: Mapped[str] = mapped_column(Text)
     previous_secret: Mapped[str | None] = mapped_column(Text)
@@ -52,11 +55,19 @@ class WebhookEndpoint(Base):
     disabled_reason: Mapped[str | None] = mapped_column(Text)
     last_success_at: Mapped[datetime | None] = mapped_column(Timestamp)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
-    deleted_at: Mapped[datetime | None] = mapped_column(Timestamp)  # its deliveries go in chunks, then the row
+    deleted_at: Mapped[datetime | None] = mapped_column(
+        Timestamp
+    )  # its deliveries go in chunks, then the row
 
     __table_args__ = (
-        Index("ix_webhook_endpoints_deleted", "deleted_at", postgresql_where=text("deleted_at IS NOT NULL")),
-        CheckConstraint("(previous_secret IS NULL) = (previous_until IS NULL)", "previous_has_an_end"),
+        Index(
+            "ix_webhook_endpoints_deleted",
+            "deleted_at",
+            postgresql_where=text("deleted_at IS NOT NULL"),
+        ),
+        CheckConstraint(
+            "(previous_secret IS NULL) = (previous_until IS NULL)", "previous_has_an_end"
+        ),
         Index("ix_webhook_endpoints_tenant", "tenant", "id"),
     )
 
@@ -80,8 +91,12 @@ class WebhookEvent(Base):
     id: Mapped[str] = mapped_column(Text, primary_key=True)
     tenant: Mapped[str] = mapped_column(Text)
     type: Mapped[str] = mapped_column(Text)
-    job_id: Mapped[str | None] = mapped_column(Text)  # no foreign key: an event outlives its job's ledger row
-    batch_id: Mapped[str | None] = mapped_column(Text)  # likewise; an event is about a job, about a batch, or a test
+    job_id: Mapped[str | None] = mapped_column(
+        Text
+    )  # no foreign key: an event outlives its job's ledger row
+    batch_id: Mapped[str | None] = mapped_column(
+        Text
+    )  # likewise; an event is about a job, about a batch, or a test
     status: Mapped[str | None] = mapped_column(Text)
     sequence: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[datetime] = mapped_column(Timestamp, server_default=func.now())
@@ -100,7 +115,9 @@ class WebhookDelivery(Base):
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
     event_id: Mapped[str] = mapped_column(ForeignKey("webhook_events.id", ondelete="CASCADE"))
     tenant: Mapped[str] = mapped_column(Text)
-    endpoint_id: Mapped[str | None] = mapped_column(ForeignKey("webhook_endpoints.id", ondelete="CASCADE"))
+    endpoint_id: Mapped[str | None] = mapped_column(
+        ForeignKey("webhook_endpoints.id", ondelete="CASCADE")
+    )
     url: Mapped[str | None] = mapped_column(Text)
     key_id: Mapped[str | None] = mapped_column(Text)  # whose secret signs, of a job's own URL
     inline_result: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
@@ -114,10 +131,19 @@ class WebhookDelivery(Base):
     __table_args__ = (
         CheckConstraint(f"status IN ({', '.join(repr(s) for s in DELIVERY_STATES)})", "status"),
         CheckConstraint("(endpoint_id IS NULL) <> (url IS NULL)", "one_receiver"),
-        Index("ix_webhook_deliveries_due", "next_attempt_at", postgresql_where=text("status = 'pending'")),
+        Index(
+            "ix_webhook_deliveries_due",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending'"),
+        ),
         Index("ix_webhook_deliveries_tenant", "tenant", "status", "id"),
         Index("ix_webhook_deliveries_endpoint_status", "endpoint_id", "status", "id"),
-        Index("ix_webhook_deliveries_turns", "tenant", "next_attempt_at", postgresql_where=text("status = 'pending'")),
+        Index(
+            "ix_webhook_deliveries_turns",
+            "tenant",
+            "next_attempt_at",
+            postgresql_where=text("status = 'pending'"),
+        ),
         Index("ix_webhook_deliveries_event", "event_id"),
         Index(
             "ix_webhook_deliveries_leased",
@@ -133,7 +159,9 @@ class WebhookAttempt(Base):
     __tablename__ = "webhook_attempts"
 
     id: Mapped[int] = mapped_column(BigInteger, Identity(), primary_key=True)
-    delivery_id: Mapped[int] = mapped_column(ForeignKey("webhook_deliveries.id", ondelete="CASCADE"))
+    delivery_id: Mapped[int] = mapped_column(
+        ForeignKey("webhook_deliveries.id", ondelete="CASCADE")
+    )
     attempt: Mapped[int] = mapped_column(Integer)
     status_code: Mapped[int | None] = mapped_column(Integer)
     error: Mapped[str | None] = mapped_column(Text)

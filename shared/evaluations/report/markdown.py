@@ -25,7 +25,10 @@ def cell(text: Any) -> str:
 
 def rows(head: Sequence[str], body: Sequence[Sequence[Any]]) -> list[str]:
     rule = ["---" if i < NUMBERS_FROM else "---:" for i in range(len(head))]
-    return [f"| {' | '.join(line)} |" for line in ([*map(cell, head)], rule, *([*map(cell, row)] for row in body))]
+    return [
+        f"| {' | '.join(line)} |"
+        for line in ([*map(cell, head)], rule, *([*map(cell, row)] for row in body))
+    ]
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -57,15 +60,22 @@ def markdown(report: Mapping[str, Any]) -> str:
         if c["error"] is not None:
             lines.append(f"- {cell(c['name'])} failed: {cell(c['error']['message'])}")
         lines += [
-            f"- {cell(c['name'])}, {e['count']} times {cell(e['code'])}: {cell(e['message'])}" for e in c["top_errors"]
+            f"- {cell(c['name'])}, {e['count']} times {cell(e['code'])}: {cell(e['message'])}"
+            for e in c["top_errors"]
         ]
     if report["not_passed"]:
         lines += ["", "## Items that did not pass", ""]
         head = ("configuration", "item", "outcome", "reference", "output", "why")
         body = [
-            (i["configuration"], i["item"], i["outcome"], i["data"].get("reference", ""), i["output"] or "",
-             table.verdicts_of(i))
+            (
+                i["configuration"],
+                i["item"],
+                i["outcome"],
+                i["data"].get("reference", ""),
+                i["output"] or "",
+                table.verdicts_of(i),
+            )
             for i in report["not_passed"][:ITEMS_SHOWN]
-        ]  # fmt: skip
+        ]
         lines += rows(head, body)
     return "\n".join(lines) + "\n"

@@ -1,4 +1,6 @@
-"""A report as one HTML page: styles and plots inside, nothing loaded, no script, every text escaped."""
+"""A report as one HTML page: styles and plots inside, nothing loaded, no script, every text
+escaped.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 @cache
 def _template() -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     source = Path(__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)
 
@@ -33,14 +37,25 @@ def _points(report: Mapping[str, Any]) -> list[Point]:
             accuracy = results["accuracy"]
             title = f"{c['name']}: {accuracy['mean']:.1%}, {results['tokens_per_forward']:.2f} tokens per forward"
             made.append(
-                Point(c["name"], c["name"], results["tokens_per_forward"], accuracy["mean"], accuracy["low"],
-                      accuracy["high"], title)
-            )  # fmt: skip
+                Point(
+                    c["name"],
+                    c["name"],
+                    results["tokens_per_forward"],
+                    accuracy["mean"],
+                    accuracy["low"],
+                    accuracy["high"],
+                    title,
+                )
+            )
     return made
 
 
 def _when(seconds: int | None) -> str:
-    return "" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        ""
+        if seconds is None
+        else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+    )
 
 
 def _pretty(value: Any) -> str:
@@ -61,11 +76,15 @@ def page(report: Mapping[str, Any]) -> str:
         policy=POLICY,
         accuracy_plot=Markup(
             scatter(points, x_label="tokens per forward", y_label="passed, with 95% interval")
-        ) if points else None,
+        )
+        if points
+        else None,
         latency_plot=Markup(
             curves(lines, x_label="latency of an answer, ms", y_label="share of answers")
-        ) if lines else None,
+        )
+        if lines
+        else None,
         items=items,
         when=_when,
         pretty=_pretty,
-    )  # fmt: skip
+    )

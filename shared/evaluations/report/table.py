@@ -6,9 +6,29 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-SUMMARY = ("configuration", "passed", "95% interval", "± other questions", "± other seeds", "errors", "tokens/forward",
-           "forwards", "p50 ms", "p95 ms", "tokens/s", "device s")  # fmt: skip
-COMPARISON = ("configuration", "difference", "95% interval", "p (McNemar)", "only first", "only this", "detectable")
+SUMMARY = (
+    "configuration",
+    "passed",
+    "95% interval",
+    "± other questions",
+    "± other seeds",
+    "errors",
+    "tokens/forward",
+    "forwards",
+    "p50 ms",
+    "p95 ms",
+    "tokens/s",
+    "device s",
+)
+COMPARISON = (
+    "configuration",
+    "difference",
+    "95% interval",
+    "p (McNemar)",
+    "only first",
+    "only this",
+    "detectable",
+)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -29,7 +49,9 @@ def status_of(configuration: Mapping[str, Any]) -> str:
     progress, status = configuration["progress"], str(configuration["status"])
     if status == "completed":
         return ""
-    so_far = f"{sum(progress[name] for name in ('passed', 'failed', 'error'))} of {progress['total']}"
+    so_far = (
+        f"{sum(progress[name] for name in ('passed', 'failed', 'error'))} of {progress['total']}"
+    )
     return so_far if status == "in_progress" else f"{status}, {so_far}"
 
 
@@ -43,22 +65,35 @@ def summary_row(configuration: Mapping[str, Any]) -> list[str]:
     accuracy, latency = results["accuracy"] or {}, results["latency_ms"]
     interval = f"{percent(accuracy['low'])} to {percent(accuracy['high'])}" if accuracy else ""
     return [
-        label, percent(accuracy.get("mean")), interval, percent(accuracy.get("standard_error"), 2),
-        percent(accuracy.get("monte_carlo_error"), 2), str(results["outcomes"].get("error", 0) or ""),
-        number(results["tokens_per_forward"]), number(results["forwards"], 0), number(latency["p50"], 0),
-        number(latency["p95"], 0), number(results["tokens_per_second"], 0), number(results["device_seconds"], 1),
-    ]  # fmt: skip
+        label,
+        percent(accuracy.get("mean")),
+        interval,
+        percent(accuracy.get("standard_error"), 2),
+        percent(accuracy.get("monte_carlo_error"), 2),
+        str(results["outcomes"].get("error", 0) or ""),
+        number(results["tokens_per_forward"]),
+        number(results["forwards"], 0),
+        number(latency["p50"], 0),
+        number(latency["p95"], 0),
+        number(results["tokens_per_second"], 0),
+        number(results["device_seconds"], 1),
+    ]
 
 
 def comparison_row(comparison: Mapping[str, Any]) -> list[str]:
-    """One configuration against the first, in the order of COMPARISON; differences in percentage points."""
+    """One configuration against the first, in the order of COMPARISON; differences in percentage
+    points.
+    """
     mcnemar = comparison["mcnemar"]
     return [
-        comparison["second_name"], points(comparison["difference"]),
-        f"{points(comparison['low'])} to {points(comparison['high'])}", f"{mcnemar['p_value']:.3g}",
-        str(mcnemar["only_first"]), str(mcnemar["only_second"]),
+        comparison["second_name"],
+        points(comparison["difference"]),
+        f"{points(comparison['low'])} to {points(comparison['high'])}",
+        f"{mcnemar['p_value']:.3g}",
+        str(mcnemar["only_first"]),
+        str(mcnemar["only_second"]),
         f"{100 * comparison['minimum_detectable_effect']:.1f}",
-    ]  # fmt: skip
+    ]
 
 
 def settings_of(configuration: Mapping[str, Any]) -> str:
@@ -75,7 +110,11 @@ def verdicts_of(item: Mapping[str, Any]) -> str:
     for grader in item["graders"]:
         if grader["passed"] is True:
             continue
-        reason = f"{grader['error']['code']}: {grader['error']['message']}" if grader.get("error") else "no"
+        reason = (
+            f"{grader['error']['code']}: {grader['error']['message']}"
+            if grader.get("error")
+            else "no"
+        )
         taken = f" (took {grader['extracted']!r})" if "extracted" in grader else ""
         said.append(f"{grader['name']}: {reason}{taken}")
     return "; ".join(said)

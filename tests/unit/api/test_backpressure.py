@@ -64,7 +64,9 @@ async def test_those_who_wait_come_in_in_the_order_of_their_arrival() -> None:
     entering = []
     for name, client in clients.items():
         entering.append(
-            asyncio.ensure_future(room.admit("key", client.visit(), lambda name=name: limit.enter(name)))  # type: ignore[misc]
+            asyncio.ensure_future(
+                room.admit("key", client.visit(), lambda name=name: limit.enter(name))
+            )  # type: ignore[misc]
         )
         await asyncio.sleep(0)
     await until(lambda: REQUESTS_WAITING._value.get() == 3)
@@ -75,7 +77,9 @@ async def test_those_who_wait_come_in_in_the_order_of_their_arrival() -> None:
     limit.room = 5
     assert [await entering[n] for n in (0, 1, 3)] == ["a", "b", "d"] == limit.admitted
     assert REQUESTS_WAITING._value.get() == 0
-    assert await room.admit("key", Client().visit(), lambda: limit.enter("e")) == "e"  # the line is gone again
+    assert (
+        await room.admit("key", Client().visit(), lambda: limit.enter("e")) == "e"
+    )  # the line is gone again
 
 
 async def test_who_comes_later_does_not_overtake() -> None:
@@ -83,7 +87,9 @@ async def test_who_comes_later_does_not_overtake() -> None:
     first = asyncio.ensure_future(room.admit("key", Client().visit(), lambda: limit.enter("first")))
     await until(lambda: limit.asked)
     limit.room = 1
-    second = asyncio.ensure_future(room.admit("key", Client().visit(), lambda: limit.enter("second")))
+    second = asyncio.ensure_future(
+        room.admit("key", Client().visit(), lambda: limit.enter("second"))
+    )
     assert await first == "first"
     limit.room = 1
     assert await second == "second"
@@ -118,7 +124,9 @@ async def test_only_so_many_wait() -> None:
 
 async def test_a_stopping_process_sends_them_elsewhere() -> None:
     limit, room, stopping = Limit(0), WaitingRoom(40), asyncio.Event()
-    waiting = asyncio.ensure_future(room.admit("a", Client().visit(stopping=stopping), lambda: limit.enter("x")))
+    waiting = asyncio.ensure_future(
+        room.admit("a", Client().visit(stopping=stopping), lambda: limit.enter("x"))
+    )
     await until(lambda: limit.asked)
     stopping.set()
     with pytest.raises(Overloaded):
@@ -171,7 +179,11 @@ async def test_a_key_leaves_room_for_others() -> None:
 
     greedy = [enter("greedy", client, 10) for client in clients[:3]]
     await until(lambda: greedy[2].done())
-    assert isinstance(greedy[2].exception(), TooManyRequests) and not greedy[0].done() and not greedy[1].done()
+    assert (
+        isinstance(greedy[2].exception(), TooManyRequests)
+        and not greedy[0].done()
+        and not greedy[1].done()
+    )
     large = [enter("large", client, 90) for client in clients[3:5]]
     await until(lambda: large[1].done())
     assert isinstance(large[1].exception(), TooManyRequests) and not large[0].done()

@@ -1,4 +1,6 @@
-"""Streams of changes: one reading for all followers, the newest state for slow ones, and an end when there is one."""
+"""Streams of changes: one reading for all followers, the newest state for slow ones, and an end
+when there is one.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ async def test_many_objects_are_one_reading(changes: Changes) -> None:
         return {key: {"key": key, "n": 1} for key in keys if key != "gone"}
 
     keys = [str(i) for i in range(100)]
-    streams = {key: changes.follow("thing", key, single, read_all=read_all) for key in [*keys, "gone"]}
+    streams = {
+        key: changes.follow("thing", key, single, read_all=read_all) for key in [*keys, "gone"]
+    }
     for stream in streams.values():
         assert '"n":0' in await take(stream)
     for key in keys:

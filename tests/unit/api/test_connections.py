@@ -1,4 +1,6 @@
-"""Slow and idle connections, against a real server and with real sockets: what is closed, what stays, and who gets in."""
+"""Slow and idle connections, against a real server and with real sockets: what is closed, what
+stays, and who gets in.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,9 @@ SHORT = {
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """`/quick` answers, `/body` reads first, `/slow` answers after a second, `/stream` sends an event each 0.2 s,
-    `/large` more than a socket holds."""
+    """`/quick` answers, `/body` reads first, `/slow` answers after a second, `/stream` sends an
+    event each 0.2 s, `/large` more than a socket holds.
+    """
     headers = [(b"content-type", b"text/plain")]
     if scope["path"] == "/body":
         size = 0
@@ -58,9 +61,13 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 async def serving(settings: Settings, **options: Any) -> AsyncIterator[tuple[int, uvicorn.Server]]:
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(
-        app, http=protocol_class(settings), timeout_keep_alive=settings.keep_alive_seconds, lifespan="off", log_config=None,
+        app,
+        http=protocol_class(settings),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        lifespan="off",
+        log_config=None,
         **options,
-    )  # fmt: skip
+    )
     server = uvicorn.Server(config)
     task = asyncio.create_task(server._serve(sockets=[listener]))
     while not server.started:
@@ -76,7 +83,9 @@ def settings(**values: Any) -> Settings:
     return load_settings({}, **values)
 
 
-async def opened(port: int, *sent: bytes, **options: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def opened(
+    port: int, *sent: bytes, **options: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await asyncio.open_connection("127.0.0.1", port, **options)
     for data in sent:
         writer.write(data)
@@ -103,14 +112,29 @@ async def dribble(writer: asyncio.StreamWriter, data: bytes) -> None:
 @pytest.mark.parametrize(
     ("first", "then", "status"),
     [
-        (b"", b"", b""), (b"GET /quick HTTP/1.1\r\nhost: x\r\n", b"", b""), (b"G", b"ET /quick HTTP/1.1\r\n" * 50, b""),
-        (POST % 1000, b"", b"408"), (POST % 1000 + b"x" * 999, b"", b"408"), (POST % 1000, b"x" * 1000, b"408"),
-        (GET, b"", b"200"), (GET, b"GET /quick HTTP/1.1\r\nx: " + b"y" * 500, b"200"),
+        (b"", b"", b""),
+        (b"GET /quick HTTP/1.1\r\nhost: x\r\n", b"", b""),
+        (b"G", b"ET /quick HTTP/1.1\r\n" * 50, b""),
+        (POST % 1000, b"", b"408"),
+        (POST % 1000 + b"x" * 999, b"", b"408"),
+        (POST % 1000, b"x" * 1000, b"408"),
+        (GET, b"", b"200"),
+        (GET, b"GET /quick HTTP/1.1\r\nx: " + b"y" * 500, b"200"),
     ],
-    ids=["nothing", "half of the headers", "headers by the byte", "no body", "most of the body", "a body by the byte",
-         "idle after an answer", "headers by the byte after an answer"],
-)  # fmt: skip
-async def test_a_connection_that_is_slow_is_closed(first: bytes, then: bytes, status: bytes) -> None:
+    ids=[
+        "nothing",
+        "half of the headers",
+        "headers by the byte",
+        "no body",
+        "most of the body",
+        "a body by the byte",
+        "idle after an answer",
+        "headers by the byte after an answer",
+    ],
+)
+async def test_a_connection_that_is_slow_is_closed(
+    first: bytes, then: bytes, status: bytes
+) -> None:
     async with serving(settings(**SHORT)) as (port, server):
         reader, writer = await opened(port, first)
         sending = asyncio.create_task(dribble(writer, then))
@@ -149,7 +173,9 @@ async def test_a_body_that_keeps_coming_has_time() -> None:
 
 
 async def test_a_connection_is_used_again_within_its_idle_time() -> None:
-    async with serving(settings(**SHORT | {"keep_alive_seconds": 30, "header_timeout_seconds": 0.2})) as (port, _):
+    async with serving(
+        settings(**SHORT | {"keep_alive_seconds": 30, "header_timeout_seconds": 0.2})
+    ) as (port, _):
         reader, writer = await opened(port)
         for _ in range(3):
             writer.write(GET)
@@ -224,9 +250,25 @@ async def test_a_full_server_refuses_when_each_has_a_request() -> None:
 async def test_deadlines_hold_over_tls(tmp_path: Path) -> None:
     made = tmp_path / "c.pem", tmp_path / "c.key"
     subprocess.run(
-        ["openssl", "req", "-x509", "-days", "1", "-nodes", "-newkey", "rsa:2048", "-out", made[0], "-keyout", made[1],
-         "-subj", "/CN=x"], check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-days",
+            "1",
+            "-nodes",
+            "-newkey",
+            "rsa:2048",
+            "-out",
+            made[0],
+            "-keyout",
+            made[1],
+            "-subj",
+            "/CN=x",
+        ],
+        check=True,
+        capture_output=True,
+    )
     context = ssl.create_default_context(cafile=str(made[0]))
     context.check_hostname = False
     files = {"ssl_certfile": str(made[0]), "ssl_keyfile": str(made[1])}

@@ -1,4 +1,6 @@
-"""The edges of the API without a server: strict JSON, error bodies, body limit, request ids, log lines and metrics."""
+"""The edges of the API without a server: strict JSON, error bodies, body limit, request ids, log
+lines and metrics.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from api import errors
 from api.dependencies import JsonBody, idempotency_key, is_automatic_retry
-from api.middleware import BodyLimitMiddleware, CrossSiteMiddleware, LoggingMiddleware, RequestIDMiddleware
+from api.middleware import (
+    BodyLimitMiddleware,
+    CrossSiteMiddleware,
+    LoggingMiddleware,
+    RequestIDMiddleware,
+)
 from api.routes.jobs import preferred_wait, wait_seconds
 from shared.errors import InvalidBody, InvalidParameter, TooManyRequests
 from shared.metrics import ERRORS, REQUESTS
@@ -25,11 +32,22 @@ from shared.strict_json import parse_json
 
 JSON_TYPE = {"content-type": "application/json"}
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-        st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8), inner, max_size=4),
-)  # fmt: skip
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.text(
+                st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=8
+            ),
+            inner,
+            max_size=4,
+        )
+    ),
+)
 
 
 @given(JSON)
@@ -50,15 +68,22 @@ def test_any_bytes_are_json_or_an_error_that_says_what(raw: bytes) -> None:
 @pytest.mark.parametrize(
     ("raw", "code", "param"),
     [
-        (b"\xff", "invalid_utf8", "body"), (b"{", "invalid_json", "body"), (b'{"a": NaN}', "invalid_json", "body"),
-        (b'{"a": -Infinity}', "invalid_json", "body"), (b'{"a": 1e999}', "invalid_json", "body"),
-        (b"[" * 200_000, "invalid_json", "body"), (b"9" * 5000, "invalid_json", "body"),
-        (b'"\\u0000"', "invalid_characters", "body"), (b'{"a": {"b": ["x", "\\ud800"]}}', "invalid_characters", "a.b[1]"),
-        (b'{"a": {"b": 1, "c": 2, "b": 1}}', "invalid_json", "b"), (b'[{"\\ud800": 1, "\\ud800": 2}]', "invalid_json", "body"),
-        (b'{"a\\u0000": 1}', "invalid_characters", "body"), (b'{"a": {"b\\udfff": 1}}', "invalid_characters", "a"),
+        (b"\xff", "invalid_utf8", "body"),
+        (b"{", "invalid_json", "body"),
+        (b'{"a": NaN}', "invalid_json", "body"),
+        (b'{"a": -Infinity}', "invalid_json", "body"),
+        (b'{"a": 1e999}', "invalid_json", "body"),
+        (b"[" * 200_000, "invalid_json", "body"),
+        (b"9" * 5000, "invalid_json", "body"),
+        (b'"\\u0000"', "invalid_characters", "body"),
+        (b'{"a": {"b": ["x", "\\ud800"]}}', "invalid_characters", "a.b[1]"),
+        (b'{"a": {"b": 1, "c": 2, "b": 1}}', "invalid_json", "b"),
+        (b'[{"\\ud800": 1, "\\ud800": 2}]', "invalid_json", "body"),
+        (b'{"a\\u0000": 1}', "invalid_characters", "body"),
+        (b'{"a": {"b\\udfff": 1}}', "invalid_characters", "a"),
     ],
     ids=lambda value: str(value)[:30],
-)  # fmt: skip
+)
 def test_what_is_no_json(raw: bytes, code: str, param: str) -> None:
     with pytest.raises(InvalidBody) as wrong:
         parse_json(raw)
@@ -71,7 +96,9 @@ def test_a_whole_surrogate_pair_is_a_character() -> None:
 
 def request(**headers: str) -> Request:
     raw = [(k.replace("_", "-").encode(), v.encode("latin-1")) for k, v in headers.items()]
-    return Request({"type": "http", "method": "POST", "path": "/", "headers": raw, "query_string": b""})
+    return Request(
+        {"type": "http", "method": "POST", "path": "/", "headers": raw, "query_string": b""}
+    )
 
 
 def test_idempotency_keys() -> None:
@@ -84,7 +111,15 @@ def test_idempotency_keys() -> None:
 
 
 def test_the_sdks_retry_count() -> None:
-    counts = {"0": False, "1": True, "12": True, "-1": False, "x": False, "\xb2": False, "9" * 5000: True}
+    counts = {
+        "0": False,
+        "1": True,
+        "12": True,
+        "-1": False,
+        "x": False,
+        "\xb2": False,
+        "9" * 5000: True,
+    }
     assert {c: is_automatic_retry(request(x_stainless_retry_count=c)) for c in counts} == counts
     assert not is_automatic_retry(request())
 
@@ -92,10 +127,19 @@ def test_the_sdks_retry_count() -> None:
 @pytest.mark.parametrize(
     ("prefer", "seconds"),
     [
-        ("wait=5", 5.0), ("respond-async, wait=5", 5.0), ("wait=5; foo", 5.0), ("wait=1000", 60.0), ("wait=0", 0.0),
-        ("", None), ("wait", None), ("wait=x", None), ("wait=-1", None), ("await=5", None), ("wait=1.5", None),
+        ("wait=5", 5.0),
+        ("respond-async, wait=5", 5.0),
+        ("wait=5; foo", 5.0),
+        ("wait=1000", 60.0),
+        ("wait=0", 0.0),
+        ("", None),
+        ("wait", None),
+        ("wait=x", None),
+        ("wait=-1", None),
+        ("await=5", None),
+        ("wait=1.5", None),
     ],
-)  # fmt: skip
+)
 def test_prefer_wait(prefer: str, seconds: float | None) -> None:
     assert preferred_wait(request(prefer=prefer), 60.0) == seconds
 
@@ -185,15 +229,20 @@ def problem_of(answer: httpx.Response) -> dict[str, Any]:
 async def test_every_error_has_the_one_body(client: httpx.AsyncClient) -> None:
     busy = await client.get("/busy/x")
     assert problem_of(busy) == {
-        "message": "later", "type": "rate_limit_error", "param": "tenant", "code": "rate_limit_exceeded"
-    }  # fmt: skip
+        "message": "later",
+        "type": "rate_limit_error",
+        "param": "tenant",
+        "code": "rate_limit_exceeded",
+    }
     assert (busy.status_code, busy.headers["retry-after"]) == (429, "5")
     wrong = await client.post("/model", json={"names": [1, "x"]})
     assert (wrong.status_code, problem_of(wrong)["param"]) == (400, "names[1]")
     missing = await client.get("/none")
     assert problem_of(missing)["code"] == "not_found"
     assert "POST /model" in missing.json()["available"]
-    assert missing.json()["detail"].startswith("GET /none is not served; `available` in this answer lists every route")
+    assert missing.json()["detail"].startswith(
+        "GET /none is not served; `available` in this answer lists every route"
+    )
     method = await client.get("/echo")
     assert (method.status_code, problem_of(method)["code"], method.headers["allow"]) == (
         405,
@@ -205,15 +254,27 @@ async def test_every_error_has_the_one_body(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("path", "meant"),
     [
-        ("/v1/job", "/v1/jobs"), ("/chat/completions", "/v1/chat/completions"), ("/v1/jobz/job_1", "/v1/jobs/job_1"),
-        ("/v1/v1/chat/completions", "/v1/chat/completions"), ("/v1/jobs/job_1/event", "/v1/jobs/job_1/events"),
-        ("/v1/embeddings", None), ("/v1/images/generations", None), ("/v1/audio/speech", None), ("/" + "v1/job" * 900, None),
+        ("/v1/job", "/v1/jobs"),
+        ("/chat/completions", "/v1/chat/completions"),
+        ("/v1/jobz/job_1", "/v1/jobs/job_1"),
+        ("/v1/v1/chat/completions", "/v1/chat/completions"),
+        ("/v1/jobs/job_1/event", "/v1/jobs/job_1/events"),
+        ("/v1/embeddings", None),
+        ("/v1/images/generations", None),
+        ("/v1/audio/speech", None),
+        ("/" + "v1/job" * 900, None),
     ],
-)  # fmt: skip
+)
 def test_a_path_that_is_nearly_a_route(path: str, meant: str | None) -> None:
     """An id in it makes no two paths alike."""
-    routes = ["/v1/jobs", "/v1/jobs/{job_id}", "/v1/jobs/{job_id}/events", "/v1/chat/completions", "/v1/files/{file_id}",
-              "/v1/evaluations/{evaluation_id}"]  # fmt: skip
+    routes = [
+        "/v1/jobs",
+        "/v1/jobs/{job_id}",
+        "/v1/jobs/{job_id}/events",
+        "/v1/chat/completions",
+        "/v1/files/{file_id}",
+        "/v1/evaluations/{evaluation_id}",
+    ]
     assert errors.nearest(routes, path) == meant
 
 
@@ -221,14 +282,22 @@ async def test_a_method_that_a_path_has_not(client: httpx.AsyncClient) -> None:
     """All that it has are named, also those of another route of the same path."""
     answer = await client.put("/thing/7")
     assert (answer.status_code, answer.headers["allow"]) == (405, "DELETE, GET")
-    assert problem_of(answer)["message"] == "PUT /thing/7 is not allowed; this path takes DELETE, GET"
+    assert (
+        problem_of(answer)["message"] == "PUT /thing/7 is not allowed; this path takes DELETE, GET"
+    )
 
 
 async def test_an_error_of_ours_tells_no_secrets(client: httpx.AsyncClient) -> None:
     bug = await client.get("/bug")
     assert (bug.status_code, problem_of(bug)) == (
-        500, {"message": "internal error", "type": "server_error", "param": None, "code": "internal_error"}
-    )  # fmt: skip
+        500,
+        {
+            "message": "internal error",
+            "type": "server_error",
+            "param": None,
+            "code": "internal_error",
+        },
+    )
     away = await client.get("/database")
     assert (away.status_code, problem_of(away)["code"], away.headers["retry-after"]) == (
         503,
@@ -265,7 +334,9 @@ async def test_a_body_beyond_the_limit(client: httpx.AsyncClient, chunked: bool)
             yield b" " * 512
 
     whole = json.dumps("x" * 1022)
-    assert (await client.post("/echo", content=whole, headers=JSON_TYPE)).json() == "x" * 1022  # exactly the limit
+    assert (
+        await client.post("/echo", content=whole, headers=JSON_TYPE)
+    ).json() == "x" * 1022  # exactly the limit
     answer = await client.post("/echo", content=pieces(4096) if chunked else b" " * 1025)
     assert (answer.status_code, problem_of(answer)["param"], problem_of(answer)["code"]) == (
         413,
@@ -280,7 +351,9 @@ async def test_refusals_of_a_fine_body_are_not_counted(client: httpx.AsyncClient
     assert ERRORS.labels(code="body_too_large")._value.get() == before
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "application/json; charset=utf-8", "application/x+json"])
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "application/json; charset=utf-8", "application/x+json"]
+)
 async def test_kinds_of_content(client: httpx.AsyncClient, content_type: str) -> None:
     headers = {"content-type": content_type}
     assert (await client.post("/echo", content=b"[1]", headers=headers)).json() == [1]
@@ -293,17 +366,28 @@ async def test_kinds_of_content(client: httpx.AsyncClient, content_type: str) ->
 @pytest.mark.parametrize(
     ("site", "more", "status"),
     [
-        (None, {}, 200), ("same-origin", {}, 200), ("none", {}, 200), ("cross-site", {}, 403), ("same-site", {}, 403),
-        ("cross-site", {"authorization": "Bearer a-key"}, 200), (None, {"origin": "https://evil.example"}, 403),
-        (None, {"origin": "null"}, 403), (None, {"origin": ""}, 403), (None, {"origin": "http://test"}, 200),
-        (None, {"origin": "https://test"}, 200), (None, {"origin": "http://test:80"}, 200),
-        (None, {"origin": "http://test:81"}, 403), (None, {"origin": "http://test.evil.example"}, 403),
-        (None, {"origin": "http://evil.example@test:x"}, 403), (None, {"origin": "http://[::1"}, 403),
+        (None, {}, 200),
+        ("same-origin", {}, 200),
+        ("none", {}, 200),
+        ("cross-site", {}, 403),
+        ("same-site", {}, 403),
+        ("cross-site", {"authorization": "Bearer a-key"}, 200),
+        (None, {"origin": "https://evil.example"}, 403),
+        (None, {"origin": "null"}, 403),
+        (None, {"origin": ""}, 403),
+        (None, {"origin": "http://test"}, 200),
+        (None, {"origin": "https://test"}, 200),
+        (None, {"origin": "http://test:80"}, 200),
+        (None, {"origin": "http://test:81"}, 403),
+        (None, {"origin": "http://test.evil.example"}, 403),
+        (None, {"origin": "http://evil.example@test:x"}, 403),
+        (None, {"origin": "http://[::1"}, 403),
         (None, {"origin": "https://evil.example", "authorization": "Bearer a-key"}, 200),
-        (None, {"origin": "https://app.example"}, 200), ("cross-site", {"origin": "https://app.example"}, 200),
+        (None, {"origin": "https://app.example"}, 200),
+        ("cross-site", {"origin": "https://app.example"}, 200),
         ("same-origin", {"origin": "https://evil.example"}, 200),
     ],
-)  # fmt: skip
+)
 async def test_pages_of_other_sites(
     client: httpx.AsyncClient, site: str | None, more: dict[str, str], status: int
 ) -> None:
@@ -313,11 +397,14 @@ async def test_pages_of_other_sites(
     assert answer.status_code == status
     if status == 403:
         assert problem_of(answer)["code"] == "cross_site"
-    assert (await client.get("/nothing", headers=headers)).status_code == 404  # what changes nothing is not refused
+    assert (
+        await client.get("/nothing", headers=headers)
+    ).status_code == 404  # what changes nothing is not refused
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"), [("abc-1", True), ("x" * 128, True), ("x" * 129, False), ("", False), ("a\x7fb", False)]
+    ("given", "kept"),
+    [("abc-1", True), ("x" * 128, True), ("x" * 129, False), ("", False), ("a\x7fb", False)],
 )
 async def test_request_ids(client: httpx.AsyncClient, given: str, kept: bool) -> None:
     answer = await client.post("/echo", json={}, headers={"x-request-id": given})
@@ -331,7 +418,9 @@ def logged() -> Iterator[list[Any]]:
         yield lines
 
 
-async def test_a_request_is_one_line_and_one_count(logged: list[Any], client: httpx.AsyncClient) -> None:
+async def test_a_request_is_one_line_and_one_count(
+    logged: list[Any], client: httpx.AsyncClient
+) -> None:
     labels = {"method": "GET", "route": "/busy/{name}", "status": 429}
     before = REQUESTS.labels(**labels)._value.get()
     await client.get("/busy/alice?key=secret", headers={"authorization": "secret"})

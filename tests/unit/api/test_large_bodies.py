@@ -1,4 +1,6 @@
-"""Large JSON bodies: parsed beside the event loop, one at a time; and bodies that do not say what they are."""
+"""Large JSON bodies: parsed beside the event loop, one at a time; and bodies that do not say what
+they are.
+"""
 
 from __future__ import annotations
 
@@ -46,14 +48,18 @@ async def client() -> Any:
     async def echo(body: JsonBody) -> Any:
         return len(body)
 
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as made:
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(app), base_url="http://test"
+    ) as made:
         yield made
 
 
 async def test_large_bodies_wait_for_each_other_and_nobody_waits_for_them(
     client: httpx.AsyncClient, parses: dict[str, Any]
 ) -> None:
-    large = [asyncio.create_task(client.post("/echo", content=LARGE, headers=JSON)) for _ in range(4)]
+    large = [
+        asyncio.create_task(client.post("/echo", content=LARGE, headers=JSON)) for _ in range(4)
+    ]
     for _ in range(1000):
         if parses["now"]:
             break
@@ -70,8 +76,15 @@ async def test_a_body_without_a_content_type_is_refused(client: httpx.AsyncClien
     answer = await client.post("/echo", content=b'"x"')
     assert (answer.status_code, answer.json()["error"]["param"]) == (415, "content-type")
     assert "application/json" in answer.json()["error"]["message"]
-    for kind in ("application/json", "application/json; charset=utf-8", "APPLICATION/JSON", "application/problem+json"):
-        assert (await client.post("/echo", content=b'"x"', headers={"content-type": kind})).status_code == 200
+    for kind in (
+        "application/json",
+        "application/json; charset=utf-8",
+        "APPLICATION/JSON",
+        "application/problem+json",
+    ):
+        assert (
+            await client.post("/echo", content=b'"x"', headers={"content-type": kind})
+        ).status_code == 200
     for kind in ("text/plain", "application/x-www-form-urlencoded", "", "json"):
         answer = await client.post("/echo", content=b'"x"', headers={"content-type": kind})
         assert (answer.status_code, answer.json()["error"]["param"]) == (415, "content-type")

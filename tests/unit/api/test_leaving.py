@@ -20,7 +20,9 @@ class Staying:
         self.left = True
 
 
-async def run(events: AsyncIterator[bytes], *, client_leaves: bool = False, over: bool = False) -> Staying:
+async def run(
+    events: AsyncIterator[bytes], *, client_leaves: bool = False, over: bool = False
+) -> Staying:
     staying = Staying()
     waiting: list[str] = []
     waiter = SimpleNamespace(register=waiting.append, forget=waiting.remove)
@@ -57,6 +59,8 @@ async def test_an_end_leaves_nothing() -> None:
     assert not (await run(some(), over=True)).left
 
 
-@pytest.mark.parametrize("error", [RuntimeError("a bug"), ConnectionRefusedError("the database is away")])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a bug"), ConnectionRefusedError("the database is away")]
+)
 async def test_an_error_of_ours_is_no_client_that_left(error: Exception) -> None:
     assert not (await run(some(then=error))).left

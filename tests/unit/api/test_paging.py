@@ -9,7 +9,8 @@ from shared.errors import InvalidParameter
 
 
 @pytest.mark.parametrize(
-    "text", ["000000001999999", "", "-1", "+1", "1.0", " 1", "1 ", "0x1", "\u0663", "\xb2", "1" * 5000]
+    "text",
+    ["000000001999999", "", "-1", "+1", "1.0", " 1", "1 ", "0x1", "\u0663", "\xb2", "1" * 5000],
 )
 def test_what_is_no_number(text: str) -> None:
     assert whole_number(text) is None

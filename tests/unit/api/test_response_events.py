@@ -1,4 +1,6 @@
-"""The Responses API's stream: order, numbers that survive a reconnect, lost events, jobs that fail or say something else."""
+"""The Responses API's stream: order, numbers that survive a reconnect, lost events, jobs that fail
+or say something else.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,27 @@ TEXT = "Hello, world"
 TASK = ResponseTask(parse({"model": "m", "input": "x"}, streaming=True).shown, (("user", "x"),))
 PARAMS: dict[str, Any] = {"temperature": 1.0, "top_p": 1.0, "task": TASK.to_json()}
 ROW: dict[str, Any] = {
-    "id": "job_" + "0" * 26, "model": "m", "status": "queued", "params": PARAMS, "error": None, "result": None,
+    "id": "job_" + "0" * 26,
+    "model": "m",
+    "status": "queued",
+    "params": PARAMS,
+    "error": None,
+    "result": None,
     "created_at": datetime(2026, 1, 1, tzinfo=UTC),
-}  # fmt: skip
+}
 
 
 def done(text: str = TEXT, finish_reason: str = "stop") -> dict[str, Any]:
     result = build_result(
-        job_id=ROW["id"], model="m", created=1, completed=2, params=PARAMS, prompt_tokens=3, extras={},
+        job_id=ROW["id"],
+        model="m",
+        created=1,
+        completed=2,
+        params=PARAMS,
+        prompt_tokens=3,
+        extras={},
         choice={"text": text, "token_ids": [1, 2], "finish_reason": finish_reason},
-    )  # fmt: skip
+    )
     return {**ROW, "status": "succeeded", "result": result}
 
 
@@ -47,16 +60,30 @@ def text_of(events: list[dict[str, Any]]) -> str:
 def test_the_order_of_events() -> None:
     events = played([(0, ""), (0, "Hello"), (5, ", "), (7, "world")])
     assert [e["type"].removeprefix("response.") for e in events] == [
-        "created", "queued", "in_progress", "output_item.added", "content_part.added", "output_text.delta",
-        "output_text.delta", "output_text.delta", "output_text.done", "content_part.done", "output_item.done", "completed",
-    ]  # fmt: skip
+        "created",
+        "queued",
+        "in_progress",
+        "output_item.added",
+        "content_part.added",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.delta",
+        "output_text.done",
+        "content_part.done",
+        "output_item.done",
+        "completed",
+    ]
     assert [e["sequence_number"] for e in events] == [0, 1, 2, 3, 4, 9, 11, 16, 17, 18, 19, 20]
     assert text_of(events) == TEXT == events[-1]["response"]["output"][0]["content"][0]["text"]
     assert played([], end=done(finish_reason="length"))[-1]["type"] == "response.incomplete"
 
 
-@pytest.mark.parametrize("cut", [[], [(0, "Hel")], [(0, "Hello, "), (0, "Hello, wo")], [(5, ", lost")]])
-def test_resuming_anywhere_gives_the_rest_however_events_are_cut(cut: list[tuple[int, str]]) -> None:
+@pytest.mark.parametrize(
+    "cut", [[], [(0, "Hel")], [(0, "Hello, "), (0, "Hello, wo")], [(5, ", lost")]]
+)
+def test_resuming_anywhere_gives_the_rest_however_events_are_cut(
+    cut: list[tuple[int, str]],
+) -> None:
     whole = played([(0, "Hello"), (5, ", "), (7, "world")])
     for event in whole:
         after = event["sequence_number"]
@@ -69,9 +96,16 @@ def test_resuming_anywhere_gives_the_rest_however_events_are_cut(cut: list[tuple
 
 
 def test_jobs_that_fail_and_texts_that_differ() -> None:
-    failed = {**ROW, "status": "failed", "error": {"code": "not_finite", "message": "NaN", "param": None}}
+    failed = {
+        **ROW,
+        "status": "failed",
+        "error": {"code": "not_finite", "message": "NaN", "param": None},
+    }
     last = played([(0, "Hel")], end=failed)[-1]
-    assert last["type"] == "response.failed" and last["response"]["error"]["message"] == "not_finite: NaN"
+    assert (
+        last["type"] == "response.failed"
+        and last["response"]["error"]["message"] == "not_finite: NaN"
+    )
     assert played([(0, "Hel")], after=900, end=failed)[-1]["sequence_number"] == 901
     cancelled = played([], end={**ROW, "status": "cancelled"})[-1]
     assert cancelled["response"]["status"] == "cancelled" and cancelled["response"]["error"] is None

@@ -1,4 +1,6 @@
-"""Events to chunks: repeated, missing, of a second attempt; each chunk is one that the `openai` SDK reads."""
+"""Events to chunks: repeated, missing, of a second attempt; each chunk is one that the `openai` SDK
+reads.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,12 @@ from shared.canvas import STEP_BYTES, CanvasWriter
 from shared.jobs.responses import CHAT, COMPLETIONS, build_result
 
 
-def stream(endpoint: str = CHAT, *, n: int = 1, include_usage: bool = False, visualize: bool = False) -> ChunkStream:
-    return ChunkStream(endpoint, "job_1", "m", 7, n=n, include_usage=include_usage, visualize=visualize)
+def stream(
+    endpoint: str = CHAT, *, n: int = 1, include_usage: bool = False, visualize: bool = False
+) -> ChunkStream:
+    return ChunkStream(
+        endpoint, "job_1", "m", 7, n=n, include_usage=include_usage, visualize=visualize
+    )
 
 
 def progress(text: str, offset: int, *, index: int = 0, **more: Any) -> dict[str, Any]:
@@ -25,10 +31,19 @@ def progress(text: str, offset: int, *, index: int = 0, **more: Any) -> dict[str
 
 
 def finished(*texts: str, endpoint: str = CHAT) -> dict[str, Any]:
-    choices = [{"index": i, "text": t, "token_ids": [1, 2], "finish_reason": "stop"} for i, t in enumerate(texts)]
+    choices = [
+        {"index": i, "text": t, "token_ids": [1, 2], "finish_reason": "stop"}
+        for i, t in enumerate(texts)
+    ]
     result = build_result(
-        endpoint=endpoint, job_id="job_1", model="m", created=7, choices=choices, prompt_tokens=3, extras={"job_id": "job_1"}
-    )  # fmt: skip
+        endpoint=endpoint,
+        job_id="job_1",
+        model="m",
+        created=7,
+        choices=choices,
+        prompt_tokens=3,
+        extras={"job_id": "job_1"},
+    )
     return {"status": "succeeded", "result": result}
 
 
@@ -37,17 +52,30 @@ def text_of(chunks: list[dict[str, Any]], index: int = 0) -> str:
     for chunk in chunks:
         for choice in chunk["choices"]:
             if choice["index"] == index:
-                text += (choice["delta"].get("content") or "") if "delta" in choice else choice["text"]
+                text += (
+                    (choice["delta"].get("content") or "") if "delta" in choice else choice["text"]
+                )
     return text
 
 
 def test_a_chat_stream_from_role_to_usage() -> None:
     s = stream(include_usage=True)
-    chunks = [*s.start(), *s.progress(progress("ab", 0)), *s.progress(progress("c", 2)), *s.finish(finished("abcd"))]
+    chunks = [
+        *s.start(),
+        *s.progress(progress("ab", 0)),
+        *s.progress(progress("c", 2)),
+        *s.finish(finished("abcd")),
+    ]
     parsed = [ChatCompletionChunk.model_validate(c) for c in chunks]
     assert parsed[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].delta.content for c in parsed[1:4]] == ["ab", "c", "d"]
-    assert [c.choices[0].finish_reason for c in parsed if c.choices] == [None, None, None, None, "stop"]
+    assert [c.choices[0].finish_reason for c in parsed if c.choices] == [
+        None,
+        None,
+        None,
+        None,
+        "stop",
+    ]
     assert parsed[-1].choices == []
     assert parsed[-1].usage is not None
     assert parsed[-1].usage.total_tokens == 5
@@ -57,8 +85,14 @@ def test_a_chat_stream_from_role_to_usage() -> None:
 
 def test_a_completion_stream_has_no_role_and_no_usage_unasked() -> None:
     s = stream(COMPLETIONS)
-    chunks = [*s.start(), *s.progress(progress("ab", 0)), *s.finish(finished("ab", endpoint=COMPLETIONS))]
-    parsed = [Completion.construct(**c) for c in chunks]  # as the SDK does; its type knows no null finish_reason
+    chunks = [
+        *s.start(),
+        *s.progress(progress("ab", 0)),
+        *s.finish(finished("ab", endpoint=COMPLETIONS)),
+    ]
+    parsed = [
+        Completion.construct(**c) for c in chunks
+    ]  # as the SDK does; its type knows no null finish_reason
     assert [c.choices[0].text for c in parsed] == ["ab", ""]
     assert [c.choices[0].finish_reason for c in parsed] == [None, "stop"]
     assert not any("usage" in c for c in chunks)
@@ -102,7 +136,9 @@ def test_one_that_says_something_else_is_an_error_not_a_mixture(whole: str) -> N
     text=st.text(max_size=30),
     events=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=30),
 )
-def test_whatever_is_lost_or_repeated_the_text_is_whole(text: str, events: list[tuple[int, int]]) -> None:
+def test_whatever_is_lost_or_repeated_the_text_is_whole(
+    text: str, events: list[tuple[int, int]]
+) -> None:
     s = stream()
     chunks = s.start()
     for a, b in events:  # any pieces, in any order

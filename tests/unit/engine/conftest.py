@@ -14,7 +14,12 @@ GetEngine = Callable[[str], VDiffEngine]
 
 def make_engine(family: str, **options: object) -> VDiffEngine:
     """A new engine on a golden checkpoint; Dream's with its verifier."""
-    given: dict[str, object] = {"model": str(GOLDEN / family), "dtype": "float32", "device": "cpu", "num_threads": 1}
+    given: dict[str, object] = {
+        "model": str(GOLDEN / family),
+        "dtype": "float32",
+        "device": "cpu",
+        "num_threads": 1,
+    }
     if family == "dream":
         given["verifier"] = str(GOLDEN / "dream" / "apd_verifier")
     return VDiffEngine(VDiffConfig(**{**given, **options}))  # type: ignore[arg-type]

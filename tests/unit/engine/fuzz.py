@@ -1,8 +1,9 @@
-"""Random valid requests that join, are aborted and set aside, while every step's invariants are watched.
+"""Random valid requests that join, are aborted and set aside, while every step's invariants are
+watched.
 
-After every step the canvases, the slots and the memory are looked at (watch.py). The unit tests run a round for each family;
-`make fuzz ARGS="--minutes 10"` goes on for as long as one likes. A failure names the family and the seed of its round, which
-repeat it.
+After every step the canvases, the slots and the memory are looked at (watch.py). The unit tests run
+a round for each family; `make fuzz ARGS="--minutes 10"` goes on for as long as one likes. A failure
+names the family and the seed of its round, which repeat it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def random_fields(engine: VDiffEngine, rng: random.Random) -> dict[str, Any]:
     own = own_parameters(algorithm, card.regime)
     max_tokens = rng.choice([4, 8, 12, 16, 24])
     diffusion: dict[str, Any] = {"algorithm": algorithm}
-    windowed = algorithm == "apd" or (algorithm == "sequential" and card.regime == "full" and rng.random() < 0.5)
+    windowed = algorithm == "apd" or (
+        algorithm == "sequential" and card.regime == "full" and rng.random() < 0.5
+    )
     if windowed:
         diffusion["max_lookahead"] = rng.choice([3, 8])
         if rng.random() < 0.5:
@@ -45,11 +48,17 @@ def random_fields(engine: VDiffEngine, rng: random.Random) -> dict[str, Any]:
         diffusion |= {"low_threshold": 0.2} if "low_threshold" in own else {}
     if "steps" in own and rng.random() < 0.5 and not windowed:
         diffusion["steps"] = (
-            max_tokens // 4 * rng.choice([1, 2]) if diffusion["block_length"] == 4 else rng.choice([2, 4])
+            max_tokens // 4 * rng.choice([1, 2])
+            if diffusion["block_length"] == 4
+            else rng.choice([2, 4])
         )
     if algorithm != "apd" and rng.random() < 0.2:
         diffusion["cfg_scale"] = 0.8
-    fields: dict[str, Any] = {"max_tokens": max_tokens, "diffusion": diffusion, "seed": rng.randrange(1000)}
+    fields: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "diffusion": diffusion,
+        "seed": rng.randrange(1000),
+    }
     fields["temperature"] = rng.choice([0.0, 0.0, 0.7, 1.0])
     if fields["temperature"] and rng.random() < 0.5:
         fields |= {"top_p": 0.8, "top_k": 20}
@@ -63,7 +72,9 @@ def random_fields(engine: VDiffEngine, rng: random.Random) -> dict[str, Any]:
     return fields
 
 
-def random_requests(engine: VDiffEngine, count: int, seed: int) -> list[tuple[list[int], SamplingParams]]:
+def random_requests(
+    engine: VDiffEngine, count: int, seed: int
+) -> list[tuple[list[int], SamplingParams]]:
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -81,7 +92,9 @@ def _submitted(
     handles = []
     for i, (prompt, params) in enumerate(requests):
         name = f"fuzz-{seed}-{i}"
-        handles.append(engine.submit(name, prompt, params, priority=rng.randrange(3), listener=watch.listen))
+        handles.append(
+            engine.submit(name, prompt, params, priority=rng.randrange(3), listener=watch.listen)
+        )
         if rng.random() < 0.2:
             rng.choice(handles).abort()
         if rng.random() < 0.5:
@@ -93,10 +106,14 @@ def _submitted(
             what, tokens = f"request {i}, answer {output.index}", output.token_ids
             assert engine.card.mask_token_id not in tokens, f"{what}: a mask in the output"
             assert len(tokens) <= params.max_tokens, f"{what}: too long"
-            assert output.finish_reason in ("stop", "length", ABORTED), f"{what}: {output.finish_reason}"
+            assert output.finish_reason in ("stop", "length", ABORTED), (
+                f"{what}: {output.finish_reason}"
+            )
             if output.finish_reason == "length":
                 assert len(tokens) == params.max_tokens, f"{what}: length, but shorter"
-            assert not set(tokens) & set(params.stop_token_ids), f"{what}: a stop token in the output"
+            assert not set(tokens) & set(params.stop_token_ids), (
+                f"{what}: a stop token in the output"
+            )
             assert watch.said((handle.request_id, output.index), len(tokens)) == tokens, (
                 f"{what}: events said otherwise"
             )
@@ -138,17 +155,26 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="fuzz the engine on the golden checkpoints")
     parser.add_argument("--minutes", type=float, default=2.0)
     parser.add_argument("--requests", type=int, default=60, help="of a round")
-    parser.add_argument("--seed", type=int, default=0, help="of the first round; each round has the next")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the first round; each round has the next"
+    )
     args = parser.parse_args()
     engines = {family: make_engine(family, max_num_seqs=4, cache_tokens=400) for family in FAMILIES}
     began, rounds, seed = time.monotonic(), 0, args.seed
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     try:
         with Progress(*columns) as progress:
             task = progress.add_task("fuzz", total=args.minutes * 60)
             while (spent := time.monotonic() - began) < args.minutes * 60:
                 family = FAMILIES[rounds % len(FAMILIES)]
-                progress.update(task, completed=spent, description=f"round {rounds} {family} seed {seed}")
+                progress.update(
+                    task, completed=spent, description=f"round {rounds} {family} seed {seed}"
+                )
                 try:
                     fuzz_round(engines[family], seed, args.requests)
                 except AssertionError as exc:

@@ -19,10 +19,22 @@ SDAR_LIKE = (
     "sdar_fp8_scale_inv",
     "sdar_nvfp4",
 )
-# The program writes a second token where the quota is 2 and one mask is left: over the prompt's last token.
+# The program writes a second token where the quota is 2 and one mask is left: over the prompt's
+# last token.
 OVERWRITES_THE_PROMPT = frozenset({"sdar_fp8/greedy/07_static_2steps"})
-FAMILIES = ("llada", "llada_gqa", "dream", "llada_moe", "llada2_moe", *SDAR_LIKE, "stable_diffcoder", "fast_dllm_v2")
-REFERENCES: dict[str, dict[str, Any]] = {f: json.loads((GOLDEN / f / "reference.json").read_text()) for f in FAMILIES}
+FAMILIES = (
+    "llada",
+    "llada_gqa",
+    "dream",
+    "llada_moe",
+    "llada2_moe",
+    *SDAR_LIKE,
+    "stable_diffcoder",
+    "fast_dllm_v2",
+)
+REFERENCES: dict[str, dict[str, Any]] = {
+    f: json.loads((GOLDEN / f / "reference.json").read_text()) for f in FAMILIES
+}
 
 
 @dataclass(frozen=True)
@@ -51,12 +63,18 @@ def _llada(group: str, case: dict[str, Any]) -> tuple[dict[str, Any], int | None
     if group == "dinfer":
         decoder, made = args["decoder_args"], args["generate_args"]
         rule = {"T": "threshold", "H": "hierarchical", "C": "credit"}[args["decoder"][0]]
-        diffusion = {"algorithm": rule, "threshold": decoder["threshold"], "block_length": made["block_length"]}
+        diffusion = {
+            "algorithm": rule,
+            "threshold": decoder["threshold"],
+            "block_length": made["block_length"],
+        }
         if rule == "hierarchical":
             diffusion["low_threshold"] = decoder["low_threshold"]
         return {
-            "max_tokens": made["gen_length"], "stop_token_ids": [decoder["eos_id"]], "diffusion": diffusion,
-        }, None  # fmt: skip
+            "max_tokens": made["gen_length"],
+            "stop_token_ids": [decoder["eos_id"]],
+            "diffusion": diffusion,
+        }, None
     diffusion = {**_rule(args), "block_length": args["block_length"]}
     fields: dict[str, Any] = {"max_tokens": args["gen_length"], "diffusion": diffusion}
     if group == "generate":
@@ -69,7 +87,9 @@ def _llada(group: str, case: dict[str, Any]) -> tuple[dict[str, Any], int | None
         fields["diffusion"] = diffusion
         return fields, min(case["forward_calls"], args["gen_length"])  # surplus steps are not run
     if group == "dinfer_fastdllm":
-        diffusion["cache"] = {"01": "none", "03": "dual"}.get(case["id"].rsplit("/", 1)[1][:2], "prefix")
+        diffusion["cache"] = {"01": "none", "03": "dual"}.get(
+            case["id"].rsplit("/", 1)[1][:2], "prefix"
+        )
         fields["stop_token_ids"] = [args["eos_id"]]
         return fields, None
     diffusion["cache"] = {"plain": "none"}.get(group.split("/")[1], group.split("/")[1])
@@ -93,7 +113,11 @@ def _dream(group: str, case: dict[str, Any]) -> tuple[dict[str, Any], int | None
         if "eos_token_id" in args:
             fields["stop_token_ids"] = [args["eos_token_id"]]
     else:
-        fields["diffusion"] = {"algorithm": "sequential", "tokens_per_step": args["tokens_per_step"], **window}
+        fields["diffusion"] = {
+            "algorithm": "sequential",
+            "tokens_per_step": args["tokens_per_step"],
+            **window,
+        }
     return fields, case["num_forward_evals"]
 
 
@@ -101,24 +125,37 @@ def _llada2(group: str, case: dict[str, Any]) -> tuple[dict[str, Any], int | Non
     args = case["args"]
     if group == "dinfer_bd":
         decoder, made = args["decoder_args"], args["generate_args"]
-        diffusion = {"algorithm": "threshold", "threshold": decoder["threshold"], "block_length": made["block_length"]}
+        diffusion = {
+            "algorithm": "threshold",
+            "threshold": decoder["threshold"],
+            "block_length": made["block_length"],
+        }
         return {
-            "max_tokens": made["gen_length"], "stop_token_ids": [decoder["eos_id"]], "diffusion": diffusion,
-        }, None  # fmt: skip
+            "max_tokens": made["gen_length"],
+            "stop_token_ids": [decoder["eos_id"]],
+            "diffusion": diffusion,
+        }, None
     diffusion = {"algorithm": "low_confidence_dynamic", "threshold": args["threshold"]}
     fields = {"stop_token_ids": [args["eos_id"]], "diffusion": diffusion}
     if group == "dllm_sampler":
-        diffusion |= {"block_length": args["block_size"], "denoising_steps": args["steps_per_block"]}
+        diffusion |= {
+            "block_length": args["block_size"],
+            "denoising_steps": args["steps_per_block"],
+        }
         return fields | {"max_tokens": args["max_new_tokens"], "diffusion": diffusion}, None
     diffusion["block_length"] = args["block_length"]
     fields["max_tokens"] = args["gen_length"]
     if group == "llada21":
         diffusion |= {
-            "algorithm": "joint_threshold", "edit_threshold": args["editing_threshold"],
-            "max_post_edit_steps": args["max_post_steps"], "tokens_per_step": args.get("num_to_transfer", 1),
-        }  # fmt: skip
+            "algorithm": "joint_threshold",
+            "edit_threshold": args["editing_threshold"],
+            "max_post_edit_steps": args["max_post_steps"],
+            "tokens_per_step": args.get("num_to_transfer", 1),
+        }
     else:
-        diffusion["denoising_steps"] = min(args["steps"], args["gen_length"] // args.get("minimal_topk", 1))
+        diffusion["denoising_steps"] = min(
+            args["steps"], args["gen_length"] // args.get("minimal_topk", 1)
+        )
     fields["diffusion"] = diffusion
     return fields, case["forward_calls"]
 
@@ -127,10 +164,14 @@ def _sdar(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
     args = case["args"]
     threshold = args.get("confidence_threshold", args.get("threshold"))
     # SDAR's evaluation program (bd3) names no strategy: a threshold below 1 is the dynamic one.
-    algorithm = args.get("remasking_strategy", "low_confidence_" + ("dynamic" if threshold < 1 else "static"))
+    algorithm = args.get(
+        "remasking_strategy", "low_confidence_" + ("dynamic" if threshold < 1 else "static")
+    )
     diffusion = {
-        "algorithm": algorithm, "denoising_steps": args["denoising_steps"], "block_length": args["block_length"],
-    }  # fmt: skip
+        "algorithm": algorithm,
+        "denoising_steps": args["denoising_steps"],
+        "block_length": args["block_length"],
+    }
     if algorithm == "low_confidence_dynamic":
         diffusion["threshold"] = threshold
     fields: dict[str, Any] = {"max_tokens": args["gen_length"], "diffusion": diffusion}
@@ -139,7 +180,8 @@ def _sdar(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
     if args["stopping_criteria_idx"]:
         fields["stop_token_ids"] = args["stopping_criteria_idx"]
         return fields, None
-    # The program stores a finished block's K/V by a forward of its own, and the whole prompt blocks by another.
+    # The program stores a finished block's K/V by a forward of its own, and the whole prompt blocks
+    # by another.
     prompt, length = len(case["prompt_ids"][0]), args["block_length"]
     blocks = -(-(prompt + args["gen_length"]) // length) - prompt // length
     return fields, case["forward_calls"] - blocks - (prompt >= length)
@@ -154,7 +196,8 @@ def _stable_diffcoder(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]
         diffusion |= {"algorithm": "low_confidence", "denoising_steps": steps}
     else:
         diffusion |= {"algorithm": "threshold", "threshold": args["threshold"]}
-    # The program's last block is short when the prompt does not fill its last one: only whole blocks can be compared.
+    # The program's last block is short when the prompt does not fill its last one: only whole
+    # blocks can be compared.
     fields: dict[str, Any] = {"max_tokens": min(args["gen_length"], whole), "diffusion": diffusion}
     if args["eos_id"] is not None:
         return fields | {"stop_token_ids": [args["eos_id"]]}, None
@@ -165,16 +208,19 @@ def _stable_diffcoder(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]
 def _fast_dllm_v2(case: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
     args, kinds = case["args"], case.get("forward_kinds")
     diffusion = {
-        "algorithm": "threshold", "threshold": args["threshold"], "block_length": args["block_size"],
-        "sub_block_length": args["small_block_size"], "cache": "dual" if args["use_block_cache"] else "exact",
-    }  # fmt: skip
+        "algorithm": "threshold",
+        "threshold": args["threshold"],
+        "block_length": args["block_size"],
+        "sub_block_length": args["small_block_size"],
+        "cache": "dual" if args["use_block_cache"] else "exact",
+    }
     # The result's last token is the next block's first, which the last commit forward gives.
     most = max(len(row) for row in case["generated"]) - 1
     fields = {"max_tokens": most, "stop_token_ids": [args["stop_token"]], "diffusion": diffusion}
     if kinds is None or "/stop" in case["id"] or "stop" in case["id"].rsplit("/", 1)[1]:
-        return fields | {"max_tokens": most + 1}, None if kinds is None else kinds["denoise"] + kinds.get(
-            "denoise_sub_block", 0
-        )
+        return fields | {"max_tokens": most + 1}, None if kinds is None else kinds[
+            "denoise"
+        ] + kinds.get("denoise_sub_block", 0)
     return fields, kinds["denoise"] + kinds.get("denoise_sub_block", 0)
 
 
@@ -190,7 +236,11 @@ def asked(family: str) -> Iterator[Asked]:
             "fast_dllm_v2": _fast_dllm_v2,
             **dict.fromkeys(SDAR_LIKE, _sdar),
         }
-        made = by_case[family](case) if family in by_case else by_family.get(family, _llada)(group, case)
+        made = (
+            by_case[family](case)
+            if family in by_case
+            else by_family.get(family, _llada)(group, case)
+        )
         fields, forwards = made
         stops = fields.get("stop_token_ids", [])
         masks = case.get("attention_mask") or [[1] * len(row) for row in case["prompt_ids"]]
@@ -199,15 +249,23 @@ def asked(family: str) -> Iterator[Asked]:
             if "generated" in case:
                 wanted = case["generated"][i]
                 if family == "fast_dllm_v2" and len(case["generated"]) > 1:
-                    fields = fields | {"max_tokens": len(wanted) - 1}  # rows of a batch differ in length
+                    fields = fields | {
+                        "max_tokens": len(wanted) - 1
+                    }  # rows of a batch differ in length
                 end = next((k for k, t in enumerate(wanted) if t in stops), len(wanted))
                 wanted = wanted[:end]
             else:  # what dInfer returns: prompt and text without any end token
                 wanted = case["returned"][i][len([t for t in prompt if t not in stops]) :]
             yield Asked(
-                f"{case['id']}#{i}", family, prompt, {"temperature": 0, "ignore_eos": True, **fields},
-                wanted[: fields["max_tokens"]], forwards, group == "dinfer_bd", case.get("acceptance_counts"),
-            )  # fmt: skip
+                f"{case['id']}#{i}",
+                family,
+                prompt,
+                {"temperature": 0, "ignore_eos": True, **fields},
+                wanted[: fields["max_tokens"]],
+                forwards,
+                group == "dinfer_bd",
+                case.get("acceptance_counts"),
+            )
 
 
 ALL = [one for family in FAMILIES for one in asked(family)]

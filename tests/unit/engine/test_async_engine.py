@@ -1,4 +1,6 @@
-"""AsyncVDiffEngine and `generate_async`: the same answers, and whoever stops waiting leaves the others alone."""
+"""AsyncVDiffEngine and `generate_async`: the same answers, and whoever stops waiting leaves the
+others alone.
+"""
 
 from __future__ import annotations
 
@@ -60,13 +62,20 @@ async def test_leaving_a_stream_drops_its_request(engine_of: GetEngine) -> None:
     assert engine.get_stats()["requests_aborted"] == aborted + 1
 
 
-def test_a_step_makes_no_event_when_nobody_listens(engine_of: GetEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_makes_no_event_when_nobody_listens(
+    engine_of: GetEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = engine_of("llada")
     events: list[StepEvent] = []
-    monkeypatch.setattr("worker.engine.engine.event_of", lambda *given: events.append(made := event_of(*given)) or made)
+    monkeypatch.setattr(
+        "worker.engine.engine.event_of",
+        lambda *given: events.append(made := event_of(*given)) or made,
+    )
     engine.generate(PROMPT, SHORT)
     assert not events
-    engine.submit("heard", PROMPT["prompt_token_ids"], SHORT, listener=lambda event: None).result(60)
+    engine.submit("heard", PROMPT["prompt_token_ids"], SHORT, listener=lambda event: None).result(
+        60
+    )
     assert len(events) == SHORT.max_tokens
 
 
@@ -82,8 +91,12 @@ def test_logprobs_are_numbers_whatever_is_suppressed(engine_of: GetEngine) -> No
     engine = engine_of("llada")
     suppressed: set[int] = set()
     for _ in range(20):  # until one of them is chosen all the same, with confidence 0
-        diffusion = DiffusionParams(suppress_end="confidence", suppress_token_ids=tuple(suppressed) or None)
-        asked = SamplingParams(max_tokens=8, temperature=0.0, ignore_eos=True, logprobs=3, diffusion=diffusion)
+        diffusion = DiffusionParams(
+            suppress_end="confidence", suppress_token_ids=tuple(suppressed) or None
+        )
+        asked = SamplingParams(
+            max_tokens=8, temperature=0.0, ignore_eos=True, logprobs=3, diffusion=diffusion
+        )
         output = engine.generate(PROMPT, asked).outputs[0]
         if suppressed & set(output.token_ids):
             break
@@ -91,19 +104,28 @@ def test_logprobs_are_numbers_whatever_is_suppressed(engine_of: GetEngine) -> No
     else:
         pytest.fail("no suppressed token was chosen")
     assert output.logprobs is not None
-    assert all(-50 < t.logprob <= 0 and all(math.isfinite(v) for _, v in t.top) for t in output.logprobs)
+    assert all(
+        -50 < t.logprob <= 0 and all(math.isfinite(v) for _, v in t.top) for t in output.logprobs
+    )
     json.dumps([asdict(t) for t in output.logprobs], allow_nan=False)
 
 
-@pytest.mark.parametrize("algorithm", ["low_confidence", "entropy_bound", "random", "klass", "credit", "apd"])
+@pytest.mark.parametrize(
+    "algorithm", ["low_confidence", "entropy_bound", "random", "klass", "credit", "apd"]
+)
 def test_rows_go_through_the_head_in_bounded_runs(
     engine_of: GetEngine, monkeypatch: pytest.MonkeyPatch, algorithm: str
 ) -> None:
     engine = engine_of("dream" if algorithm == "apd" else "llada")
     params = SamplingParams(
-        max_tokens=48, temperature=0.8, seed=3, ignore_eos=True, logprobs=2, top_p=0.9,
+        max_tokens=48,
+        temperature=0.8,
+        seed=3,
+        ignore_eos=True,
+        logprobs=2,
+        top_p=0.9,
         diffusion=DiffusionParams(algorithm=algorithm, block_length=48),
-    )  # fmt: skip
+    )
     whole = engine.generate(PROMPT, params).outputs[0]
     rows: list[int] = []
     head = engine.model.logits

@@ -1,4 +1,6 @@
-"""Beyond generation: infill, likelihoods, warm start, forwards as a budget; stopping; states and the watchdog."""
+"""Beyond generation: infill, likelihoods, warm start, forwards as a budget; stopping; states and
+the watchdog.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from worker.engine.likelihood import CHAIN_RULE, MONTE_CARLO, Draw, ScoreTask
 
 
 def greedy(max_tokens: int, **more: object) -> SamplingParams:
-    diffusion = DiffusionParams(**{k: v for k, v in more.items() if k in DiffusionParams.__dataclass_fields__})  # type: ignore[arg-type]
+    diffusion = DiffusionParams(
+        **{k: v for k, v in more.items() if k in DiffusionParams.__dataclass_fields__}
+    )  # type: ignore[arg-type]
     rest = {k: v for k, v in more.items() if k not in DiffusionParams.__dataclass_fields__}
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, diffusion=diffusion, **rest)  # type: ignore[arg-type]
 
@@ -65,14 +69,18 @@ def test_infill_refuses_what_cannot_be(engine_of: GetEngine) -> None:
 
 
 def test_a_monte_carlo_estimate_has_an_honest_error(engine_of: GetEngine) -> None:
-    """For a short answer the exact value is an average over all masks; the estimate agrees within its error."""
+    """For a short answer the exact value is an average over all masks; the estimate agrees within
+    its error.
+    """
     engine, context, target = engine_of("llada"), [5, 6, 7], [8, 9, 10]
     masks = [m for k in range(1, 4) for m in itertools.combinations(range(3), k)]
     draws = [Draw(m, m, 3 / len(m)) for m in masks]
     weights = [1 / (3 * math.comb(3, len(m))) for m in masks]  # the size is uniform, then the set
     values = []
     for draw in draws:
-        values.append(engine.loglikelihood(context, target, task=ScoreTask([draw], target, MONTE_CARLO)).value)
+        values.append(
+            engine.loglikelihood(context, target, task=ScoreTask([draw], target, MONTE_CARLO)).value
+        )
     exact = sum(w * v for w, v in zip(weights, values, strict=True))
     found = engine.loglikelihood(context, target, mc_num=600, seed=3)
     assert found.standard_error > 0
@@ -87,7 +95,11 @@ def test_a_monte_carlo_estimate_has_an_honest_error(engine_of: GetEngine) -> Non
 def test_the_chain_rule_token_by_token(engine_of: GetEngine, family: str) -> None:
     engine, context, target = engine_of(family), [5, 6, 7, 11, 12], [8, 9, 10, 3]
     found = engine.loglikelihood(context, target, method=CHAIN_RULE)
-    mask, shift, block = engine.card.mask_token_id, engine.facts.shift, engine.card.block_length or 0
+    mask, shift, block = (
+        engine.card.mask_token_id,
+        engine.facts.shift,
+        engine.card.block_length or 0,
+    )
     is_block = engine.card.regime == "block_causal"
     wanted = []
     for i, token in enumerate(target):
@@ -118,9 +130,10 @@ def test_scores_and_generation_share_the_engine(engine_of: GetEngine) -> None:
 
 def test_scores_refuse_what_does_not_fit(engine_of: GetEngine) -> None:
     for family, options, param in (
-        ("llada", {"method": "guess"}, "method"), ("llada", {"mc_num": 0}, "mc_num"),
+        ("llada", {"method": "guess"}, "method"),
+        ("llada", {"mc_num": 0}, "mc_num"),
         ("sdar", {"method": MONTE_CARLO}, "method"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InvalidParameter) as wrong:
             engine_of(family).loglikelihood([5], [6], **options)
         assert wrong.value.param == param
@@ -138,15 +151,25 @@ def test_a_warm_start_keeps_most_of_the_draft(engine_of: GetEngine) -> None:
     output = engine.submit("warm", [5, 6, 7], whole.with_seed(1)).result(60).outputs[0]
     assert sum(a == b for a, b in zip(output.token_ids, draft, strict=True)) >= 12
     assert output.forwards <= 4
-    kept = engine.submit("kept", [5, 6, 7], greedy(16, draft_token_ids=draft, draft_noise=0.0, ignore_eos=True))
+    kept = engine.submit(
+        "kept", [5, 6, 7], greedy(16, draft_token_ids=draft, draft_noise=0.0, ignore_eos=True)
+    )
     assert kept.result(60).outputs[0].forwards == 1  # at least one token is predicted anew
-    short = engine.submit("short", [5, 6, 7], greedy(20, draft_token_ids=draft, draft_noise=0.0, ignore_eos=True))
+    short = engine.submit(
+        "short", [5, 6, 7], greedy(20, draft_token_ids=draft, draft_noise=0.0, ignore_eos=True)
+    )
     assert short.result(60).outputs[0].token_ids[:16] == list(draft)
 
 
 def test_max_forwards_is_a_budget(engine_of: GetEngine) -> None:
-    full = engine_of("llada").submit("full", [5, 6, 7], greedy(16, block_length=4, ignore_eos=True)).result(60)
-    cut = engine_of("llada").submit("cut", [5, 6, 7], greedy(16, block_length=4, max_forwards=6, ignore_eos=True))
+    full = (
+        engine_of("llada")
+        .submit("full", [5, 6, 7], greedy(16, block_length=4, ignore_eos=True))
+        .result(60)
+    )
+    cut = engine_of("llada").submit(
+        "cut", [5, 6, 7], greedy(16, block_length=4, max_forwards=6, ignore_eos=True)
+    )
     output = cut.result(60).outputs[0]
     assert (output.forwards, output.finish_reason) == (6, "length")
     assert 4 <= len(output.token_ids) <= 6
@@ -156,17 +179,25 @@ def test_max_forwards_is_a_budget(engine_of: GetEngine) -> None:
 def test_an_end_token_in_the_prompt_stops_nothing(engine_of: GetEngine) -> None:
     engine = engine_of("llada")
     end = engine.card.end_token_ids[0]
-    output = engine.submit("end", [5, end, 7], greedy(8, stop_token_ids=(end,))).result(60).outputs[0]
+    output = (
+        engine.submit("end", [5, end, 7], greedy(8, stop_token_ids=(end,))).result(60).outputs[0]
+    )
     assert output.forwards >= 1
 
 
 def test_nothing_behind_an_end_token_is_computed(engine_of: GetEngine) -> None:
     engine = engine_of("llada")
-    plain = engine.submit("plain", [5, 6, 7], greedy(32, algorithm="sequential", ignore_eos=True)).result(60).outputs[0]
+    plain = (
+        engine.submit("plain", [5, 6, 7], greedy(32, algorithm="sequential", ignore_eos=True))
+        .result(60)
+        .outputs[0]
+    )
     end = plain.token_ids[10]
     first = plain.token_ids.index(end)
     stopped = engine.submit(
-        "stopped", [5, 6, 7], greedy(32, algorithm="sequential", ignore_eos=True, stop_token_ids=(end,))
+        "stopped",
+        [5, 6, 7],
+        greedy(32, algorithm="sequential", ignore_eos=True, stop_token_ids=(end,)),
     )
     output = stopped.result(60).outputs[0]
     assert output.token_ids == plain.token_ids[:first]
@@ -174,29 +205,58 @@ def test_nothing_behind_an_end_token_is_computed(engine_of: GetEngine) -> None:
 
 
 @pytest.mark.parametrize("family", ["sdar", "llada2_moe"])
-def test_block_causal_models_finish_the_block_of_an_end_token(engine_of: GetEngine, family: str) -> None:
-    engine, prompt = engine_of(family), [5, 6, 7]  # five tokens of the answer are in the first block
+def test_block_causal_models_finish_the_block_of_an_end_token(
+    engine_of: GetEngine, family: str
+) -> None:
+    engine, prompt = (
+        engine_of(family),
+        [5, 6, 7],
+    )  # five tokens of the answer are in the first block
     asked = {"algorithm": "sequential", "block_length": 8, "ignore_eos": True}
     whole = engine.submit("whole", prompt, greedy(32, **asked)).result(60).outputs[0].token_ids
     for end in set(whole[:5]):
-        cut = engine.submit("cut", prompt, greedy(32, **asked, stop_token_ids=(end,))).result(60).outputs[0]
-        assert (cut.token_ids, cut.finish_reason, cut.forwards) == (whole[: whole.index(end)], "stop", 5)
+        cut = (
+            engine.submit("cut", prompt, greedy(32, **asked, stop_token_ids=(end,)))
+            .result(60)
+            .outputs[0]
+        )
+        assert (cut.token_ids, cut.finish_reason, cut.forwards) == (
+            whole[: whole.index(end)],
+            "stop",
+            5,
+        )
 
 
-@pytest.mark.parametrize("family,algorithm", [
-    ("llada", "low_confidence"), ("llada", "random"), ("llada", "hierarchical"), ("llada", "credit"), ("llada", "klass"),
-    ("llada", "entropy_bound"), ("dream", "entropy"), ("dream", "maskgit_plus"), ("dream", "origin"), ("dream", "apd"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "family,algorithm",
+    [
+        ("llada", "low_confidence"),
+        ("llada", "random"),
+        ("llada", "hierarchical"),
+        ("llada", "credit"),
+        ("llada", "klass"),
+        ("llada", "entropy_bound"),
+        ("dream", "entropy"),
+        ("dream", "maskgit_plus"),
+        ("dream", "origin"),
+        ("dream", "apd"),
+    ],
+)
 def test_an_end_token_cuts_an_answer_and_changes_nothing_before_it(
     engine_of: GetEngine, family: str, algorithm: str
 ) -> None:
-    """Tokens are committed out of order: an end token that is there early must not be seen as the answer's end by the rest."""
+    """Tokens are committed out of order: an end token that is there early must not be seen as the
+    answer's end by the rest.
+    """
     engine, early = engine_of(family), 0
     for prompt in ([5, 6, 7], [40, 41, 42, 43], [100, 3, 9]):
         asked = {"algorithm": algorithm, "block_length": 32, "seed": 5, "ignore_eos": True}
         events: list[StepEvent] = []
         whole = (
-            engine.submit("whole", prompt, greedy(32, **asked), listener=events.append).result(60).outputs[0].token_ids
+            engine.submit("whole", prompt, greedy(32, **asked), listener=events.append)
+            .result(60)
+            .outputs[0]
+            .token_ids
         )
         order = {position: event.step for event in events for position in event.positions}
         cuts = {
@@ -211,7 +271,9 @@ def test_an_end_token_cuts_an_answer_and_changes_nothing_before_it(
 
 
 def test_stop_strings_cut_the_text() -> None:
-    with VDiffEngine(VDiffConfig(model=str(bundled.folder("vdiff-tiny")), device="cpu", num_threads=1)) as engine:
+    with VDiffEngine(
+        VDiffConfig(model=str(bundled.folder("vdiff-tiny")), device="cpu", num_threads=1)
+    ) as engine:
         ask = {"messages": [{"role": "user", "content": "Sort the numbers: 3 1 2"}]}
         assert engine.generate(ask, greedy(16)).outputs[0].text == "1 2 3"
         output = engine.generate(ask, greedy(16, stop=(" 2",))).outputs[0]
@@ -283,7 +345,9 @@ def test_a_dead_loop_is_unhealthy_and_says_so_to_everybody(monkeypatch: pytest.M
 # What would be accepted and ignored, or would make a step twice
 
 
-def test_a_verifier_that_fails_ends_only_the_answers_that_it_verifies(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verifier_that_fails_ends_only_the_answers_that_it_verifies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """In one forward with other rules: those have made their step, and must not make it again."""
     engine = make_engine("dream")
     try:
@@ -301,7 +365,9 @@ def test_a_verifier_that_fails_ends_only_the_answers_that_it_verifies(monkeypatc
             told.setdefault(event.request_id, []).extend(event.positions)
 
         others = [engine.submit(f"plain-{i}", [5, 6, 7], plain, listener=listen) for i in range(3)]
-        bad = engine.submit("apd", [5, 6, 7], greedy(12, algorithm="apd", mixture_weight=0.5, ignore_eos=True))
+        bad = engine.submit(
+            "apd", [5, 6, 7], greedy(12, algorithm="apd", mixture_weight=0.5, ignore_eos=True)
+        )
         more = engine.submit("last", [5, 6, 7], plain, listener=listen)
         with pytest.raises(Exception, match="a bug in the verifier"):
             bad.result(60)
@@ -309,7 +375,9 @@ def test_a_verifier_that_fails_ends_only_the_answers_that_it_verifies(monkeypatc
             output = handle.result(60).outputs[0]
             assert (output.token_ids, output.forwards) == (wanted.token_ids, wanted.forwards)
         assert len(told) == 4
-        assert all(sorted(positions) == list(range(12)) for positions in told.values())  # no commit went untold
+        assert all(
+            sorted(positions) == list(range(12)) for positions in told.values()
+        )  # no commit went untold
     finally:
         engine.shutdown()
 
@@ -319,8 +387,12 @@ def test_suppressed_ends_come_last_also_when_sampling(engine_of: GetEngine) -> N
     engine = engine_of("sdar")
     asked: dict[str, object] = {"block_length": 4, "suppress_end": "confidence"}
     everything = tuple(range(engine.card.vocab_size - 1))
-    params = greedy(4, algorithm="low_confidence_static", suppress_token_ids=everything[:256], **asked)
-    warm = SamplingParams(max_tokens=4, temperature=1.0, seed=1, ignore_eos=True, diffusion=params.diffusion)
+    params = greedy(
+        4, algorithm="low_confidence_static", suppress_token_ids=everything[:256], **asked
+    )
+    warm = SamplingParams(
+        max_tokens=4, temperature=1.0, seed=1, ignore_eos=True, diffusion=params.diffusion
+    )
     events: list[StepEvent] = []
     engine.submit("warm", [5, 6, 7, 8], warm, listener=events.append).result(60)
     pairs = [p for e in events for p in zip(e.token_ids, e.confidences, strict=True)]
@@ -329,9 +401,13 @@ def test_suppressed_ends_come_last_also_when_sampling(engine_of: GetEngine) -> N
 
 
 @pytest.mark.parametrize("algorithm", ["random", "origin", "sequential"])
-def test_suppression_by_confidence_is_refused_where_none_decides(engine_of: GetEngine, algorithm: str) -> None:
+def test_suppression_by_confidence_is_refused_where_none_decides(
+    engine_of: GetEngine, algorithm: str
+) -> None:
     with pytest.raises(InvalidParameter, match="has no effect") as wrong:
-        engine_of("llada").submit("x", [5], greedy(4, algorithm=algorithm, suppress_end="confidence"))
+        engine_of("llada").submit(
+            "x", [5], greedy(4, algorithm=algorithm, suppress_end="confidence")
+        )
     assert wrong.value.param == "diffusion.suppress_end"
 
 

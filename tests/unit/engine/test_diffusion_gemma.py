@@ -1,4 +1,6 @@
-"""DiffusionGemma: the recorded runs of transformers' own loop, the sampling step, batches, stopping, events, loading."""
+"""DiffusionGemma: the recorded runs of transformers' own loop, the sampling step, batches,
+stopping, events, loading.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,14 @@ from torch import Tensor
 from shared.errors import InvalidParameter, ModelLoadError, NotFinite
 from tests.unit.engine.conftest import make_engine
 from tests.unit.engine.golden_cases import GOLDEN
-from worker.engine import DiffusionParams, RequestOutput, SamplingParams, StepEvent, VDiffConfig, VDiffEngine
+from worker.engine import (
+    DiffusionParams,
+    RequestOutput,
+    SamplingParams,
+    StepEvent,
+    VDiffConfig,
+    VDiffEngine,
+)
 from worker.engine.loader import load
 from worker.engine.renoise import CounterDraws, RenoiseDecoder, accepted, pick, temperature_of
 from worker.engine.request import Answer
@@ -52,7 +61,9 @@ def tokens_of(output: RequestOutput) -> list[list[int]]:
 
 
 class RecordedDraws:
-    """The random numbers that the published loop drew: a canvas, then in each step tokens and noise, for all rows at once."""
+    """The random numbers that the published loop drew: a canvas, then in each step tokens and
+    noise, for all rows at once.
+    """
 
     def __init__(self, case: dict[str, Any], rows: int) -> None:
         self.rows, self.row_of = rows, dict[str, int]()
@@ -75,7 +86,9 @@ class RecordedDraws:
         return row if self.given is None else torch.tensor(self.given[0])  # drawn all the same
 
     def tokens(self, answer: Answer, positions: Tensor, probabilities: Tensor) -> Tensor:
-        return self._row(answer, 1 + 2 * answer.block_step, "multinomial")[positions - answer.window.start]
+        return self._row(answer, 1 + 2 * answer.block_step, "multinomial")[
+            positions - answer.window.start
+        ]
 
     def noise(self, answer: Answer, positions: Tensor, vocab_size: int) -> Tensor:
         return self._row(answer, 2 + 2 * answer.block_step, "randint")
@@ -88,14 +101,18 @@ def params_of(args: dict[str, Any]) -> SamplingParams:
         diffusion["entropy_bound"] = args["sampler_config"]["entropy_bound"]
     stops = tuple(args.get("eos_token_id", ()))
     return SamplingParams(
-        max_tokens=args["max_new_tokens"], stop_token_ids=stops, ignore_eos=bool(stops),
+        max_tokens=args["max_new_tokens"],
+        stop_token_ids=stops,
+        ignore_eos=bool(stops),
         diffusion=DiffusionParams(**diffusion),
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_recorded_runs(engine: VDiffEngine, name: str) -> None:
-    """Token for token and decoder call for decoder call; rows of a batch are requests of their own, without padding."""
+    """Token for token and decoder call for decoder call; rows of a batch are requests of their own,
+    without padding.
+    """
     case = CASES[name]
     masks = case.get("attention_mask") or [[1] * len(row) for row in case["prompt_ids"]]
     draws = RecordedDraws(case, len(masks))
@@ -111,7 +128,9 @@ def test_recorded_runs(engine: VDiffEngine, name: str) -> None:
         outputs = [handle.result(60).outputs[0] for handle in handles]
     finally:
         engine.renoise.draws = CounterDraws()
-    for output, generated, forwards in zip(outputs, case["generated"], case["forwards_of_rows"], strict=True):
+    for output, generated, forwards in zip(
+        outputs, case["generated"], case["forwards_of_rows"], strict=True
+    ):
         wanted = generated[: params.max_tokens]
         end = next((i for i, token in enumerate(wanted) if token in ends), len(wanted))
         assert output.token_ids == wanted[:end]
@@ -146,7 +165,12 @@ def test_a_draw_follows_its_distribution() -> None:
 
 def test_acceptance_is_by_ascending_entropy_within_the_bound() -> None:
     entropy = torch.tensor([0.3, 0.05, 0.2, 0.04])
-    assert accepted(entropy, 0.1).tolist() == [False, True, True, True]  # .04, .05 (.04 before), .2 (.09 before)
+    assert accepted(entropy, 0.1).tolist() == [
+        False,
+        True,
+        True,
+        True,
+    ]  # .04, .05 (.04 before), .2 (.09 before)
     assert accepted(entropy, 0.0).tolist() == [False, False, False, True]
 
 
@@ -164,11 +188,16 @@ def requests(seed: int, count: int) -> list[tuple[list[int], SamplingParams]]:
     made = []
     for _ in range(count):
         prompt = [rng.randrange(6, 500) for _ in range(rng.choice([1, 5, 20, 30, 41]))]
-        diffusion = quick(max_denoising_steps=rng.choice([3, 5, 8]), entropy_bound=rng.choice([0.2, 1.0, 3.0]))
+        diffusion = quick(
+            max_denoising_steps=rng.choice([3, 5, 8]), entropy_bound=rng.choice([0.2, 1.0, 3.0])
+        )
         params = SamplingParams(
-            max_tokens=rng.choice([7, 16, 24]), temperature=rng.choice([1.0, 0.0, 0.7]), seed=rng.randrange(1000),
-            ignore_eos=rng.random() < 0.5, diffusion=diffusion,
-        )  # fmt: skip
+            max_tokens=rng.choice([7, 16, 24]),
+            temperature=rng.choice([1.0, 0.0, 0.7]),
+            seed=rng.randrange(1000),
+            ignore_eos=rng.random() < 0.5,
+            diffusion=diffusion,
+        )
         made.append((prompt, params))
     return made
 
@@ -181,7 +210,9 @@ def test_batch_equals_alone(engine: VDiffEngine) -> None:
 
 
 def test_sequences_that_share_calls_say_the_same_up_to_rounding(engine: VDiffEngine) -> None:
-    """What accelerators do: one call for all, whatever each has cached; first a step without a signal, then with one."""
+    """What accelerators do: one call for all, whatever each has cached; first a step without a
+    signal, then with one.
+    """
     model = engine.model
     prompts = [[6, 7, 8], list(range(20, 40)), [9]]
     canvases = torch.randint(6, 500, (3, 16), generator=torch.Generator().manual_seed(1))
@@ -190,11 +221,15 @@ def test_sequences_that_share_calls_say_the_same_up_to_rounding(engine: VDiffEng
         for model.together in (False, True):
             caches = [model.new_cache(64) for _ in prompts]
             with torch.inference_mode():
-                model.encode(caches[::2], [prompts[0][:1], prompts[2]])  # equally long pieces share a call
+                model.encode(
+                    caches[::2], [prompts[0][:1], prompts[2]]
+                )  # equally long pieces share a call
                 model.encode(caches[:1], [prompts[0][1:]])
                 model.encode(caches[1:2], [prompts[1]])
                 first = model.decode(caches, canvases, None)
-                signal = torch.stack([model.embed(model.logits(rows).softmax(-1)) for rows in first])
+                signal = torch.stack(
+                    [model.embed(model.logits(rows).softmax(-1)) for rows in first]
+                )
                 made.append((first, model.decode(caches, canvases, signal)))
     finally:
         model.together = False
@@ -206,10 +241,26 @@ def test_sequences_that_share_calls_say_the_same_up_to_rounding(engine: VDiffEng
 def test_a_file_is_decoded_the_same_at_any_batch_size(tmp_path: Path) -> None:
     """`vdiff generate`: messages, text and token ids, seeds and stops."""
     lines: list[dict[str, Any]] = [
-        {"custom_id": "ids", "prompt_token_ids": [6, 7, 8], "max_tokens": 20, "seed": 1, "ignore_eos": True},
+        {
+            "custom_id": "ids",
+            "prompt_token_ids": [6, 7, 8],
+            "max_tokens": 20,
+            "seed": 1,
+            "ignore_eos": True,
+        },
         {"custom_id": "text", "prompt": "The cat", "max_tokens": 16, "seed": 2, "temperature": 0},
-        {"custom_id": "chat", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 16, "seed": 3},
-        {"custom_id": "wrong", "prompt": "x", "max_tokens": 16, "diffusion": {"algorithm": "threshold"}},
+        {
+            "custom_id": "chat",
+            "messages": [{"role": "user", "content": "Hello"}],
+            "max_tokens": 16,
+            "seed": 3,
+        },
+        {
+            "custom_id": "wrong",
+            "prompt": "x",
+            "max_tokens": 16,
+            "diffusion": {"algorithm": "threshold"},
+        },
     ]
     for line in lines[:3]:
         line["diffusion"] = {"max_denoising_steps": 6, "entropy_bound": 2.0}
@@ -261,13 +312,19 @@ def test_an_end_token_inside_a_canvas_ends_the_answer(engine: VDiffEngine) -> No
     params = SamplingParams(max_tokens=32, ignore_eos=True, seed=1, diffusion=quick())
     whole = engine.submit("whole", PROMPTS[0], params).result(60).outputs[0].token_ids
     end = whole[5]
-    stopped = engine.submit("stopped", PROMPTS[0], replace(params, stop_token_ids=(end,))).result(60).outputs[0]
+    stopped = (
+        engine.submit("stopped", PROMPTS[0], replace(params, stop_token_ids=(end,)))
+        .result(60)
+        .outputs[0]
+    )
     assert stopped.token_ids == whole[: whole.index(end)]
     assert stopped.finish_reason == "stop"
 
 
 def test_abort_and_nan_are_their_own(engine: VDiffEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    slow = SamplingParams(max_tokens=400, ignore_eos=True, seed=1, diffusion=quick(max_denoising_steps=40))
+    slow = SamplingParams(
+        max_tokens=400, ignore_eos=True, seed=1, diffusion=quick(max_denoising_steps=40)
+    )
     started = threading.Event()
     handle = engine.submit("slow", PROMPTS[0], slow, listener=lambda e: started.set())
     assert started.wait(30)
@@ -277,7 +334,9 @@ def test_abort_and_nan_are_their_own(engine: VDiffEngine, monkeypatch: pytest.Mo
     wanted = tokens_of(engine.submit("before", PROMPTS[1], good).result(60))
     read = RenoiseDecoder._read
 
-    def poisoned(self: RenoiseDecoder, answer: Answer, states: Tensor, positions: Tensor) -> tuple[Tensor, ...]:
+    def poisoned(
+        self: RenoiseDecoder, answer: Answer, states: Tensor, positions: Tensor
+    ) -> tuple[Tensor, ...]:
         bad = answer.request.request_id == "bad"
         return read(self, answer, torch.full_like(states, torch.nan) if bad else states, positions)
 
@@ -314,5 +373,9 @@ def changed(tmp_path: Path, change: Callable[[dict[str, Tensor]], object]) -> st
 def test_a_wrong_checkpoint_names_its_tensor(tmp_path: Path) -> None:
     name = "model.decoder.layers.1.mlp.down_proj.weight"
     assert f"{name} is missing" in changed(tmp_path / "a", lambda t: t.pop(name))
-    assert f"{name} has shape" in changed(tmp_path / "b", lambda t: t.update({name: t[name][:-1].contiguous()}))
-    assert "model.stray does not belong" in changed(tmp_path / "c", lambda t: t.update({"model.stray": torch.zeros(2)}))
+    assert f"{name} has shape" in changed(
+        tmp_path / "b", lambda t: t.update({name: t[name][:-1].contiguous()})
+    )
+    assert "model.stray does not belong" in changed(
+        tmp_path / "c", lambda t: t.update({"model.stray": torch.zeros(2)})
+    )

@@ -1,4 +1,6 @@
-"""Which checkpoints load: a config.json that needs another computation is refused, with the key that says so."""
+"""Which checkpoints load: a config.json that needs another computation is refused, with the key
+that says so.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def test_every_golden_checkpoint_is_read(checkpoint: str) -> None:
 
 @pytest.mark.parametrize("key", FOREIGN)
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
-def test_a_key_that_changes_the_mathematics_is_refused_by_name(tmp_path: Path, checkpoint: str, key: str) -> None:
+def test_a_key_that_changes_the_mathematics_is_refused_by_name(
+    tmp_path: Path, checkpoint: str, key: str
+) -> None:
     from worker.engine.config import RawConfig
     from worker.engine.quantized import read_quantization
 
@@ -59,15 +63,23 @@ def test_a_key_that_changes_the_mathematics_is_refused_by_name(tmp_path: Path, c
     assert key in str(refused.value) or "RoPE scaling" in str(refused.value)
 
 
-@pytest.mark.parametrize("key", ["torch_dtype", "transformers_version", "use_cache", "initializer_range", "my_note"])
+@pytest.mark.parametrize(
+    "key", ["torch_dtype", "transformers_version", "use_cache", "initializer_range", "my_note"]
+)
 def test_a_key_that_changes_nothing_is_no_matter(tmp_path: Path, key: str) -> None:
     ModelConfig.from_folder(changed(tmp_path, "sdar", **{key: 1.5}))
 
 
-@pytest.mark.parametrize(("keys", "name"), [
-    ({"use_regular_causal": True}, "I-DLM"), ({"block_size": 1}, "I-DLM"),
-])  # fmt: skip
-def test_a_checkpoint_with_another_familys_tag_is_named(tmp_path: Path, keys: dict[str, Any], name: str) -> None:
+@pytest.mark.parametrize(
+    ("keys", "name"),
+    [
+        ({"use_regular_causal": True}, "I-DLM"),
+        ({"block_size": 1}, "I-DLM"),
+    ],
+)
+def test_a_checkpoint_with_another_familys_tag_is_named(
+    tmp_path: Path, keys: dict[str, Any], name: str
+) -> None:
     with pytest.raises(ModelLoadError, match=name):
         ModelConfig.from_folder(changed(tmp_path, "sdar", **keys))
 

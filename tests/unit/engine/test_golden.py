@@ -1,4 +1,6 @@
-"""The engine against numbers that the published programs computed: token for token, forward for forward."""
+"""The engine against numbers that the published programs computed: token for token, forward for
+forward.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_all_cases_of_a_family_in_one_batch(engine_of: GetEngine, family: str) -
     for one, handle in handles:
         output = handle.result(120).outputs[0]
         check(one, output.token_ids, output.forwards)
-    shared, steps = (engine.get_stats()[name] - before[name] for name in ("sequence_steps", "steps"))
+    shared, steps = (
+        engine.get_stats()[name] - before[name] for name in ("sequence_steps", "steps")
+    )
     assert shared > 1.5 * steps
 
 
@@ -62,7 +66,15 @@ def test_the_exact_cache_changes_nothing(engine_of: GetEngine, family: str) -> N
     for one in ALL:
         if one.family == family:
             fields = {**one.fields, "diffusion": {**one.fields["diffusion"], "cache": "none"}}
-            again = Asked(f"{one.id}/none", family, one.prompt, fields, one.wanted, one.forwards, one.prefix_only)
+            again = Asked(
+                f"{one.id}/none",
+                family,
+                one.prompt,
+                fields,
+                one.wanted,
+                one.forwards,
+                one.prefix_only,
+            )
             output = submit(engine_of(family), again).result(60).outputs[0]
             check(again, output.token_ids, output.forwards)
 
@@ -84,7 +96,9 @@ def test_a_prompt_stored_in_pieces_changes_nothing(family: str) -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    """What accelerators do: similar sequences are padded into one attention call. What the CPU does is tested above."""
+    """What accelerators do: similar sequences are padded into one attention call. What the CPU does
+    is tested above.
+    """
     for family in ("llada", "dream", "sdar"):
         engine = make_engine(family)
         engine.model.pads = True
@@ -104,7 +118,9 @@ def test_logits(engine_of: GetEngine, family: str) -> None:
         ids = torch.tensor(entry["input_ids"]).flatten().tolist()
         block = entry.get("block_length", 0)
         with torch.inference_mode():
-            [logits] = model.compute([Pass(ids, list(range(len(ids))), 0, "block" if block else "full", block)])
+            [logits] = model.compute(
+                [Pass(ids, list(range(len(ids))), 0, "block" if block else "full", block)]
+            )
         compare(logits, entry)
 
 
@@ -115,7 +131,9 @@ def test_logits_of_the_verifier(engine_of: GetEngine) -> None:
         ids = torch.tensor(entry["input_ids"]).flatten().tolist()
         with torch.inference_mode():
             cache = verifier.new_cache(len(ids))
-            [logits] = verifier.model.compute([Pass(ids, list(range(len(ids))), 0, "causal", 0, cache, len(ids))])
+            [logits] = verifier.model.compute(
+                [Pass(ids, list(range(len(ids))), 0, "causal", 0, cache, len(ids))]
+            )
         compare(logits, entry)
 
 
@@ -146,7 +164,11 @@ def test_log_likelihood(engine_of: GetEngine, case: dict[str, Any]) -> None:
     draws = []
     for draw in case["draws"]:
         for row in draw["perturbed"]:
-            masked = [i for i, token in enumerate(row[len(context) :]) if token == engine.card.mask_token_id]
+            masked = [
+                i
+                for i, token in enumerate(row[len(context) :])
+                if token == engine.card.mask_token_id
+            ]
             draws.append(draw_of(masked, len(target)))
     task = ScoreTask(draws, target, MONTE_CARLO)
     found = engine.loglikelihood(context, target, task=task, cfg_scale=case["args"]["cfg_scale"])

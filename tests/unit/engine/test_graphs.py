@@ -1,4 +1,6 @@
-"""CUDA graphs without CUDA: the pieces are recorded as a tape of torch's operations and replayed on the same tensors."""
+"""CUDA graphs without CUDA: the pieces are recorded as a tape of torch's operations and replayed on
+the same tensors.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class Tape(TorchDispatchMode):
             if func._schema.is_mutable:
                 continue
             for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                if old.data_ptr() != new.data_ptr():  # else a view, which still looks at the same memory
+                if (
+                    old.data_ptr() != new.data_ptr()
+                ):  # else a view, which still looks at the same memory
                     old.copy_(new)
 
 
@@ -72,7 +76,9 @@ def grouped(model: Transformer) -> Transformer:
 
 @pytest.mark.parametrize("family", ["llada_gqa", "dream", "sdar", "llada2_moe"])
 def test_all_golden_cases_through_graphs(family: str) -> None:
-    """All cases of a family in one batch: forwards of every number of rows, caches and masks included."""
+    """All cases of a family in one batch: forwards of every number of rows, caches and masks
+    included.
+    """
     engine = make_engine(family, max_num_seqs=16)
     recorder = TapeRecorder()
     assert record(grouped(engine.model), recorder, (16, 64, 512)) is None
@@ -101,7 +107,9 @@ def test_a_forward_of_any_number_of_rows(rows: int) -> None:
             tried = recorder.replayed
             for _ in range(2):  # the second finds the first's rows where its own are padded
                 assert torch.allclose(next(iter(model.compute(passes)))[0:2], plain, atol=1e-4)
-        assert recorder.replayed - tried == (0 if rows > SIZES[-1] else 2 * (model.config.layers + 1))
+        assert recorder.replayed - tried == (
+            0 if rows > SIZES[-1] else 2 * (model.config.layers + 1)
+        )
     finally:
         engine.shutdown()
 
@@ -125,7 +133,9 @@ def test_graphs_that_do_not_work_are_not_used() -> None:
         engine.shutdown()
 
 
-def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recording_that_fails_leaves_the_stream_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """torch.cuda.graph, which ends a failed capture by an exception, does not give the stream back."""
     current: list[Any] = ["default"]
     made: list[object] = []
@@ -158,9 +168,14 @@ def test_a_recording_that_fails_leaves_the_stream_as_it_was(monkeypatch: pytest.
 
     current[0] = Default("default")
     for name, fake in (
-        ("Stream", Stream), ("stream", stream), ("graph", graph), ("CUDAGraph", object),
-        ("current_stream", lambda: current[0]), ("graph_pool_handle", tuple), ("device", lambda of: contextlib.nullcontext()),
-    ):  # fmt: skip
+        ("Stream", Stream),
+        ("stream", stream),
+        ("graph", graph),
+        ("CUDAGraph", object),
+        ("current_stream", lambda: current[0]),
+        ("graph_pool_handle", tuple),
+        ("device", lambda of: contextlib.nullcontext()),
+    ):
         monkeypatch.setattr(torch.cuda, name, fake)
     recorder = CudaRecorder(torch.device("cuda", 0))
     for _ in range(2):
@@ -178,8 +193,12 @@ def test_experts_that_wait_for_the_host_are_not_recorded() -> None:
         engine.shutdown()
 
 
-def test_asked_for_by_name_they_must_work(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(ConfigurationError, match=r"need a CUDA device, not cpu; leave --cuda-graphs out") as wrong:
+def test_asked_for_by_name_they_must_work(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"need a CUDA device, not cpu; leave --cuda-graphs out"
+    ) as wrong:
         make_engine("llada", cuda_graphs=True)
     assert wrong.value.param == "cuda_graphs"
 

@@ -1,4 +1,6 @@
-"""A hub id with a revision, through the real huggingface_hub, against a hub on loopback that speaks what it asks for."""
+"""A hub id with a revision, through the real huggingface_hub, against a hub on loopback that speaks
+what it asks for.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ class Hub:
             return 200, {}, json.dumps({"id": REPOSITORY, "sha": commit, "siblings": []}).encode()
         if path.startswith(f"{api}tree/"):
             files = self.files[path.removeprefix(f"{api}tree/")]
-            listing = [{"type": "file", "path": n, "size": len(b), "oid": f"{len(b):040x}"} for n, b in files.items()]
+            listing = [
+                {"type": "file", "path": n, "size": len(b), "oid": f"{len(b):040x}"}
+                for n, b in files.items()
+            ]
             return 200, {}, json.dumps(listing).encode()
         if path.startswith(f"/{REPOSITORY}/resolve/"):
             commit, name = path.removeprefix(f"/{REPOSITORY}/resolve/").split("/", 1)
@@ -60,9 +65,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     folder = parts(tmp_path / "published")  # Dream's own form: no tokenizer.json
     newer = {p.name: p.read_bytes() for p in folder.iterdir()} | LEFT_OUT
     newer |= {
-        n: (GOLDEN / "dream" / n).read_bytes() for n in ("config.json", "generation_config.json", "model.safetensors")
+        n: (GOLDEN / "dream" / n).read_bytes()
+        for n in ("config.json", "generation_config.json", "model.safetensors")
     }
-    hub = Hub({COMMITS["main"]: {"config.json": b'{"architectures": ["Old"]}'}, COMMITS["v2"]: newer})
+    hub = Hub(
+        {COMMITS["main"]: {"config.json": b'{"architectures": ["Old"]}'}, COMMITS["v2"]: newer}
+    )
 
     class Handler(BaseHTTPRequestHandler):
         def respond(self) -> None:
@@ -86,8 +94,14 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)  # HF_ENDPOINT and HF_HOME are read when it is first imported
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "ENDPOINT", hub.url
+    )  # HF_ENDPOINT and HF_HOME are read when it is first imported
+    monkeypatch.setattr(
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     yield hub
@@ -99,7 +113,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def test_a_hub_id_loads_at_its_revision_and_only_what_is_needed(hub: Hub) -> None:
     config = VDiffConfig(model=REPOSITORY, revision="v2", device="cpu")
     loaded = load(config)
-    assert (loaded.card.name, loaded.card.revision, loaded.card.family) == (REPOSITORY, "v2", "dream")
+    assert (loaded.card.name, loaded.card.revision, loaded.card.family) == (
+        REPOSITORY,
+        "v2",
+        "dream",
+    )
     assert loaded.tokenizer.encode("Hello, world!") == [39, 322, 75, 78, 11, 264, 283, 75, 67, 0]
     assert sorted(hub.fetched) == sorted(set(hub.files[COMMITS["v2"]]) - set(LEFT_OUT))
     before = list(hub.fetched)
@@ -110,7 +128,9 @@ def test_a_hub_id_loads_at_its_revision_and_only_what_is_needed(hub: Hub) -> Non
 
 
 def test_without_a_revision_it_is_main_and_what_is_not_there_is_named(hub: Hub) -> None:
-    assert json.loads((resolve_folder(REPOSITORY) / "config.json").read_text()) == {"architectures": ["Old"]}
+    assert json.loads((resolve_folder(REPOSITORY) / "config.json").read_text()) == {
+        "architectures": ["Old"]
+    }
     with pytest.raises(ConfigurationError, match=r"someone/dream.*hub says.*404") as wrong:
         resolve_folder(REPOSITORY, "v3")
     assert wrong.value.param == "model"

@@ -1,4 +1,6 @@
-"""What accelerators do otherwise than the CPU, held against it: ragged attention, grouped experts, fused layers."""
+"""What accelerators do otherwise than the CPU, held against it: ragged attention, grouped experts,
+fused layers.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,14 @@ def test_ragged_units_hold_what_sees_everything_and_nothing_else() -> None:
     assert ragged is not None
     assert ragged.row_ends.tolist() == ragged.key_ends.tolist() == [0, 3, 4, 6]
     assert layout.ids.tolist() == [1, 2, 3, 4, 5, 6, 1, 2, 1, 2, 3, 4]
-    assert layout.take.tolist() == [0, 7, 3, 11, 4, 5]  # in the order of the passes, wherever their rows lie
+    assert layout.take.tolist() == [
+        0,
+        7,
+        3,
+        11,
+        4,
+        5,
+    ]  # in the order of the passes, wherever their rows lie
 
 
 def test_a_ragged_kernel_is_used_only_when_it_agrees(caplog: pytest.LogCaptureFixture) -> None:
@@ -96,14 +105,20 @@ def test_grouped_experts_equal_one_after_the_other(family: str) -> None:
 
 
 def test_fused_layers_say_the_same() -> None:
-    """Traced by torch.compile; what its backend makes of the trace is torch's business, and takes a minute."""
+    """Traced by torch.compile; what its backend makes of the trace is torch's business, and takes a
+    minute.
+    """
     engine = make_engine("dream")
     try:
         sizes = (1, 5, 17)
         with torch.inference_mode():
-            before = [next(engine.model.compute([Pass(list(range(n)), list(range(n)))])) for n in sizes]
+            before = [
+                next(engine.model.compute([Pass(list(range(n)), list(range(n)))])) for n in sizes
+            ]
             engine.model.fuse(backend="eager")
-            after = [next(engine.model.compute([Pass(list(range(n)), list(range(n)))])) for n in sizes]
+            after = [
+                next(engine.model.compute([Pass(list(range(n)), list(range(n)))])) for n in sizes
+            ]
         for a, b in zip(before, after, strict=True):
             assert torch.allclose(a, b, atol=1e-5)
     finally:
@@ -118,7 +133,9 @@ def test_where_torch_compile_fails_the_start_says_so(monkeypatch: pytest.MonkeyP
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(ConfigurationError, match=r"no C\+\+ compiler was found\); leave --compile out") as wrong:
+    with pytest.raises(
+        ConfigurationError, match=r"no C\+\+ compiler was found\); leave --compile out"
+    ) as wrong:
         make_engine("llada", compile=True)
     assert wrong.value.param == "compile"
 
@@ -139,7 +156,9 @@ def test_apds_verifier_counts_in_the_memory_budget() -> None:
         }.items():
             one = next(c for c in ALL if c.family == "dream")
             handle = engine.submit(
-                name, one.prompt, resolve(engine, {"max_tokens": 10, "diffusion": diffusion}, len(one.prompt))
+                name,
+                one.prompt,
+                resolve(engine, {"max_tokens": 10, "diffusion": diffusion}, len(one.prompt)),
             )
             handle.result(60)
             made[name] = need(handle.request.sequences[0]), len(one.prompt) + 10

@@ -1,4 +1,6 @@
-"""A request's result is its own: tokens do not depend on who shares the batch, on arrival, or on being set aside."""
+"""A request's result is its own: tokens do not depend on who shares the batch, on arrival, or on
+being set aside.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +17,14 @@ from tests.unit.engine.fuzz import fuzz_round, random_requests
 from worker.engine import VDiffEngine
 
 FAMILIES = ("llada", "dream", "llada2_moe", "sdar")
-TRIES = 20  # until one that runs is set aside: on a busy machine all may be over before the urgent ones are sent
+# until one that runs is set aside: on a busy machine all may be over before the urgent ones are
+# sent
+TRIES = 20
 
 
-def run(engine: VDiffEngine, name: str, prompt: list[int], params: SamplingParams, priority: int = 0) -> Any:
+def run(
+    engine: VDiffEngine, name: str, prompt: list[int], params: SamplingParams, priority: int = 0
+) -> Any:
     return engine.submit(name, prompt, params, priority=priority)
 
 
@@ -26,7 +32,10 @@ def run(engine: VDiffEngine, name: str, prompt: list[int], params: SamplingParam
 def test_batch_equals_alone(engine_of: GetEngine, family: str) -> None:
     engine = engine_of(family)
     requests = random_requests(engine, 24, seed=7)
-    alone = [run(engine, f"alone-{i}", *r).result(60).outputs[0].token_ids for i, r in enumerate(requests)]
+    alone = [
+        run(engine, f"alone-{i}", *r).result(60).outputs[0].token_ids
+        for i, r in enumerate(requests)
+    ]
     rng = random.Random(1)
     order = list(range(len(requests)))
     rng.shuffle(order)
@@ -40,13 +49,20 @@ def test_batch_equals_alone(engine_of: GetEngine, family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_being_set_aside_changes_nothing(family: str) -> None:
-    """One slot and little K/V memory: bulk answers are set aside and swapped out whenever something urgent arrives."""
+    """One slot and little K/V memory: bulk answers are set aside and swapped out whenever something
+    urgent arrives.
+    """
     engine = make_engine(family, max_num_seqs=2, cache_tokens=150)
     try:
         requests = random_requests(engine, 10, seed=11)
-        alone = [run(engine, f"alone-{i}", *r).result(60).outputs[0].token_ids for i, r in enumerate(requests)]
+        alone = [
+            run(engine, f"alone-{i}", *r).result(60).outputs[0].token_ids
+            for i, r in enumerate(requests)
+        ]
         for again in range(TRIES):
-            bulk = [run(engine, f"bulk-{again}-{i}", *r, priority=2) for i, r in enumerate(requests)]
+            bulk = [
+                run(engine, f"bulk-{again}-{i}", *r, priority=2) for i, r in enumerate(requests)
+            ]
             urgent = []
             for i, request in enumerate(requests):
                 time.sleep(0.004)
@@ -73,7 +89,9 @@ def test_the_same_seed_says_the_same_and_answers_differ(engine_of: GetEngine) ->
     assert [o.token_ids for o in other.outputs] != texts
 
 
-def test_one_slow_or_poisoned_request_is_alone_with_its_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_slow_or_poisoned_request_is_alone_with_its_trouble(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine = make_engine("llada")
     try:
         good = SamplingParams(max_tokens=8, temperature=0.0)
@@ -94,7 +112,11 @@ def test_one_slow_or_poisoned_request_is_alone_with_its_trouble(monkeypatch: pyt
                 raise ZeroDivisionError("a bug")
             yield from compute(passes)
 
-        for fault, code in ((poisoned, "not_finite"), (memory, "out_of_memory"), (broken, "engine_error")):
+        for fault, code in (
+            (poisoned, "not_finite"),
+            (memory, "out_of_memory"),
+            (broken, "engine_error"),
+        ):
             monkeypatch.setattr(engine.model, "compute", fault, raising=False)
             bad = engine.submit(f"bad-{code}", [9, 6, 7], good)
             others = [engine.submit(f"{code}-{i}", [5, 6, 7], good) for i in range(5)]

@@ -42,7 +42,9 @@ def refusal(folder: Path, **options: Any) -> str:
 
 
 def test_a_missing_scale_is_named(tmp_path: Path) -> None:
-    assert f"{V}.weight_scale is missing" in refusal(spoiled(tmp_path, "sdar_fp8", weight_scale=None))
+    assert f"{V}.weight_scale is missing" in refusal(
+        spoiled(tmp_path, "sdar_fp8", weight_scale=None)
+    )
 
 
 @pytest.mark.parametrize("family", ["sdar_fp8", "sdar_fp8_block", "sdar_nvfp4"])
@@ -51,13 +53,18 @@ def test_a_scale_of_another_shape_is_named(tmp_path: Path, family: str) -> None:
     assert f"{V}.weight_scale has shape [3, 5]" in said
 
 
-@pytest.mark.parametrize(("path", "value", "said"), [
-    (("quant_method",), "gptq", "quant_method 'gptq'"),
-    (("config_groups", "group_0", "weights", "strategy"), "group", "strategy 'group'"),
-    (("config_groups", "group_0", "weights", "type"), "int", "type = 'int'"),
-    (("config_groups", "group_1"), {}, "2 groups"),
-])  # fmt: skip
-def test_a_format_that_is_not_read_is_named(tmp_path: Path, path: tuple[str, ...], value: Any, said: str) -> None:
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("quant_method",), "gptq", "quant_method 'gptq'"),
+        (("config_groups", "group_0", "weights", "strategy"), "group", "strategy 'group'"),
+        (("config_groups", "group_0", "weights", "type"), "int", "type = 'int'"),
+        (("config_groups", "group_1"), {}, "2 groups"),
+    ],
+)
+def test_a_format_that_is_not_read_is_named(
+    tmp_path: Path, path: tuple[str, ...], value: Any, said: str
+) -> None:
     folder = spoiled(tmp_path, "sdar_fp8")
     config = json.loads((folder / "config.json").read_text())
     inner = config["quantization_config"]

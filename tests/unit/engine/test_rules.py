@@ -1,4 +1,6 @@
-"""The rules as pure functions: what each commits, by hand-made numbers and by properties that all share."""
+"""The rules as pure functions: what each commits, by hand-made numbers and by properties that all
+share.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,26 @@ def params(name: str, **more: Any) -> DiffusionParams:
 
 
 def seen(
-    confidence: list[float], name: str, *, quota: int = 1, memory: dict[str, Any] | None = None, **more: Any
+    confidence: list[float],
+    name: str,
+    *,
+    quota: int = 1,
+    memory: dict[str, Any] | None = None,
+    **more: Any,
 ) -> RuleInput:
-    """An input of masked positions 0, 1, ...; `more`: parameters, or the statistics that a rule needs."""
+    """An input of masked positions 0, 1, ...; `more`: parameters, or the statistics that a rule
+    needs.
+    """
     statistics = {
-        k: torch.tensor(more.pop(k)) for k in ("margin", "entropy", "divergence", "masked", "changed") if k in more
+        k: torch.tensor(more.pop(k))
+        for k in ("margin", "entropy", "divergence", "masked", "changed")
+        if k in more
     }
     positions = more.pop("positions", list(range(len(confidence))))
     slack = more.pop("slack", RULES[name].slack)
-    uniform: Callable[[int], Tensor] = more.pop("uniform", lambda stream: torch.linspace(0.1, 0.9, len(confidence)))
+    uniform: Callable[[int], Tensor] = more.pop(
+        "uniform", lambda stream: torch.linspace(0.1, 0.9, len(confidence))
+    )
     return RuleInput(
         positions=positions,
         confidence=torch.tensor(confidence),
@@ -57,7 +70,9 @@ def test_low_confidence_takes_the_surest_and_of_equals_the_leftmost() -> None:
 
 
 def test_random_goes_by_its_numbers_alone() -> None:
-    assert picked(seen([0.9, 0.1, 0.1], "random", uniform=lambda s: torch.tensor([0.1, 0.8, 0.3]))) == [1]
+    assert picked(
+        seen([0.9, 0.1, 0.1], "random", uniform=lambda s: torch.tensor([0.1, 0.8, 0.3]))
+    ) == [1]
 
 
 def test_threshold_takes_what_reaches_it_else_the_best() -> None:
@@ -68,7 +83,10 @@ def test_threshold_takes_what_reaches_it_else_the_best() -> None:
 def test_factor_takes_a_run_of_ranks() -> None:
     # sorted .95 .8 .6 .5; rank 2 wants 1 - 1/3, rank 3 wants .75
     assert picked(seen([0.6, 0.95, 0.5, 0.8], "factor", factor=1.0)) == [1, 3]
-    assert picked(seen([0.1, 0.05], "factor", factor=1.0)) == [0, 1]  # only the last fails: accepted too
+    assert picked(seen([0.1, 0.05], "factor", factor=1.0)) == [
+        0,
+        1,
+    ]  # only the last fails: accepted too
     assert picked(seen([0.1, 0.05, 0.01], "factor", factor=1.0)) == [0]
 
 
@@ -90,7 +108,9 @@ def test_klass_waits_until_distributions_stand_still() -> None:
     memory: dict[str, Any] = {}
     still = [0.001, 0.001, 0.5]
     common: dict[str, Any] = {"memory": memory, "divergence": still}
-    assert picked(seen([0.95, 0.5, 0.99], "klass", **{**common, "divergence": [float("inf")] * 3})) == [2]
+    assert picked(
+        seen([0.95, 0.5, 0.99], "klass", **{**common, "divergence": [float("inf")] * 3})
+    ) == [2]
     assert picked(seen([0.95, 0.5, 0.99], "klass", **common)) == [2]  # still for one step only
     assert picked(seen([0.95, 0.5, 0.99], "klass", **common)) == [0]
 
@@ -120,17 +140,27 @@ def test_dreams_alg_temp_draws_in_proportion() -> None:
     generator, counts, draws = torch.Generator().manual_seed(0), torch.zeros(3), 20_000
     for _ in range(draws):
         numbers = torch.rand(3, generator=generator, dtype=torch.float64)
-        counts[picked(seen(confidence, "maskgit_plus", alg_temp=temperature, uniform=lambda s, n=numbers: n))[0]] += 1
+        counts[
+            picked(
+                seen(
+                    confidence, "maskgit_plus", alg_temp=temperature, uniform=lambda s, n=numbers: n
+                )
+            )[0]
+        ] += 1
     assert torch.allclose(counts.double() / draws, wanted, atol=0.015)
 
 
 def test_origin_commits_each_with_its_probability_and_all_at_last() -> None:
     numbers = torch.tensor([0.01, 0.5, 0.99])
     memory: dict[str, Any] = {}
-    first = picked(seen([0.5] * 3, "origin", uniform=lambda s: numbers, memory=memory, block_steps=4))
+    first = picked(
+        seen([0.5] * 3, "origin", uniform=lambda s: numbers, memory=memory, block_steps=4)
+    )
     assert first == [0]  # 1 - s/t is .25, then .33, .5, 1
     memory = {"step": 3}
-    assert picked(seen([0.5] * 3, "origin", uniform=lambda s: numbers, memory=memory, block_steps=4)) == [0, 1, 2]
+    assert picked(
+        seen([0.5] * 3, "origin", uniform=lambda s: numbers, memory=memory, block_steps=4)
+    ) == [0, 1, 2]
 
 
 def test_dynamic_is_strict_and_falls_back_to_the_quota() -> None:
@@ -145,7 +175,13 @@ def test_joint_threshold_edits_and_ends() -> None:
     given_ = seen([0.95, 0.5, 0.99], "joint_threshold", **common)
     assert picked(given_) == [0, 1]  # an edit, and the best mask
     done = {"masked": [False] * 3, "memory": {}}
-    edits = seen([0.95, 0.5, 0.99], "joint_threshold", changed=[True, False, False], max_post_edit_steps=2, **done)
+    edits = seen(
+        [0.95, 0.5, 0.99],
+        "joint_threshold",
+        changed=[True, False, False],
+        max_post_edit_steps=2,
+        **done,
+    )
     assert picked(edits) == [0]
     assert not rule.is_done(edits, torch.tensor([0]))
     assert rule.is_done(edits, torch.tensor([0]))  # the second such step is the last
@@ -203,7 +239,9 @@ def test_even_gives_the_remainder_to_the_first_steps() -> None:
 def test_dreams_times_are_torchs() -> None:
     for steps in (1, 2, 7, 16, 32, 33, 512):
         for eps in (1e-3, 0.05):
-            assert [float(t) for t in times(steps, eps)] == torch.linspace(1, eps, steps + 1).tolist()
+            assert [float(t) for t in times(steps, eps)] == torch.linspace(
+                1, eps, steps + 1
+            ).tolist()
 
 
 @given(masked=st.integers(1, 300), steps=st.integers(1, 400))
@@ -216,8 +254,16 @@ def test_dreams_schedule_commits_everything_and_skips_empty_steps(masked: int, s
 
 def test_block_causal_schedules_count_the_whole_block() -> None:
     assert (
-        quotas(DiffusionParams(algorithm="low_confidence_static", denoising_steps=4), "block_causal", 8, 16, 3)
+        quotas(
+            DiffusionParams(algorithm="low_confidence_static", denoising_steps=4),
+            "block_causal",
+            8,
+            16,
+            3,
+        )
         == [4] * 4
     )
     assert quotas(DiffusionParams(algorithm="low_confidence", steps=6), "full", 8, 8, 3) == [4, 4]
-    assert quotas(DiffusionParams(algorithm="sequential", tokens_per_step=3), "full", 8, 8, 1) == [3]
+    assert quotas(DiffusionParams(algorithm="sequential", tokens_per_step=3), "full", 8, 8, 1) == [
+        3
+    ]

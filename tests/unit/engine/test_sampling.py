@@ -1,4 +1,6 @@
-"""Sampling is exact: the first committed token follows its distribution, for rules of both kinds and for APD."""
+"""Sampling is exact: the first committed token follows its distribution, for rules of both kinds
+and for APD.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,12 @@ from worker.engine.sampler import filter_logits
 SEEDS = 10_000
 
 
-def first_tokens(engine: VDiffEngine, prompt: list[int], params: SamplingParams, seeds: int = SEEDS) -> torch.Tensor:
-    """How often each token is committed at the only position, over many seeds, by the sampler's own method."""
+def first_tokens(
+    engine: VDiffEngine, prompt: list[int], params: SamplingParams, seeds: int = SEEDS
+) -> torch.Tensor:
+    """How often each token is committed at the only position, over many seeds, by the sampler's own
+    method.
+    """
     from worker.engine.engine import EngineRequest, end_tokens
 
     ends = end_tokens(params, (), engine.tokenizer)
@@ -36,7 +42,9 @@ def first_tokens(engine: VDiffEngine, prompt: list[int], params: SamplingParams,
     return counts / seeds
 
 
-def distribution(engine: VDiffEngine, prompt: list[int], temperature: float, top_k: int, top_p: float) -> torch.Tensor:
+def distribution(
+    engine: VDiffEngine, prompt: list[int], temperature: float, top_k: int, top_p: float
+) -> torch.Tensor:
     mask, shift = engine.card.mask_token_id, engine.facts.shift
     with torch.inference_mode():
         [logits] = engine.model.compute([Pass([*prompt, mask], [len(prompt) - shift])])
@@ -46,19 +54,28 @@ def distribution(engine: VDiffEngine, prompt: list[int], temperature: float, top
 
 @pytest.mark.parametrize(
     ("family", "algorithm", "temperature", "top_k", "top_p"),
-    [("llada", "low_confidence", 1.0, -1, 1.0), ("llada", "threshold", 0.7, 8, 1.0), ("dream", "entropy", 1.0, -1, 0.7)],
-)  # fmt: skip
+    [
+        ("llada", "low_confidence", 1.0, -1, 1.0),
+        ("llada", "threshold", 0.7, 8, 1.0),
+        ("dream", "entropy", 1.0, -1, 0.7),
+    ],
+)
 def test_tokens_follow_the_tempered_filtered_distribution(
     engine_of: GetEngine, family: str, algorithm: str, temperature: float, top_k: int, top_p: float
 ) -> None:
     engine, prompt = engine_of(family), [5, 6, 7, 8]
     params = SamplingParams(
-        max_tokens=1, temperature=temperature, top_k=top_k, top_p=top_p, diffusion=DiffusionParams(algorithm=algorithm)
+        max_tokens=1,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        diffusion=DiffusionParams(algorithm=algorithm),
     )
     wanted = distribution(engine, prompt, temperature, top_k, top_p)
     found = first_tokens(engine, prompt, params)
     assert bool((found[wanted == 0] == 0).all())
-    # Pearson's statistic over tokens that are expected often enough; its mean is the number of cells.
+    # Pearson's statistic over tokens that are expected often enough; its mean is the number of
+    # cells.
     often = wanted * SEEDS >= 5
     statistic = float((((found - wanted) ** 2 / wanted)[often] * SEEDS).sum())
     cells = int(often.sum())
@@ -66,7 +83,9 @@ def test_tokens_follow_the_tempered_filtered_distribution(
 
 
 def test_apds_draft_and_acceptance_follow_the_paper(engine_of: GetEngine) -> None:
-    """Universal coupling: whatever is accepted after the first position is a sample of the mixture, and of the draft."""
+    """Universal coupling: whatever is accepted after the first position is a sample of the mixture,
+    and of the draft.
+    """
     from worker.engine.apd import Draft
     from worker.engine.rules.base import gumbel
 
@@ -90,13 +109,16 @@ def test_apds_draft_and_acceptance_follow_the_paper(engine_of: GetEngine) -> Non
         drafts[token] += 1
         agreed[token] += bool(accept[1])
     assert torch.allclose(drafts / SEEDS, log_d[1].exp(), atol=0.02)
-    # The maximal agreement of a coupling of p and q is the sum of min(p, q); this one is at least its square-like bound.
+    # The maximal agreement of a coupling of p and q is the sum of min(p, q); this one is at least
+    # its square-like bound.
     q = (weight * log_d[1] + (1 - weight) * log_ar[1]).softmax(-1)
     most = float(torch.minimum(log_d[1].exp(), q).sum())
     assert most / (2 - most) - 0.02 <= float(agreed.sum()) / SEEDS <= most + 0.02
 
 
-def events_of(engine: VDiffEngine, prompt: list[int], params: SamplingParams) -> tuple[Any, list[Any]]:
+def events_of(
+    engine: VDiffEngine, prompt: list[int], params: SamplingParams
+) -> tuple[Any, list[Any]]:
     events: list[Any] = []
     return engine.submit("logprobs", prompt, params, listener=events.append).result(60), events
 
@@ -121,8 +143,12 @@ def test_logprobs_are_those_of_the_committing_step(engine_of: GetEngine, family:
     whole = [*prompt, *[mask] * 8]
     kind = "block" if engine.card.regime == "block_causal" else "full"
     with torch.inference_mode():
-        [logits] = engine.model.compute([Pass(whole, [len(prompt) + position - shift], 0, kind, block)])
-    assert float(logits.log_softmax(-1)[0, expected.token_id]) == pytest.approx(expected.logprob, abs=1e-4)
+        [logits] = engine.model.compute(
+            [Pass(whole, [len(prompt) + position - shift], 0, kind, block)]
+        )
+    assert float(logits.log_softmax(-1)[0, expected.token_id]) == pytest.approx(
+        expected.logprob, abs=1e-4
+    )
 
 
 def test_without_being_asked_there_are_no_logprobs(engine_of: GetEngine) -> None:
@@ -133,7 +159,9 @@ def test_without_being_asked_there_are_no_logprobs(engine_of: GetEngine) -> None
 def test_apd_gives_logprobs_too(engine_of: GetEngine) -> None:
     engine = engine_of("dream")
     diffusion = DiffusionParams(algorithm="apd", mixture_weight=0.8)
-    params = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=2, diffusion=diffusion)
+    params = SamplingParams(
+        max_tokens=12, temperature=0.0, ignore_eos=True, logprobs=2, diffusion=diffusion
+    )
     first = engine.submit("apd", [5, 6, 7], params).result(60)
     assert first.outputs[0].logprobs is not None
     assert [t.token_id for t in first.outputs[0].logprobs] == first.outputs[0].token_ids

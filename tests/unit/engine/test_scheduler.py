@@ -33,9 +33,13 @@ def request(priority: int = 0, n: int = 1, **answer: Any) -> FakeRequest:
 
 def scheduler(slots: int = 2, *, max_rows: int = 1000, max_memory: int = 1000) -> Scheduler:
     return Scheduler(
-        slots, max_rows=max_rows, max_memory=max_memory, memory=lambda a: a.memory, rows=lambda a: a.rows,  # type: ignore[attr-defined]
+        slots,
+        max_rows=max_rows,
+        max_memory=max_memory,
+        memory=lambda a: a.memory,
+        rows=lambda a: a.rows,  # type: ignore[attr-defined]
         divisible=lambda a: a.divisible,  # type: ignore[attr-defined]
-    )  # fmt: skip
+    )
 
 
 def add(to: Scheduler, *requests: FakeRequest) -> None:
@@ -152,10 +156,16 @@ def test_an_aborted_request_leaves_no_trace() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(1, 30), st.booleans()), max_size=25), st.data()
+    st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 6), st.integers(1, 30), st.booleans()),
+        max_size=25,
+    ),
+    st.data(),
 )
 def test_invariants(arrivals: list[tuple[int, int, int, bool]], data: st.DataObject) -> None:
-    """Slots and memory are never exceeded, nobody runs twice, the most urgent runs, and everybody finishes."""
+    """Slots and memory are never exceeded, nobody runs twice, the most urgent runs, and everybody
+    finishes.
+    """
     s = scheduler(3, max_rows=40, max_memory=6)
     pending = [request(p, memory=m, rows=r, divisible=d) for p, m, r, d in arrivals]
     alive: list[FakeRequest] = []

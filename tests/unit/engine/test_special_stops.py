@@ -1,4 +1,6 @@
-"""A stop string that is a special token ends an answer where that token is committed, although its text never shows."""
+"""A stop string that is a special token ends an answer where that token is committed, although its
+text never shows.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,16 @@ def gemma() -> Iterator[VDiffEngine]:
 
 
 def check(engine: VDiffEngine, algorithm: str) -> None:
-    """Make the model want one special token from the first position on: without a stop the answer is made of it."""
+    """Make the model want one special token from the first position on: without a stop the answer
+    is made of it.
+    """
     diffusion: dict[str, Any] = {"algorithm": algorithm}
     if algorithm == "renoise":
         diffusion |= {"max_denoising_steps": 4, "entropy_bound": 1.0}
     taken = {*engine.card.end_token_ids, engine.card.mask_token_id}
-    text, token = next(pair for pair in engine.tokenizer.control.hidden.items() if pair[1] not in taken)
+    text, token = next(
+        pair for pair in engine.tokenizer.control.hidden.items() if pair[1] not in taken
+    )
     fields = {
         "max_tokens": TOKENS,
         "seed": 3,
@@ -45,13 +51,19 @@ def check(engine: VDiffEngine, algorithm: str) -> None:
     }
     for stop, end in (([], None), (text, token), (["zzz", text], token), (["zzz"], None)):
         heard: list[StepEvent] = []
-        params = resolve_params({**fields, "stop": stop}, card=engine.card, prompt_tokens=len(PROMPT))
+        params = resolve_params(
+            {**fields, "stop": stop}, card=engine.card, prompt_tokens=len(PROMPT)
+        )
         handle = engine.submit(f"{algorithm}-{stop}", PROMPT, params, listener=heard.append)
         answer = handle.result(60).outputs[0]
         if end is None:
-            assert (answer.token_ids, answer.finish_reason) == ([token] * TOKENS, "length"), algorithm
+            assert (answer.token_ids, answer.finish_reason) == ([token] * TOKENS, "length"), (
+                algorithm
+            )
         else:
-            assert (answer.token_ids, answer.text, answer.finish_reason) == ([], "", "stop"), algorithm
+            assert (answer.token_ids, answer.text, answer.finish_reason) == ([], "", "stop"), (
+                algorithm
+            )
         assert "".join(event.text_delta for event in heard) == answer.text == ""
 
 
@@ -70,13 +82,25 @@ def test_the_models_own_end_token_stops_under_ignore_eos(engine_of: GetEngine) -
     engine = engine_of("llada")
     end = engine.card.end_token_ids[0]
     text = next(text for text, token in engine.tokenizer.control.hidden.items() if token == end)
-    fields = {"max_tokens": TOKENS, "ignore_eos": True, "temperature": 0, "logit_bias": {str(end): 100}}
+    fields = {
+        "max_tokens": TOKENS,
+        "ignore_eos": True,
+        "temperature": 0,
+        "logit_bias": {str(end): 100},
+    }
     for stop, finish in ((None, "length"), (text, "stop")):
-        params = resolve_params({**fields, "stop": stop}, card=engine.card, prompt_tokens=len(PROMPT))
-        assert engine.submit(f"own-{finish}", PROMPT, params).result(60).outputs[0].finish_reason == finish
+        params = resolve_params(
+            {**fields, "stop": stop}, card=engine.card, prompt_tokens=len(PROMPT)
+        )
+        assert (
+            engine.submit(f"own-{finish}", PROMPT, params).result(60).outputs[0].finish_reason
+            == finish
+        )
 
 
-@pytest.mark.parametrize("stop", ["\n<|eot_id|>", "<|eot_id|> ", "<|user|><|system|>", "a<|user|>", "<|mdm_mask|>"])
+@pytest.mark.parametrize(
+    "stop", ["\n<|eot_id|>", "<|eot_id|> ", "<|user|><|system|>", "a<|user|>", "<|mdm_mask|>"]
+)
 @pytest.mark.parametrize(
     ("endpoint", "prompt"),
     [
@@ -86,7 +110,9 @@ def test_the_models_own_end_token_stops_under_ignore_eos(engine_of: GetEngine) -
         (RESPONSES, {"input": "x"}),
     ],
 )
-def test_what_no_answer_can_match_is_refused_by_name(endpoint: str, prompt: dict[str, Any], stop: str) -> None:
+def test_what_no_answer_can_match_is_refused_by_name(
+    endpoint: str, prompt: dict[str, Any], stop: str
+) -> None:
     request = parse(endpoint, {"model": "m", **prompt, "stop": ["b", stop]}, streaming=False)
     with pytest.raises(InvalidParameter, match=r"^stop: ") as wrong:
         request.resolve(CARD, TOKENIZER)
@@ -104,7 +130,9 @@ def test_text_without_special_tokens_is_found_as_text(engine_of: GetEngine) -> N
 
 
 def unflagged() -> TokenizerWrapper:
-    """A tokenizer that flags no token as special, as some checkpoints' do; its config still names end and mask."""
+    """A tokenizer that flags no token as special, as some checkpoints' do; its config still names
+    end and mask.
+    """
     files = TOKENIZER.files()
     shown = (
         files["tokenizer.json"]
@@ -125,7 +153,10 @@ def test_a_token_that_only_the_config_names_is_a_control_token() -> None:
     assert not tokenizer.control.hidden
     assert stop_ids(["<|endoftext|>", "a"], tokenizer) == {751}
     check_stops(["<|endoftext|>", "a<|endoftext|>"], CARD, tokenizer)  # an answer's text shows it
-    for stop, message in (("<|mdm_mask|>", "is the mask token"), ("a<|mdm_mask|>", "has the special token")):
+    for stop, message in (
+        ("<|mdm_mask|>", "is the mask token"),
+        ("a<|mdm_mask|>", "has the special token"),
+    ):
         with pytest.raises(InvalidParameter, match=message) as wrong:
             check_stops([stop], CARD, tokenizer)
         assert wrong.value.param == "stop"

@@ -1,4 +1,6 @@
-"""`response_format`: whatever a model with random weights would like to say, the answer parses and satisfies its schema."""
+"""`response_format`: whatever a model with random weights would like to say, the answer parses and
+satisfies its schema.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ PERSON: dict[str, Any] = {
     "properties": {
         "name": {"type": "string", "maxLength": 12},
         "age": {"type": "integer", "minimum": 0, "maximum": 150},
-        "tags": {"type": "array", "items": {"enum": ["red", "green", "blue"]}, "minItems": 1, "maxItems": 3},
+        "tags": {
+            "type": "array",
+            "items": {"enum": ["red", "green", "blue"]},
+            "minItems": 1,
+            "maxItems": 3,
+        },
     },
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
@@ -34,34 +41,84 @@ TREE = {
     "$defs": {
         "node": {
             "type": "object",
-            "properties": {"value": {"type": "number"}, "next": {"$ref": "#/$defs/node"}, "note": {"type": "string"}},
+            "properties": {
+                "value": {"type": "number"},
+                "next": {"$ref": "#/$defs/node"},
+                "note": {"type": "string"},
+            },
             "required": ["value"],
             "additionalProperties": False,
         }
     },
 }
 SCHEMAS: list[dict[str, Any]] = [
-    PERSON, LIST, TREE,
+    PERSON,
+    LIST,
+    TREE,
     {},
-    {"type": "integer"}, {"type": "number", "minimum": -5, "maximum": 5}, {"type": "boolean"}, {"type": "null"},
-    {"type": "string", "minLength": 3, "maxLength": 8}, {"type": "string", "pattern": "^[a-c]{2}-[0-9]+$"},
-    {"type": "string", "format": "date"}, {"type": "string", "format": "uuid"}, {"const": {"a": [1, "x"]}},
-    {"enum": ["one", 2, None, [True]]}, {"type": ["string", "null"]},
-    {"anyOf": [{"type": "array", "items": {"type": "integer"}, "minItems": 2}, {"type": "boolean"}]},
-    {"type": "array", "prefixItems": [{"type": "integer"}, {"enum": ["x", "y"]}], "items": False, "minItems": 2},
-    {"type": "object", "properties": {"a": {}}, "required": ["b"], "additionalProperties": {"type": "boolean"}},
-    {"type": "object", "patternProperties": {"^k_": {"type": "integer"}}, "additionalProperties": False},
-    {"allOf": [{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}, {"required": ["b"]}]},
-    {"type": "object", "properties": {k: {"type": "string"} for k in "abcdef"}, "required": ["f", "b"]},
-]  # fmt: skip
+    {"type": "integer"},
+    {"type": "number", "minimum": -5, "maximum": 5},
+    {"type": "boolean"},
+    {"type": "null"},
+    {"type": "string", "minLength": 3, "maxLength": 8},
+    {"type": "string", "pattern": "^[a-c]{2}-[0-9]+$"},
+    {"type": "string", "format": "date"},
+    {"type": "string", "format": "uuid"},
+    {"const": {"a": [1, "x"]}},
+    {"enum": ["one", 2, None, [True]]},
+    {"type": ["string", "null"]},
+    {
+        "anyOf": [
+            {"type": "array", "items": {"type": "integer"}, "minItems": 2},
+            {"type": "boolean"},
+        ]
+    },
+    {
+        "type": "array",
+        "prefixItems": [{"type": "integer"}, {"enum": ["x", "y"]}],
+        "items": False,
+        "minItems": 2,
+    },
+    {
+        "type": "object",
+        "properties": {"a": {}},
+        "required": ["b"],
+        "additionalProperties": {"type": "boolean"},
+    },
+    {
+        "type": "object",
+        "patternProperties": {"^k_": {"type": "integer"}},
+        "additionalProperties": False,
+    },
+    {
+        "allOf": [
+            {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]},
+            {"required": ["b"]},
+        ]
+    },
+    {
+        "type": "object",
+        "properties": {k: {"type": "string"} for k in "abcdef"},
+        "required": ["f", "b"],
+    },
+]
 
 
 def of_schema(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "json_schema", "json_schema": {"name": "made", "strict": True, "schema": schema}}
+    return {
+        "type": "json_schema",
+        "json_schema": {"name": "made", "strict": True, "schema": schema},
+    }
 
 
 def asked(engine: VDiffEngine, response_format: dict[str, Any], **more: Any) -> SamplingParams:
-    fields = {"max_tokens": 96, "seed": 3, "temperature": 0.0, "response_format": response_format, **more}
+    fields = {
+        "max_tokens": 96,
+        "seed": 3,
+        "temperature": 0.0,
+        "response_format": response_format,
+        **more,
+    }
     return resolve_params(fields, card=engine.card, prompt_tokens=len(PROMPT))
 
 
@@ -71,7 +128,10 @@ def random_requests(engine: VDiffEngine, seed: int) -> list[tuple[dict[str, Any]
     made = []
     for schema in SCHEMAS:
         algorithm = rng.choice(["sequential", "threshold"])
-        diffusion: dict[str, Any] = {"algorithm": algorithm, "block_length": rng.choice([8, 32, 96])}
+        diffusion: dict[str, Any] = {
+            "algorithm": algorithm,
+            "block_length": rng.choice([8, 32, 96]),
+        }
         if algorithm == "threshold":
             diffusion["threshold"] = rng.choice([0.02, 0.5])
         elif rng.random() < 0.5:
@@ -83,7 +143,10 @@ def random_requests(engine: VDiffEngine, seed: int) -> list[tuple[dict[str, Any]
             diffusion["cache"] = rng.choice(["none", "prefix", "dual"])
             if rng.random() < 0.2:
                 diffusion["cfg_scale"] = 0.5
-        more: dict[str, Any] = {"temperature": rng.choice([0.0, 1.0, 2.0]), "seed": rng.randrange(1000)}
+        more: dict[str, Any] = {
+            "temperature": rng.choice([0.0, 1.0, 2.0]),
+            "seed": rng.randrange(1000),
+        }
         if more["temperature"] and rng.random() < 0.5:
             more |= {"top_p": 0.7, "top_k": 5}
         if rng.random() < 0.3:
@@ -93,17 +156,23 @@ def random_requests(engine: VDiffEngine, seed: int) -> list[tuple[dict[str, Any]
 
 
 @pytest.mark.parametrize("family", ["llada", "dream", "sdar"])
-def test_every_output_satisfies_its_schema_whoever_shares_the_batch(engine_of: GetEngine, family: str) -> None:
+def test_every_output_satisfies_its_schema_whoever_shares_the_batch(
+    engine_of: GetEngine, family: str
+) -> None:
     engine = engine_of(family)
     requests = random_requests(engine, seed=17)
-    free = resolve_params({"max_tokens": 24, "seed": 4}, card=engine.card, prompt_tokens=len(PROMPT))
+    free = resolve_params(
+        {"max_tokens": 24, "seed": 4}, card=engine.card, prompt_tokens=len(PROMPT)
+    )
     usual = engine.submit("free-alone", PROMPT, free).result(60).outputs[0].token_ids
     handles = [engine.submit(f"{i}", PROMPT, params) for i, (_, params) in enumerate(requests)]
     neighbour = engine.submit("free", PROMPT, free)
     for i, ((schema, params), handle) in enumerate(zip(requests, handles, strict=True)):
         output = handle.result(120).outputs[0]
         assert output.finish_reason == "stop", (schema, output.text)
-        jsonschema.validate(json.loads(output.text), schema, format_checker=jsonschema.FormatChecker())
+        jsonschema.validate(
+            json.loads(output.text), schema, format_checker=jsonschema.FormatChecker()
+        )
         if i % 4 == 0:
             alone = engine.submit(f"alone-{i}", PROMPT, params).result(60).outputs[0]
             assert (alone.token_ids, alone.closed_early) == (output.token_ids, output.closed_early)
@@ -111,7 +180,9 @@ def test_every_output_satisfies_its_schema_whoever_shares_the_batch(engine_of: G
 
 
 @pytest.mark.parametrize("max_tokens", range(14, 40, 3))
-def test_the_end_is_written_before_the_tokens_run_out(engine_of: GetEngine, max_tokens: int) -> None:
+def test_the_end_is_written_before_the_tokens_run_out(
+    engine_of: GetEngine, max_tokens: int
+) -> None:
     """However few tokens there are: complete, or said to be cut; and no shorter than it must be."""
     engine = engine_of("llada")
     params = asked(engine, of_schema(PERSON), max_tokens=max_tokens, temperature=1.0, n=3)
@@ -137,7 +208,9 @@ def test_whatever_is_forced_costs_no_forward(engine_of: GetEngine) -> None:
     assert not output.closed_early
 
 
-def test_threshold_commits_what_the_model_is_sure_of_from_left_to_right(engine_of: GetEngine) -> None:
+def test_threshold_commits_what_the_model_is_sure_of_from_left_to_right(
+    engine_of: GetEngine,
+) -> None:
     engine = engine_of("llada")
     positions: list[int] = []
 
@@ -147,8 +220,15 @@ def test_threshold_commits_what_the_model_is_sure_of_from_left_to_right(engine_o
     def forwards(threshold: float) -> int:
         positions.clear()
         diffusion = {"algorithm": "threshold", "threshold": threshold}
-        params = asked(engine, of_schema({"type": "string", "minLength": 60}), max_tokens=64, diffusion=diffusion)
-        output = engine.submit(f"t{threshold}", PROMPT, params, listener=listen).result(60).outputs[0]
+        params = asked(
+            engine,
+            of_schema({"type": "string", "minLength": 60}),
+            max_tokens=64,
+            diffusion=diffusion,
+        )
+        output = (
+            engine.submit(f"t{threshold}", PROMPT, params, listener=listen).result(60).outputs[0]
+        )
         assert positions == list(range(len(output.token_ids)))
         return output.forwards
 
@@ -157,11 +237,17 @@ def test_threshold_commits_what_the_model_is_sure_of_from_left_to_right(engine_o
 
 def test_log_probabilities_are_the_models_own(engine_of: GetEngine) -> None:
     engine = engine_of("sdar")
-    output = engine.submit("lp", PROMPT, asked(engine, of_schema(PERSON), logprobs=2)).result(60).outputs[0]
+    output = (
+        engine.submit("lp", PROMPT, asked(engine, of_schema(PERSON), logprobs=2))
+        .result(60)
+        .outputs[0]
+    )
     assert output.logprobs is not None and len(output.logprobs) == len(output.token_ids)
     assert [t.token_id for t in output.logprobs] == output.token_ids
     assert all(t.logprob <= t.top[0][1] and len(t.top) == 2 for t in output.logprobs)
-    assert any(t.token_id not in [i for i, _ in t.top] for t in output.logprobs)  # random weights know no JSON
+    assert any(
+        t.token_id not in [i for i, _ in t.top] for t in output.logprobs
+    )  # random weights know no JSON
 
 
 def test_a_step_made_again_stands_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,19 +274,27 @@ def test_a_step_made_again_stands_where_it_stood(monkeypatch: pytest.MonkeyPatch
 
 def test_vdiff_tiny_writes_its_lists_of_words() -> None:
     """A model that knows the task: constrained it is right as often, in fewer forwards."""
-    lines = [line for line in evaluation_set(per_kind=16) if line["metadata"]["kind"] == "json_list"]  # type: ignore[index]
+    lines = [
+        line for line in evaluation_set(per_kind=16) if line["metadata"]["kind"] == "json_list"
+    ]  # type: ignore[index]
     config = VDiffConfig(model=str(bundled.folder(bundled.DEFAULT_MODEL)), num_threads=1)
 
     def right(engine: VDiffEngine, params: SamplingParams) -> tuple[int, int]:
         outputs = [o.outputs[0] for o in engine.generate([dict(line) for line in lines], params)]
         if params.response_format is not None:
-            assert all(isinstance(word, str) for output in outputs for word in json.loads(output.text))
+            assert all(
+                isinstance(word, str) for output in outputs for word in json.loads(output.text)
+            )
         wanted = [line["metadata"]["answer"] for line in lines]  # type: ignore[index]
-        return sum(o.text == w for o, w in zip(outputs, wanted, strict=True)), sum(o.forwards for o in outputs)
+        return sum(o.text == w for o, w in zip(outputs, wanted, strict=True)), sum(
+            o.forwards for o in outputs
+        )
 
     with VDiffEngine(config) as engine:
         free, free_forwards = right(engine, SamplingParams(max_tokens=32, temperature=0.0))
-        made, forwards = right(engine, SamplingParams(max_tokens=32, temperature=0.0, response_format=of_schema(LIST)))
+        made, forwards = right(
+            engine, SamplingParams(max_tokens=32, temperature=0.0, response_format=of_schema(LIST))
+        )
     assert made >= free > len(lines) / 2
     assert forwards < free_forwards
 
@@ -211,11 +305,13 @@ def test_what_cannot_be_is_refused(engine_of: GetEngine) -> None:
     for more, param in (
         ({"diffusion": {"algorithm": "entropy"}}, "diffusion.algorithm"),
         ({"diffusion": {"algorithm": "apd"}}, "diffusion.algorithm"),
-        ({"stop": ["x"]}, "stop"), ({"stop_token_ids": [5]}, "stop_token_ids"), ({"ignore_eos": True}, "ignore_eos"),
+        ({"stop": ["x"]}, "stop"),
+        ({"stop_token_ids": [5]}, "stop_token_ids"),
+        ({"ignore_eos": True}, "ignore_eos"),
         ({"diffusion": {"suppress_end": "logits"}}, "diffusion.suppress_end"),
         ({"diffusion": {"max_forwards": 3}}, "diffusion.max_forwards"),
         ({"diffusion": {"draft_token_ids": [5]}}, "diffusion.draft_token_ids"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(InvalidParameter) as wrong:
             asked(engine, format_, **more)
         assert wrong.value.param == param
@@ -225,5 +321,8 @@ def test_what_cannot_be_is_refused(engine_of: GetEngine) -> None:
     for bad in ({"type": "xml"}, of_schema({"type": "object", "not": {}})):
         with pytest.raises(InvalidParameter):
             engine.submit("python", PROMPT, SamplingParams(response_format=bad))
-    with make_engine("diffusion_gemma") as gemma, pytest.raises(InvalidParameter, match="left to right"):
+    with (
+        make_engine("diffusion_gemma") as gemma,
+        pytest.raises(InvalidParameter, match="left to right"),
+    ):
         asked(gemma, format_)

@@ -1,4 +1,6 @@
-"""Watches an engine from inside its step loop: canvases, slots and memory after every single step, not at a round's end."""
+"""Watches an engine from inside its step loop: canvases, slots and memory after every single step,
+not at a round's end.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ MOST = 20  # complaints that are kept
 
 
 class Watch:
-    """What the events of a round said, whether the canvases agree with them, and what is on the scheduler's books."""
+    """What the events of a round said, whether the canvases agree with them, and what is on the
+    scheduler's books.
+    """
 
     def __init__(self, engine: VDiffEngine) -> None:
         self.engine, self.mask = engine, engine.card.mask_token_id
@@ -62,7 +66,9 @@ class Watch:
 
         def look(decision: Any) -> None:
             with self.engine._changed:
-                answers = [a for handle in self.engine._handles.values() for a in handle.request.sequences]
+                answers = [
+                    a for handle in self.engine._handles.values() for a in handle.request.sequences
+                ]
             before = [(a, list(a.canvas), list(a.prompt), a.window) for a in answers]
             running = {id(a) for a, _ in decision.run}
             with self._lock:
@@ -78,7 +84,9 @@ class Watch:
         return watched
 
     def _canvas(self, answer: Answer, before: list[int], window: range, ran: bool) -> None:
-        """Only what was announced has changed, inside the open block, and what was committed has not."""
+        """Only what was announced has changed, inside the open block, and what was committed has
+        not.
+        """
         key = (answer.request.request_id, answer.index)
         with self._lock:
             announced = dict(self._announced.get(key, {}))
@@ -87,16 +95,22 @@ class Watch:
         if len(answer.canvas) != len(before):
             self.complain(f"{key}: the canvas has another length")
         ends, closed = answer.request.end_token_ids, False
-        closes = answer.regime == FULL and answer.params.diffusion.algorithm in ("threshold", "factor")
+        closes = answer.regime == FULL and answer.params.diffusion.algorithm in (
+            "threshold",
+            "factor",
+        )
         for position, (old, new) in enumerate(zip(before, answer.canvas, strict=False)):
-            # Under the rules that close an answer at its end token, everything behind one is that token.
+            # Under the rules that close an answer at its end token, everything behind one is that
+            # token.
             filled = closed and new in ends
             closed = closed or (closes and new in ends)
             if filled:
                 continue
             told = announced.get(position)
             if told is not None and (new != told or position not in window):
-                self.complain(f"{key}: position {position} was announced as {told} in {window} and is {new}")
+                self.complain(
+                    f"{key}: position {position} was announced as {told} in {window} and is {new}"
+                )
             if old != self.mask and told is not None and not answer.edits:
                 self.complain(f"{key}: position {position} was committed twice")
             if told is None and new != old:
@@ -107,17 +121,25 @@ class Watch:
         scheduler = self.engine._scheduler
         with self.engine._changed:
             entries = [*scheduler._running, *scheduler._waiting]
-            sequences = [a for handle in self.engine._handles.values() for a in handle.request.sequences]
+            sequences = [
+                a for handle in self.engine._handles.values() for a in handle.request.sequences
+            ]
             if len(scheduler.running) > scheduler.max_num_seqs:
                 self.complain(f"{len(scheduler.running)} run in {scheduler.max_num_seqs} slots")
             if scheduler.memory_in_use > scheduler.max_memory:
-                self.complain(f"{scheduler.memory_in_use} positions of K/V; there are {scheduler.max_memory}")
-            if {id(e.answer) for e in entries} != {id(a) for a in sequences if a.finish_reason is None}:
+                self.complain(
+                    f"{scheduler.memory_in_use} positions of K/V; there are {scheduler.max_memory}"
+                )
+            if {id(e.answer) for e in entries} != {
+                id(a) for a in sequences if a.finish_reason is None
+            }:
                 self.complain("the scheduler's books are not the unfinished answers")
             for entry in entries:
                 held = sum(cache.capacity for cache in entry.answer.caches)
                 if held > entry.memory:
-                    self.complain(f"{entry.answer.request.request_id}: holds {held} positions, not {entry.memory}")
+                    self.complain(
+                        f"{entry.answer.request.request_id}: holds {held} positions, not {entry.memory}"
+                    )
         for answer in sequences:
             if answer.finish_reason is not None and (answer.all_caches or answer.memory):
                 self.complain(f"{answer.request.request_id}: finished, and still holds K/V")

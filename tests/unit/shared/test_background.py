@@ -42,12 +42,20 @@ def test_one_duty_that_raises_keeps_no_other_from_its_turn() -> None:
         assert enough.wait(20)
         thread.close()
     assert not thread.is_alive() and gone == []
-    assert counted.labels(duty="broken")._value.get() >= 5 and counted.labels(duty="sound")._value.get() == 0
+    assert (
+        counted.labels(duty="broken")._value.get() >= 5
+        and counted.labels(duty="sound")._value.get() == 0
+    )
     assert [line["event"] for line in logs] == ["duty_failed_unexpectedly"], "once per streak"
 
 
 def test_a_streak_backs_off_and_its_end_is_said() -> None:
-    answers: list[Exception | None] = [ReadOnlyError("READONLY"), ReadOnlyError("READONLY"), ReadOnlyError("x"), None]
+    answers: list[Exception | None] = [
+        ReadOnlyError("READONLY"),
+        ReadOnlyError("READONLY"),
+        ReadOnlyError("x"),
+        None,
+    ]
 
     def run() -> None:
         if (answer := answers.pop(0)) is not None:
@@ -75,7 +83,9 @@ def test_a_duty_says_when_it_is_due_again() -> None:
     assert not other.is_due()
 
 
-@pytest.mark.parametrize("planted", [SystemExit(3), KeyboardInterrupt()], ids=lambda exc: type(exc).__name__)
+@pytest.mark.parametrize(
+    "planted", [SystemExit(3), KeyboardInterrupt()], ids=lambda exc: type(exc).__name__
+)
 def test_the_end_of_a_thread_is_heard_of(planted: BaseException) -> None:
     heard, came = [], threading.Event()
 
@@ -128,7 +138,10 @@ def test_the_end_of_a_task_is_heard_of_and_its_cancellation_is_not() -> None:
         async def endless() -> None:
             await asyncio.Event().wait()
 
-        tasks = [asyncio.create_task(broken(), name="t-broken"), asyncio.create_task(endless(), name="t-endless")]
+        tasks = [
+            asyncio.create_task(broken(), name="t-broken"),
+            asyncio.create_task(endless(), name="t-endless"),
+        ]
         for task in tasks:
             watch_task(task, heard.append)
         await asyncio.sleep(0)

@@ -1,4 +1,6 @@
-"""The lines of batch files: numbered however they are cut into pieces, and written so that any client can split them."""
+"""The lines of batch files: numbered however they are cut into pieces, and written so that any
+client can split them.
+"""
 
 from __future__ import annotations
 

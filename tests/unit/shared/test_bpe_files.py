@@ -1,4 +1,6 @@
-"""A folder without tokenizer.json: the same ids as the published tokenizer, or an error that says what does not fit."""
+"""A folder without tokenizer.json: the same ids as the published tokenizer, or an error that says
+what does not fit.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,16 @@ from tests.unit.engine.golden_cases import GOLDEN, REFERENCES
 PUBLISHED = json.loads((GOLDEN / "dream" / "tokenizer.json").read_text())
 CONFIG = json.loads((GOLDEN / "dream" / "tokenizer_config.json").read_text())
 TEXTS = [
-    "2026 is 12 more than 2014", "don't WE'LL I'm", "a\u0301 cafe\u0301 \u212b", " \t \n\n  x \r\n y", "x_y->z == !!??\n\n",
-    "<|im_start|>user\nhi<|im_end|> <|mask|><|mask|> <|endoftext|>", "今天天气很好。🙂", "", " ",
-]  # fmt: skip
+    "2026 is 12 more than 2014",
+    "don't WE'LL I'm",
+    "a\u0301 cafe\u0301 \u212b",
+    " \t \n\n  x \r\n y",
+    "x_y->z == !!??\n\n",
+    "<|im_start|>user\nhi<|im_end|> <|mask|><|mask|> <|endoftext|>",
+    "今天天气很好。🙂",
+    "",
+    " ",
+]
 
 
 def parts(folder: Path, **config: Any) -> Path:
@@ -26,16 +35,28 @@ def parts(folder: Path, **config: Any) -> Path:
     (folder / "vocab.json").write_text(json.dumps(PUBLISHED["model"]["vocab"]))
     merges = "\n".join(" ".join(pair) for pair in PUBLISHED["model"]["merges"])
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n")
-    made = {k: v for k, v in (CONFIG | {"tokenizer_class": "DreamTokenizer"} | config).items() if v is not None}
+    made = {
+        k: v
+        for k, v in (CONFIG | {"tokenizer_class": "DreamTokenizer"} | config).items()
+        if v is not None
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(made))
     return folder
 
 
 def test_the_parts_say_what_the_published_tokenizer_says(tmp_path: Path) -> None:
-    made, published = TokenizerWrapper.from_folder(parts(tmp_path)), TokenizerWrapper.from_folder(GOLDEN / "dream")
+    made, published = (
+        TokenizerWrapper.from_folder(parts(tmp_path)),
+        TokenizerWrapper.from_folder(GOLDEN / "dream"),
+    )
     texts = [check["text"] for check in REFERENCES["dream"]["tokenizer_checks"]]
-    # The golden file splits numbers and ends of lines as GPT-2 does; the test below has those, against transformers.
-    alike = [text for text in texts if not any(sign.isdigit() or (sign.isspace() and sign != " ") for sign in text)]
+    # The golden file splits numbers and ends of lines as GPT-2 does; the test below has those,
+    # against transformers.
+    alike = [
+        text
+        for text in texts
+        if not any(sign.isdigit() or (sign.isspace() and sign != " ") for sign in text)
+    ]
     assert len(alike) >= 3
     for text in alike:
         assert made.encode(text) == published.encode(text), text
@@ -51,13 +72,17 @@ def test_the_parts_say_what_the_published_tokenizer_says(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("listing", ["added_tokens_decoder", "added_tokens.json"])
 def test_texts_are_split_as_transformers_splits_them(tmp_path: Path, listing: str) -> None:
-    """Digits, contractions, composed letters and white space, where Qwen2 differs from the golden file's plain ByteLevel."""
+    """Digits, contractions, composed letters and white space, where Qwen2 differs from the golden
+    file's plain ByteLevel.
+    """
     from transformers import Qwen2Tokenizer
 
     folder = parts(tmp_path, tokenizer_class="Qwen2Tokenizer")
     if listing == "added_tokens.json":  # as transformers 4 wrote it before 4.34
         tokens = CONFIG["added_tokens_decoder"]
-        (folder / "added_tokens.json").write_text(json.dumps({t["content"]: int(i) for i, t in tokens.items()}))
+        (folder / "added_tokens.json").write_text(
+            json.dumps({t["content"]: int(i) for i, t in tokens.items()})
+        )
         parts(tmp_path, tokenizer_class="Qwen2Tokenizer", added_tokens_decoder=None)
     theirs = Qwen2Tokenizer.from_pretrained(folder)
     ours = TokenizerWrapper.from_folder(folder)

@@ -1,4 +1,6 @@
-"""Canvases as differences: the reader has the writer's text, and bytes grow with the steps, not with their square."""
+"""Canvases as differences: the reader has the writer's text, and bytes grow with the steps, not
+with their square.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def size(fields: dict[str, Any]) -> int:
 
 
 def frames(tokens: int, order: str, per_step: int = 1) -> list[str]:
-    """The canvases of an answer whose tokens are committed from the left, at random places, or in blocks of 32."""
+    """The canvases of an answer whose tokens are committed from the left, at random places, or in
+    blocks of 32.
+    """
     places = list(range(tokens))
     if order == "random":
         random.Random(tokens).shuffle(places)
@@ -55,12 +59,17 @@ def test_bytes_are_linear_in_the_steps(order: str, per_step: int) -> None:
         assert told >= len(made) / 64  # it does move
         if order == "left":
             assert told >= len(made) - 16  # the first whole canvas is paid for afterwards
-    assert totals[4_096] <= 5 * totals[1_024]  # four times the answer: four times the bytes, not sixteen
+    assert (
+        totals[4_096] <= 5 * totals[1_024]
+    )  # four times the answer: four times the bytes, not sixteen
     whole = sum(size({"canvas": canvas}) for canvas in frames(4_096, order, per_step))
     assert totals[4_096] < whole / 3
 
 
-@given(st.lists(st.text(alphabet="ab\u2591\u00e9\U0001f600", max_size=12), max_size=30), st.sets(st.integers(0, 29)))
+@given(
+    st.lists(st.text(alphabet="ab\u2591\u00e9\U0001f600", max_size=12), max_size=30),
+    st.sets(st.integers(0, 29)),
+)
 def test_a_reader_has_the_writers_canvas_or_none(canvases: list[str], lost: set[int]) -> None:
     writer, reader, missed = CanvasWriter(), CanvasReader(), False
     for number, canvas in enumerate(canvases):
@@ -85,19 +94,36 @@ def test_a_difference_makes_one_of_the_other(before: str, after: str) -> None:
 def test_repeated_events_and_other_attempts() -> None:
     writer, reader = CanvasWriter(), CanvasReader()
     events = [{"attempt": 1, **writer.fields(canvas)} for canvas in ("...", "a..", "ab.")]
-    assert [reader.hear(event) for event in [*events, *events[1:]]] == [True, True, True, False, False]
+    assert [reader.hear(event) for event in [*events, *events[1:]]] == [
+        True,
+        True,
+        True,
+        False,
+        False,
+    ]
     assert reader.canvas == "ab."
     again = CanvasWriter()
     assert reader.hear({"attempt": 2, **again.fields("...")}) and reader.canvas == "..."
     assert not reader.hear({**events[1], "frame": 2})  # of the attempt before
-    assert reader.hear({"attempt": 2, "canvas": "old", "index": 0})  # a worker of an earlier release has no frames
+    assert reader.hear(
+        {"attempt": 2, "canvas": "old", "index": 0}
+    )  # a worker of an earlier release has no frames
     assert reader.canvas == "old"
 
 
-@pytest.mark.parametrize("change", [
-    None, 7, {}, {"from": 0, "to": 9, "text": ""}, {"from": 2, "to": 1, "text": ""}, {"from": -1, "to": 1, "text": ""},
-    {"from": "0", "to": 1, "text": ""}, {"from": 0, "to": 1, "text": 5},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "change",
+    [
+        None,
+        7,
+        {},
+        {"from": 0, "to": 9, "text": ""},
+        {"from": 2, "to": 1, "text": ""},
+        {"from": -1, "to": 1, "text": ""},
+        {"from": "0", "to": 1, "text": ""},
+        {"from": 0, "to": 1, "text": 5},
+    ],
+)
 def test_what_no_writer_said_changes_nothing(change: Any) -> None:
     reader = CanvasReader()
     reader.hear({"attempt": 1, "canvas": "abc", "frame": 1})

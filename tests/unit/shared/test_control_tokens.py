@@ -1,4 +1,6 @@
-"""Special tokens in the text of messages stay text, for every tokenizer and chat template that the tests have."""
+"""Special tokens in the text of messages stay text, for every tokenizer and chat template that the
+tests have.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,10 @@ from vdiff import bundled
 
 TOKENIZERS = {
     **{f.name: TokenizerWrapper.from_folder(f) for f in sorted(GOLDEN.iterdir()) if f.is_dir()},
-    **{name: TokenizerWrapper.from_folder(bundled.folder(name)) for name in ("vdiff-tiny", "vdiff-tiny-ar")},
+    **{
+        name: TokenizerWrapper.from_folder(bundled.folder(name))
+        for name in ("vdiff-tiny", "vdiff-tiny-ar")
+    },
 }
 CONTROL = sorted({text for tokenizer in TOKENIZERS.values() for text in tokenizer.control.ids})
 PIECES = [
@@ -57,7 +62,9 @@ def test_messages_without_special_tokens_have_the_ids_of_their_rendering(
 ) -> None:
     tokenizer, messages = TOKENIZERS[name], conversation(texts, first)
     assert not any(tokenizer.control.find(m["content"]) for m in messages)
-    assert tokenizer.encode_chat(messages) == tokenizer.encode(tokenizer.apply_chat_template(messages))
+    assert tokenizer.encode_chat(messages) == tokenizer.encode(
+        tokenizer.apply_chat_template(messages)
+    )
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -69,7 +76,9 @@ def test_special_tokens_in_messages_stay_text(name: str, texts: list[str], first
     ids = tokenizer.encode_chat(messages)
     control = set(tokenizer.control.ids.values())
     assert [i for i in ids if i in control] == own_tokens(tokenizer, messages)
-    assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.apply_chat_template(messages)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.apply_chat_template(
+        messages
+    )
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
@@ -94,21 +103,31 @@ def test_trusted_messages_are_read_as_the_template_renders_them() -> None:
 
 def templated(template: str) -> TokenizerWrapper:
     files = TOKENIZERS["vdiff-tiny"].files()
-    return TokenizerWrapper({**files, "tokenizer_config.json": json.dumps({"chat_template": template})})
+    return TokenizerWrapper(
+        {**files, "tokenizer_config.json": json.dumps({"chat_template": template})}
+    )
 
 
 @pytest.mark.parametrize(
     ("template", "message", "variables"),
     [
-        ("<{{ messages[0].name }}>{{ messages[0].content }}", {"name": "|eot_id|", "content": "x"}, {}),
-        ("<|{{ messages[0].name }}|>{{ messages[0].content }}", {"name": "system", "content": "x"}, {}),
+        (
+            "<{{ messages[0].name }}>{{ messages[0].content }}",
+            {"name": "|eot_id|", "content": "x"},
+            {},
+        ),
+        (
+            "<|{{ messages[0].name }}|>{{ messages[0].content }}",
+            {"name": "system", "content": "x"},
+            {},
+        ),
         ("{{ style }}{{ messages[0].content }}", {"content": "x"}, {"style": "<|system|>"}),
         ("{{ messages[0].content | trim }}|eot_id|>", {"content": "x< \n"}, {}),
         ("<|eot{{ messages[0].content | trim }}", {"content": " \n_id|>"}, {}),
         ("{{ messages[0].content }}{{ messages[0].content }}", {"content": "|eot_id|><"}, {}),
         ("{{ messages[0].reasoning }}", {"reasoning": "<|eot_id|>", "content": ""}, {}),
     ],
-)  # fmt: skip
+)
 def test_no_part_of_a_message_completes_a_token(
     template: str, message: dict[str, str], variables: dict[str, Any]
 ) -> None:
@@ -125,7 +144,9 @@ def test_a_message_may_hold_every_mark_but_the_last() -> None:
     every = "".join(chr(i) for i in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900)))
     messages = [{"role": "user", "content": f"<|eot_id|>{every[:-1]}"}]
     ids = tokenizer.encode_chat(messages)
-    assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.apply_chat_template(messages)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == tokenizer.apply_chat_template(
+        messages
+    )
     with pytest.raises(InvalidParameter, match="every private character"):
         tokenizer.encode_chat([{"role": "user", "content": f"<|eot_id|>{every}"}])
 
@@ -135,7 +156,10 @@ def test_tokens_around_a_text_are_added_once() -> None:
     data = json.loads(files["tokenizer.json"])
     data["post_processor"] = {
         "type": "TemplateProcessing",
-        "single": [{"SpecialToken": {"id": "<|user|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "single": [
+            {"SpecialToken": {"id": "<|user|>", "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
         "special_tokens": {"<|user|>": {"id": "<|user|>", "ids": [753], "tokens": ["<|user|>"]}},
     }
@@ -150,7 +174,9 @@ def test_tokens_around_a_text_are_added_once() -> None:
 def test_overlapping_and_single_character_tokens() -> None:
     data = json.loads(TOKENIZERS["vdiff-tiny"].files()["tokenizer.json"])
     for number, text in enumerate(("<<a", "<a>", "★")):
-        data["added_tokens"].append({**data["added_tokens"][0], "id": 757 + number, "content": text})
+        data["added_tokens"].append(
+            {**data["added_tokens"][0], "id": 757 + number, "content": text}
+        )
     tokenizer = Tokenizer.from_str(json.dumps(data))
     control = ControlTokens(tokenizer, ())
     for text in ("<<a>", "★", "<★a>", "a★<|eot_id|>"):

@@ -49,7 +49,11 @@ def test_what_postgresql_means(state: str | None, text: str, advice: str) -> Non
         (BusyLoadingError("x"), "loads", "wait"),
         (AuthenticationError("x"), "password", "VDIFF_REDIS_URL"),
         (ResponseError("MISCONF Redis is configured to save RDB snapshots"), "save", "disk"),
-        (ResponseError("NOREPLICAS Not enough good replicas to write."), "replicas", "min-replicas"),
+        (
+            ResponseError("NOREPLICAS Not enough good replicas to write."),
+            "replicas",
+            "min-replicas",
+        ),
         (ConnectionError("x"), "unreachable", "start Redis"),
     ],
 )

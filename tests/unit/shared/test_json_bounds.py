@@ -35,8 +35,12 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
-def test_hostile_text_is_refused_before_anything_is_made_of_it(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The count ends at the bound: it looks at no more pieces than the bound has, however long the text is."""
+def test_hostile_text_is_refused_before_anything_is_made_of_it(
+    raw: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count ends at the bound: it looks at no more pieces than the bound has, however long the
+    text is.
+    """
     looked = 0
     tokens = json_bounds._tokens
 
@@ -58,11 +62,16 @@ def test_hostile_text_is_refused_before_anything_is_made_of_it(raw: bytes, monke
 @pytest.mark.parametrize(
     "value",
     [
-        [[1]] * (MAX_CONTAINERS - 1), list(range(MAX_VALUES - 2)), "[" * 1_000_000, "," * 1_000_000, '\\"[' * 100_000,
-        [["[{,\\"] * 1000] * 200, {"messages": [{"role": "user", "content": "a, [b]"}] * 1000},
+        [[1]] * (MAX_CONTAINERS - 1),
+        list(range(MAX_VALUES - 2)),
+        "[" * 1_000_000,
+        "," * 1_000_000,
+        '\\"[' * 100_000,
+        [["[{,\\"] * 1000] * 200,
+        {"messages": [{"role": "user", "content": "a, [b]"}] * 1000},
     ],
     ids=lambda value: str(value)[:20],
-)  # fmt: skip
+)
 def test_what_is_within_the_bounds_is_read(value: Any) -> None:
     assert strict_json.parse_json(json.dumps(value).encode()) == value
 
@@ -79,7 +88,11 @@ def test_the_bounds_are_exact() -> None:
             check_bounds(beyond)
 
 
-@given(st.recursive(st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.text() | st.integers(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
 def test_brackets_in_strings_do_not_count(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_bounds, "MAX_DEPTH", 0)
@@ -90,7 +103,9 @@ def test_brackets_in_strings_do_not_count(value: Any) -> None:
         check_bounds(text)
 
 
-@pytest.mark.parametrize("raw", [b"{", b'{"a" 1}', b"[1,]", b"nul", b'"\\x"', b"9" * 5000, b"-" + b"9" * 5000])
+@pytest.mark.parametrize(
+    "raw", [b"{", b'{"a" 1}', b"[1,]", b"nul", b'"\\x"', b"9" * 5000, b"-" + b"9" * 5000]
+)
 def test_a_syntax_error_is_told_without_pythons_words(raw: bytes) -> None:
     with pytest.raises(InvalidBody) as wrong:
         strict_json.parse_json(raw)
@@ -102,9 +117,15 @@ def test_text_far_beyond_the_context_is_never_encoded_as_a_whole() -> None:
     """The tokenizer sees pieces, and no more of them than the context has room for."""
     tokenizer = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
     card = ModelCard(
-        name="m", family="llada", context_length=64, vocab_size=tokenizer.vocab_size, mask_token_id=1, end_token_ids=(2,),
-        suppress_token_ids={}, capabilities={},
-    )  # fmt: skip
+        name="m",
+        family="llada",
+        context_length=64,
+        vocab_size=tokenizer.vocab_size,
+        mask_token_id=1,
+        end_token_ids=(2,),
+        suppress_token_ids={},
+        capabilities={},
+    )
     seen: list[int] = []
 
     class Counting:
@@ -127,7 +148,16 @@ def test_text_far_beyond_the_context_is_never_encoded_as_a_whole() -> None:
 
 
 def test_every_string_of_a_message_counts_once() -> None:
-    one = {"role": "assistant", "content": "ab", "name": "c", "reasoning": "defg", "reasoning_content": "defg"}
+    one = {
+        "role": "assistant",
+        "content": "ab",
+        "name": "c",
+        "reasoning": "defg",
+        "reasoning_content": "defg",
+    }
     assert count_characters([one]) == len("assistant") + 7
-    messages = [{"role": "assistant", "content": "", "reasoning": "x" * 30_000}, {"role": "user", "content": "y"}]
+    messages = [
+        {"role": "assistant", "content": "", "reasoning": "x" * 30_000},
+        {"role": "user", "content": "y"},
+    ]
     assert parse(CHAT, {"model": "m", "messages": messages}, streaming=True).characters > 30_000

@@ -1,4 +1,6 @@
-"""Lists read no column without a bound: PostgreSQL keeps those apart from the row, and a page of them is megabytes."""
+"""Lists read no column without a bound: PostgreSQL keeps those apart from the row, and a page of
+them is megabytes.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,34 @@ LISTS: dict[str, Select[Any]] = {
     "batches": batches.list_batches("t", after=None, limit=30),
     "batch items": batches.items("batch_1", status=None, after_line=0, limit=30),
     "evaluations": evaluations.list_evaluations("t", after=None, limit=30),
-    "evaluation items": evaluations.samples("eval_1", configuration=None, outcome=None, after=None, limit=30),
+    "evaluation items": evaluations.samples(
+        "eval_1", configuration=None, outcome=None, after=None, limit=30
+    ),
     "files": files.list_files("t", purpose=None, after=None, ascending=False, limit=30),
-    "deliveries": webhooks.list_deliveries("t", endpoint_id=None, job_id=None, status=None, before=None, limit=30),
+    "deliveries": webhooks.list_deliveries(
+        "t", endpoint_id=None, job_id=None, status=None, before=None, limit=30
+    ),
     "delivery attempts": webhooks.attempts_of([1]),
     "webhook endpoints": webhooks.list_endpoints("t", after=None, limit=30),
 }
 # What is bounded where it is written, by its number of parts and their lengths.
 BOUNDED = {
-    "metadata", "progress", "error", "errors", "usage", "timing", "diffusion", "webhook", "summary", "dataset", "seeds",
-    "events", "filter", "metadata_filter", "limits",
-}  # fmt: skip
+    "metadata",
+    "progress",
+    "error",
+    "errors",
+    "usage",
+    "timing",
+    "diffusion",
+    "webhook",
+    "summary",
+    "dataset",
+    "seeds",
+    "events",
+    "filter",
+    "metadata_filter",
+    "limits",
+}
 
 
 @pytest.mark.parametrize("name", LISTS)
@@ -59,7 +78,9 @@ def test_a_list_selects_nothing_without_a_bound(name: str) -> None:
 
 
 def test_what_has_the_whole_selects_it() -> None:
-    assert {"result", "params"} <= {column.name for column in queries.get("job_1", "t").selected_columns}
+    assert {"result", "params"} <= {
+        column.name for column in queries.get("job_1", "t").selected_columns
+    }
     assert "result" in {column.name for column in batches.item("batch_1", 1).selected_columns}
     whole = {column.name for column in evaluations.sample("eval_1", "a", 0, 0).selected_columns}
     assert {"output", "verdicts", "data"} <= whole

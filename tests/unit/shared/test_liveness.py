@@ -20,7 +20,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-NOWHERE = {"VDIFF_DATABASE_URL": "postgresql://127.0.0.1:1/x", "VDIFF_REDIS_URL": "redis://127.0.0.1:1/0"}
+NOWHERE = {
+    "VDIFF_DATABASE_URL": "postgresql://127.0.0.1:1/x",
+    "VDIFF_REDIS_URL": "redis://127.0.0.1:1/0",
+}
 
 
 def health(part: str, **env: str) -> tuple[int, str]:
@@ -51,7 +54,9 @@ def test_turns_that_are_meant_to_be_rare_may_be_old() -> None:
 
 @pytest.mark.parametrize("part", ["worker", "deliver"])
 def test_what_an_earlier_process_left_is_no_sign_of_this_one(part: str) -> None:
-    """A container that starts again has the pod's volumes of before, and may load for longer than a turn is good."""
+    """A container that starts again has the pod's volumes of before, and may load for longer than a
+    turn is good.
+    """
     liveness.turn(part)
     assert health(part)[0] == 0
     started = CliRunner().invoke(app, [part], env=NOWHERE)  # gets as far as its database

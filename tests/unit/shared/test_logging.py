@@ -1,4 +1,6 @@
-"""What a log line says of an exception: where and which, not its text, which may quote what a client sent."""
+"""What a log line says of an exception: where and which, not its text, which may quote what a
+client sent.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def test_every_line_of_a_process_says_whose_it_is() -> None:
     identify(worker_id="worker_1")
     structlog.get_logger("x").info("one")
     logging.getLogger("celery").warning("two")
-    assert [json.loads(line)["worker_id"] for line in output.getvalue().splitlines()] == ["worker_1"] * 2
+    assert [json.loads(line)["worker_id"] for line in output.getvalue().splitlines()] == [
+        "worker_1"
+    ] * 2
 
 
 def test_a_long_chain_of_causes_is_cut() -> None:

@@ -1,4 +1,6 @@
-"""What workers carry to the database and the API adds up: the same series, over processes, in Prometheus' own text."""
+"""What workers carry to the database and the API adds up: the same series, over processes, in
+Prometheus' own text.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,20 @@ def test_two_workers_add_up_and_a_third_model_stays_apart() -> None:
     shown.register(Shown(list(merged(carried, own))))  # type: ignore[arg-type]
     text = generate_latest(shown).decode()
     read = {
-        (s.name, *sorted(s.labels.items())): s.value for f in text_string_to_metric_families(text) for s in f.samples
+        (s.name, *sorted(s.labels.items())): s.value
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
     }
     assert read[("a_total", ("kind", "x"), ("model", "m"))] == 4
     assert read[("b_seconds_count", ("model", "m"))] == 3
     assert read[("b_seconds_sum", ("model", "m"))] == 55.5
     assert read[("b_seconds_count", ("model", "other"))] == 1
-    series = [s.labels for f in text_string_to_metric_families(text) for s in f.samples if "le" in s.labels]
+    series = [
+        s.labels
+        for f in text_string_to_metric_families(text)
+        for s in f.samples
+        if "le" in s.labels
+    ]
     bounds = [labels["le"] for labels in series if labels["model"] == "m"]
     assert [float(bound) for bound in bounds] == [1.0, 10.0, float("inf")]
     assert "newer" not in text
@@ -67,22 +76,33 @@ def test_pace_is_what_happened_since_the_last_look() -> None:
     assert (first["batch"], first["step_ms"]) == (2.0, 100.0)
     assert first["tokens_per_second"] == ((pace_before or 0) + 40) / 10
     idle = pace.since_last(work)
-    assert (idle["tokens_per_second"], idle["batch"], idle["tokens_per_forward"]) == (0.0, None, None)
+    assert (idle["tokens_per_second"], idle["batch"], idle["tokens_per_forward"]) == (
+        0.0,
+        None,
+        None,
+    )
 
 
 def test_series_of_closed_sets_begin_at_zero() -> None:
-    """In a process where nothing happened yet: an alert on an increase must see the first event, not begin with it."""
+    """In a process where nothing happened yet: an alert on an increase must see the first event,
+    not begin with it.
+    """
     program = (
         "import json; from prometheus_client import REGISTRY; from shared.metrics import *;"
         "print(json.dumps([snapshot(r) for r in (REGISTRY, WORKER, DELIVERY)]))"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     own, worker, delivery = (
-        {(name, *labels.values()): value for name, labels, value in samples} for samples in json.loads(done.stdout)
+        {(name, *labels.values()): value for name, labels, value in samples}
+        for samples in json.loads(done.stdout)
     )
     attempts = {key[1]: value for key, value in worker.items() if key[0] == "vdiff_attempts_total"}
     assert attempts == dict.fromkeys(("succeeded", "failed", "cancelled", "expired", "requeued"), 0)
-    waited = {key[1]: value for key, value in worker.items() if key[0] == "vdiff_job_queue_seconds_count"}
+    waited = {
+        key[1]: value for key, value in worker.items() if key[0] == "vdiff_job_queue_seconds_count"
+    }
     assert waited == dict.fromkeys(("interactive", "normal", "bulk"), 0)
     sent = {key[1] for key in delivery if key[0] == "vdiff_webhook_attempts_total"}
     assert sent == {"delivered", "status", "timeout", "unreachable", "refused"}

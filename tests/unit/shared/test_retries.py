@@ -1,4 +1,6 @@
-"""Writes that must not be lost: tried again through every outage, and no longer than they should be."""
+"""Writes that must not be lost: tried again through every outage, and no longer than they should
+be.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def _no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retries, "WAIT_MAX_SECONDS", 0.0)
 
 
-OUTAGES = [refusal(state) for state in ("08006", "25006", "53300", "57P01", "57014", "40001", "40P01", None)]
+OUTAGES = [
+    refusal(state)
+    for state in ("08006", "25006", "53300", "57P01", "57014", "40001", "40P01", None)
+]
 
 
 def test_every_outage_is_tried_again() -> None:
@@ -52,7 +57,9 @@ def test_every_outage_is_tried_again() -> None:
     assert seen == [False] + [True] * (len(OUTAGES) + 2)
 
 
-@pytest.mark.parametrize("error", [refusal("23505", ProgrammingError), refusal("22P05"), ValueError("a bug")])
+@pytest.mark.parametrize(
+    "error", [refusal("23505", ProgrammingError), refusal("22P05"), ValueError("a bug")]
+)
 def test_a_refusal_is_raised_at_once(error: Exception) -> None:
     database = Failing(error)
     with pytest.raises(type(error)):

@@ -1,4 +1,6 @@
-"""`resolve_params`: every field, where its default comes from, and that nothing is accepted and ignored."""
+"""`resolve_params`: every field, where its default comes from, and that nothing is accepted and
+ignored.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +27,16 @@ CARD = ModelCard(
     mask_token_id=99,
     end_token_ids=(97, 98),
     suppress_token_ids={"logits": (97,), "confidence": (97, 98)},
-    capabilities={"algorithms": ["low_confidence", "random", "threshold", "factor"], "caches": ["none"]},
+    capabilities={
+        "algorithms": ["low_confidence", "random", "threshold", "factor"],
+        "caches": ["none"],
+    },
 )
 
 
-def resolve(card: ModelCard = CARD, prompt_tokens: int = 10, chat: bool = False, **given: Any) -> SamplingParams:
+def resolve(
+    card: ModelCard = CARD, prompt_tokens: int = 10, chat: bool = False, **given: Any
+) -> SamplingParams:
     return resolve_params(given, card=card, prompt_tokens=prompt_tokens, chat=chat)
 
 
@@ -48,25 +55,52 @@ def refused(param: str, error: type[VDiffError] = InvalidParameter, **given: Any
 
 def test_without_fields_and_defaults_the_names_of_vllm_hold() -> None:
     params = resolve()
-    assert (params.n, params.max_tokens, params.temperature, params.top_p, params.top_k) == (1, 16, 1.0, 1.0, -1)
-    assert (params.stop, params.seed, params.ignore_eos, params.stop_token_ids) == ((), None, False, ())
+    assert (params.n, params.max_tokens, params.temperature, params.top_p, params.top_k) == (
+        1,
+        16,
+        1.0,
+        1.0,
+        -1,
+    )
+    assert (params.stop, params.seed, params.ignore_eos, params.stop_token_ids) == (
+        (),
+        None,
+        False,
+        (),
+    )
     assert (params.diffusion.algorithm, params.diffusion.steps, params.diffusion.block_length) == (
-        "low_confidence", None, 16,
-    )  # fmt: skip
+        "low_confidence",
+        None,
+        16,
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "kept"),
     [
-        ("n", 16, 16), ("max_tokens", 502, 502), ("temperature", 0, 0.0), ("temperature", 2, 2.0), ("top_p", 0.5, 0.5),
-        ("top_p", 1, 1.0), ("top_k", -1, -1), ("top_k", 7, 7), ("top_k", 0, -1),
-        ("logprobs", 0, 0), ("logprobs", 20, 20), ("logprobs", False, None),
-        ("stop", "a", ("a",)), ("stop", ["a", "b"], ("a", "b")),
-        ("stop", [], ()), ("stop", "", ()), ("stop", ["", "a"], ("a",)),
-        ("seed", -(2**63), -(2**63)), ("seed", 2**63 - 1, 2**63 - 1), ("ignore_eos", True, True),
+        ("n", 16, 16),
+        ("max_tokens", 502, 502),
+        ("temperature", 0, 0.0),
+        ("temperature", 2, 2.0),
+        ("top_p", 0.5, 0.5),
+        ("top_p", 1, 1.0),
+        ("top_k", -1, -1),
+        ("top_k", 7, 7),
+        ("top_k", 0, -1),
+        ("logprobs", 0, 0),
+        ("logprobs", 20, 20),
+        ("logprobs", False, None),
+        ("stop", "a", ("a",)),
+        ("stop", ["a", "b"], ("a", "b")),
+        ("stop", [], ()),
+        ("stop", "", ()),
+        ("stop", ["", "a"], ("a",)),
+        ("seed", -(2**63), -(2**63)),
+        ("seed", 2**63 - 1, 2**63 - 1),
+        ("ignore_eos", True, True),
         ("stop_token_ids", [0, 98], (0, 98)),
     ],
-)  # fmt: skip
+)
 def test_a_good_value_arrives(name: str, value: Any, kept: Any) -> None:
     assert getattr(resolve(**{name: value}), name) == kept
 
@@ -79,21 +113,42 @@ def test_null_is_absent(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "param"),
     [
-        ("n", 0, "n"), ("n", 17, "n"), ("n", True, "n"), ("n", "2", "n"), ("max_tokens", 0, "max_tokens"),
-        ("max_tokens", 503, "max_tokens"), ("max_tokens", 16.0, "max_tokens"), ("temperature", -0.1, "temperature"),
-        ("temperature", 2.1, "temperature"), ("temperature", float("nan"), "temperature"),
-        ("temperature", 10**400, "temperature"), ("temperature", True, "temperature"), ("top_p", -0.1, "top_p"),
-        ("top_p", 1.01, "top_p"), ("top_k", -2, "top_k"), ("top_k", 1.5, "top_k"),
-        ("stop", 5, "stop"), ("stop", [5], "stop"), ("stop", list("abcdefghijklmnopq"), "stop"),
-        ("stop", ["x" * 257], "stop"), ("seed", 2**63, "seed"), ("seed", 1.0, "seed"), ("ignore_eos", 1, "ignore_eos"),
-        ("stop_token_ids", [100], "stop_token_ids[0]"), ("stop_token_ids", [1, -1], "stop_token_ids[1]"),
+        ("n", 0, "n"),
+        ("n", 17, "n"),
+        ("n", True, "n"),
+        ("n", "2", "n"),
+        ("max_tokens", 0, "max_tokens"),
+        ("max_tokens", 503, "max_tokens"),
+        ("max_tokens", 16.0, "max_tokens"),
+        ("temperature", -0.1, "temperature"),
+        ("temperature", 2.1, "temperature"),
+        ("temperature", float("nan"), "temperature"),
+        ("temperature", 10**400, "temperature"),
+        ("temperature", True, "temperature"),
+        ("top_p", -0.1, "top_p"),
+        ("top_p", 1.01, "top_p"),
+        ("top_k", -2, "top_k"),
+        ("top_k", 1.5, "top_k"),
+        ("stop", 5, "stop"),
+        ("stop", [5], "stop"),
+        ("stop", list("abcdefghijklmnopq"), "stop"),
+        ("stop", ["x" * 257], "stop"),
+        ("seed", 2**63, "seed"),
+        ("seed", 1.0, "seed"),
+        ("ignore_eos", 1, "ignore_eos"),
+        ("stop_token_ids", [100], "stop_token_ids[0]"),
+        ("stop_token_ids", [1, -1], "stop_token_ids[1]"),
         ("stop_token_ids", 5, "stop_token_ids"),
-        ("stop_token_ids", [99], "stop_token_ids"), ("stop_token_ids", [1] * 257, "stop_token_ids"),
-        ("logprobs", 21, "logprobs"), ("logprobs", -1, "logprobs"), ("logprobs", True, "logprobs"),
+        ("stop_token_ids", [99], "stop_token_ids"),
+        ("stop_token_ids", [1] * 257, "stop_token_ids"),
+        ("logprobs", 21, "logprobs"),
+        ("logprobs", -1, "logprobs"),
+        ("logprobs", True, "logprobs"),
         ("top_logprobs", 1, "top_logprobs"),
-        ("diffusion", [], "diffusion"), ("diffusion", "fast", "diffusion"),
+        ("diffusion", [], "diffusion"),
+        ("diffusion", "fast", "diffusion"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_value_is_refused_by_name(name: str, value: Any, param: str) -> None:
     assert refused(param, **{name: value}).startswith((param, "each stop"))
 
@@ -101,20 +156,37 @@ def test_a_bad_value_is_refused_by_name(name: str, value: Any, param: str) -> No
 @pytest.mark.parametrize(
     ("diffusion", "param"),
     [
-        ({"algorithm": "magic"}, "algorithm"), ({"algorithm": 5}, "algorithm"), ({"algorithm": "apd"}, "algorithm"),
-        ({"steps": 0}, "steps"), ({"steps": 1.5}, "steps"), ({"steps": 10**7}, "steps"),
-        ({"block_length": 0}, "block_length"), ({"block_length": 5}, "block_length"), ({"block_length": 32}, "block_length"),
-        ({"block_length": 8, "steps": 3}, "steps"), ({"algorithm": "threshold", "threshold": 0}, "threshold"),
-        ({"algorithm": "threshold", "threshold": 1.01}, "threshold"), ({"algorithm": "threshold", "steps": 4}, "steps"),
-        ({"threshold": 0.9}, "threshold"), ({"factor": 1.0}, "factor"), ({"algorithm": "factor", "factor": 0}, "factor"),
-        ({"algorithm": "factor", "factor": 65}, "factor"), ({"algorithm": "random", "factor": 1}, "factor"),
-        ({"cache": "dual"}, "cache"), ({"cache": True}, "cache"), ({"cfg_scale": -1}, "cfg_scale"),
-        ({"cfg_scale": 101}, "cfg_scale"), ({"suppress_end": "never"}, "suppress_end"),
+        ({"algorithm": "magic"}, "algorithm"),
+        ({"algorithm": 5}, "algorithm"),
+        ({"algorithm": "apd"}, "algorithm"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 1.5}, "steps"),
+        ({"steps": 10**7}, "steps"),
+        ({"block_length": 0}, "block_length"),
+        ({"block_length": 5}, "block_length"),
+        ({"block_length": 32}, "block_length"),
+        ({"block_length": 8, "steps": 3}, "steps"),
+        ({"algorithm": "threshold", "threshold": 0}, "threshold"),
+        ({"algorithm": "threshold", "threshold": 1.01}, "threshold"),
+        ({"algorithm": "threshold", "steps": 4}, "steps"),
+        ({"threshold": 0.9}, "threshold"),
+        ({"factor": 1.0}, "factor"),
+        ({"algorithm": "factor", "factor": 0}, "factor"),
+        ({"algorithm": "factor", "factor": 65}, "factor"),
+        ({"algorithm": "random", "factor": 1}, "factor"),
+        ({"cache": "dual"}, "cache"),
+        ({"cache": True}, "cache"),
+        ({"cfg_scale": -1}, "cfg_scale"),
+        ({"cfg_scale": 101}, "cfg_scale"),
+        ({"suppress_end": "never"}, "suppress_end"),
         ({"suppress_token_ids": [1]}, "suppress_token_ids"),
-        ({"suppress_end": "logits", "suppress_token_ids": [100]}, "suppress_token_ids[0]"), ({"visualize": "yes"}, "visualize"),
+        ({"suppress_end": "logits", "suppress_token_ids": [100]}, "suppress_token_ids[0]"),
+        ({"visualize": "yes"}, "visualize"),
     ],
-)  # fmt: skip
-def test_a_bad_diffusion_value_is_refused_by_its_full_name(diffusion: dict[str, Any], param: str) -> None:
+)
+def test_a_bad_diffusion_value_is_refused_by_its_full_name(
+    diffusion: dict[str, Any], param: str
+) -> None:
     refused(f"diffusion.{param}", diffusion=diffusion)
 
 
@@ -130,7 +202,9 @@ def test_every_field_has_a_place() -> None:
 
 def test_a_field_that_the_algorithm_does_not_read_says_whose_it_is() -> None:
     message = refused("diffusion.threshold", diffusion={"algorithm": "factor", "threshold": 0.5})
-    assert message.startswith("diffusion.threshold has no effect with factor; it belongs to threshold")
+    assert message.startswith(
+        "diffusion.threshold has no effect with factor; it belongs to threshold"
+    )
 
 
 def test_a_prompt_that_leaves_no_room() -> None:
@@ -161,13 +235,25 @@ def test_the_models_generation_config_is_between_request_and_default() -> None:
     assert (params.temperature, params.top_p, params.top_k, params.max_tokens) == (0.0, 1.0, -1, 40)
     warm = resolve(card, temperature=0.5)
     assert (warm.temperature, warm.top_p, warm.top_k) == (0.5, 0.8, 5)
-    assert (params.diffusion.algorithm, params.diffusion.threshold, params.diffusion.block_length) == (
+    assert (
+        params.diffusion.algorithm,
+        params.diffusion.threshold,
+        params.diffusion.block_length,
+    ) == (
         "threshold",
         0.7,
         8,
     )
-    asked = resolve(card, temperature=0.5, top_p=1.0, top_k=-1, max_tokens=9, diffusion={"threshold": 0.5})
-    assert (asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, asked.diffusion.threshold) == (
+    asked = resolve(
+        card, temperature=0.5, top_p=1.0, top_k=-1, max_tokens=9, diffusion={"threshold": 0.5}
+    )
+    assert (
+        asked.temperature,
+        asked.top_p,
+        asked.top_k,
+        asked.max_tokens,
+        asked.diffusion.threshold,
+    ) == (
         0.5,
         1.0,
         -1,
@@ -185,9 +271,13 @@ def test_chat_gets_the_models_default_else_256_within_the_context() -> None:
 
 
 @given(
-    max_tokens=st.integers(1, 500), block=st.integers(1, 5000), steps=st.one_of(st.none(), st.integers(1, 5000)),
-)  # fmt: skip
-def test_defaults_adapt_to_max_tokens_and_never_fail(max_tokens: int, block: int, steps: int | None) -> None:
+    max_tokens=st.integers(1, 500),
+    block=st.integers(1, 5000),
+    steps=st.one_of(st.none(), st.integers(1, 5000)),
+)
+def test_defaults_adapt_to_max_tokens_and_never_fail(
+    max_tokens: int, block: int, steps: int | None
+) -> None:
     diffusion = {"block_length": block} | ({} if steps is None else {"steps": steps})
     params = resolve(with_defaults(diffusion=diffusion), max_tokens=max_tokens)
     blocks = lengths(params)
@@ -200,12 +290,17 @@ def test_defaults_adapt_to_max_tokens_and_never_fail(max_tokens: int, block: int
 
 @given(length=st.integers(1, 64), blocks=st.integers(1, 8), per_block=st.integers(1, 8))
 def test_what_divides_is_accepted(length: int, blocks: int, per_block: int) -> None:
-    params = resolve(max_tokens=length * blocks, diffusion={"block_length": length, "steps": per_block * blocks})
+    params = resolve(
+        max_tokens=length * blocks, diffusion={"block_length": length, "steps": per_block * blocks}
+    )
     assert lengths(params) == [length] * blocks
 
 
 def card_of(regime: str, *, verifier: bool = False, **more: Any) -> ModelCard:
-    capabilities = {"algorithms": list(algorithms_of(regime, verifier=verifier)), "caches": list(CACHES[regime])}
+    capabilities = {
+        "algorithms": list(algorithms_of(regime, verifier=verifier)),
+        "caches": list(CACHES[regime]),
+    }
     return replace(CARD, regime=regime, capabilities=capabilities, **more)
 
 
@@ -242,8 +337,12 @@ def test_a_parameter_of_another_algorithm_is_refused(regime: str) -> None:
 def test_what_does_not_fit_the_model_says_what_does() -> None:
     block = card_of("block_causal")
     assert "exact, none" in refused_by(block, "diffusion.cache", diffusion={"cache": "dual"})
-    assert "low_confidence_dynamic" in refused_by(block, "diffusion.algorithm", diffusion={"algorithm": "entropy"})
-    assert "--verifier" in refused_by(card_of("full"), "diffusion.algorithm", diffusion={"algorithm": "apd"})
+    assert "low_confidence_dynamic" in refused_by(
+        block, "diffusion.algorithm", diffusion={"algorithm": "entropy"}
+    )
+    assert "--verifier" in refused_by(
+        card_of("full"), "diffusion.algorithm", diffusion={"algorithm": "apd"}
+    )
     assert "no algorithm" in refused_by(block, "diffusion.steps", diffusion={"steps": 4})
     uniform = card_of("uniform", block_length=16)
     refused_by(uniform, "top_k", top_k=5)
@@ -254,8 +353,12 @@ def test_what_does_not_fit_the_model_says_what_does() -> None:
 
 def test_apd_in_both_spellings() -> None:
     card = card_of("full", verifier=True)
-    nested = resolve(card, diffusion={"algorithm": "apd", "apd": {"mixture_weight": 0.5, "kv_window": 4}}).diffusion
-    flat = resolve(card, diffusion={"algorithm": "apd", "mixture_weight": 0.5, "kv_window": 4}).diffusion
+    nested = resolve(
+        card, diffusion={"algorithm": "apd", "apd": {"mixture_weight": 0.5, "kv_window": 4}}
+    ).diffusion
+    flat = resolve(
+        card, diffusion={"algorithm": "apd", "mixture_weight": 0.5, "kv_window": 4}
+    ).diffusion
     assert nested == flat
     assert (nested.cache, nested.block_length) == ("window", 16)
     assert resolve(card, diffusion={"algorithm": "apd"}).diffusion.mixture_weight == 0.7
@@ -280,7 +383,9 @@ def test_a_cache_of_blocks_does_not_go_with_a_lookahead(cache: str) -> None:
 
 
 def test_block_causal_models_take_any_length() -> None:
-    params = resolve(card_of("block_causal", block_length=4), max_tokens=13, diffusion={"block_length": 8})
+    params = resolve(
+        card_of("block_causal", block_length=4), max_tokens=13, diffusion={"block_length": 8}
+    )
     assert params.diffusion.block_length == 8
     assert block_starts(params, "block_causal", 10) == [0, 6, 14]
     assert block_starts(params, "block_causal", 16) == [0, 8, 16]
@@ -307,7 +412,10 @@ def test_a_draft() -> None:
 
 def test_suppressed_tokens_are_the_models_unless_named() -> None:
     assert resolve(diffusion={"suppress_end": "logits"}).diffusion.suppress_token_ids == (97,)
-    assert resolve(diffusion={"suppress_end": "confidence"}).diffusion.suppress_token_ids == (97, 98)
+    assert resolve(diffusion={"suppress_end": "confidence"}).diffusion.suppress_token_ids == (
+        97,
+        98,
+    )
     named = resolve(diffusion={"suppress_end": "logits", "suppress_token_ids": [5]})
     assert named.diffusion.suppress_token_ids == (5,)
     assert resolve().diffusion.suppress_token_ids is None
@@ -327,6 +435,8 @@ def test_json_there_and_back() -> None:
 
 def test_shown_are_the_parameters_that_had_a_meaning() -> None:
     assert "threshold" not in shown_diffusion(resolve().to_json())
-    assert shown_diffusion(resolve(diffusion={"algorithm": "threshold"}).to_json())["threshold"] == 0.9
+    assert (
+        shown_diffusion(resolve(diffusion={"algorithm": "threshold"}).to_json())["threshold"] == 0.9
+    )
     assert "steps" not in shown_diffusion(resolve().to_json())
     assert shown_diffusion(resolve(diffusion={"steps": 4}).to_json())["steps"] == 4

@@ -1,4 +1,6 @@
-"""Numbers in a schema are enforced exactly or refused with the path of their keyword; finished answers are checked again."""
+"""Numbers in a schema are enforced exactly or refused with the path of their keyword; finished
+answers are checked again.
+"""
 
 from __future__ import annotations
 
@@ -40,32 +42,65 @@ def accepts(schema: Any, text: str) -> bool:
 
 def holds(keyword: str, bound: Decimal, value: Decimal) -> bool:
     return {
-        "enum": value == bound, "const": value == bound, "minimum": value >= bound, "maximum": value <= bound,
-        "exclusiveMinimum": value > bound, "exclusiveMaximum": value < bound,
+        "enum": value == bound,
+        "const": value == bound,
+        "minimum": value >= bound,
+        "maximum": value <= bound,
+        "exclusiveMinimum": value > bound,
+        "exclusiveMaximum": value < bound,
         "multipleOf": bound != 0 and value % bound == 0,
-    }[keyword]  # fmt: skip
+    }[keyword]
 
 
 NUMBERS = (
-    "7", "-0", "-0.0", "0.1", "0.10", "1e-7", "1.5e3", "1e15", "1e30", "-1e30", "0.1000000000000000055", "0.30000000000000004",
-    *(str(sign * (2**power + more)) for power in (53, 63, 64) for more in (-1, 0, 1) for sign in (1, -1)),
-    "1" + "0" * 30, "12345678901234567890.5", "1" * 400,
-)  # fmt: skip
+    "7",
+    "-0",
+    "-0.0",
+    "0.1",
+    "0.10",
+    "1e-7",
+    "1.5e3",
+    "1e15",
+    "1e30",
+    "-1e30",
+    "0.1000000000000000055",
+    "0.30000000000000004",
+    *(
+        str(sign * (2**power + more))
+        for power in (53, 63, 64)
+        for more in (-1, 0, 1)
+        for sign in (1, -1)
+    ),
+    "1" + "0" * 30,
+    "12345678901234567890.5",
+    "1" * 400,
+)
 
 
-@pytest.mark.parametrize("keyword", ["enum", "const", "minimum", "maximum", "exclusiveMinimum", "multipleOf"])
+@pytest.mark.parametrize(
+    "keyword", ["enum", "const", "minimum", "maximum", "exclusiveMinimum", "multipleOf"]
+)
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_number_is_exact_or_refused_by_its_path(number: str, keyword: str) -> None:
     value = f"[true, {number}]" if keyword == "enum" else number
     kind = '"type": "number", ' if keyword not in ("enum", "const") else ""
     try:
-        schema = submitted(f'{{"type": "object", "properties": {{"v": {{{kind}"{keyword}": {value}}}}}}}')
+        schema = submitted(
+            f'{{"type": "object", "properties": {{"v": {{{kind}"{keyword}": {value}}}}}}}'
+        )
     except InvalidParameter as exc:
         assert exc.param is not None and exc.param.startswith(f"{SCHEMA}.properties.v.{keyword}")
         assert abs(Decimal(number)) > 2**53 or len(number) > 15 or keyword == "multipleOf"
         return
     inner, bound = schema["properties"]["v"], Decimal(number)
-    for near in {bound, bound + 1, bound - 1, bound + Decimal("0.5"), bound * 2, bound * Decimal("1.0001")}:
+    for near in {
+        bound,
+        bound + 1,
+        bound - 1,
+        bound + Decimal("0.5"),
+        bound * 2,
+        bound * Decimal("1.0001"),
+    }:
         text = format(near.normalize(), "f")
         text = text.removeprefix("-") if near == 0 else text
         if accepts(inner, text):
@@ -93,19 +128,51 @@ def test_numbers_deep_inside_are_found() -> None:
 SCHEMAS: list[dict[str, Any]] = [
     {"type": "object"},
     {
-        "type": "object", "required": ["b"], "additionalProperties": False, "minProperties": 1,
-        "properties": {"a": {"type": ["integer", "null"], "minimum": -3, "maximum": 12}, "b": {"enum": ["x", 1, [2], 0.5]}},
-    },
-    {"type": "array", "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1}, "minItems": 1, "maxItems": 3},
-    {"type": "array", "prefixItems": [{"const": "a"}, {"type": "boolean"}], "items": {"type": "integer", "multipleOf": 5}},
-    {"anyOf": [{"type": "string", "maxLength": 3}, {"allOf": [{"type": "integer"}, {"minimum": 7}]}]},
-    {"oneOf": [{"type": "boolean"}, {"type": "string", "pattern": "^[a-c]+$"}]},
-    {"$ref": "#/$defs/t", "$defs": {"t": {
-        "type": "object", "properties": {"n": {"type": "array", "items": {"$ref": "#/$defs/t"}, "maxItems": 2}},
+        "type": "object",
+        "required": ["b"],
         "additionalProperties": False,
-    }}},
-    {"type": "object", "patternProperties": {"^k": {"type": "integer"}}, "additionalProperties": False},
-]  # fmt: skip
+        "minProperties": 1,
+        "properties": {
+            "a": {"type": ["integer", "null"], "minimum": -3, "maximum": 12},
+            "b": {"enum": ["x", 1, [2], 0.5]},
+        },
+    },
+    {
+        "type": "array",
+        "items": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "minItems": 1,
+        "maxItems": 3,
+    },
+    {
+        "type": "array",
+        "prefixItems": [{"const": "a"}, {"type": "boolean"}],
+        "items": {"type": "integer", "multipleOf": 5},
+    },
+    {
+        "anyOf": [
+            {"type": "string", "maxLength": 3},
+            {"allOf": [{"type": "integer"}, {"minimum": 7}]},
+        ]
+    },
+    {"oneOf": [{"type": "boolean"}, {"type": "string", "pattern": "^[a-c]+$"}]},
+    {
+        "$ref": "#/$defs/t",
+        "$defs": {
+            "t": {
+                "type": "object",
+                "properties": {
+                    "n": {"type": "array", "items": {"$ref": "#/$defs/t"}, "maxItems": 2}
+                },
+                "additionalProperties": False,
+            }
+        },
+    },
+    {
+        "type": "object",
+        "patternProperties": {"^k": {"type": "integer"}},
+        "additionalProperties": False,
+    },
+]
 
 
 @pytest.mark.parametrize("number", range(len(SCHEMAS)))
@@ -134,14 +201,22 @@ def test_what_the_grammar_writes_is_valid(number: int) -> None:
 
 
 WRONG: list[tuple[Any, str, str]] = [
-    ({"type": "integer"}, "1.5", "type"), ({"type": "object"}, "[]", "type"), ({"const": 2**53 + 1}, str(2**53), "const"),
-    ({"minimum": 2**53 + 1}, str(2**53), "minimum"), ({"multipleOf": 0.1}, "0.15", "multipleOf"),
-    ({"maxLength": 1}, '"ab"', "maxLength"), ({"required": ["a"]}, "{}", "lacks a"),
+    ({"type": "integer"}, "1.5", "type"),
+    ({"type": "object"}, "[]", "type"),
+    ({"const": 2**53 + 1}, str(2**53), "const"),
+    ({"minimum": 2**53 + 1}, str(2**53), "minimum"),
+    ({"multipleOf": 0.1}, "0.15", "multipleOf"),
+    ({"maxLength": 1}, '"ab"', "maxLength"),
+    ({"required": ["a"]}, "{}", "lacks a"),
     ({"properties": {"a": {"items": {"enum": [1]}}}}, '{"a": [1, 2]}', "answer.a[1]"),
-    ({"additionalProperties": False}, '{"x": 1}', "answer.x"), ({"anyOf": [{"type": "null"}]}, "1", "anyOf"),
-    ({"oneOf": [{}, True]}, "1", "2 of oneOf"), ({"allOf": [{"type": "null"}]}, "1", "type"), (False, "1", "not allowed"),
-    ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "null"}}}, "1", "type"), ({"type": "object"}, "{", "not JSON"),
-]  # fmt: skip
+    ({"additionalProperties": False}, '{"x": 1}', "answer.x"),
+    ({"anyOf": [{"type": "null"}]}, "1", "anyOf"),
+    ({"oneOf": [{}, True]}, "1", "2 of oneOf"),
+    ({"allOf": [{"type": "null"}]}, "1", "type"),
+    (False, "1", "not allowed"),
+    ({"$ref": "#/$defs/x", "$defs": {"x": {"type": "null"}}}, "1", "type"),
+    ({"type": "object"}, "{", "not JSON"),
+]
 
 
 @pytest.mark.parametrize("schema,text,reason", WRONG)

@@ -1,4 +1,6 @@
-"""Identifiers, queue names, model cards, log lines, errors, database URLs: small parts that everything leans on."""
+"""Identifiers, queue names, model cards, log lines, errors, database URLs: small parts that
+everything leans on.
+"""
 
 from __future__ import annotations
 
@@ -63,9 +65,16 @@ def test_two_models_never_share_a_queue(a: str, b: str) -> None:
 
 def test_a_model_card_survives_json() -> None:
     card = ModelCard(
-        name="m", family="llada", context_length=8, vocab_size=9, mask_token_id=8, end_token_ids=(6, 7),
-        suppress_token_ids={"logits": (6,)}, capabilities={"algorithms": ["random"]}, defaults={"temperature": 0.0},
-    )  # fmt: skip
+        name="m",
+        family="llada",
+        context_length=8,
+        vocab_size=9,
+        mask_token_id=8,
+        end_token_ids=(6, 7),
+        suppress_token_ids={"logits": (6,)},
+        capabilities={"algorithms": ["random"]},
+        defaults={"temperature": 0.0},
+    )
     stored = json.loads(json.dumps(card.to_json()))
     assert ModelCard.from_json(stored) == card
     # A worker of a newer version may know more; an older one less.
@@ -75,7 +84,9 @@ def test_a_model_card_survives_json() -> None:
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_a_traceback_shows_no_values(output: io.StringIO, log_format: Literal["console", "json"]) -> None:
+def test_a_traceback_shows_no_values(
+    output: io.StringIO, log_format: Literal["console", "json"]
+) -> None:
     setup_logging("INFO", log_format, stream=output)
     prompt = "what nobody else " + "may read"
     try:
@@ -119,7 +130,9 @@ def test_logs_of_all_libraries_are_one_format(output: io.StringIO) -> None:
 
 def test_console_lines_have_no_colours_in_a_file(output: io.StringIO) -> None:
     setup_logging("WARNING", "console", stream=output)
-    setup_logging("WARNING", "console", stream=output)  # replaces the former, so each line comes once
+    setup_logging(
+        "WARNING", "console", stream=output
+    )  # replaces the former, so each line comes once
     structlog.get_logger("ours").warning("odd", n=1)
     structlog.get_logger("ours").info("not shown")
     (line,) = output.getvalue().splitlines()
@@ -130,7 +143,9 @@ def test_console_lines_have_no_colours_in_a_file(output: io.StringIO) -> None:
 def test_the_drawn_error_tree_is_the_real_one() -> None:
     drawn = errors.__doc__ or ""
     found = [
-        c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, VDiffError) and c is not VDiffError
+        c
+        for c in vars(errors).values()
+        if isinstance(c, type) and issubclass(c, VDiffError) and c is not VDiffError
     ]
     assert len(found) > 15
     for kind in found:
@@ -141,13 +156,17 @@ def test_the_drawn_error_tree_is_the_real_one() -> None:
             assert ("retryable" in line) == kind.retryable, kind.__name__
 
 
-@pytest.mark.parametrize("url", ["postgresql://u:p@h/d", "postgres://u:p@h/d", "postgresql+psycopg2://u:p@h/d"])
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:p@h/d", "postgres://u:p@h/d", "postgresql+psycopg2://u:p@h/d"]
+)
 def test_a_database_url_gets_our_driver(url: str) -> None:
     made = database_url(url, driver="psycopg")
     assert made.render_as_string(hide_password=False) == "postgresql+psycopg://u:p@h/d"
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "mysql://h/d", "postgresql://h:port/d", "postgresql://h/d?sslmod=x"])
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", "mysql://h/d", "postgresql://h:port/d", "postgresql://h/d?sslmod=x"]
+)
 def test_what_is_no_database_url_is_named(url: str) -> None:
     with pytest.raises(ConfigurationError, match="VDIFF_DATABASE_URL"):
         database_url(url, driver="psycopg")

@@ -23,7 +23,10 @@ from shared import statistics
     ],
 )
 def test_wilson(right: int, total: int, low: float, high: float) -> None:
-    assert statistics.wilson(right, total) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+    assert statistics.wilson(right, total) == (
+        pytest.approx(low, abs=1e-4),
+        pytest.approx(high, abs=1e-4),
+    )
 
 
 def test_quantile_is_numpys() -> None:
@@ -43,7 +46,9 @@ def test_independent_items_have_the_usual_error_and_wilsons_interval() -> None:
 
 
 def test_items_with_the_same_input_count_as_one() -> None:
-    """Each of 50 questions twice, both copies with the same end: as good as 50 questions, and not as 100."""
+    """Each of 50 questions twice, both copies with the same end: as good as 50 questions, and not
+    as 100.
+    """
     once = [[1.0]] * 30 + [[0.0]] * 20
     single = statistics.accuracy(once, range(50))
     double = statistics.accuracy(once + once, [*range(50), *range(50)])
@@ -63,19 +68,26 @@ def test_clustered_error_by_hand() -> None:
 
 def test_chance_and_items_are_told_apart() -> None:
     # By hand: variances within are 1/2 and 0, of the means 1/4 and 0; fmean(1/4, 0) / 2.
-    assert statistics.monte_carlo_error([[1.0, 0.0], [1.0, 1.0]]) == pytest.approx(math.sqrt(1 / 16))
-    # Every item always ends the same way: seeds change nothing, all error comes from the choice of items.
+    assert statistics.monte_carlo_error([[1.0, 0.0], [1.0, 1.0]]) == pytest.approx(
+        math.sqrt(1 / 16)
+    )
+    # Every item always ends the same way: seeds change nothing, all error comes from the choice of
+    # items.
     sure = statistics.accuracy([[1.0] * 4] * 30 + [[0.0] * 4] * 20, range(50))
     assert sure.monte_carlo_error == 0 and sure.item_error == sure.standard_error
     # Every item is a coin: the items are all alike, all error comes from the seeds.
     coin = random.Random(1)
-    coins = statistics.accuracy([[float(coin.random() < 0.5) for _ in range(8)] for _ in range(400)], range(400))
+    coins = statistics.accuracy(
+        [[float(coin.random() < 0.5) for _ in range(8)] for _ in range(400)], range(400)
+    )
     assert coins.monte_carlo_error == pytest.approx(math.sqrt(0.25 / 8 / 400), rel=0.05)
     assert coins.standard_error == pytest.approx(coins.monte_carlo_error, rel=0.15)
 
 
 def test_the_interval_covers_as_often_as_it_says() -> None:
-    """Clustered answers: the 95% interval has the truth about 95 times of 100; one that ignores clusters has not."""
+    """Clustered answers: the 95% interval has the truth about 95 times of 100; one that ignores
+    clusters has not.
+    """
     draw = random.Random(3)
     covered = naive = 0
     for _ in range(400):
@@ -122,7 +134,10 @@ def test_bootstrap_against_one_made_item_by_item() -> None:
     means = sorted(fmean(draw.choices(values, k=100)) for _ in range(4000))
     assert low == pytest.approx(means[100], abs=0.015)
     assert high == pytest.approx(means[3900], abs=0.015)
-    assert statistics.bootstrap_interval(values, range(100), seed=7, resamples=20_000) == (low, high)
+    assert statistics.bootstrap_interval(values, range(100), seed=7, resamples=20_000) == (
+        low,
+        high,
+    )
     # Clusters of five that go together: as wide as a fifth of the items.
     together = [v for v in values for _ in range(5)]
     wide = statistics.bootstrap_interval(together, [i // 5 for i in range(500)], seed=7)
@@ -130,7 +145,9 @@ def test_bootstrap_against_one_made_item_by_item() -> None:
 
 
 def test_minimum_detectable_effect() -> None:
-    assert statistics.minimum_detectable_effect(0.01) == pytest.approx(0.02802, abs=1e-5)  # (1.95996 + 0.84162) / 100
+    assert statistics.minimum_detectable_effect(0.01) == pytest.approx(
+        0.02802, abs=1e-5
+    )  # (1.95996 + 0.84162) / 100
     # It is what it says: with a true difference of that size four of five draws find it.
     draw, found = random.Random(2), 0
     for _ in range(2000):
@@ -143,7 +160,11 @@ def test_a_comparison_takes_what_both_answered() -> None:
     second = {i: [1.0] if i < 60 else [0.0] for i in range(20, 120)}
     made = statistics.compare(first, second, {i: i for i in range(120)}, resamples=2000)
     assert (made.items, made.first, made.second, made.difference) == (80, 0.5, 0.5, 0.0)
-    assert (made.mcnemar.only_first, made.mcnemar.only_second, made.mcnemar.p_value) == (20, 20, 1.0)
+    assert (made.mcnemar.only_first, made.mcnemar.only_second, made.mcnemar.p_value) == (
+        20,
+        20,
+        1.0,
+    )
     assert made.low < 0 < made.high
     differences = [second[i][0] - first[i][0] for i in range(20, 100)]
     assert made.standard_error == pytest.approx(stdev(differences) / math.sqrt(80))
@@ -151,7 +172,9 @@ def test_a_comparison_takes_what_both_answered() -> None:
 
 
 def test_pairing_finds_what_two_intervals_hide() -> None:
-    """The second gets the same 300 right and 12 more: the intervals overlap, the paired test is sure."""
+    """The second gets the same 300 right and 12 more: the intervals overlap, the paired test is
+    sure.
+    """
     first = {i: [float(i < 300)] for i in range(480)}
     second = {i: [float(i < 312)] for i in range(480)}
     made = statistics.compare(first, second, {i: i for i in range(480)})

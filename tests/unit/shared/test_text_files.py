@@ -1,4 +1,6 @@
-"""Text that other tools wrote: a byte order mark is no part of it, UTF-16 is refused by name, everywhere alike."""
+"""Text that other tools wrote: a byte order mark is no part of it, UTF-16 is refused by name,
+everywhere alike.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,11 @@ from vdiff.cli.connect import prompts_of, read_stdin
 from vdiff.cli.evaluations import read_yaml
 from worker.offline import _count
 
-BODY = {"messages": [{"role": "user", "content": "Größe"}], "metadata": {"answer": "x"}, "input": "Größe"}
+BODY = {
+    "messages": [{"role": "user", "content": "Größe"}],
+    "metadata": {"answer": "x"},
+    "input": "Größe",
+}
 LINE = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": BODY}
 TEXT = json.dumps(LINE | BODY, ensure_ascii=False) + "\n"
 
@@ -49,7 +55,9 @@ def read_dataset(raw: bytes) -> Any:
     return [*reader.feed(raw), *reader.finish()]
 
 
-def from_file(read: Callable[[Path], Any], name: str = "prompts.jsonl") -> Callable[[bytes, Path], Any]:
+def from_file(
+    read: Callable[[Path], Any], name: str = "prompts.jsonl"
+) -> Callable[[bytes, Path], Any]:
     def run(raw: bytes, folder: Path) -> Any:
         (folder / name).write_bytes(raw)
         return read(folder / name)
@@ -103,6 +111,8 @@ def test_bytes_that_are_not_utf8_are_named_with_their_line() -> None:
         decode_text(b"\xef\xbb\xbfa\xff", "f.jsonl")
 
 
-@pytest.mark.parametrize("text", [b"", b"a", b"{}", b"\xef\xbb\xbf", "ÿþ".encode(), b"\x00", b"\x00\x00\x00\x00"])
+@pytest.mark.parametrize(
+    "text", [b"", b"a", b"{}", b"\xef\xbb\xbf", "ÿþ".encode(), b"\x00", b"\x00\x00\x00\x00"]
+)
 def test_what_is_no_other_encoding(text: bytes) -> None:
     assert other_encoding(text) is None

@@ -1,4 +1,6 @@
-"""Bytes of single tokens: exact for pieces of characters, in byte-level BPE and in vocabularies with byte fallback."""
+"""Bytes of single tokens: exact for pieces of characters, in byte-level BPE and in vocabularies
+with byte fallback.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,21 @@ TINY = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
 
 
 def byte_fallback() -> TokenizerWrapper:
-    vocab = {"<unk>": 0, "\u2581a": 1, "b": 2, "\u2581": 3, **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)}}
+    vocab = {
+        "<unk>": 0,
+        "\u2581a": 1,
+        "b": 2,
+        "\u2581": 3,
+        **{f"<0x{byte:02X}>": 4 + byte for byte in range(256)},
+    }
     made = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
     made.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        [
+            decoders.Replace("\u2581", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
     )
     whole = json.loads(made.to_str())
     return TokenizerWrapper({"tokenizer.json": json.dumps(whole)})
@@ -66,9 +79,16 @@ def test_byte_fallback() -> None:
 
 
 def test_how_a_token_is_spelled() -> None:
-    assert [spell(raw) for raw in (b" a", "\ufffd".encode(), b"\xf0\x9f", b"\x00", b"a\xe2", b"")] == [
-        " a", "\ufffd", r"bytes:\xf0\x9f", r"bytes:\x00", r"bytes:\x61\xe2", "",
-    ]  # fmt: skip
+    assert [
+        spell(raw) for raw in (b" a", "\ufffd".encode(), b"\xf0\x9f", b"\x00", b"a\xe2", b"")
+    ] == [
+        " a",
+        "\ufffd",
+        r"bytes:\xf0\x9f",
+        r"bytes:\x00",
+        r"bytes:\x61\xe2",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("specials", [False, True])

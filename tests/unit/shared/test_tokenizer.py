@@ -22,7 +22,12 @@ STOPS = st.lists(st.text("abc é漢😀\n", min_size=1, max_size=4), max_size=4)
 
 def with_template(template: str | None, **config: Any) -> TokenizerWrapper:
     return TokenizerWrapper(
-        {**BARE.files(), "tokenizer_config.json": json.dumps({"chat_template": template, "bos_token": "<b>", **config})}
+        {
+            **BARE.files(),
+            "tokenizer_config.json": json.dumps(
+                {"chat_template": template, "bos_token": "<b>", **config}
+            ),
+        }
     )
 
 
@@ -35,17 +40,22 @@ def test_special_tokens() -> None:
     assert TINY.special_id("mask_token") == 752
     assert TINY.special_id("eos_token") == 751
     assert TINY.special_id("bos_token") is None or isinstance(TINY.special_id("bos_token"), int)
-    assert TINY.token_id("<|user|>") in TINY.encode("<|user|>hi")  # parsed as such, as the published tokenizers do
+    assert TINY.token_id("<|user|>") in TINY.encode(
+        "<|user|>hi"
+    )  # parsed as such, as the published tokenizers do
     assert TINY.token_id("no such token") is None
     assert TINY.decode([*TINY.encode("hi"), 751]) == "hi"
     assert TINY.vocab_size == 757
 
 
 def test_a_template_renders_and_refuses() -> None:
-    assert TINY.apply_chat_template([{"role": "user", "content": " hi "}]) == "<|user|>hi<|eot_id|><|assistant|>"
-    assert TINY.apply_chat_template([{"role": "user", "content": "hi"}], add_generation_prompt=False).endswith(
-        "<|eot_id|>"
+    assert (
+        TINY.apply_chat_template([{"role": "user", "content": " hi "}])
+        == "<|user|>hi<|eot_id|><|assistant|>"
     )
+    assert TINY.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=False
+    ).endswith("<|eot_id|>")
     strict = with_template("{{ raise_exception('no system message, please') }}")
     with pytest.raises(InvalidParameter, match="no system message, please") as wrong:
         strict.encode_chat([{"role": "system", "content": "x"}])
@@ -63,9 +73,18 @@ def test_templates_see_tokens_and_helpers() -> None:
     named = with_template(None)
     assert not named.has_chat_template
     several = TokenizerWrapper(
-        {**BARE.files(), "tokenizer_config.json": json.dumps(
-            {"chat_template": [{"name": "tool", "template": "t"}, {"name": "default", "template": "d"}]})}
-    )  # fmt: skip
+        {
+            **BARE.files(),
+            "tokenizer_config.json": json.dumps(
+                {
+                    "chat_template": [
+                        {"name": "tool", "template": "t"},
+                        {"name": "default", "template": "d"},
+                    ]
+                }
+            ),
+        }
+    )
     assert several.apply_chat_template([]) == "d"
     file = TokenizerWrapper({**BARE.files(), "chat_template.jinja": "from the file"})
     assert file.apply_chat_template([]) == "from the file"
@@ -73,7 +92,11 @@ def test_templates_see_tokens_and_helpers() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["{{ messages.__class__.__mro__ }}", "{{ ''.__class__.__base__.__subclasses__() }}", "{{ messages.append(1) }}"],
+    [
+        "{{ messages.__class__.__mro__ }}",
+        "{{ ''.__class__.__base__.__subclasses__() }}",
+        "{{ messages.append(1) }}",
+    ],
 )
 def test_a_template_is_in_a_sandbox(template: str) -> None:
     with pytest.raises(InvalidParameter, match="refuses"):
@@ -93,10 +116,14 @@ def test_malformed_files_are_named(tmp_path: Path) -> None:
 
 def test_the_files_travel() -> None:
     again = TokenizerWrapper.from_files(json.loads(json.dumps(TINY.files())))
-    assert again.encode_chat([{"role": "user", "content": "x"}]) == TINY.encode_chat([{"role": "user", "content": "x"}])
+    assert again.encode_chat([{"role": "user", "content": "x"}]) == TINY.encode_chat(
+        [{"role": "user", "content": "x"}]
+    )
 
 
-def grow(ids: list[int], stop: list[str], sizes: list[int]) -> tuple[str, list[str], IncrementalText]:
+def grow(
+    ids: list[int], stop: list[str], sizes: list[int]
+) -> tuple[str, list[str], IncrementalText]:
     """What was shown piece by piece, when the committed prefix grows by `sizes` tokens at a time."""
     text = IncrementalText(TINY, stop)
     shown, at = [], 0

@@ -1,4 +1,6 @@
-"""Traces: off unless OpenTelemetry's own variables ask for them, refused with a name when they ask for what is not built."""
+"""Traces: off unless OpenTelemetry's own variables ask for them, refused with a name when they ask
+for what is not built.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def test_on() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("OTEL_TRACES_EXPORTER", "zipkin"), ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"), (ENDPOINT, "collector:4318")],
+    [
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        (ENDPOINT, "collector:4318"),
+    ],
 )
 def test_what_is_not_built_is_refused(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=name):
@@ -52,7 +58,9 @@ def test_off_imports_nothing() -> None:
         "with tracing.span('x', job_id='j'): tracing.past('y', 1.0, 2.0); tracing.note(a=1)\n"
         "tracing.stop(); print([m for m in sys.modules if m.startswith('opentelemetry')])"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert said.stdout.strip() == "[]"
 
 

@@ -53,7 +53,9 @@ def test_a_damaged_value_is_an_error_that_does_not_quote_it() -> None:
 
 @pytest.mark.parametrize("bad", ["x", "a" * 43, f"{KEY},short", "Ä" * 44, KEY[:-1]])
 def test_bad_keys_are_refused_without_being_shown(bad: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"VDIFF_SECRET_KEYS: key [12] must be 32 bytes") as refused:
+    with pytest.raises(
+        ConfigurationError, match=r"VDIFF_SECRET_KEYS: key [12] must be 32 bytes"
+    ) as refused:
         load_settings({"VDIFF_SECRET_KEYS": bad})
     assert bad.split(",")[-1] not in refused.value.message or len(bad) == 1
     key = new_key()
@@ -66,7 +68,10 @@ def test_the_key_of_a_folder_is_made_once_for_its_owner_alone(tmp_path: Path) ->
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert local.ensure_secret_key(tmp_path).get_secret_value() == made.get_secret_value()
     found = local.with_local_services(load_settings({"VDIFF_DATA_DIR": str(tmp_path)}))
-    assert found.secret_keys is not None and found.secret_keys.get_secret_value() == made.get_secret_value()
+    assert (
+        found.secret_keys is not None
+        and found.secret_keys.get_secret_value() == made.get_secret_value()
+    )
     elsewhere = {"VDIFF_DATA_DIR": str(tmp_path), "VDIFF_DATABASE_URL": "postgresql://db.example/x"}
     assert local.with_local_services(load_settings(elsewhere)).secret_keys is None
     file.write_text("\n")

@@ -1,6 +1,8 @@
-"""Waiting for a job: messages wake, one query serves all, nothing that happens in between is missed.
+"""Waiting for a job: messages wake, one query serves all, nothing that happens in between is
+missed.
 
-No Redis here: a message is heard when a test says so. `tests/integration/test_followers.py` has the real one.
+No Redis here: a message is heard when a test says so. `tests/integration/test_followers.py` has the
+real one.
 """
 
 from __future__ import annotations
@@ -60,7 +62,10 @@ async def settle() -> None:
 async def test_a_message_wakes_all_who_wait_for_the_job_and_nobody_else(watch: JobWatch) -> None:
     rows = [Row(2) for _ in range(3)]
     stranger = Row(2)
-    waiting = [asyncio.create_task(watch.wait_for("a", row, is_done=done, timeout_seconds=60)) for row in rows]
+    waiting = [
+        asyncio.create_task(watch.wait_for("a", row, is_done=done, timeout_seconds=60))
+        for row in rows
+    ]
     other = asyncio.create_task(watch.wait_for("b", stranger, is_done=done, timeout_seconds=60))
     await settle()
     watch._hear(DONE_CHANNEL, "a")
@@ -81,7 +86,9 @@ async def test_an_end_between_the_reading_and_the_wait_is_not_missed(watch: JobW
     assert row.reads == 2
 
 
-async def test_lost_messages_cost_one_query_for_all_who_wait(watch: JobWatch, database: Database) -> None:
+async def test_lost_messages_cost_one_query_for_all_who_wait(
+    watch: JobWatch, database: Database
+) -> None:
     count = 2 * REREAD_CHUNK + 1
     rows = [Row(2) for _ in range(count)]
     waiting = [
@@ -147,10 +154,23 @@ def test_entries_of_both_protocols_read_alike() -> None:
     assert entries_of(None) == entries_of({}) == []
 
 
-@pytest.mark.parametrize("fields", [
-    {}, {b"t": b"progress"}, {b"t": b"progress", b"d": b"{"}, {b"t": b"progress", b"d": b"[]"},
-    {b"t": b"progress", b"d": b'{"index": "0"}'}, {b"t": b"nothing", b"d": b"{}"}, {b"t": b"\xff", b"d": b"\xff"},
-    {b"t": b"done", b"d": b"7"}, {b"t": b"done", b"d": b"[" * 100_000},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {b"t": b"progress"},
+        {b"t": b"progress", b"d": b"{"},
+        {b"t": b"progress", b"d": b"[]"},
+        {b"t": b"progress", b"d": b'{"index": "0"}'},
+        {b"t": b"nothing", b"d": b"{}"},
+        {b"t": b"\xff", b"d": b"\xff"},
+        {b"t": b"done", b"d": b"7"},
+        {b"t": b"done", b"d": b"[" * 100_000},
+    ],
+)
 def test_what_no_worker_wrote_is_left_out(fields: dict[bytes, bytes]) -> None:
-    assert _decode(b"7-1", fields) == ("7-1", IGNORED, {})  # its id still counts, so that it is not read for ever
+    assert _decode(b"7-1", fields) == (
+        "7-1",
+        IGNORED,
+        {},
+    )  # its id still counts, so that it is not read for ever

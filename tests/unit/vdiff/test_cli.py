@@ -1,4 +1,6 @@
-"""The command line without a server: what is read from it, exit codes, and that help and its examples are true."""
+"""The command line without a server: what is read from it, exit codes, and that help and its
+examples are true.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +35,20 @@ NONE: dict[str, Any] = {"max_tokens": None, "temperature": None, "seed": None, "
 
 
 def test_fields_of_a_request() -> None:
-    given = ["diffusion.threshold=0.9", 'stop=["a"]', "user=me", "diffusion.apd.kv_window=4", "ignore_eos=true"]
+    given = [
+        "diffusion.threshold=0.9",
+        'stop=["a"]',
+        "user=me",
+        "diffusion.apd.kv_window=4",
+        "ignore_eos=true",
+    ]
     assert fields_of(given, **{**NONE, "max_tokens": 8, "algorithm": "threshold"}) == {
-        "max_tokens": 8, "stop": ["a"], "user": "me", "ignore_eos": True,
+        "max_tokens": 8,
+        "stop": ["a"],
+        "user": "me",
+        "ignore_eos": True,
         "diffusion": {"algorithm": "threshold", "threshold": 0.9, "apd": {"kv_window": 4}},
-    }  # fmt: skip
+    }
     for bad in ("threshold", "=1"):
         with pytest.raises(InvalidParameter, match="NAME=VALUE"):
             fields_of([bad], **NONE)
@@ -95,10 +106,22 @@ def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
             2,
             "/nowhere/x: No such file",
         ),  # nothing was asked yet
-        (("batch", "submit", "-", "--wait", "--output", "/nowhere/x"), 2, "/nowhere/x: No such file"),
-        (("batch", "get", "batch_1", "--wait", "--output", "/nowhere/x"), 2, "/nowhere/x: No such file"),
+        (
+            ("batch", "submit", "-", "--wait", "--output", "/nowhere/x"),
+            2,
+            "/nowhere/x: No such file",
+        ),
+        (
+            ("batch", "get", "batch_1", "--wait", "--output", "/nowhere/x"),
+            2,
+            "/nowhere/x: No such file",
+        ),
         (("jobs", "get", "job_1", "--timeout", "3"), 2, "--timeout needs --wait"),
-        (("eval", "run", "vdiff-tiny", "--detach", "--timeout", "3"), 2, "--timeout is for waiting"),
+        (
+            ("eval", "run", "vdiff-tiny", "--detach", "--timeout", "3"),
+            2,
+            "--timeout is for waiting",
+        ),
         (("eval", "report", "eval_1", "--output", "-", "--open"), 2, "--open shows a file"),
         (("submit", "--file", "x", "--custom-id", "y"), 2, "--custom-id is for"),
         (("submit", "a", "--set", "x"), 2, "--set takes"),
@@ -112,7 +135,11 @@ def run(*args: str, monkeypatch: pytest.MonkeyPatch) -> int:
     ],
 )
 def test_what_is_wrong_is_one_line_and_a_code(
-    args: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    args: tuple[str, ...],
+    code: int,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert run(*args, monkeypatch=monkeypatch) == code
     out, err = capsys.readouterr()
@@ -124,7 +151,9 @@ HTML = b"<html><body>It works</body></html>"
 
 @pytest.fixture
 def another(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The address of a server that is no vdiff: it answers everything with (status, content type, body, Location)."""
+    """The address of a server that is no vdiff: it answers everything with (status, content type,
+    body, Location).
+    """
     status, kind, body, to = request.param
 
     class Handler(BaseHTTPRequestHandler):
@@ -152,22 +181,47 @@ def another(request: pytest.FixtureRequest) -> Iterator[str]:
         ((200, "text/html", HTML, ()), 3, "that is not a vdiff server"),
         ((404, "text/html", HTML, ()), 3, "that is not a vdiff server"),
         ((200, "application/json", b'{"hello": 1}', ()), 3, "that is not a vdiff server"),
-        ((200, "application/json", b'{"version": "0.9"}', ()), 3, "that is not a vdiff server"),  # as vLLM answers
+        (
+            (200, "application/json", b'{"version": "0.9"}', ()),
+            3,
+            "that is not a vdiff server",
+        ),  # as vLLM answers
         ((200, "application/json", b"[1, 2", ()), 3, "that is not a vdiff server"),
-        ((200, "application/json", b"{}", [("Content-Encoding", "gzip")]), 3, "that is not a vdiff server"),
-        ((301, "text/html", b"", [("Location", "https://elsewhere.example/")]), 3, "redirects to https://elsewhere.example/"),
+        (
+            (200, "application/json", b"{}", [("Content-Encoding", "gzip")]),
+            3,
+            "that is not a vdiff server",
+        ),
+        (
+            (301, "text/html", b"", [("Location", "https://elsewhere.example/")]),
+            3,
+            "redirects to https://elsewhere.example/",
+        ),
         ((502, "text/html", HTML, ()), 3, "502 Bad Gateway, not as vdiff does; a proxy"),
         ((401, "text/plain", b"no", ()), 4, "VDIFF_API_KEY"),
     ],
     indirect=["another"],
-)  # fmt: skip
+)
 @pytest.mark.parametrize(
     "command",
-    ["models", "jobs list", "submit hi --wait", "batch list", "eval list", "eval report eval_1 --output -", "chat"],
+    [
+        "models",
+        "jobs list",
+        "submit hi --wait",
+        "batch list",
+        "eval list",
+        "eval report eval_1 --output -",
+        "chat",
+    ],
 )
 def test_something_else_answers(
-    another: str, code: int, said: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:  # fmt: skip
+    another: str,
+    code: int,
+    said: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """One line that says so and where the right address is given; never a traceback."""
     assert run(*command.split(), "--base-url", another, monkeypatch=monkeypatch) == code
     out, err = capsys.readouterr()
@@ -177,9 +231,15 @@ def test_something_else_answers(
 
 def test_who_waits_for_a_limit_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:  # fmt: skip
+) -> None:
     """Once, however many of a file's prompts wait at the same time."""
-    job = {"id": "job_1", "object": "job", "status": "succeeded", "done": True, "result": {"choices": [{"text": "42"}]}}
+    job = {
+        "id": "job_1",
+        "object": "job",
+        "status": "succeeded",
+        "done": True,
+        "result": {"choices": [{"text": "42"}]},
+    }
     barrier = threading.Barrier(3)
     asked: list[str] = []
 
@@ -193,13 +253,20 @@ def test_who_waits_for_a_limit_says_so(
         error = {"message": "60 requests a minute are allowed", "code": "rate_limit_exceeded"}
         return httpx.Response(429, json={"error": error}, headers={"Retry-After": "30"})
 
-    monkeypatch.setattr(httpx.Client, "_init_transport", lambda *_, **__: httpx.MockTransport(answer))
+    monkeypatch.setattr(
+        httpx.Client, "_init_transport", lambda *_, **__: httpx.MockTransport(answer)
+    )
     monkeypatch.setattr("vdiff.client.sync_client.sleep", lambda _: None)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a\nb\nc\n")
-    assert run("submit", "--file", str(prompts), "--model", "m", "--wait", monkeypatch=monkeypatch) == 0
+    assert (
+        run("submit", "--file", str(prompts), "--model", "m", "--wait", monkeypatch=monkeypatch)
+        == 0
+    )
     out, err = capsys.readouterr()
-    assert out == "42\n42\n42\n" and err.count("waiting 30 s: 60 requests a minute are allowed\n") == 1
+    assert (
+        out == "42\n42\n42\n" and err.count("waiting 30 s: 60 requests a minute are allowed\n") == 1
+    )
 
 
 def test_exit_codes() -> None:
@@ -209,14 +276,28 @@ def test_exit_codes() -> None:
     job = module.Job.of({"id": "job_1", "object": "job", "status": "failed"})
     assert str(module.JobFailed(job)) == "job_1 failed: no result"
     error = {"code": "cancelled", "message": "the job was cancelled"}
-    cancelled = module.Job.of({"id": "job_1", "object": "job", "status": "cancelled", "error": error})
+    cancelled = module.Job.of(
+        {"id": "job_1", "object": "job", "status": "cancelled", "error": error}
+    )
     assert str(module.JobFailed(cancelled)) == "job_1 cancelled"  # once
-    assert [exits.exit_code(exc) for exc in (
-        module.JobFailed(job), module.BadRequest("x", status=400), module.ServerUnreachable("x", sent=False),
-        api(module.ServerError, 503), api(module.AuthenticationFailed, 401), api(module.PermissionDenied, 403),
-        api(module.RateLimited, 429), api(module.NotFound, 404), api(module.Gone, 410), module.WaitTimeout("x"),
-        api(module.Conflict, 409), ConfigurationError("x"), NotFound("x"),
-    )] == [1, 2, 3, 3, 4, 4, 4, 5, 5, 6, 1, 2, 5]  # fmt: skip
+    assert [
+        exits.exit_code(exc)
+        for exc in (
+            module.JobFailed(job),
+            module.BadRequest("x", status=400),
+            module.ServerUnreachable("x", sent=False),
+            api(module.ServerError, 503),
+            api(module.AuthenticationFailed, 401),
+            api(module.PermissionDenied, 403),
+            api(module.RateLimited, 429),
+            api(module.NotFound, 404),
+            api(module.Gone, 410),
+            module.WaitTimeout("x"),
+            api(module.Conflict, 409),
+            ConfigurationError("x"),
+            NotFound("x"),
+        )
+    ] == [1, 2, 3, 3, 4, 4, 4, 5, 5, 6, 1, 2, 5]
     assert set(exits.MEANINGS) == {0, 1, 2, 3, 4, 5, 6, 130}
 
 
@@ -299,12 +380,22 @@ def test_completion_completes() -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
     env |= {"_VDIFF_COMPLETE": "complete_bash", "COMP_WORDS": "vdiff jo", "COMP_CWORD": "1"}
     program = "import sys; sys.argv = ['vdiff']; from vdiff.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, check=False
+    )
     assert done.stdout.split() == ["jobs"], done.stderr
 
 
 def progress(**data: Any) -> Event:
-    usual = {"index": 0, "step": 1, "tokens_committed": 1, "tokens_total": 4, "offset": 0, "text": "", "canvas": None}
+    usual = {
+        "index": 0,
+        "step": 1,
+        "tokens_committed": 1,
+        "tokens_total": 4,
+        "offset": 0,
+        "text": "",
+        "canvas": None,
+    }
     return Event("1-0", "progress", usual | data)
 
 
@@ -313,21 +404,38 @@ def test_the_canvas_tells_committed_from_proposed() -> None:
     canvas.hear(progress(text="He", canvas="Hello\u2591\u2591"))
     text = canvas.text(0)
     assert text.plain == "Hello\u2591\u2591"
-    assert [(text.plain[s.start : s.end], str(s.style)) for s in text.spans if s.style] == [("llo\u2591\u2591", "dim")]
+    assert [(text.plain[s.start : s.end], str(s.style)) for s in text.spans if s.style] == [
+        ("llo\u2591\u2591", "dim")
+    ]
     canvas.hear(progress(offset=2, text="y!", canvas="Hey!"))
     assert canvas.text(0).plain == "Hey!" and not [
         s for s in canvas.text(0).spans if "dim" in str(s.style) and s.end > s.start
     ]
-    canvas.hear(Event("2-0", "done", {"result": {"choices": [{"index": 0, "message": {"content": "Hey [b]you[/b]"}}]}}))
+    canvas.hear(
+        Event(
+            "2-0",
+            "done",
+            {"result": {"choices": [{"index": 0, "message": {"content": "Hey [b]you[/b]"}}]}},
+        )
+    )
     out = io.StringIO()
     Console(file=out, width=80).print(canvas)
     assert out.getvalue() == "Hey [b]you[/b]\n"
 
 
 def test_a_watched_job_as_lines() -> None:
-    events = [Event("0-0", "queued", {}), Event("1-0", "started", {"worker_id": "w", "attempt": 1}), progress(),
-              progress(text="a\nb", step=2, tokens_committed=2), Event("3-0", "done", {})]  # fmt: skip
-    assert list(lines_of(iter(events))) == ["queued", "started on w, attempt 1", "step 2, 2/4: 'a\\nb'"]
+    events = [
+        Event("0-0", "queued", {}),
+        Event("1-0", "started", {"worker_id": "w", "attempt": 1}),
+        progress(),
+        progress(text="a\nb", step=2, tokens_committed=2),
+        Event("3-0", "done", {}),
+    ]
+    assert list(lines_of(iter(events))) == [
+        "queued",
+        "started on w, attempt 1",
+        "step 2, 2/4: 'a\\nb'",
+    ]
 
 
 def test_listings_keep_ids_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,10 +443,17 @@ def test_listings_keep_ids_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     monkeypatch.setattr("vdiff.cli.output.console", lambda: Console(file=out, width=80))
     listing = Listing("job", "status", "model", "note", shrink=("model", "note"))
-    listing.add(job_id, "succeeded", "some-organisation/" + "x" * 60, "[red]no\nmarkup[/red]" * 3, status=1)
+    listing.add(
+        job_id, "succeeded", "some-organisation/" + "x" * 60, "[red]no\nmarkup[/red]" * 3, status=1
+    )
     listing.print("nothing")
     _, row = out.getvalue().splitlines()
-    assert row.startswith(f"{job_id}  succeeded  some-org") and "\u2026" in row and "[red]" in row and len(row) <= 80
+    assert (
+        row.startswith(f"{job_id}  succeeded  some-org")
+        and "\u2026" in row
+        and "[red]" in row
+        and len(row) <= 80
+    )
     Listing("job").print("nothing")
     assert out.getvalue().endswith("nothing\n")
 
@@ -348,19 +463,32 @@ def test_what_a_model_wrote_is_printed_as_it_is(
 ) -> None:
     """For a program to the byte; on a terminal it commands nothing."""
     answer = "a :bug:\t[red]no markup[/red]\nb \x1b[31mred\r\x9b" + "x" * 1200
-    job = module.Job.of({
-        "id": "job_1", "object": "job", "status": "succeeded", "model": "m [/b]", "created_at": 1, "attempts": 1,
-        "metadata": {"k": "[bold] :bug: \x1b[2J"}, "result": {"choices": [{"index": 0, "text": answer}]},
-    })  # fmt: skip
+    job = module.Job.of(
+        {
+            "id": "job_1",
+            "object": "job",
+            "status": "succeeded",
+            "model": "m [/b]",
+            "created_at": 1,
+            "attempts": 1,
+            "metadata": {"k": "[bold] :bug: \x1b[2J"},
+            "result": {"choices": [{"index": 0, "text": answer}]},
+        }
+    )
     show(job)
     out = capsys.readouterr().out
     assert out.endswith(f"\n\n{answer}\n")
     assert (
-        "status    succeeded\n" in out and "model     m [/b]\n" in out and "labels    k=[bold] :bug: \u241b[2J\n" in out
+        "status    succeeded\n" in out
+        and "model     m [/b]\n" in out
+        and "labels    k=[bold] :bug: \u241b[2J\n" in out
     )
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     write(answer)
-    assert capsys.readouterr().out == answer.translate({0x1B: "\u241b", 0x0D: "\u240d", 0x9B: "\ufffd"}) + "\n"
+    assert (
+        capsys.readouterr().out
+        == answer.translate({0x1B: "\u241b", 0x0D: "\u240d", 0x9B: "\ufffd"}) + "\n"
+    )
 
 
 def test_an_address_is_not_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,7 +502,9 @@ def test_an_address_is_not_taken_for_markup(monkeypatch: pytest.MonkeyPatch) -> 
 
     out = io.StringIO()
     monkeypatch.setattr(chat, "connected", somebody)
-    monkeypatch.setattr(chat, "console", lambda: Console(file=out, width=120, force_terminal=True, highlight=False))
+    monkeypatch.setattr(
+        chat, "console", lambda: Console(file=out, width=120, force_terminal=True, highlight=False)
+    )
     monkeypatch.setattr("sys.stdin", io.StringIO("/quit\n"))
     chat.chat()
     assert "http://[fe80::1]:8000: /new begins anew" in out.getvalue()
@@ -390,7 +520,9 @@ def test_a_conflict_of_one_job_does_not_keep_the_rest(
     def act(client: Any, name: str) -> Any:
         if name == "job_2":
             raise module.Conflict("it succeeded", status=409)
-        return SimpleNamespace(id=name, status="queued", done=False, raw={"id": name, "cancel_requested": False})
+        return SimpleNamespace(
+            id=name, status="queued", done=False, raw={"id": name, "cancel_requested": False}
+        )
 
     @contextmanager
     def nobody(*_: Any) -> Iterator[None]:
@@ -400,5 +532,7 @@ def test_a_conflict_of_one_job_does_not_keep_the_rest(
     with pytest.raises(typer.Exit) as ended:
         jobs.each(["job_1", "job_2", "job_3"], act, True, None, None)
     out, err = capsys.readouterr()
-    assert ended.value.exit_code == 1 and err == "job_2: it succeeded\n3 jobs: 2 queued, 1 refused\n"
+    assert (
+        ended.value.exit_code == 1 and err == "job_2: it succeeded\n3 jobs: 2 queued, 1 refused\n"
+    )
     assert [json.loads(line)["id"] for line in out.splitlines()] == ["job_1", "job_3"]

@@ -28,7 +28,9 @@ def numbers(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[st
 FOUND = list(numbers(typer.main.get_command(app)))
 
 
-@pytest.mark.parametrize(("path", "option"), FOUND, ids=[" ".join((*p, str(o.name))) for p, o in FOUND])
+@pytest.mark.parametrize(
+    ("path", "option"), FOUND, ids=[" ".join((*p, str(o.name))) for p, o in FOUND]
+)
 def test_every_option_that_is_a_number_has_bounds(path: tuple[str, ...], option: Any) -> None:
     assert option.min is not None and option.max is not None, path
     for huge in HUGE[:1]:
@@ -49,7 +51,9 @@ def bounded(name: str) -> bool:
 
 
 def test_every_setting_that_is_a_number_has_bounds() -> None:
-    kinds = {name: {f.annotation, *get_args(f.annotation)} for name, f in Settings.model_fields.items()}
+    kinds = {
+        name: {f.annotation, *get_args(f.annotation)} for name, f in Settings.model_fields.items()
+    }
     names = [name for name, kind in kinds.items() if kind & {int, float} and not kind & {bool, ...}]
     assert len(names) > 30
     assert [name for name in names if not bounded(name)] == []

@@ -19,7 +19,12 @@ def vdiff(*args: str, **settings: str) -> subprocess.CompletedProcess[str]:
     env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
     env.update({f"VDIFF_{k.upper()}": v for k, v in settings.items()})
     return subprocess.run(
-        [sys.executable, "-m", "vdiff", *args], cwd=ROOT, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "vdiff", *args],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
@@ -68,10 +73,17 @@ def test_check_names_what_is_wrong(settings: dict[str, str], said: str) -> None:
 
 def test_check_for_programs() -> None:
     done = vdiff("config", "check", "--json", port="9001")
-    assert (done.returncode, json.loads(done.stdout)) == (0, {"good": True, "troubles": [], "given": 1})
+    assert (done.returncode, json.loads(done.stdout)) == (
+        0,
+        {"good": True, "troubles": [], "given": 1},
+    )
     done = vdiff("config", "check", "--json", hang_seconds="5")
     said = json.loads(done.stdout)
-    assert (done.returncode, said["good"], said["troubles"][0].split()[0]) == (2, False, "VDIFF_HANG_SECONDS")
+    assert (done.returncode, said["good"], said["troubles"][0].split()[0]) == (
+        2,
+        False,
+        "VDIFF_HANG_SECONDS",
+    )
 
 
 def test_flower_beyond_loopback_wants_a_password() -> None:

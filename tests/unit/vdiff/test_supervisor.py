@@ -1,4 +1,6 @@
-"""The parts of `vdiff up` and of the command line that need no server: checks, backoff, options, lazy imports."""
+"""The parts of `vdiff up` and of the command line that need no server: checks, backoff, options,
+lazy imports.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,12 @@ def test_port_0_is_a_free_one(supervisor: Make) -> None:
 
 @pytest.mark.parametrize(
     ("host", "url"),
-    [("0.0.0.0", "http://127.0.0.1:8"), ("::", "http://127.0.0.1:8"), ("::1", "http://[::1]:8"), ("h", "http://h:8")],
+    [
+        ("0.0.0.0", "http://127.0.0.1:8"),
+        ("::", "http://127.0.0.1:8"),
+        ("::1", "http://[::1]:8"),
+        ("h", "http://h:8"),
+    ],
 )
 def test_urls_that_a_person_can_open(supervisor: Make, host: str, url: str) -> None:
     assert supervisor(host=host, port=8)._url == url
@@ -112,7 +119,9 @@ class Clock:
         monkeypatch.setattr(up.time, "monotonic", lambda: self.now)
 
 
-def test_a_child_that_keeps_dying_waits_longer_each_time(supervisor: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_that_keeps_dying_waits_longer_each_time(
+    supervisor: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = Clock(monkeypatch)
     made = supervisor()
     said: list[str] = []
@@ -145,7 +154,9 @@ def test_a_child_that_keeps_dying_waits_longer_each_time(supervisor: Make, monke
 def test_a_wrong_setting_while_things_come_up_ends_all(supervisor: Make) -> None:
     made = supervisor()
     command = [sys.executable, "-c", "raise SystemExit(2)"]
-    child = Child("worker", lambda: subprocess.Popen(command), last_lines=["vdiff worker: no such thing"])
+    child = Child(
+        "worker", lambda: subprocess.Popen(command), last_lines=["vdiff worker: no such thing"]
+    )
     made._launch(child)
     assert child.process is not None
     child.process.wait(20)
@@ -160,9 +171,7 @@ def test_a_wrong_setting_while_things_come_up_ends_all(supervisor: Make) -> None
 
 
 def test_stopping_escalates() -> None:
-    stubborn = (
-        "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
-    )
+    stubborn = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(600)"
     process = subprocess.Popen([sys.executable, "-c", stubborn], stdout=subprocess.PIPE)
     assert process.stdout is not None
     with process.stdout:
@@ -181,7 +190,9 @@ def test_a_server_that_does_not_come_up_shows_its_last_line(tmp_path: Path) -> N
         wait_until(lambda: False, process, "Thing", log, 20)
 
 
-def test_redis_server_bin_must_be_a_program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_redis_server_bin_must_be_a_program(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("REDIS_SERVER_BIN", str(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match="REDIS_SERVER_BIN"):
         _binary()
@@ -196,7 +207,11 @@ def test_redis_server_bin_must_be_a_program(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_host_that_is_not_here(supervisor: Make, port: int) -> None:
     """An address of another machine is no port in use; nor is it a traceback."""
     error = refused(supervisor(host="192.0.2.1", port=port))
-    assert error.param == "host" and "cannot listen on 192.0.2.1" in error.message and "--host" in error.message
+    assert (
+        error.param == "host"
+        and "cannot listen on 192.0.2.1" in error.message
+        and "--host" in error.message
+    )
 
 
 def test_a_pid_file_is_removed_only_where_another_program_has_its_number(tmp_path: Path) -> None:
@@ -205,7 +220,9 @@ def test_a_pid_file_is_removed_only_where_another_program_has_its_number(tmp_pat
     pid.write_text(f"{os.getpid()}\n")
     EmbeddedPostgres._clear_stale_pid(tmp_path)
     assert not pid.exists()
-    pid.write_text(f"{2**22 + 5}\n")  # nobody: PostgreSQL itself tells, and by the file whether its backends are gone
+    pid.write_text(
+        f"{2**22 + 5}\n"
+    )  # nobody: PostgreSQL itself tells, and by the file whether its backends are gone
     EmbeddedPostgres._clear_stale_pid(tmp_path)
     assert pid.exists()
 
@@ -227,7 +244,12 @@ def test_importing_the_command_line_loads_nothing_heavy() -> None:
     )  # a probe runs `vdiff health` every few seconds
     code = f"import sys, vdiff, vdiff.cli; print(*(m for m in {heavy} if m in sys.modules))"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "", "")
 
@@ -244,7 +266,9 @@ def test_names_of_the_front_door() -> None:
 def test_the_bundled_models_are_there() -> None:
     for name in (bundled.DEFAULT_MODEL, "vdiff-tiny-ar"):
         folder = bundled.folder(name)
-        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+        assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+            p.name for p in folder.iterdir()
+        }
         assert sum(p.stat().st_size for p in folder.iterdir()) < 12_000_000
 
 
@@ -264,20 +288,42 @@ def test_a_wait_is_bounded(tmp_path: Path) -> None:
 
 
 ENGINE_OPTIONS = [
-    "--model", "--tokenizer", "--revision", "--dtype", "--device", "--max-model-len", "--max-num-seqs", "--max-batch",
-    "--trust-remote-code", "--tensor-parallel-size", "--gpu-memory-utilization", "--quantization", "--diffusion-steps",
-    "--block-size", "--enable-apd", "--disable-apd", "--verifier",
-]  # fmt: skip
+    "--model",
+    "--tokenizer",
+    "--revision",
+    "--dtype",
+    "--device",
+    "--max-model-len",
+    "--max-num-seqs",
+    "--max-batch",
+    "--trust-remote-code",
+    "--tensor-parallel-size",
+    "--gpu-memory-utilization",
+    "--quantization",
+    "--diffusion-steps",
+    "--block-size",
+    "--enable-apd",
+    "--disable-apd",
+    "--verifier",
+]
 
 
 @pytest.mark.parametrize(
     ("command", "more"),
-    [("up", ["--host", "--port", "--served-model-name", "--data-dir", "--workers", "--no-flower"]),
-     ("worker", ["--served-model-name"]), ("generate", ["--input", "--output"])],
-)  # fmt: skip
+    [
+        (
+            "up",
+            ["--host", "--port", "--served-model-name", "--data-dir", "--workers", "--no-flower"],
+        ),
+        ("worker", ["--served-model-name"]),
+        ("generate", ["--input", "--output"]),
+    ],
+)
 def test_the_options_that_users_of_vllm_know(command: str, more: list[str]) -> None:
     known = {
-        name for p in typer.main.get_command(cli.app).commands[command].params for name in (*p.opts, *p.secondary_opts)
+        name
+        for p in typer.main.get_command(cli.app).commands[command].params
+        for name in (*p.opts, *p.secondary_opts)
     }  # type: ignore[attr-defined]
     assert {*ENGINE_OPTIONS, *more} <= known
 
@@ -292,4 +338,6 @@ def test_children_see_what_was_given(supervisor: Make, monkeypatch: pytest.Monke
 
 
 def test_help_shows_the_defaults() -> None:
-    assert "[default: auto]" in " ".join(CliRunner().invoke(cli.app, ["worker", "--help"]).output.split())
+    assert "[default: auto]" in " ".join(
+        CliRunner().invoke(cli.app, ["worker", "--help"]).output.split()
+    )

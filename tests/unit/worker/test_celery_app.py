@@ -17,12 +17,16 @@ from worker.tasks import register_tasks
 @pytest.mark.parametrize(
     ("url", "kombu"),
     [
-        ("redis://:p@h:6379/3", "redis://:p@h:6379/3"), ("rediss://h/0?ssl_ca_certs=/ca.pem", "rediss://h/0"),
-        ("rediss://h/0?ssl_ca_certs=/ca.pem&health_check_interval=5", "rediss://h/0?health_check_interval=5"),
+        ("redis://:p@h:6379/3", "redis://:p@h:6379/3"),
+        ("rediss://h/0?ssl_ca_certs=/ca.pem", "rediss://h/0"),
+        (
+            "rediss://h/0?ssl_ca_certs=/ca.pem&health_check_interval=5",
+            "rediss://h/0?health_check_interval=5",
+        ),
         ("unix:///run/r.sock", "redis+socket:///run/r.sock?virtual_host=0"),
         ("unix://:p@/run/r.sock?db=3", "redis+socket:///run/r.sock?virtual_host=3&password=p"),
     ],
-)  # fmt: skip
+)
 def test_broker_urls(url: str, kombu: str) -> None:
     assert broker_url(url) == kombu
 
@@ -30,13 +34,19 @@ def test_broker_urls(url: str, kombu: str) -> None:
 @pytest.mark.parametrize(
     ("url", "tls"),
     [
-        ("redis://h/0", None), ("unix:///run/r.sock", None),
+        ("redis://h/0", None),
+        ("unix:///run/r.sock", None),
         ("rediss://h/0", {"ssl_cert_reqs": ssl.CERT_REQUIRED}),
-        ("rediss://h/0?ssl_ca_certs=/ca.pem", {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": ssl.CERT_REQUIRED}),
+        (
+            "rediss://h/0?ssl_ca_certs=/ca.pem",
+            {"ssl_ca_certs": "/ca.pem", "ssl_cert_reqs": ssl.CERT_REQUIRED},
+        ),
         ("rediss://h/0?ssl_cert_reqs=none", {"ssl_cert_reqs": ssl.CERT_NONE}),
     ],
-)  # fmt: skip
-def test_certificates_are_checked_unless_the_url_says_otherwise(url: str, tls: dict[str, object] | None) -> None:
+)
+def test_certificates_are_checked_unless_the_url_says_otherwise(
+    url: str, tls: dict[str, object] | None
+) -> None:
     assert broker_tls(url) == tls == celery_app(url, model="m").conf.broker_use_ssl
 
 
@@ -54,7 +64,11 @@ def test_settings_that_keep_jobs_safe() -> None:
     assert conf.accept_content == ["json"]
     assert conf.broker_transport_options["ack_emulation"] is False
     assert conf.worker_enable_prefetch_count_reduction is False
-    assert [q.name for q in conf.task_queues] == ["vdiff.m.interactive", "vdiff.m.normal", "vdiff.m.bulk"]
+    assert [q.name for q in conf.task_queues] == [
+        "vdiff.m.interactive",
+        "vdiff.m.normal",
+        "vdiff.m.bulk",
+    ]
 
 
 def test_a_payload_of_another_version_is_left_alone_and_nothing_gets_out() -> None:
@@ -69,7 +83,9 @@ def test_a_payload_of_another_version_is_left_alone_and_nothing_gets_out() -> No
 
     register_tasks(app, run, left.append)
     task = app.tasks[GENERATE_TASK]
-    for written in ({"v": 1, "job_id": "job_1"},):  # of every version that is still read, as it was written
+    for written in (
+        {"v": 1, "job_id": "job_1"},
+    ):  # of every version that is still read, as it was written
         task(written)
     task(payload("job_1"))
     task({"v": PAYLOAD_VERSION + 1, "job_id": "job_2"})
@@ -78,7 +94,9 @@ def test_a_payload_of_another_version_is_left_alone_and_nothing_gets_out() -> No
     task({"v": "1", "job_id": "job_4"})
     with structlog.testing.capture_logs() as logs:
         task(payload("job_broken"))
-    assert [(line["event"], line["job_id"]) for line in logs] == [("job_broke_unexpectedly", "job_broken")]
+    assert [(line["event"], line["job_id"]) for line in logs] == [
+        ("job_broke_unexpectedly", "job_broken")
+    ]
     assert (ran, left) == (["job_1"] * 2, ["job_2", "job_3", "job_4"])
 
 

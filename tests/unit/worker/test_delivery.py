@@ -19,7 +19,9 @@ from worker.delivery import Sender
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[int, list[tuple[str, int]]]]:
-    """A server that would keep connections open; its port, and (Host header, client's port) of each request."""
+    """A server that would keep connections open; its port, and (Host header, client's port) of each
+    request.
+    """
     seen: list[tuple[str, int]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -68,8 +70,12 @@ def dripping() -> Iterator[int]:
 
 
 def test_an_answer_byte_by_byte_ends_with_the_time_of_all(dripping: int) -> None:
-    """No byte is late, the whole is: it would hold the thread, and others, beyond the delivery's lease."""
-    sender = Sender(None, load_settings({}, webhook_allow_private=True, webhook_timeout_seconds=1.0))  # type: ignore[arg-type]
+    """No byte is late, the whole is: it would hold the thread, and others, beyond the delivery's
+    lease.
+    """
+    sender = Sender(
+        None, load_settings({}, webhook_allow_private=True, webhook_timeout_seconds=1.0)
+    )  # type: ignore[arg-type]
     try:
         target = targets.parse_target(f"http://127.0.0.1:{dripping}/hook", allow_private=True)
         with pytest.raises(httpx.TimeoutException):
@@ -78,8 +84,12 @@ def test_an_answer_byte_by_byte_ends_with_the_time_of_all(dripping: int) -> None
         sender.close()
 
 
-def test_two_names_at_one_address_share_no_connection(receiver: tuple[int, list[tuple[str, int]]]) -> None:
-    """A kept connection belongs to the address: over TLS its certificate would have been checked for the other name."""
+def test_two_names_at_one_address_share_no_connection(
+    receiver: tuple[int, list[tuple[str, int]]],
+) -> None:
+    """A kept connection belongs to the address: over TLS its certificate would have been checked
+    for the other name.
+    """
     port, seen = receiver
     settings = load_settings({}, webhook_allow_private=True)
     sender = Sender(None, settings)  # type: ignore[arg-type]  # no database is asked
@@ -89,5 +99,9 @@ def test_two_names_at_one_address_share_no_connection(receiver: tuple[int, list[
             assert sender._send(target, ["127.0.0.1"], b"{}", {}).status_code == 204
     finally:
         sender.close()
-    assert [host for host, _ in seen] == [f"a.example:{port}", f"b.example:{port}", f"a.example:{port}"]
+    assert [host for host, _ in seen] == [
+        f"a.example:{port}",
+        f"b.example:{port}",
+        f"a.example:{port}",
+    ]
     assert len({client for _, client in seen}) == 3

@@ -17,16 +17,26 @@ BULK, NORMAL, INTERACTIVE = Priority.BULK, Priority.NORMAL, Priority.INTERACTIVE
 QUEUES = {name: queue_name("m", name) for name in ("interactive", "normal")}
 
 
-def express(held: HeldAttempts, run: Any = print, put_back: Any = print, *, accepts: bool = True) -> Express:
+def express(
+    held: HeldAttempts, run: Any = print, put_back: Any = print, *, accepts: bool = True
+) -> Express:
     return Express(None, held, run, put_back, model="m", slots=2, accepts=lambda: accepts)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     "held,wanted",
-    [([], []), ([BULK], []), ([BULK, BULK], ["interactive", "normal"]), ([BULK, NORMAL], ["interactive", "normal"]),
-     ([NORMAL, NORMAL], ["interactive"]), ([INTERACTIVE, INTERACTIVE], []), ([INTERACTIVE, BULK], ["interactive", "normal"]),
-     ([BULK, BULK, INTERACTIVE, INTERACTIVE], []), ([BULK, BULK, NORMAL, NORMAL], ["interactive"])],
-)  # fmt: skip
+    [
+        ([], []),
+        ([BULK], []),
+        ([BULK, BULK], ["interactive", "normal"]),
+        ([BULK, NORMAL], ["interactive", "normal"]),
+        ([NORMAL, NORMAL], ["interactive"]),
+        ([INTERACTIVE, INTERACTIVE], []),
+        ([INTERACTIVE, BULK], ["interactive", "normal"]),
+        ([BULK, BULK, INTERACTIVE, INTERACTIVE], []),
+        ([BULK, BULK, NORMAL, NORMAL], ["interactive"]),
+    ],
+)
 def test_what_would_set_somebody_aside(held: list[Priority], wanted: list[str]) -> None:
     attempts = HeldAttempts()
     for number, priority in enumerate(held):

@@ -42,19 +42,30 @@ def test_what_waits_comes_in_when_the_gate_opens() -> None:
     assert came == [True] and gate.waiting == 0 and not gate.is_empty
 
 
-def test_a_job_at_the_gate_of_a_worker_that_shuts_down_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_at_the_gate_of_a_worker_that_shuts_down_is_put_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answers = iter([True, False])
     runner = Runner(
-        None, None, None, HeldAttempts(), lambda event: None, worker_id="w", lease_seconds=1, counters=Counters(),  # type: ignore[arg-type]
+        None,
+        None,
+        None,
+        HeldAttempts(),
+        lambda event: None,
+        worker_id="w",
+        lease_seconds=1,
+        counters=Counters(),  # type: ignore[arg-type]
         accepts=lambda: next(answers),
-    )  # fmt: skip
+    )
     put_back: list[str] = []
     monkeypatch.setattr(runner, "put_back", put_back.append)
     runner.run_job("job_1")  # a claim would need a database
     assert put_back == ["job_1"] and runner.gate.is_empty
 
 
-def test_suspects_whose_threads_do_not_start_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suspects_whose_threads_do_not_start_are_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gate = Gate()
     ran: list[str] = []
     given_back: list[str] = []
@@ -69,8 +80,16 @@ def test_suspects_whose_threads_do_not_start_are_given_back(monkeypatch: pytest.
             given_back.extend(job.id for job in jobs)
 
     isolation = Isolation(
-        None, None, PlantedRunner(), gate, model="m", worker_id="w", slots=4, revision=None, accepts=lambda: True,  # type: ignore[arg-type]
-    )  # fmt: skip
+        None,
+        None,
+        PlantedRunner(),
+        gate,
+        model="m",
+        worker_id="w",
+        slots=4,
+        revision=None,
+        accepts=lambda: True,  # type: ignore[arg-type]
+    )
     start, starts = threading.Thread.start, iter([True, False])
 
     def start_once(thread: threading.Thread) -> None:

@@ -1,4 +1,6 @@
-"""What a worker holds in memory: events on their way, attempts and why they stop, and whether its engine hangs."""
+"""What a worker holds in memory: events on their way, attempts and why they stop, and whether its
+engine hangs.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +26,31 @@ from worker.runner import Counters, Runner
 
 
 def progress(text: str, offset: int, *, job: str = "a", index: int = 0, attempt: int = 1) -> Event:
-    return Event(job, "progress", {"attempt": attempt, "index": index, "step": offset, "offset": offset, "text": text})
+    return Event(
+        job,
+        "progress",
+        {"attempt": attempt, "index": index, "step": offset, "offset": offset, "text": text},
+    )
 
 
 def test_merging_keeps_the_text_and_drops_the_denoising() -> None:
     events = [
-        Event("a", "started", {"attempt": 1}), progress("ab", 0), Event("a", "denoise", {"attempt": 1, "index": 0}),
-        progress("x", 0, index=1), progress("c", 2), progress("B", 0, job="b"), Event("a", "done", {"status": "succeeded"}),
-    ]  # fmt: skip
+        Event("a", "started", {"attempt": 1}),
+        progress("ab", 0),
+        Event("a", "denoise", {"attempt": 1, "index": 0}),
+        progress("x", 0, index=1),
+        progress("c", 2),
+        progress("B", 0, job="b"),
+        Event("a", "done", {"status": "succeeded"}),
+    ]
     merged = merge(events)
     assert [(e.job_id, e.type) for e in merged] == [
-        ("a", "started"), ("a", "progress"), ("a", "progress"), ("b", "progress"), ("a", "done"),
-    ]  # fmt: skip
+        ("a", "started"),
+        ("a", "progress"),
+        ("a", "progress"),
+        ("b", "progress"),
+        ("a", "done"),
+    ]
     whole = next(e for e in merged if e.job_id == "a" and e.data.get("index") == 0)
     assert (whole.data["text"], whole.data["offset"], whole.data["step"]) == ("abc", 0, 2)
 
@@ -46,9 +61,12 @@ def test_attempts_are_not_mixed() -> None:
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 1), st.text(max_size=3)), max_size=30), st.integers(1, 4)
+    st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 1), st.text(max_size=3)), max_size=30),
+    st.integers(1, 4),
 )
-def test_merging_in_any_portions_loses_no_text(pieces: list[tuple[str, int, str]], portion: int) -> None:
+def test_merging_in_any_portions_loses_no_text(
+    pieces: list[tuple[str, int, str]], portion: int
+) -> None:
     said: dict[tuple[str, int], str] = {}
     pending: list[Event] = []
     for n, (job, index, text) in enumerate(pieces):
@@ -181,7 +199,9 @@ def test_a_dead_engine_is_hung_at_once() -> None:
 def test_counters_add_up_over_threads() -> None:
     counters = Counters()
     threads = [
-        threading.Thread(target=lambda: [counters.add(jobs_succeeded=1, job_ms=2) for _ in range(500)])
+        threading.Thread(
+            target=lambda: [counters.add(jobs_succeeded=1, job_ms=2) for _ in range(500)]
+        )
         for _ in range(4)
     ]
     for thread in threads:
@@ -198,7 +218,9 @@ def test_what_jsonb_cannot_hold_is_replaced() -> None:
     assert storable(value) == {"a": ["x\ufffdy", {"b": "z?"}], "n": 1, "t": None}
     # Keys are model text too (`top_logprobs` of completions); those that differed stay apart.
     tops = {"x\x00": -1.0, "x\ufffd": -2.0, "\ud800": -3.0}
-    assert storable({"top": ({"t": tops},)}) == {"top": [{"t": {"x\ufffd": -1.0, "x\ufffd\ufffd": -2.0, "?": -3.0}}]}
+    assert storable({"top": ({"t": tops},)}) == {
+        "top": [{"t": {"x\ufffd": -1.0, "x\ufffd\ufffd": -2.0, "?": -3.0}}]
+    }
 
 
 def test_what_is_no_json_or_too_large_is_told_apart() -> None:
@@ -216,9 +238,17 @@ def test_texts_of_single_tokens_are_cleaned_in_events_and_kept_steps() -> None:
     emitted: list[Event] = []
     held = HeldAttempts().add("a", 1)
     runner = Runner(
-        None, None, None, None, emitted.append, worker_id="w", lease_seconds=1, counters=Counters(),  # type: ignore[arg-type]
-        token_text={7: "\x00", 8: "\ud800"}.__getitem__, keep_steps_tokens=10,
-    )  # fmt: skip
+        None,
+        None,
+        None,
+        None,
+        emitted.append,
+        worker_id="w",
+        lease_seconds=1,
+        counters=Counters(),  # type: ignore[arg-type]
+        token_text={7: "\x00", 8: "\ud800"}.__getitem__,
+        keep_steps_tokens=10,
+    )
     listen = runner._listener(held, SamplingParams(max_tokens=4), 1)
     provisional = {"positions": (1,), "token_ids": (8,)}
     listen(StepEvent("a/1", 0, 1, 1, (0,), (7,), (0.5,), "x", 1, 4, provisional=provisional))
@@ -232,8 +262,15 @@ def test_a_stream_tells_the_text_as_the_result_has_it() -> None:
     emitted: list[Event] = []
     held = HeldAttempts().add("a", 1)
     runner = Runner(
-        None, None, None, None, emitted.append, worker_id="w", lease_seconds=1, counters=Counters()  # type: ignore[arg-type]
-    )  # fmt: skip
+        None,
+        None,
+        None,
+        None,
+        emitted.append,
+        worker_id="w",
+        lease_seconds=1,
+        counters=Counters(),  # type: ignore[arg-type]
+    )
     listen = runner._listener(held, SamplingParams(max_tokens=4), 1)
     listen(StepEvent("a/1", 0, 1, 1, (0,), (7,), (0.5,), "x\x00", 1, 4, canvas="x\x00?"))
     listen(StepEvent("a/1", 0, 2, 2, (1,), (8,), (0.5,), "y", 2, 4))

@@ -1,4 +1,6 @@
-"""Many scores as one handle of the engine: a few at a time, in order, all together when one fails or somebody stops them."""
+"""Many scores as one handle of the engine: a few at a time, in order, all together when one fails
+or somebody stops them.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ PAIRS = [([5, 6, 7 + i], [8, 9 + i]) for i in range(7)]
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[VDiffEngine]:
-    with VDiffEngine(VDiffConfig(model=str(GOLDEN / "llada"), num_threads=1, max_num_seqs=2)) as made:
+    with VDiffEngine(
+        VDiffConfig(model=str(GOLDEN / "llada"), num_threads=1, max_num_seqs=2)
+    ) as made:
         yield made
 
 
@@ -42,9 +46,14 @@ class Counting:
 
 
 def scores(
-    engine: Any, pairs: list[tuple[list[int], list[int]]], listener: Any = lambda _: None, **more: Any
+    engine: Any,
+    pairs: list[tuple[list[int], list[int]]],
+    listener: Any = lambda _: None,
+    **more: Any,
 ) -> Scores:
-    task = ScoreTask("monte_carlo", tuple((len(a), len(b)) for a, b in pairs), **{"mc_num": 8, **more})
+    task = ScoreTask(
+        "monte_carlo", tuple((len(a), len(b)) for a, b in pairs), **{"mc_num": 8, **more}
+    )
     ids = [token for a, b in pairs for token in (*a, *b)]
     params = SamplingParams(max_tokens=sum(len(b) for _, b in pairs), temperature=0.0, seed=3)
     return Scores(engine, "job/1", ids, params, task, priority=0, listener=listener)

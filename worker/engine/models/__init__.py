@@ -1,4 +1,6 @@
-"""One transformer; a thin file per family maps config.json and tensor names onto it. `docs/add-a-model.md` says how."""
+"""One transformer; a thin file per family maps config.json and tensor names onto it.
+`docs/add-a-model.md` says how.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ REFUSED: dict[str, str] = {
 
 def _refused(raw: RawConfig) -> str | None:
     """Return the name in REFUSED of a checkpoint that only looks like a built-in family."""
-    if raw.architecture == "SDARForCausalLM" and (raw.get("use_regular_causal") or raw.get("block_size") == 1):
+    if raw.architecture == "SDARForCausalLM" and (
+        raw.get("use_regular_causal") or raw.get("block_size") == 1
+    ):
         return "I-DLM"
     if raw.architecture == "LLaDA2MoeModelLM" and raw.get("expert_capacity") is not None:
         return "LLaDA2.2"
@@ -53,11 +57,14 @@ def family_of(raw: RawConfig) -> Family:
     """Return the family of a checkpoint, by the facts of its config.json.
 
     Raises:
-        ModelLoadError: naming the architecture that is not built in, or the model that is not supported.
+        ModelLoadError: naming the architecture that is not built in, or the model that is not
+            supported.
     """
     name = _refused(raw)
     if name is not None:
-        raise ModelLoadError(f"{raw.path}: this is an {name} checkpoint, which is not supported yet: {REFUSED[name]}")
+        raise ModelLoadError(
+            f"{raw.path}: this is an {name} checkpoint, which is not supported yet: {REFUSED[name]}"
+        )
     for family in BUILT_IN:
         if raw.architecture in family.architectures and family.matches(raw):
             return family

@@ -1,7 +1,9 @@
-"""Attention of a forward's units: padded or of one shape through PyTorch's SDPA, or of any lengths through a ragged kernel.
+"""Attention of a forward's units: padded or of one shape through PyTorch's SDPA, or of any lengths
+through a ragged kernel.
 
-On CUDA in half precision sequences of different lengths share one call without padding (FlashAttention's varlen form, Dao
-2023, as `torch.nn.attention.varlen` has it). Whether the kernel works on this device is tried once, when the model is loaded.
+On CUDA in half precision sequences of different lengths share one call without padding
+(FlashAttention's varlen form, Dao 2023, as `torch.nn.attention.varlen` has it). Whether the kernel
+works on this device is tried once, when the model is loaded.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ TOLERANCE = 2e-2  # between two kernels in half precision, outputs of the order 
 
 
 class Varlen(Protocol):
-    """Attention of sequences that stand behind one another: q [rows, heads, head_dim], k and v [keys, kv_heads, head_dim]."""
+    """Attention of sequences that stand behind one another: q [rows, heads, head_dim], k and v
+    [keys, kv_heads, head_dim].
+    """
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, ragged: Ragged) -> Tensor: ...
 
@@ -30,7 +34,14 @@ def flash_varlen(q: Tensor, k: Tensor, v: Tensor, ragged: Ragged) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     out = varlen_attn(
-        q, k, v, ragged.row_ends, ragged.key_ends, ragged.rows, ragged.keys, enable_gqa=q.shape[1] != k.shape[1]
+        q,
+        k,
+        v,
+        ragged.row_ends,
+        ragged.key_ends,
+        ragged.rows,
+        ragged.keys,
+        enable_gqa=q.shape[1] != k.shape[1],
     )
     assert isinstance(out, Tensor)
     return out
@@ -43,21 +54,34 @@ def segment_sdpa(q: Tensor, k: Tensor, v: Tensor, ragged: Ragged) -> Tensor:
     for i in range(len(rows) - 1):
         here, seen = slice(rows[i], rows[i + 1]), slice(keys[i], keys[i + 1])
         one = F.scaled_dot_product_attention(
-            q[here].transpose(0, 1)[None], k[seen].transpose(0, 1)[None], v[seen].transpose(0, 1)[None],
+            q[here].transpose(0, 1)[None],
+            k[seen].transpose(0, 1)[None],
+            v[seen].transpose(0, 1)[None],
             enable_gqa=q.shape[1] != k.shape[1],
-        )  # fmt: skip
+        )
         out[here] = one[0].transpose(0, 1)
     return out
 
 
-def varlen_of(device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> Varlen | None:
-    """The ragged kernel when this device has one that agrees with SDPA, else None (and the log says why)."""
+def varlen_of(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int
+) -> Varlen | None:
+    """The ragged kernel when this device has one that agrees with SDPA, else None (and the log says
+    why).
+    """
     if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16):
         return None
     return flash_varlen if agrees(flash_varlen, device, dtype, heads, kv_heads, head_dim) else None
 
 
-def agrees(kernel: Varlen, device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_dim: int) -> bool:
+def agrees(
+    kernel: Varlen,
+    device: torch.device,
+    dtype: torch.dtype,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+) -> bool:
     """Try a kernel on three sequences of different lengths."""
     rows, keys = (5, 1, 32), (7, 3, 64)
     draw = torch.Generator().manual_seed(0)
@@ -67,18 +91,31 @@ def agrees(kernel: Varlen, device: torch.device, dtype: torch.dtype, heads: int,
     )
     ragged = Ragged.of(rows, keys, device)
     try:
-        difference = (kernel(q, k, v, ragged).float() - segment_sdpa(q, k, v, ragged).float()).abs().max().item()
+        difference = (
+            (kernel(q, k, v, ragged).float() - segment_sdpa(q, k, v, ragged).float())
+            .abs()
+            .max()
+            .item()
+        )
     except (RuntimeError, ImportError, NotImplementedError, TypeError, ValueError) as exc:
         log.warning("no ragged attention on %s (%s); sequences are padded instead", device, exc)
         return False
     if not difference <= TOLERANCE:
-        log.warning("ragged attention on %s is off by %.3g; sequences are padded instead", device, difference)
+        log.warning(
+            "ragged attention on %s is off by %.3g; sequences are padded instead",
+            device,
+            difference,
+        )
         return False
     return True
 
 
-def attend(unit: Unit, q: Tensor, k: Tensor, v: Tensor, layer: int, varlen: Varlen | None) -> Tensor:
-    """Attention of one unit: q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim], all packed; returns like q."""
+def attend(
+    unit: Unit, q: Tensor, k: Tensor, v: Tensor, layer: int, varlen: Varlen | None
+) -> Tensor:
+    """Attention of one unit: q [rows, heads, head_dim], k and v [rows, kv_heads, head_dim], all
+    packed; returns like q.
+    """
     if unit.ragged is not None:
         assert varlen is not None
         return _ragged(unit, unit.ragged, q, k, v, layer, varlen)
@@ -100,7 +137,9 @@ def attend(unit: Unit, q: Tensor, k: Tensor, v: Tensor, layer: int, varlen: Varl
 
 
 def _written(unit: Unit, k: Tensor, v: Tensor, layer: int) -> list[tuple[Tensor, Tensor]]:
-    """Write the rows' keys and values into their caches; what each sequence sees, [kv_heads, keys, head_dim]."""
+    """Write the rows' keys and values into their caches; what each sequence sees, [kv_heads, keys,
+    head_dim].
+    """
     read: list[tuple[Tensor, Tensor]] = []
     at = 0
     for p in unit.passes:
@@ -115,7 +154,9 @@ def _written(unit: Unit, k: Tensor, v: Tensor, layer: int) -> list[tuple[Tensor,
 
 
 def _through_caches(unit: Unit, k: Tensor, v: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-    """Write the rows' keys and values into their caches, and read what is visible: [sequences, kv_heads, keys, head_dim]."""
+    """Write the rows' keys and values into their caches, and read what is visible: [sequences,
+    kv_heads, keys, head_dim].
+    """
     read = _written(unit, k, v, layer)
     if len(read) == 1:
         return read[0][0][None], read[0][1][None]
@@ -124,11 +165,15 @@ def _through_caches(unit: Unit, k: Tensor, v: Tensor, layer: int) -> tuple[Tenso
     short = [unit.keys - keys.shape[1] for keys, _ in read]
     return (
         torch.stack([F.pad(keys, (0, 0, 0, s)) for (keys, _), s in zip(read, short, strict=True)]),
-        torch.stack([F.pad(values, (0, 0, 0, s)) for (_, values), s in zip(read, short, strict=True)]),
+        torch.stack(
+            [F.pad(values, (0, 0, 0, s)) for (_, values), s in zip(read, short, strict=True)]
+        ),
     )
 
 
-def _ragged(unit: Unit, ragged: Ragged, q: Tensor, k: Tensor, v: Tensor, layer: int, varlen: Varlen) -> Tensor:
+def _ragged(
+    unit: Unit, ragged: Ragged, q: Tensor, k: Tensor, v: Tensor, layer: int, varlen: Varlen
+) -> Tensor:
     here = slice(unit.begin, unit.end)
     if not unit.cached:
         return varlen(q[here], k[here], v[here], ragged)

@@ -1,4 +1,6 @@
-"""Autoregressive models for the verifier of APD: Llama's layout, Qwen2's (biases) and Qwen3's (q/k norm)."""
+"""Autoregressive models for the verifier of APD: Llama's layout, Qwen2's (biases) and Qwen3's (q/k
+norm).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def config(raw: RawConfig) -> ModelConfig:
     qwen2 = raw.architecture == "Qwen2ForCausalLM"
     if not qwen2:
         raw.only(attention_bias=False)
-    return llama_like(raw, CAUSAL, regime=CAUSAL, qkv_bias=qwen2, qk_norm=raw.architecture == "Qwen3ForCausalLM")
+    return llama_like(
+        raw, CAUSAL, regime=CAUSAL, qkv_bias=qwen2, qk_norm=raw.architecture == "Qwen3ForCausalLM"
+    )
 
 
 def tensors(facts: ModelConfig) -> Iterator[Source]:

@@ -1,8 +1,9 @@
-"""DiffusionGemma through its native transformers class: a causal encoder that caches, a decoder that denoises canvases.
+"""DiffusionGemma through its native transformers class: a causal encoder that caches, a decoder
+that denoises canvases.
 
-The class computes; the loop around it is `worker.engine.renoise`. Text only: the vision tower is neither loaded nor kept.
-transformers is imported when a checkpoint is loaded, not before: older ones lack this class, and all other families run
-without it.
+The class computes; the loop around it is `worker.engine.renoise`. Text only: the vision tower is
+neither loaded nor kept. transformers is imported when a checkpoint is loaded, not before: older
+ones lack this class, and all other families run without it.
 """
 
 from __future__ import annotations
@@ -23,7 +24,10 @@ from worker.engine.weights import copy_tensors
 
 _ATTENTION = "vdiff_prefix"  # the name under which transformers knows our attention
 _VISION = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-_NO_MASKS = {"full_attention": None, "sliding_attention": None}  # `attend` masks what is to be masked
+_NO_MASKS = {
+    "full_attention": None,
+    "sliding_attention": None,
+}  # `attend` masks what is to be masked
 
 
 def config(raw: RawConfig) -> ModelConfig:
@@ -56,18 +60,22 @@ def _no_sources(facts: ModelConfig) -> Iterator[Source]:
 
 
 FAMILY = Family(
-    name="diffusion_gemma", architectures=("DiffusionGemmaForBlockDiffusion",), config=config, sources=_no_sources
+    name="diffusion_gemma",
+    architectures=("DiffusionGemmaForBlockDiffusion",),
+    config=config,
+    sources=_no_sources,
 )
 
 
 class DiffusionGemma:
     """The class behind what the decoding loop asks of it: caches, encoder, decoder, head.
 
-    `together`: whether sequences share calls. A matrix product of more rows differs in the last bits, above all in experts
-    that get only a few, and a run of hundreds of draws makes other texts of that: with random weights of 6 layers, 12 of 12
-    requests of 128 tokens changed. So on CPU each sequence gets a call of its own, of the shapes that it has alone, and
-    its text is the same whoever is beside it (the price: 1.9 times the time, 8 sequences on one thread).
-    On accelerators, where small calls waste most of the device, they share.
+    `together`: whether sequences share calls. A matrix product of more rows differs in the last
+    bits, above all in experts that get only a few, and a run of hundreds of draws makes other texts
+    of that: with random weights of 6 layers, 12 of 12 requests of 128 tokens changed. So on CPU
+    each sequence gets a call of its own, of the shapes that it has alone, and its text is the same
+    whoever is beside it (the price: 1.9 times the time, 8 sequences on one thread). On
+    accelerators, where small calls waste most of the device, they share.
 
     Args:
         model: DiffusionGemmaForBlockDiffusion, loaded.
@@ -104,7 +112,9 @@ class DiffusionGemma:
     def new_cache(self, capacity: int) -> PrefixCache:
         """Room for a sequence of `capacity` positions, its canvases included."""
         assert self.facts.block_length is not None
-        return PrefixCache(self.shapes, capacity, self.facts.block_length, dtype=self.dtype, device=self.device)
+        return PrefixCache(
+            self.shapes, capacity, self.facts.block_length, dtype=self.dtype, device=self.device
+        )
 
     def encode(self, caches: Sequence[PrefixCache], ids: Sequence[Sequence[int]]) -> None:
         """Cache the tokens that follow in each sequence, equally many in all."""
@@ -112,19 +122,25 @@ class DiffusionGemma:
         for some in self._calls(len(caches)):
             mine = caches[some]
             self._encoder(
-                input_ids=tokens[some], position_ids=self._positions(mine, tokens.shape[1]), attention_mask=_NO_MASKS,
-                cache=Encoding(), caches=mine, encodes=True,
-            )  # fmt: skip
+                input_ids=tokens[some],
+                position_ids=self._positions(mine, tokens.shape[1]),
+                attention_mask=_NO_MASKS,
+                cache=Encoding(),
+                caches=mine,
+                encodes=True,
+            )
             for cache in mine:
                 cache.advance(tokens.shape[1])
 
-    def decode(self, caches: Sequence[PrefixCache], canvases: Tensor, signal: Tensor | None) -> Tensor:
+    def decode(
+        self, caches: Sequence[PrefixCache], canvases: Tensor, signal: Tensor | None
+    ) -> Tensor:
         """Hidden states of canvases that follow what is cached, [sequences, canvas, width].
 
         Args:
             canvases: int64 [sequences, canvas].
-            signal: what the step before made of the canvas (`embed`), [sequences, canvas, width]; zeros in its first. None: in
-                all of them.
+            signal: what the step before made of the canvas (`embed`), [sequences, canvas, width];
+                zeros in its first. None: in all of them.
         """
         out = []
         for some in self._calls(len(caches)):
@@ -143,7 +159,9 @@ class DiffusionGemma:
         return torch.cat(out)
 
     def _calls(self, sequences: int) -> list[slice]:
-        return [slice(0, sequences)] if self.together else [slice(i, i + 1) for i in range(sequences)]
+        return (
+            [slice(0, sequences)] if self.together else [slice(i, i + 1) for i in range(sequences)]
+        )
 
     def logits(self, rows: Tensor) -> Tensor:
         """[rows, width] hidden states -> [rows, vocab] logits in float32."""
@@ -151,7 +169,9 @@ class DiffusionGemma:
         return raw.div_(self._softcap).tanh_().mul_(self._softcap)
 
     def embed(self, probabilities: Tensor) -> Tensor:
-        """The mean embedding under [rows, vocab] probabilities, [rows, width]: the next step's signal."""
+        """The mean embedding under [rows, vocab] probabilities, [rows, width]: the next step's
+        signal.
+        """
         mean = probabilities.to(self.dtype) @ self._embedding.weight
         signal: Tensor = mean * self._embedding.embed_scale.to(self.dtype)
         return signal
@@ -160,29 +180,43 @@ class DiffusionGemma:
         first = torch.tensor([cache.length for cache in caches], device=self.device)
         return first[:, None] + torch.arange(rows, device=self.device)[None, :]
 
-    def _with_signal(self, module: nn.Module, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The decoder would make the signal from logits of the whole vocabulary, kept from step to step for every sequence:
-        with 262,144 tokens and canvases of 256 that is 268 MB each. We keep what it makes of them."""
+    def _with_signal(
+        self, module: nn.Module, given: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The decoder would make the signal from logits of the whole vocabulary, kept from step to
+        step for every sequence:
+        with 262,144 tokens and canvases of 256 that is 268 MB each. We keep what it makes of them.
+        """
         return given if self._signal is None else (given[0], self._signal)
 
 
 def _shape(text: Any, layer: int) -> LayerShape:
     own = text.per_layer_config[layer]
     sliding = text.layer_types[layer] == "sliding_attention"
-    return LayerShape(own.num_key_value_heads, own.head_dim, text.sliding_window if sliding else None)
+    return LayerShape(
+        own.num_key_value_heads, own.head_dim, text.sliding_window if sliding else None
+    )
 
 
-def load(folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> DiffusionGemma:
+def load(
+    folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.device
+) -> DiffusionGemma:
     """Weights go from the files to the device tensor by tensor.
 
     Raises:
-        ModelLoadError: a transformers without this class; a config that it refuses; naming the tensor that is missing,
-            misshapen or unknown, or the truncated file.
+        ModelLoadError: a transformers without this class; a config that it refuses; naming the
+            tensor that is missing, misshapen or unknown, or the truncated file.
     """
     try:
-        from transformers import AttentionInterface, DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
+        from transformers import (
+            AttentionInterface,
+            DiffusionGemmaConfig,
+            DiffusionGemmaForBlockDiffusion,
+        )
     except ImportError as exc:
-        raise ModelLoadError(f"{folder}: DiffusionGemma needs transformers 5.23 or newer: {exc}") from exc
+        raise ModelLoadError(
+            f"{folder}: DiffusionGemma needs transformers 5.23 or newer: {exc}"
+        ) from exc
     AttentionInterface.register(_ATTENTION, attend)
     try:
         settings = DiffusionGemmaConfig.from_pretrained(folder)
@@ -190,7 +224,8 @@ def load(folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.
             model: Any = DiffusionGemmaForBlockDiffusion(settings)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as exc:
         raise ModelLoadError(f"{folder}: transformers refuses config.json: {exc}") from exc
-    # On the meta device the vision tower has cost nothing so far, and without it none of its weights is read.
+    # On the meta device the vision tower has cost nothing so far, and without it none of its
+    # weights is read.
     del model.model.encoder.vision_tower, model.model.encoder.embed_vision
     model.requires_grad_(False).eval()
     model.set_attn_implementation({"text_config": _ATTENTION})
@@ -198,7 +233,12 @@ def load(folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.
     tied = set(model.all_tied_weights_keys)
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     copy_tensors(
-        model, folder, wanted, dtype=dtype, device=device, skip=lambda name: name in tied or name.startswith(_VISION)
+        model,
+        folder,
+        wanted,
+        dtype=dtype,
+        device=device,
+        skip=lambda name: name in tied or name.startswith(_VISION),
     )
     model.tie_weights()
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -208,7 +248,9 @@ def load(folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.
 
 
 def _make_constants(model: Any, device: torch.device) -> None:
-    """Buffers that no checkpoint holds (frequencies, the embedding's scale), computed as transformers computes them."""
+    """Buffers that no checkpoint holds (frequencies, the embedding's scale), computed as
+    transformers computes them.
+    """
     for module in model.modules():
         constants = module._non_persistent_buffers_set
         for name in constants:

@@ -1,4 +1,6 @@
-"""Dream-7B and DiffuCoder: Qwen2's layers with full attention, logits shifted by one; https://arxiv.org/abs/2508.15487."""
+"""Dream-7B and DiffuCoder: Qwen2's layers with full attention, logits shifted by one;
+https://arxiv.org/abs/2508.15487.
+"""
 
 from __future__ import annotations
 

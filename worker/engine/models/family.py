@@ -30,7 +30,8 @@ def _any(raw: RawConfig) -> bool:
 class Family:
     """One family of checkpoints. `config` raises ModelLoadError for what is not supported.
 
-    Several families may share an architecture's name. `matches` then tells them apart by other keys of config.json.
+    Several families may share an architecture's name. `matches` then tells them apart by other keys
+    of config.json.
     """
 
     name: str
@@ -41,11 +42,13 @@ class Family:
     mask_token_id: int | None = None  # of the published checkpoints, when nothing else says
     end_tokens: tuple[str, ...] = ()  # that end an answer beside eos
     matches: Callable[[RawConfig], bool] = _any
-    strict: bool = True  # whether a key that nobody reads may change the mathematics; not where other code reads it
+    # whether a key that nobody reads may change the mathematics; not where other code reads it
+    strict: bool = True
 
     def read(self, raw: RawConfig) -> ModelConfig:
-        """Return the facts of a config.json. Raises ModelLoadError, also for a key that this family does not read and that
-        changes the mathematics."""
+        """Return the facts of a config.json. Raises ModelLoadError, also for a key that this family
+        does not read and that changes the mathematics.
+        """
         raw.read |= {
             "quantization_config",
             "llada_fp8_experts",
@@ -95,14 +98,18 @@ def sources(config: ModelConfig, names: Names) -> Iterator[Source]:
     yield Source(f"{names.embedding}.weight", "embedding.weight")
     yield Source(f"{names.norm}.weight", "norm.weight")
     if config.tied:
-        yield Source(f"{names.head}.weight", "", optional=True)  # some files repeat the embedding here
+        yield Source(
+            f"{names.head}.weight", "", optional=True
+        )  # some files repeat the embedding here
     else:
         yield Source(f"{names.head}.weight", "head.weight")
     for i in range(config.layers):
         yield from _layer(config, names.inside, f"{names.layer}.{i}.", f"layers.{i}.", i)
 
 
-def _layer(config: ModelConfig, n: LayerNames, theirs: str, ours: str, index: int) -> Iterator[Source]:
+def _layer(
+    config: ModelConfig, n: LayerNames, theirs: str, ours: str, index: int
+) -> Iterator[Source]:
     yield Source(f"{theirs}{n.attn_norm}.weight", f"{ours}attn_norm.weight")
     yield Source(f"{theirs}{n.ff_norm}.weight", f"{ours}ff_norm.weight")
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
@@ -110,7 +117,11 @@ def _layer(config: ModelConfig, n: LayerNames, theirs: str, ours: str, index: in
         if n.qkv is not None:
             yield Source(f"{theirs}{n.qkv}.{kind}", f"{ours}qkv.{kind}")
             continue
-        for name, rows in ((n.q, slice(0, q)), (n.k, slice(q, q + kv)), (n.v, slice(q + kv, q + 2 * kv))):
+        for name, rows in (
+            (n.q, slice(0, q)),
+            (n.k, slice(q, q + kv)),
+            (n.v, slice(q + kv, q + 2 * kv)),
+        ):
             yield Source(f"{theirs}{name}.{kind}", f"{ours}qkv.{kind}", (rows,))
     if config.qk_norm:
         yield Source(f"{theirs}{n.q_norm}.weight", f"{ours}q_norm.weight")
@@ -118,7 +129,13 @@ def _layer(config: ModelConfig, n: LayerNames, theirs: str, ours: str, index: in
     yield Source(f"{theirs}{n.attn_out}.weight", f"{ours}attn_out.weight")
     moe = config.moe
     if moe is None or index in moe.dense_layers:
-        yield from _mlp(f"{theirs}{n.gate}", f"{theirs}{n.up}", f"{theirs}{n.down}", f"{ours}mlp.", config.mlp_width)
+        yield from _mlp(
+            f"{theirs}{n.gate}",
+            f"{theirs}{n.up}",
+            f"{theirs}{n.down}",
+            f"{ours}mlp.",
+            config.mlp_width,
+        )
         return
     yield Source(f"{theirs}{n.router}.weight", f"{ours}mlp.router.weight")
     if moe.selection_bias:
@@ -131,7 +148,11 @@ def _layer(config: ModelConfig, n: LayerNames, theirs: str, ours: str, index: in
     if moe.shared_width:
         shared = f"{theirs}{n.shared}"
         yield from _mlp(
-            f"{shared}.gate_proj", f"{shared}.up_proj", f"{shared}.down_proj", f"{ours}mlp.shared.", moe.shared_width
+            f"{shared}.gate_proj",
+            f"{shared}.up_proj",
+            f"{shared}.down_proj",
+            f"{ours}mlp.shared.",
+            moe.shared_width,
         )
 
 

@@ -1,7 +1,9 @@
-"""Fast-dLLM v2: Qwen2's layers, block-causal, logits shifted inside a block; https://arxiv.org/abs/2509.26328.
+"""Fast-dLLM v2: Qwen2's layers, block-causal, logits shifted inside a block;
+https://arxiv.org/abs/2509.26328.
 
-Position i is predicted by row i - 1 of its own block. The first position of a block has no such row: the forward that stores
-the block before gives its token (`ModelConfig.seeded`). A block is filled sub-block by sub-block, from left to right.
+Position i is predicted by row i - 1 of its own block. The first position of a block has no such
+row: the forward that stores the block before gives its token (`ModelConfig.seeded`). A block is
+filled sub-block by sub-block, from left to right.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ def config(raw: RawConfig) -> ModelConfig:
         strict_threshold=True,
         stops_in_block=True,
         block_length=length,
-        max_block_length=length,  # the model attends in blocks of this length, whatever is asked for
+        # the model attends in blocks of this length, whatever is asked for
+        max_block_length=length,
         sub_block_length=SUB_BLOCK_LENGTH,
         caches=("exact", "dual", "none"),
         algorithms=("threshold", "factor", "entropy_bound"),

@@ -1,7 +1,8 @@
-"""Models that only transformers knows: masked ones that map token ids to logits, and causal ones as verifiers.
+"""Models that only transformers knows: masked ones that map token ids to logits, and causal ones as
+verifiers.
 
-They run through their own classes, without our caches: every step computes whole sequences. Code of a model's repository
-is executed only with trust_remote_code.
+They run through their own classes, without our caches: every step computes whole sequences. Code of
+a model's repository is executed only with trust_remote_code.
 """
 
 from __future__ import annotations
@@ -25,19 +26,36 @@ _CONTEXT_KEYS = ("max_position_embeddings", "max_sequence_length", "n_positions"
 def config(raw: RawConfig) -> ModelConfig:
     context = next((raw.integer(key) for key in _CONTEXT_KEYS if raw.get(key) is not None), None)
     if context is None:
-        raise ModelLoadError(f"{raw.path}: config.json says no context length ({', '.join(_CONTEXT_KEYS)})")
+        raise ModelLoadError(
+            f"{raw.path}: config.json says no context length ({', '.join(_CONTEXT_KEYS)})"
+        )
     return ModelConfig(
-        architecture=raw.architecture, family="transformers", width=0, layers=0, heads=0, kv_heads=0, head_dim=0, mlp_width=0,
-        vocab_size=raw.integer("vocab_size"), context_length=context, rope_theta=0.0, norm_eps=0.0, tied=False,
-        mask_token_id=raw.mask, eos_token_ids=raw.eos, generation=raw.generation,
-    )  # fmt: skip
+        architecture=raw.architecture,
+        family="transformers",
+        width=0,
+        layers=0,
+        heads=0,
+        kv_heads=0,
+        head_dim=0,
+        mlp_width=0,
+        vocab_size=raw.integer("vocab_size"),
+        context_length=context,
+        rope_theta=0.0,
+        norm_eps=0.0,
+        tied=False,
+        mask_token_id=raw.mask,
+        eos_token_ids=raw.eos,
+        generation=raw.generation,
+    )
 
 
 def _no_sources(facts: ModelConfig) -> Iterator[Source]:
     return iter(())
 
 
-FAMILY = Family(name="transformers", architectures=(), config=config, sources=_no_sources, strict=False)
+FAMILY = Family(
+    name="transformers", architectures=(), config=config, sources=_no_sources, strict=False
+)
 
 
 class TransformersMasked:
@@ -72,21 +90,34 @@ class TransformersMasked:
             yield part
 
 
-_AUTO_CLASSES = ("AutoModelForMaskedLM", "AutoModelForCausalLM", "AutoModel")  # heads before bare layers
+_AUTO_CLASSES = (
+    "AutoModelForMaskedLM",
+    "AutoModelForCausalLM",
+    "AutoModel",
+)  # heads before bare layers
 
 
 def _class_of(folder: Path, architecture: str) -> Any:
-    """The class of transformers that makes the model, in the order of what is likeliest to give logits.
+    """The class of transformers that makes the model, in the order of what is likeliest to give
+    logits.
 
-    A repository with code of its own says in `auto_map` which of its classes stands for which auto class; the one that
-    `architectures` names is the whole model. Without `auto_map` transformers knows the architecture itself.
+    A repository with code of its own says in `auto_map` which of its classes stands for which auto
+    class; the one that `architectures` names is the whole model. Without `auto_map` transformers
+    knows the architecture itself.
     """
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+    )
 
     settings = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=True)
     theirs: dict[str, str] = getattr(settings, "auto_map", None) or {}
-    named = [name for name in _AUTO_CLASSES if name in theirs and theirs[name].rpartition(".")[2] == architecture]
+    named = [
+        name
+        for name in _AUTO_CLASSES
+        if name in theirs and theirs[name].rpartition(".")[2] == architecture
+    ]
     kinds = [*named, *(name for name in _AUTO_CLASSES if name in theirs)]
     known = type(settings)
     if known in MODEL_FOR_MASKED_LM_MAPPING:
@@ -96,13 +127,17 @@ def _class_of(folder: Path, architecture: str) -> Any:
     return getattr(transformers, [*kinds, "AutoModel"][0])
 
 
-def load(folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> TransformersMasked:
+def load(
+    folder: Path, facts: ModelConfig, *, dtype: torch.dtype, device: torch.device
+) -> TransformersMasked:
     """Raises ModelLoadError with what transformers says."""
     try:
         kind = _class_of(folder, facts.architecture)
         model = kind.from_pretrained(folder, trust_remote_code=True, dtype=dtype)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, AttributeError) as exc:
-        said = str(exc).partition("\nModel type should be one of")[0]  # without the list of every model there is
+        said = str(exc).partition("\nModel type should be one of")[
+            0
+        ]  # without the list of every model there is
         raise ModelLoadError(f"{folder}: transformers cannot load it: {said}") from exc
     adapter = TransformersMasked(model.to(device).eval())
     with torch.inference_mode():
@@ -134,13 +169,17 @@ class _HeldCache:
 
 
 class TransformersCausal:
-    """A causal model of transformers as verifier; its caches are not ragged, so sequences take turns."""
+    """A causal model of transformers as verifier; its caches are not ragged, so sequences take
+    turns.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
         # transformers 5.24 renamed the argument, earlier ones know only the old name.
         self.cache_bytes_per_token = _cache_bytes(model)
-        self._argument = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        self._argument = (
+            "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+        )
 
     def new_cache(self, capacity: int) -> _HeldCache:
         return _HeldCache()
@@ -158,7 +197,9 @@ class TransformersCausal:
 
 
 def _cache_bytes(model: Any) -> int:
-    """Bytes of K/V of one position, as far as its config tells; 0 when it names things in a way of its own."""
+    """Bytes of K/V of one position, as far as its config tells; 0 when it names things in a way of
+    its own.
+    """
     c = model.config
     layers, heads = getattr(c, "num_hidden_layers", None), getattr(c, "num_attention_heads", None)
     width = getattr(c, "hidden_size", None)
@@ -176,7 +217,13 @@ def load_causal(
     from transformers import AutoModelForCausalLM
 
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=trust, dtype=dtype)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=trust, dtype=dtype
+        )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as exc:
-        raise ModelLoadError(f"{folder}: transformers cannot load it as a causal model: {exc}") from exc
-    return TransformersCausal(model.to(device).eval()), int(model.get_input_embeddings().num_embeddings)
+        raise ModelLoadError(
+            f"{folder}: transformers cannot load it as a causal model: {exc}"
+        ) from exc
+    return TransformersCausal(model.to(device).eval()), int(
+        model.get_input_embeddings().num_embeddings
+    )

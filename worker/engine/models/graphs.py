@@ -1,12 +1,14 @@
 """CUDA graphs of a forward: everything between two attentions is launched at once.
 
-At batch 1 a step of an 8B model reads its weights in 5 ms, while Python needs about as long to launch some four hundred
-kernels. All of a layer but attention works row by row and does not care whose rows they are, so it is recorded once for each
-number of rows in `SIZES` and replayed with the rows padded to the next size. Attention, whose shapes change with every step,
-runs between two graphs as it is ("piecewise" graphs, as vLLM (2024) calls them). Forwards of more rows are not held up by
-launches and run plainly.
+At batch 1 a step of an 8B model reads its weights in 5 ms, while Python needs about as long to
+launch some four hundred kernels. All of a layer but attention works row by row and does not care
+whose rows they are, so it is recorded once for each number of rows in `SIZES` and replayed with the
+rows padded to the next size. Attention, whose shapes change with every step, runs between two
+graphs as it is ("piecewise" graphs, as vLLM (2024) calls them). Forwards of more rows are not held
+up by launches and run plainly.
 
-Recording costs a few seconds and little memory: all sizes share one set of tensors between the graphs, and one pool inside.
+Recording costs a few seconds and little memory: all sizes share one set of tensors between the
+graphs, and one pool inside.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SIZES = (1, 2, 4, 8, 16, *range(32, 513, 32))  # rows; beyond some hundred, what pads them costs arithmetic
+SIZES = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    *range(32, 513, 32),
+)  # rows; beyond some hundred, what pads them costs arithmetic
 TOLERANCE = 5e-2  # of the logits' norm: kernels for other numbers of rows add up in another order
 
 Replay = Callable[[], None]
@@ -48,11 +57,14 @@ class CudaRecorder:
             self._side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # one: cuBLAS keeps 32 MB for each stream
 
     def __call__(self, work: Callable[[], None]) -> Replay:
-        # A recording that fails leaves its own stream the current one: the outer `stream` takes that back.
+        # A recording that fails leaves its own stream the current one: the outer `stream` takes
+        # that back.
         with torch.cuda.device(self._device), torch.cuda.stream(torch.cuda.current_stream()):
             self._side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._side):
-                for _ in range(2):  # what libraries set up at a shape's first use must not be recorded
+                for _ in range(
+                    2
+                ):  # what libraries set up at a shape's first use must not be recorded
                     work()
             torch.cuda.current_stream().wait_stream(self._side)
             graph = torch.cuda.CUDAGraph()
@@ -63,16 +75,22 @@ class CudaRecorder:
 
 
 class Graphs:
-    """The recorded pieces of one model: piece i ends with layer i's queries, keys and values, the last with the hidden rows."""
+    """The recorded pieces of one model: piece i ends with layer i's queries, keys and values, the
+    last with the hidden rows.
+    """
 
-    def __init__(self, model: Transformer, recorder: Recorder, sizes: Iterable[int] = SIZES) -> None:
+    def __init__(
+        self, model: Transformer, recorder: Recorder, sizes: Iterable[int] = SIZES
+    ) -> None:
         self._model, self._sizes = model, sorted(sizes)
         c, device, dtype, rows = model.config, model.device, model.dtype, self._sizes[-1]
         rotary = c.rotary_dim or c.head_dim
         self._ids = torch.zeros(rows, dtype=torch.int64, device=device)
         self._cos, self._sin = (torch.zeros(rows, 1, rotary, device=device) for _ in range(2))
         self._hidden = torch.zeros(rows, c.width, dtype=dtype, device=device)
-        self._qkv = torch.zeros(rows, c.heads + 2 * c.kv_heads, c.head_dim, dtype=dtype, device=device)
+        self._qkv = torch.zeros(
+            rows, c.heads + 2 * c.kv_heads, c.head_dim, dtype=dtype, device=device
+        )
         self._attended = torch.zeros(rows, c.heads, c.head_dim, dtype=dtype, device=device)
         self._pieces = {  # the largest first, whose memory the others then share
             size: [recorder(partial(self._piece, index, size)) for index in range(c.layers + 1)]
@@ -97,7 +115,8 @@ class Graphs:
     def hidden(self, layout: Layout, cos: Tensor, sin: Tensor) -> Tensor:
         """Return the result of `Transformer.hidden`, [rows, width]; the next call overwrites it.
 
-        Rows that pad to a recorded size hold what was there before: no row sees another but in attention, where they are not.
+        Rows that pad to a recorded size hold what was there before: no row sees another but in
+        attention, where they are not.
         """
         rows, c = len(layout.ids), self._model.config
         pieces = self._pieces[next(size for size in self._sizes if size >= rows)]
@@ -107,15 +126,20 @@ class Graphs:
             replay()
             if index < c.layers:
                 for unit in layout.units:
-                    self._attended[unit.begin : unit.end] = attend(unit, q, k, v, index, self._model.varlen)
+                    self._attended[unit.begin : unit.end] = attend(
+                        unit, q, k, v, index, self._model.varlen
+                    )
         return self._hidden[:rows]
 
 
 @torch.inference_mode()
-def record(model: Transformer, recorder: Recorder | None = None, sizes: Iterable[int] = SIZES) -> str | None:
+def record(
+    model: Transformer, recorder: Recorder | None = None, sizes: Iterable[int] = SIZES
+) -> str | None:
     """Give `model` its graphs if they work here. Returns why not, else None.
 
-    They are tried on one row, on sequences of different lengths and on the most rows, and held against the plain forward.
+    They are tried on one row, on sequences of different lengths and on the most rows, and held
+    against the plain forward.
     """
     if recorder is None and model.device.type != "cuda":
         return f"they need a CUDA device, not {model.device}"
@@ -126,7 +150,9 @@ def record(model: Transformer, recorder: Recorder | None = None, sizes: Iterable
         plain = _tried(model, graphs.largest)
         model.graphs = graphs
         replayed = _tried(model, graphs.largest)
-    except Exception as exc:  # from torch, Triton, a quantised layer: whatever it is, the model runs without them
+    except (
+        Exception
+    ) as exc:  # from torch, Triton, a quantised layer: whatever it is, the model runs without them
         model.graphs = None
         return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
     for a, b in zip(plain, replayed, strict=True):

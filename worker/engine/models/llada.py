@@ -13,17 +13,32 @@ NAMES = Names(
     head="model.transformer.ff_out",
     layer="model.transformer.blocks",
     inside=LayerNames(
-        attn_norm="attn_norm", q="q_proj", k="k_proj", v="v_proj", attn_out="attn_out", ff_norm="ff_norm", gate="ff_proj",
-        up="up_proj", down="ff_out",
+        attn_norm="attn_norm",
+        q="q_proj",
+        k="k_proj",
+        v="v_proj",
+        attn_out="attn_out",
+        ff_norm="ff_norm",
+        gate="ff_proj",
+        up="up_proj",
+        down="ff_out",
     ),
-)  # fmt: skip
+)
 
 
 def config(raw: RawConfig) -> ModelConfig:
     raw.only(
-        alibi=False, input_emb_norm=False, scale_logits=False, include_bias=False, include_qkv_bias=False,
-        attention_layer_norm=False, rope=True, layer_norm_type="rms", activation_type="silu", block_type="llama",
-    )  # fmt: skip
+        alibi=False,
+        input_emb_norm=False,
+        scale_logits=False,
+        include_bias=False,
+        include_qkv_bias=False,
+        attention_layer_norm=False,
+        rope=True,
+        layer_norm_type="rms",
+        activation_type="silu",
+        block_type="llama",
+    )
     heads, width = raw.integer("n_heads"), raw.integer("d_model")
     return ModelConfig(
         architecture=raw.architecture,
@@ -33,7 +48,9 @@ def config(raw: RawConfig) -> ModelConfig:
         heads=heads,
         kv_heads=raw.integer("n_kv_heads", heads),
         head_dim=width // heads,
-        mlp_width=raw.integer("mlp_hidden_size") if raw.get("mlp_hidden_size") else width * raw.integer("mlp_ratio"),
+        mlp_width=raw.integer("mlp_hidden_size")
+        if raw.get("mlp_hidden_size")
+        else width * raw.integer("mlp_ratio"),
         vocab_size=raw.integer("embedding_size" if raw.get("embedding_size") else "vocab_size"),
         context_length=raw.integer("max_sequence_length"),
         rope_theta=raw.rope_theta,

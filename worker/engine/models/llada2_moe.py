@@ -1,4 +1,6 @@
-"""LLaDA2.0 and 2.1 (mini, flash): block-causal, grouped sigmoid router, partial rotary; https://arxiv.org/abs/2512.15745."""
+"""LLaDA2.0 and 2.1 (mini, flash): block-causal, grouped sigmoid router, partial rotary;
+https://arxiv.org/abs/2512.15745.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,28 @@ from worker.engine.models.family import Family, LayerNames, Names, Source, sourc
 NAMES = Names(
     embedding="model.word_embeddings",
     inside=LayerNames(
-        qkv="attention.query_key_value", q_norm="attention.query_layernorm", k_norm="attention.key_layernorm",
+        qkv="attention.query_key_value",
+        q_norm="attention.query_layernorm",
+        k_norm="attention.key_layernorm",
         attn_out="attention.dense",
     ),
-)  # fmt: skip
+)
 
 
 def config(raw: RawConfig) -> ModelConfig:
     raw.only(
-        hidden_act="silu", use_bias=False, use_qkv_bias=False, use_qk_norm=True, use_rmsnorm=True, norm_head=False,
-        score_function="sigmoid", use_sliding_window=False,
-    )  # fmt: skip
-    head_dim = raw.integer("head_dim", raw.integer("hidden_size") // raw.integer("num_attention_heads"))
+        hidden_act="silu",
+        use_bias=False,
+        use_qkv_bias=False,
+        use_qk_norm=True,
+        use_rmsnorm=True,
+        norm_head=False,
+        score_function="sigmoid",
+        use_sliding_window=False,
+    )
+    head_dim = raw.integer(
+        "head_dim", raw.integer("hidden_size") // raw.integer("num_attention_heads")
+    )
     expert_width = raw.integer("moe_intermediate_size")
     moe = MoEConfig(
         experts=raw.integer("num_experts"),

@@ -1,4 +1,5 @@
-"""LLaDA-MoE: OLMoE-like layers, per-head q/k norm, softmax router without renormalisation; https://arxiv.org/abs/2509.24389.
+"""LLaDA-MoE: OLMoE-like layers, per-head q/k norm, softmax router without renormalisation;
+https://arxiv.org/abs/2509.24389.
 
 Its config.json says `model_type: llada` like the dense model's: the architecture tells them apart.
 """
@@ -13,10 +14,16 @@ from worker.engine.models.family import Family, Names, Source, sources
 
 def config(raw: RawConfig) -> ModelConfig:
     raw.only(
-        hidden_act="silu", attention_bias=False, qk_layernorm=True, moe_router_score_function="softmax", clip_qkv=None,
-        moe_router_enable_expert_bias=False, partial_rotary_factor=1, routed_scaling_factor=1,
+        hidden_act="silu",
+        attention_bias=False,
+        qk_layernorm=True,
+        moe_router_score_function="softmax",
+        clip_qkv=None,
+        moe_router_enable_expert_bias=False,
+        partial_rotary_factor=1,
+        routed_scaling_factor=1,
         shared_expert_intermediate_size=0,
-    )  # fmt: skip
+    )
     raw.only(moe_layer_freq=[1] * raw.integer("num_hidden_layers"))
     moe = MoEConfig(
         experts=raw.integer("num_experts"),
@@ -25,9 +32,13 @@ def config(raw: RawConfig) -> ModelConfig:
         normalize=bool(raw.get("norm_topk_prob", False)),
     )
     return llama_like(
-        raw, "llada_moe", mlp_width=raw.integer("dense_intermediate_size", 0, least=0), qk_norm=True, moe=moe,
+        raw,
+        "llada_moe",
+        mlp_width=raw.integer("dense_intermediate_size", 0, least=0),
+        qk_norm=True,
+        moe=moe,
         norm_eps=raw.number("rms_norm_eps", 1e-5),
-    )  # fmt: skip
+    )
 
 
 def tensors(facts: ModelConfig) -> Iterator[Source]:

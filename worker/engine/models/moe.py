@@ -1,7 +1,7 @@
 """Mixture of experts: softmax or sigmoid routers, grouped choice, a shared expert.
 
-Softmax router without renormalisation: OLMoE (Muennighoff et al. 2024). Sigmoid scores, a bias for the selection only and
-the choice inside the best groups: DeepSeek-V3 (2024), as LLaDA2 has them.
+Softmax router without renormalisation: OLMoE (Muennighoff et al. 2024). Sigmoid scores, a bias for
+the selection only and the choice inside the best groups: DeepSeek-V3 (2024), as LLaDA2 has them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class MoE(nn.Module):
     def __init__(self, width: int, config: MoEConfig) -> None:
         super().__init__()
         self.config = config
-        self.grouped: bool | None = None  # None: grouped products on CUDA in bfloat16, else expert by expert
+        self.grouped: bool | None = (
+            None  # None: grouped products on CUDA in bfloat16, else expert by expert
+        )
         self.router = nn.Linear(width, config.experts, bias=False)
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.width, width))
         self.down = nn.Parameter(torch.empty(config.experts, width, config.width))
@@ -46,7 +48,11 @@ class MoE(nn.Module):
     def on_device(self) -> bool:
         """Return whether the host never waits to learn which experts were chosen."""
         weights = self.gate_up
-        return self.grouped if self.grouped is not None else weights.is_cuda and weights.dtype == torch.bfloat16
+        return (
+            self.grouped
+            if self.grouped is not None
+            else weights.is_cuda and weights.dtype == torch.bfloat16
+        )
 
     def choose(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Experts and their weights, [rows, top_k] each; the router works in float32."""
@@ -71,9 +77,12 @@ class MoE(nn.Module):
         order = flat.argsort(stable=True)
         # Not bincount: it waits for the device to learn how long its result is.
         counts = flat.new_zeros(self.config.experts).scatter_add_(0, flat, torch.ones_like(flat))
-        rows = x[order // self.config.top_k]  # each row once for each of its experts, expert by expert
+        rows = x[
+            order // self.config.top_k
+        ]  # each row once for each of its experts, expert by expert
         done = self._grouped(rows, counts) if self.on_device else self._one_by_one(rows, counts)
-        # Back in the rows' order and summed over the experts, not added by index: on a GPU that has no fixed order.
+        # Back in the rows' order and summed over the experts, not added by index: on a GPU that has
+        # no fixed order.
         back = torch.empty_like(done).index_copy_(0, order, done).view(*chosen.shape, -1)
         out = (back.float() * weights[..., None]).sum(1).to(x.dtype)
         return out + self.shared(x) if self.config.shared_width else out
@@ -81,12 +90,15 @@ class MoE(nn.Module):
     def leave_uncompiled(self) -> None:
         """Keep torch.compile out of the loop over experts, whose length depends on the rows.
 
-        Not a decorator: that would import torch's compiler, two seconds, in every process that never compiles.
+        Not a decorator: that would import torch's compiler, two seconds, in every process that
+        never compiles.
         """
-        self._one_by_one = torch.compiler.disable(self._one_by_one)  # type: ignore[method-assign]
+        self._one_by_one = torch.compiler.disable(self._one_by_one)  # type: ignore[method-assign, no-untyped-call]
 
     def _one_by_one(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """An expert after the other, those that nobody chose left out; on an accelerator this waits for the counts."""
+        """An expert after the other, those that nobody chose left out; on an accelerator this waits
+        for the counts.
+        """
         done = torch.empty_like(rows)
         begin = 0
         for expert, count in enumerate(counts.tolist()):

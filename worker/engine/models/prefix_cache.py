@@ -1,10 +1,12 @@
 """The encoder's keys and values of one DiffusionGemma sequence, and the attention that reads them.
 
-The decoder's canvas sees everything that is cached and itself, so the sequences of a batch differ in nothing but the length of
-what they have cached. Attention is therefore done sequence by sequence on exactly its own keys: nothing is padded, nothing is
-masked, and a sequence's attention is the same call whoever else is in the batch. All other layers work on the whole batch.
+The decoder's canvas sees everything that is cached and itself, so the sequences of a batch differ
+in nothing but the length of what they have cached. Attention is therefore done sequence by sequence
+on exactly its own keys: nothing is padded, nothing is masked, and a sequence's attention is the
+same call whoever else is in the batch. All other layers work on the whole batch.
 
-Sliding layers keep the last `window - 1` positions, as transformers' cache does, and the canvas sees all of those.
+Sliding layers keep the last `window - 1` positions, as transformers' cache does, and the canvas
+sees all of those.
 """
 
 from __future__ import annotations
@@ -42,12 +44,25 @@ class PrefixCache:
     """
 
     def __init__(
-        self, shapes: Sequence[LayerShape], capacity: int, canvas: int, *, dtype: torch.dtype, device: torch.device
+        self,
+        shapes: Sequence[LayerShape],
+        capacity: int,
+        canvas: int,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> None:
         self.shapes, self.capacity, self.length = shapes, capacity, 0
         self._home = device
         self._data = [
-            torch.empty(2, s.kv_heads, min(capacity, s.kept(capacity) + canvas), s.head_dim, dtype=dtype, device=device)
+            torch.empty(
+                2,
+                s.kv_heads,
+                min(capacity, s.kept(capacity) + canvas),
+                s.head_dim,
+                dtype=dtype,
+                device=device,
+            )
             for s in shapes
         ]
         self._tails: dict[int, Tensor] = {}  # of sliding layers, while the encoder runs
@@ -63,9 +78,14 @@ class PrefixCache:
         kept, new = shape.kept(self.length), k.shape[1]
         if shape.window is None:
             return self.with_canvas(layer, k, v)
-        keys, values = torch.cat((data[0, :, :kept], k), dim=1), torch.cat((data[1, :, :kept], v), dim=1)
+        keys, values = (
+            torch.cat((data[0, :, :kept], k), dim=1),
+            torch.cat((data[1, :, :kept], v), dim=1),
+        )
         tail = shape.kept(self.length + new)
-        self._tails[layer] = torch.stack((keys[:, -tail:], values[:, -tail:])) if tail else data[:, :, :0]
+        self._tails[layer] = (
+            torch.stack((keys[:, -tail:], values[:, -tail:])) if tail else data[:, :, :0]
+        )
         return keys, values
 
     def advance(self, new: int) -> None:
@@ -76,8 +96,9 @@ class PrefixCache:
         self.length += new
 
     def with_canvas(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The cached keys and values, and behind them those given, [kv_heads, canvas, head_dim]; written in place of the
-        last canvas's, so that nothing is copied."""
+        """The cached keys and values, and behind them those given, [kv_heads, canvas, head_dim];
+        written in place of the last canvas's, so that nothing is copied.
+        """
         data = self._data[layer]
         kept = self.shapes[layer].kept(self.length)
         end = kept + k.shape[1]
@@ -106,12 +127,19 @@ class _NoKeys:
 
 
 class Decoding:
-    """Stands in for transformers' cache while the decoder runs, and is empty: `attend` reads the sequences' own caches."""
+    """Stands in for transformers' cache while the decoder runs, and is empty: `attend` reads the
+    sequences' own caches.
+    """
 
     is_compileable = False
 
-    def __init__(self, shapes: Sequence[LayerShape], batch: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        empty = [torch.empty(batch, s.kv_heads, 0, s.head_dim, dtype=dtype, device=device) for s in shapes]
+    def __init__(
+        self, shapes: Sequence[LayerShape], batch: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        empty = [
+            torch.empty(batch, s.kv_heads, 0, s.head_dim, dtype=dtype, device=device)
+            for s in shapes
+        ]
         self.layers = [_NoKeys(e, e) for e in empty]
 
 
@@ -132,23 +160,35 @@ def attend(
     Args:
         query: [sequences, heads, rows, head_dim]; key and value have kv_heads.
         caches: one for each sequence.
-        encodes: whether the rows are new positions of the sequences, causal among themselves; else they are canvases.
+        encodes: whether the rows are new positions of the sequences, causal among themselves; else
+            they are canvases.
     """
     layer, out = module.layer_idx, []
     for i, cache in enumerate(caches):
         keys, values = (cache.extended if encodes else cache.with_canvas)(layer, key[i], value[i])
-        mask = _causal(query.shape[2], keys.shape[1], cache.shapes[layer].window, query.device) if encodes else None
+        mask = (
+            _causal(query.shape[2], keys.shape[1], cache.shapes[layer].window, query.device)
+            if encodes
+            else None
+        )
         grouped = query.shape[1] != keys.shape[0]
         out.append(
             F.scaled_dot_product_attention(
-                query[i : i + 1], keys[None], values[None], attn_mask=mask, scale=scaling, enable_gqa=grouped
+                query[i : i + 1],
+                keys[None],
+                values[None],
+                attn_mask=mask,
+                scale=scaling,
+                enable_gqa=grouped,
             )
         )
     return torch.cat(out).transpose(1, 2), None
 
 
 def _causal(rows: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [rows, keys]: the rows are the last of the keys' positions; each sees itself and what is before, in its window."""
+    """bool [rows, keys]: the rows are the last of the keys' positions; each sees itself and what is
+    before, in its window.
+    """
     position = torch.arange(keys - rows, keys, device=device)[:, None]
     back = position - torch.arange(keys, device=device)[None, :]
     seen = back >= 0

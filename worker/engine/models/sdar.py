@@ -12,7 +12,12 @@ from worker.engine.models.family import Family, Names, Source, sources
 def config(raw: RawConfig) -> ModelConfig:
     raw.only(hidden_act="silu", attention_bias=False, use_sliding_window=False)
     return llama_like(
-        raw, "sdar", regime=BLOCK, threshold_slack=DINFER_SLACK, qk_norm=True, block_length=raw.integer("block_size", 4)
+        raw,
+        "sdar",
+        regime=BLOCK,
+        threshold_slack=DINFER_SLACK,
+        qk_norm=True,
+        block_length=raw.integer("block_size", 4),
     )
 
 

@@ -1,6 +1,7 @@
 """SDAR-30B-A3B: Qwen3-MoE's layers, block-causal; https://arxiv.org/abs/2510.06303.
 
-The published remote code's defaults must not be relied on (`norm_topk_prob` is false there, and true in the base model's file):
+The published remote code's defaults must not be relied on (`norm_topk_prob` is false there, and
+true in the base model's file):
 every value is read from config.json.
 """
 

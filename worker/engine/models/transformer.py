@@ -1,8 +1,10 @@
-"""The transformer of all native families: pre-norm attention with rotary positions, SwiGLU or experts, RMSNorm.
+"""The transformer of all native families: pre-norm attention with rotary positions, SwiGLU or
+experts, RMSNorm.
 
-RMSNorm: Zhang and Sennrich 2019. SwiGLU: Shazeer 2020. Rotary positions ("rotate half", angles in float32): Su et al.
-2021. Grouped-query attention: Ainslie et al. 2023. What differs between families stands in `ModelConfig`. Works on packed
-rows (`worker.engine.batch`), and sends only the rows that are asked for through the head.
+RMSNorm: Zhang and Sennrich 2019. SwiGLU: Shazeer 2020. Rotary positions ("rotate half", angles in
+float32): Su et al. 2021. Grouped-query attention: Ainslie et al. 2023. What differs between
+families stands in `ModelConfig`. Works on packed rows (`worker.engine.batch`), and sends only the
+rows that are asked for through the head.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ HEAD_ROWS = 256  # rows of one chunk through the head: with 152,000 tokens 156 M
 
 
 class LateLogits:
-    """The logits of a pass with very many rows, [rows, vocab] float32: what is sliced goes through the head then."""
+    """The logits of a pass with very many rows, [rows, vocab] float32: what is sliced goes through
+    the head then.
+    """
 
     def __init__(self, head: Callable[[Tensor], Tensor], hidden: Tensor) -> None:
         self._head, self._hidden = head, hidden
@@ -49,7 +53,9 @@ class RMSNorm(nn.Module):
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x [rows, heads, head_dim]; cos and sin [rows, 1, rotary_dim] in float32. Dimensions beyond rotary_dim stay."""
+    """x [rows, heads, head_dim]; cos and sin [rows, 1, rotary_dim] in float32. Dimensions beyond
+    rotary_dim stay.
+    """
     width = cos.shape[-1]
     y = x[..., :width].float()
     half = width // 2
@@ -64,7 +70,11 @@ class Layer(nn.Module):
         self.index = index
         self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.head_dim
         self.attn_norm = RMSNorm(config.width, config.norm_eps)
-        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * config.head_dim, bias=config.qkv_bias)
+        self.qkv = nn.Linear(
+            config.width,
+            (config.heads + 2 * config.kv_heads) * config.head_dim,
+            bias=config.qkv_bias,
+        )
         self.attn_out = nn.Linear(config.heads * config.head_dim, config.width, bias=False)
         self.ff_norm = RMSNorm(config.width, config.norm_eps)
         self.qk_norm = config.qk_norm
@@ -73,7 +83,9 @@ class Layer(nn.Module):
             self.k_norm = RMSNorm(config.head_dim, config.norm_eps)
         sparse = config.moe is not None and index not in config.moe.dense_layers
         self.mlp: nn.Module = (
-            MoE(config.width, config.moe) if sparse and config.moe else MLP(config.width, config.mlp_width)
+            MoE(config.width, config.moe)
+            if sparse and config.moe
+            else MLP(config.width, config.mlp_width)
         )
 
     @property
@@ -83,7 +95,9 @@ class Layer(nn.Module):
 
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of packed rows, [rows, heads or kv_heads, head_dim]."""
-        heads = self.qkv(self.attn_norm(x)).view(x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim)
+        heads = self.qkv(self.attn_norm(x)).view(
+            x.shape[0], self.heads + 2 * self.kv_heads, self.head_dim
+        )
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -95,7 +109,9 @@ class Layer(nn.Module):
         out: Tensor = x + self.mlp(self.ff_norm(x))
         return out
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, varlen: Varlen | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, layout: Layout, varlen: Varlen | None = None
+    ) -> Tensor:
         q, k, v = self.before(x, cos, sin)
         parts = [attend(unit, q, k, v, self.index, varlen) for unit in layout.units]
         return self.after(x, parts[0] if len(parts) == 1 else torch.cat(parts))
@@ -123,9 +139,11 @@ class Transformer(nn.Module):
         return cast(list[Layer], list(self.layers))
 
     def fuse(self, backend: str = "inductor") -> None:
-        """Have torch.compile fuse what works row by row: all of a layer but attention, whose shapes change with every step.
+        """Have torch.compile fuse what works row by row: all of a layer but attention, whose shapes
+        change with every step.
 
-        The number of rows is left open, so that one compilation serves every batch; layers of one kind share it.
+        The number of rows is left open, so that one compilation serves every batch; layers of one
+        kind share it.
         """
         for experts in (module for module in self.modules() if isinstance(module, MoE)):
             experts.leave_uncompiled()
@@ -149,21 +167,34 @@ class Transformer(nn.Module):
     def new_cache(self, capacity: int) -> KVCache:
         """Room for the keys and values of `capacity` positions of one sequence."""
         c = self.config
-        return KVCache(c.layers, c.kv_heads, capacity, c.head_dim, dtype=self.dtype, device=self.device)
+        return KVCache(
+            c.layers, c.kv_heads, capacity, c.head_dim, dtype=self.dtype, device=self.device
+        )
 
     def _rotary(self, positions: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-        if self._angles is None or self._angles[0].shape[0] < longest or self._angles[0].device != positions.device:
-            grown, width = 1 << (longest - 1).bit_length(), self.config.rotary_dim or self.config.head_dim
+        if (
+            self._angles is None
+            or self._angles[0].shape[0] < longest
+            or self._angles[0].device != positions.device
+        ):
+            grown, width = (
+                1 << (longest - 1).bit_length(),
+                self.config.rotary_dim or self.config.head_dim,
+            )
             half = torch.arange(0, width, 2, dtype=torch.float32, device=positions.device) / width
             frequency = 1.0 / self.config.rope_theta**half
-            angles = torch.outer(torch.arange(grown, dtype=torch.float32, device=positions.device), frequency)
+            angles = torch.outer(
+                torch.arange(grown, dtype=torch.float32, device=positions.device), frequency
+            )
             angles = torch.cat((angles, angles), dim=-1)  # [positions, rotary_dim]
             self._angles = angles.cos(), angles.sin()
         cos, sin = self._angles
         return cos[positions][:, None], sin[positions][:, None]
 
     def hidden(self, layout: Layout, longest: int) -> Tensor:
-        """Hidden states [rows, width] before the last norm. `longest`: one more than the highest position."""
+        """Hidden states [rows, width] before the last norm. `longest`: one more than the highest
+        position.
+        """
         cos, sin = self._rotary(layout.positions, longest)
         if self.graphs is not None and len(layout.ids) <= self.graphs.largest:
             return self.graphs.hidden(layout, cos, sin)
@@ -178,10 +209,11 @@ class Transformer(nn.Module):
         return out.float()
 
     def compute(self, passes: Sequence[Pass]) -> Iterator[Tensor | LateLogits]:
-        """One forward of all passes; then, pass by pass, the logits of its wanted rows, [wanted, vocab] float32.
+        """One forward of all passes; then, pass by pass, the logits of its wanted rows, [wanted,
+        vocab] float32.
 
-        The head runs in chunks as the iterator is read, so that the logits of a whole batch never exist at once; those of a
-        pass with over HEAD_ROWS rows only as they are sliced.
+        The head runs in chunks as the iterator is read, so that the logits of a whole batch never
+        exist at once; those of a pass with over HEAD_ROWS rows only as they are sliced.
         """
         pads = self.device.type != "cpu" if self.pads is None else self.pads
         layout = arrange(passes, self.device, pad=pads, varlen=self.varlen is not None)

@@ -28,10 +28,16 @@ class RuleInput:
     ]  # stream -> [n] float in (0, 1), a function of (seed, step, position, stream) alone
     margin: Tensor | None = None  # [n], first minus second probability
     entropy: Tensor | None = None  # [n], nats
-    divergence: Tensor | None = None  # [n], KL from the distribution of the step before; inf where there was none
+    divergence: Tensor | None = (
+        None  # [n], KL from the distribution of the step before; inf where there was none
+    )
     masked: Tensor | None = None  # [n] bool, for rules that also see committed tokens
-    changed: Tensor | None = None  # [n] bool: the chosen token differs from the one that stands there
-    row: tuple[int, int] | None = None  # of what the published program ranks: where position 0 stands, and the length
+    changed: Tensor | None = (
+        None  # [n] bool: the chosen token differs from the one that stands there
+    )
+    row: tuple[int, int] | None = (
+        None  # of what the published program ranks: where position 0 stands, and the length
+    )
     strict: bool = False  # a threshold is passed above it only
     slack: float = 0.0  # how far below the best confidence one still counts as equal to it
     memory: dict[str, Any] = field(default_factory=dict)  # the rule's own, for the open block
@@ -41,14 +47,20 @@ class Rule:
     """Which candidates a step commits: a pure function of its input and of `memory`."""
 
     name: ClassVar[str]
-    filtered: ClassVar[bool] = False  # probabilities of the tempered, filtered distribution instead of the raw logits'
+    filtered: ClassVar[bool] = (
+        False  # probabilities of the tempered, filtered distribution instead of the raw logits'
+    )
     raw: ClassVar[bool] = False  # those of the raw logits on block-causal models too
     needs: ClassVar[frozenset[str]] = frozenset()  # of "margin", "entropy", "divergence"
     keeps_rows: ClassVar[bool] = False  # remembers something of each candidate's whole distribution
     slack: ClassVar[float] = 0.0  # `RuleInput.slack` on models with full attention
-    sees_committed: ClassVar[bool] = False  # candidates are all tokens of the block, not the masked ones alone
+    sees_committed: ClassVar[bool] = (
+        False  # candidates are all tokens of the block, not the masked ones alone
+    )
 
-    def adjust(self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]) -> Tensor:
+    def adjust(
+        self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]
+    ) -> Tensor:
         """Logits [n, vocab] before a token is chosen; may be changed in place."""
         return logits
 
@@ -62,15 +74,18 @@ class Rule:
 
 
 def best(score: Tensor, count: int) -> Tensor:
-    """Indices of the `count` highest scores; of equals the leftmost, so that results do not depend on the device."""
+    """Indices of the `count` highest scores; of equals the leftmost, so that results do not depend
+    on the device.
+    """
     return score.sort(descending=True, stable=True).indices[:count]
 
 
 def best_of(given: RuleInput, count: int, score: Tensor | None = None) -> Tensor:
-    """Indices of the `count` most confident candidates; of equals those that torch.topk takes, as in the published programs.
+    """Indices of the `count` most confident candidates; of equals those that torch.topk takes, as
+    in the published programs.
 
-    Which those are depends on where they stand in the row that is ranked. Confidences are equal where guidance, top_k or
-    top_p makes them 1.
+    Which those are depends on where they stand in the row that is ranked. Confidences are equal
+    where guidance, top_k or top_p makes them 1.
     """
     score = given.confidence if score is None else score
     order = score.sort(descending=True, stable=True).indices

@@ -1,7 +1,8 @@
 """Rules that commit a fixed number per step.
 
-LLaDA: Nie et al. 2025, https://arxiv.org/abs/2502.09992. Dream: Ye et al. 2025, https://arxiv.org/abs/2508.15487; its
-maskgit_plus follows MaskGIT (Chang et al. 2022). Static SDAR: https://arxiv.org/abs/2510.06303.
+LLaDA: Nie et al. 2025, https://arxiv.org/abs/2502.09992. Dream: Ye et al. 2025,
+https://arxiv.org/abs/2508.15487; its maskgit_plus follows MaskGIT (Chang et al. 2022). Static SDAR:
+https://arxiv.org/abs/2510.06303.
 """
 
 from __future__ import annotations
@@ -50,9 +51,11 @@ class Sequential(Rule):
 
 
 class _Dream(Rule):
-    """The quota's best by a score; with alg_temp > 0 drawn without replacement in proportion to softmax(score / alg_temp).
+    """The quota's best by a score; with alg_temp > 0 drawn without replacement in proportion to
+    softmax(score / alg_temp).
 
-    Gumbel noise on the scores, then the best, is that very draw (Kool et al. 2019, https://arxiv.org/abs/1903.06059).
+    Gumbel noise on the scores, then the best, is that very draw (Kool et al. 2019,
+    https://arxiv.org/abs/1903.06059).
     """
 
     filtered = True
@@ -101,7 +104,8 @@ class Entropy(_Dream):
 class Origin(Rule):
     """Each masked position independently with probability 1 - s/t, all at the last step.
 
-    Steps of the schedule in which chance picks nothing are passed over: without a commit a forward would change nothing.
+    Steps of the schedule in which chance picks nothing are passed over: without a commit a forward
+    would change nothing.
     """
 
     name = "origin"

@@ -1,9 +1,9 @@
 """Rules that commit as many as the model is sure of.
 
-threshold, factor: Fast-dLLM, Wu et al. 2025, https://arxiv.org/abs/2505.22618. entropy_bound: EB sampler, Ben-Hamu et al.
-2025, https://arxiv.org/abs/2505.24857. hierarchical, credit: dInfer, 2025, https://arxiv.org/abs/2510.08666. klass: KLASS,
-Kim et al. 2025, https://arxiv.org/abs/2511.05664. low_confidence_dynamic: SDAR, https://arxiv.org/abs/2510.06303.
-joint_threshold: LLaDA2.1's editing.
+threshold, factor: Fast-dLLM, Wu et al. 2025, https://arxiv.org/abs/2505.22618. entropy_bound: EB
+sampler, Ben-Hamu et al. 2025, https://arxiv.org/abs/2505.24857. hierarchical, credit: dInfer, 2025,
+https://arxiv.org/abs/2510.08666. klass: KLASS, Kim et al. 2025, https://arxiv.org/abs/2511.05664.
+low_confidence_dynamic: SDAR, https://arxiv.org/abs/2510.06303. joint_threshold: LLaDA2.1's editing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def _threshold(given: RuleInput) -> float:
 
 
 class Threshold(Rule):
-    """Every position whose confidence reaches the threshold; if none does, the best one and its equals within `slack`."""
+    """Every position whose confidence reaches the threshold; if none does, the best one and its
+    equals within `slack`.
+    """
 
     name = "threshold"
 
@@ -40,7 +42,8 @@ class Threshold(Rule):
 
 
 class Factor(Rule):
-    """The longest run of ranks r = 1, 2, ... whose confidence is at least 1 - factor/(r+1); rank 1 always.
+    """The longest run of ranks r = 1, 2, ... whose confidence is at least 1 - factor/(r+1); rank 1
+    always.
 
     If only the lowest-ranked position fails, it is accepted too (as the published program does).
     """
@@ -70,13 +73,17 @@ class EntropyBound(Rule):
         assert given.entropy is not None and given.params.gamma is not None
         ordered = best(-given.entropy, len(given.entropy))
         entropy = given.entropy[ordered]
-        within = entropy.cumsum(0) - entropy <= given.params.gamma  # ascending, so the largest is the last
+        within = (
+            entropy.cumsum(0) - entropy <= given.params.gamma
+        )  # ascending, so the largest is the last
         within[0] = True
         return ordered[: int(within.cumprod(0).sum())]
 
 
 class Hierarchical(Rule):
-    """All above the threshold, of each run of neighbouring masks its best above low_threshold, and the best of all."""
+    """All above the threshold, of each run of neighbouring masks its best above low_threshold, and
+    the best of all.
+    """
 
     name = "hierarchical"
 
@@ -97,14 +104,17 @@ class Hierarchical(Rule):
 class Credit(Threshold):
     """Threshold on logits that remember: a token that keeps coming out on top gathers credit.
 
-    C decays by 0.8 a step, the top token gains p^0.2, and credit_alpha log(1 + C) is added to the logits.
+    C decays by 0.8 a step, the top token gains p^0.2, and credit_alpha log(1 + C) is added to the
+    logits.
     """
 
     name = "credit"
     keeps_rows = True
     slack = DINFER_SLACK
 
-    def adjust(self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]) -> Tensor:
+    def adjust(
+        self, logits: Tensor, positions: list[int], params: DiffusionParams, memory: dict[str, Any]
+    ) -> Tensor:
         top, token = logits.softmax(-1).max(-1)
         before: dict[int, int] = memory.get("rows", {})
         credit = torch.zeros_like(logits)
@@ -118,7 +128,9 @@ class Credit(Threshold):
 
 
 class Klass(Rule):
-    """Positions above the threshold whose distribution stood still (KL < 0.01) for two steps; else the quota's best."""
+    """Positions above the threshold whose distribution stood still (KL < 0.01) for two steps; else
+    the quota's best.
+    """
 
     name = "klass"
     needs = frozenset({"divergence"})
@@ -128,7 +140,10 @@ class Klass(Rule):
         assert given.divergence is not None
         before: dict[int, int] = given.memory.get("still", {})
         moves = (given.divergence >= KLASS_DIVERGENCE).tolist()
-        still = {p: 0 if moved else before.get(p, 0) + 1 for p, moved in zip(given.positions, moves, strict=True)}
+        still = {
+            p: 0 if moved else before.get(p, 0) + 1
+            for p, moved in zip(given.positions, moves, strict=True)
+        }
         given.memory["still"] = still
         stable = torch.tensor([still[p] >= KLASS_STEPS for p in given.positions])
         picked = (stable & (given.confidence > _threshold(given))).nonzero().flatten()
@@ -147,7 +162,8 @@ class LowConfidenceDynamic(Rule):
 
 
 class JointThreshold(Rule):
-    """Masks by threshold, and committed tokens of the block are replaced where another is surer than edit_threshold.
+    """Masks by threshold, and committed tokens of the block are replaced where another is surer
+    than edit_threshold.
 
     Once nothing is masked, it goes on until a step edits nothing, at most max_post_edit_steps.
     """
@@ -157,19 +173,29 @@ class JointThreshold(Rule):
     sees_committed = True
 
     def select(self, given: RuleInput) -> Tensor:
-        assert given.masked is not None and given.changed is not None and given.params.edit_threshold is not None
+        assert (
+            given.masked is not None
+            and given.changed is not None
+            and given.params.edit_threshold is not None
+        )
         picked = ~given.masked & given.changed & (given.confidence > given.params.edit_threshold)
         if bool(given.masked.any()):
             passed = given.masked & (given.confidence > _threshold(given))
             if int(passed.sum()) < given.quota:
                 passed = torch.zeros_like(passed)
-                passed[best_of(given, given.quota, given.confidence.masked_fill(~given.masked, -torch.inf))] = True
+                passed[
+                    best_of(
+                        given, given.quota, given.confidence.masked_fill(~given.masked, -torch.inf)
+                    )
+                ] = True
             picked |= passed
         return picked.nonzero().flatten()
 
     def is_done(self, given: RuleInput, picked: Tensor) -> bool:
         assert given.masked is not None and given.params.max_post_edit_steps is not None
         if bool(given.masked.any()):
-            return given.params.max_post_edit_steps == 0 and bool(given.masked.sum() == given.masked[picked].sum())
+            return given.params.max_post_edit_steps == 0 and bool(
+                given.masked.sum() == given.masked[picked].sum()
+            )
         given.memory["post"] = given.memory.get("post", 0) + 1
         return len(picked) == 0 or given.memory["post"] >= given.params.max_post_edit_steps

@@ -21,12 +21,16 @@ def reader(*, max_items: int = 10_000, limit: int | None = None) -> DatasetReade
 def test_items_come_as_their_lines_end() -> None:
     one = reader()
     items = [
-        item for piece in (b'{"input": "a"}\n{"in', b'put": "b"}\n\n{"input"', b': "a"}') for item in one.feed(piece)
+        item
+        for piece in (b'{"input": "a"}\n{"in', b'put": "b"}\n\n{"input"', b': "a"}')
+        for item in one.feed(piece)
     ]
     items += one.finish()
     assert [(item.number, item.line, item.data) for item in items] == [
-        (1, 1, {"input": "a"}), (2, 2, {"input": "b"}), (3, 4, {"input": "a"}),
-    ]  # fmt: skip
+        (1, 1, {"input": "a"}),
+        (2, 2, {"input": "b"}),
+        (3, 4, {"input": "a"}),
+    ]
     assert one.first == {"input": "a"} and one.keys == [item.key for item in items]
     assert len(set(one.keys)) == 3 and items[0].cluster == items[2].cluster
 
@@ -40,7 +44,9 @@ def test_a_limit_ends_the_reading_and_a_bound_refuses() -> None:
 
 
 def test_memory_does_not_grow_with_the_items() -> None:
-    """A row of many small values is 22 times as large in memory as in the file; 4 MB of them are read here."""
+    """A row of many small values is 22 times as large in memory as in the file; 4 MB of them are
+    read here.
+    """
     line = json.dumps({"input": "x", "list": [[] for _ in range(3000)]}).encode() + b"\n"
     one = reader()
     tracemalloc.start()

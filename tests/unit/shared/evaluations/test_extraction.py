@@ -1,4 +1,6 @@
-"""What is read out of an answer takes steps in proportion to its length. Steps are counted, so that a busy machine is none."""
+"""What is read out of an answer takes steps in proportion to its length. Steps are counted, so that
+a busy machine is none.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,9 @@ def test_work_grows_with_the_length(monkeypatch: pytest.MonkeyPatch, case: int) 
 
 
 def test_runs_of_combining_marks_are_cut() -> None:
-    """Putting n marks in order takes n**2 steps, so no run that is longer than 31 reaches `normalize`."""
+    """Putting n marks in order takes n**2 steps, so no run that is longer than 31 reaches
+    `normalize`.
+    """
     for marks in ("\u0301\u0316", "\uff9e\u0316", "\u0345\u0344\u0316"):
         seen: list[str] = []
 
@@ -92,14 +96,19 @@ def test_runs_of_combining_marks_are_cut() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(extraction.unicodedata, "normalize", normalize)
             normalised("a" + marks * 2_000)
-        longest = max(len(run[0]) for run in regex.finditer(r"[\p{M}\uff9e\uff9f]+", seen[0].replace("\u034f", "a")))
+        longest = max(
+            len(run[0])
+            for run in regex.finditer(r"[\p{M}\uff9e\uff9f]+", seen[0].replace("\u034f", "a"))
+        )
         assert longest <= extraction.MARKS_MAX + 1
     # Short runs are put in order as ever.
     assert normalised("a\u0301\u0316") == normalised("a\u0316\u0301") == "\u00e1\u0316"
 
 
 def test_the_patterns_that_are_left_cannot_backtrack_over_spaces() -> None:
-    """The pattern of a label that stands alone looks at each character once: it finishes on what took a square of steps."""
+    """The pattern of a label that stands alone looks at each character once: it finishes on what
+    took a square of steps.
+    """
     assert choice_in("A" + " " * 2_000_000 + "x", ["A", "B"]) is None
     assert block_in("```" + "\n" * 2_000_000) is None
     assert choice_in("answer" + " " * 2_000_000, ["A", "B"]) is None

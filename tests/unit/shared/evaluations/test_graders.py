@@ -25,7 +25,13 @@ RIGHT_AND_WRONG: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("normalised", {}, "ﬁne  STRASSE", "Fine, Straße", "fine"),
     ("contains", {}, "Paris", "It is Paris.", "it is paris"),
     ("contains", {"ignore_case": True}, "Paris", "it is paris", "it is Rome"),
-    ("regex", {"pattern": r"#### (-?[\d,]+)", "compare": "number"}, "1234", "so\n#### 1,234", "so 1,234"),
+    (
+        "regex",
+        {"pattern": r"#### (-?[\d,]+)", "compare": "number"},
+        "1234",
+        "so\n#### 1,234",
+        "so 1,234",
+    ),
     ("regex", {"pattern": r"\d+", "which": "first"}, "1", "1 then 2", "2 then 1"),
     ("regex", {"pattern": r"\d+"}, "2", "1 then 2", "2 then 1"),
     ("regex", {"pattern": r"(?P<a>x)(?P<b>y)?", "group": "b"}, "y", "xy", "x"),
@@ -35,7 +41,13 @@ RIGHT_AND_WRONG: list[tuple[str, dict[str, Any], Any, str, str]] = [
     ("number", {"tolerance": 0.5}, 3, "2.5", "2.4"),
     ("number", {"relative": 0.01}, "1,000", "$1,009.5", "1011"),
     ("number", {}, "1e3", "1000", "none at all"),
-    ("json", {}, '{"a": [1, 2], "b": null}', '```json\n{"b": null, "a": [1.0, 2]}\n```', '{"a": [2, 1], "b": null}'),
+    (
+        "json",
+        {},
+        '{"a": [1, 2], "b": null}',
+        '```json\n{"b": null, "a": [1.0, 2]}\n```',
+        '{"a": [2, 1], "b": null}',
+    ),
     ("json", {}, {"a": True}, '{"a": true}', '{"a": 1}'),
     ("json", {}, [1], "[1]", "[" * 100_000),
     # Numbers are exact, whatever spelling they have.
@@ -60,7 +72,9 @@ RIGHT_AND_WRONG: list[tuple[str, dict[str, Any], Any, str, str]] = [
 
 
 @pytest.mark.parametrize("kind,options,reference,right,wrong", RIGHT_AND_WRONG)
-def test_right_and_wrong(kind: str, options: dict[str, Any], reference: Any, right: str, wrong: str) -> None:
+def test_right_and_wrong(
+    kind: str, options: dict[str, Any], reference: Any, right: str, wrong: str
+) -> None:
     made = grader(kind, **options)
     assert made.grade(right, {"reference": reference}).passed is True
     assert made.grade(wrong, {"reference": reference}).passed is False
@@ -81,7 +95,9 @@ def test_a_bad_reference_is_nobodys_wrong_answer() -> None:
         ("choice", "E", "reference_not_a_label"),
     ):
         verdict = grader(kind).grade("1", {"reference": reference})
-        assert verdict.passed is None and verdict.error is not None and verdict.error["code"] == code
+        assert (
+            verdict.passed is None and verdict.error is not None and verdict.error["code"] == code
+        )
 
 
 def test_a_pattern_that_runs_away_is_stopped_and_said() -> None:
@@ -90,11 +106,17 @@ def test_a_pattern_that_runs_away_is_stopped_and_said() -> None:
     verdict = made.grade("a" * 80 + "!", {"reference": "a"})
     assert verdict.error is not None and verdict.error["code"] == "regex_timeout"
     assert time.monotonic() - began < 30  # without the limit it would take years
-    assert made.grade("ba", {"reference": "a"}).passed is True  # another answer is none the worse for it
+    assert (
+        made.grade("ba", {"reference": "a"}).passed is True
+    )  # another answer is none the worse for it
 
 
 def test_an_answer_is_right_when_all_graders_say_so() -> None:
-    right, wrong, unsure = Verdict(True), Verdict(False), Verdict(None, error={"code": "x", "message": "y"})
+    right, wrong, unsure = (
+        Verdict(True),
+        Verdict(False),
+        Verdict(None, error={"code": "x", "message": "y"}),
+    )
     assert outcome_of([right, right]) == "passed"
     assert outcome_of([right, wrong, unsure]) == "failed"
     assert outcome_of([right, unsure]) == "error"
@@ -115,12 +137,20 @@ BAD: list[tuple[Any, str, str]] = [
     ([{"type": "regex", "pattern": "x" * 1001}], "invalid_parameter", "graders[0].pattern"),
     ([{"type": "regex", "pattern": "(x)", "group": 2}], "invalid_parameter", "graders[0].group"),
     ([{"type": "regex", "pattern": "(x)", "group": True}], "invalid_parameter", "graders[0].group"),
-    ([{"type": "regex", "pattern": "x", "compare": "json"}], "invalid_parameter", "graders[0].compare"),
+    (
+        [{"type": "regex", "pattern": "x", "compare": "json"}],
+        "invalid_parameter",
+        "graders[0].compare",
+    ),
     ([{"type": "number", "tolerance": -1}], "invalid_parameter", "graders[0].tolerance"),
     ([{"type": "number", "tolerance": "1"}], "invalid_parameter", "graders[0].tolerance"),
     ([{"type": "choice", "labels": ["a", "A"]}], "invalid_parameter", "graders[0].labels"),
     ([{"type": "code"}], "missing_parameter", "graders[0].source"),
-    ([{"type": "code", "source": "x", "timeout_seconds": 600}], "invalid_parameter", "graders[0].timeout_seconds"),
+    (
+        [{"type": "code", "source": "x", "timeout_seconds": 600}],
+        "invalid_parameter",
+        "graders[0].timeout_seconds",
+    ),
 ]
 
 
@@ -133,7 +163,9 @@ def test_bad_graders_are_named(value: Any, code: str, param: str) -> None:
 
 def test_code_is_off_unless_enabled() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        parse_graders([{"type": "code", "source": "def grade(o, r, i): return True"}], code_allowed=False)
+        parse_graders(
+            [{"type": "code", "source": "def grade(o, r, i): return True"}], code_allowed=False
+        )
     assert (caught.value.code, caught.value.param) == ("code_graders_disabled", "graders[0].type")
     assert "VDIFF_CODE_GRADERS" in caught.value.message
 
@@ -147,7 +179,10 @@ def test_templates() -> None:
     for missing in ("{{answer}}", "{{meta.kind}}", "{{question.x}}"):
         with pytest.raises(MissingColumn) as caught:
             parse_template(missing, "graders[0].reference").text(row)
-        assert missing.strip("{}") in caught.value.message and "question, meta, list" in caught.value.message
+        assert (
+            missing.strip("{}") in caught.value.message
+            and "question, meta, list" in caught.value.message
+        )
         assert caught.value.param == "graders[0].reference"
 
 

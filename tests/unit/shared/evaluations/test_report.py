@@ -1,4 +1,6 @@
-"""Reports of made-up samples: what stands in them, that text stays text, and that a page needs nothing from anywhere."""
+"""Reports of made-up samples: what stands in them, that text stays text, and that a page needs
+nothing from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,18 @@ def samples(passed: int, *, forwards: int, total: int = 40, errors: int = 1) -> 
         end = BEGAN + timedelta(seconds=i)
         made.append(
             Sample(
-                i + 1, 0, outcome, f"k{i}", f"k{i}", 8 if answered else None, forwards, 50.0 + i, 5.0, 20.0, BEGAN, end
+                i + 1,
+                0,
+                outcome,
+                f"k{i}",
+                f"k{i}",
+                8 if answered else None,
+                forwards,
+                50.0 + i,
+                5.0,
+                20.0,
+                BEGAN,
+                end,
             )
         )
     return made
@@ -53,27 +66,63 @@ def report(name: str = EVIL) -> dict[str, Any]:
     configurations = []
     for i, (label, rows) in enumerate(numbers.items()):
         run = Row(
-            name=label, id=f"evalrun_{i}", status="completed", model="m", revision="r1", fields={"stop": [EVIL]}, seeds=[0],
-            error=None, total=40, stored=40, created_at=BEGAN, expires_at=BEGAN, finished_at=BEGAN,
-        )  # fmt: skip
+            name=label,
+            id=f"evalrun_{i}",
+            status="completed",
+            model="m",
+            revision="r1",
+            fields={"stop": [EVIL]},
+            seeds=[0],
+            error=None,
+            total=40,
+            stored=40,
+            created_at=BEGAN,
+            expires_at=BEGAN,
+            finished_at=BEGAN,
+        )
         made = results.results_of(rows)
         counts = {**dict.fromkeys(views.OUTCOMES, 0), **made["outcomes"]}
         errors = [{"code": "grader_timeout", "count": 1, "message": EVIL}]
         jobs = {"queued": 0, "running": 0}
-        configurations.append(views.configuration_object(run, counts, jobs, made, errors, served=True))
+        configurations.append(
+            views.configuration_object(run, counts, jobs, made, errors, served=True)
+        )
     row = Row(
-        id="eval_1", name=EVIL, status="completed", created_at=BEGAN, finished_at=BEGAN, dataset={"file_id": "file-1"},
-        items=40, metadata={}, endpoint="/v1/chat/completions", template=EVIL, graders=[{"type": "exact"}], content_hash="h",
-    )  # fmt: skip
+        id="eval_1",
+        name=EVIL,
+        status="completed",
+        created_at=BEGAN,
+        finished_at=BEGAN,
+        dataset={"file_id": "file-1"},
+        items=40,
+        metadata={},
+        endpoint="/v1/chat/completions",
+        template=EVIL,
+        graders=[{"type": "exact"}],
+        content_hash="h",
+    )
     item = {
-        "configuration": name, "item": 31, "line": 31, "repeat": 0, "outcome": "failed", "error": None, "job_id": "job_1",
-        "data": {"input": EVIL, "reference": EVIL}, "output": EVIL,
+        "configuration": name,
+        "item": 31,
+        "line": 31,
+        "repeat": 0,
+        "outcome": "failed",
+        "error": None,
+        "job_id": "job_1",
+        "data": {"input": EVIL, "reference": EVIL},
+        "output": EVIL,
         "graders": [{"name": "exact", "passed": False, "extracted": EVIL}],
-    }  # fmt: skip
+    }
     first, second = numbers.values()
     return {
         "evaluation": views.evaluation_object(row, configurations),
-        "comparisons": [{"first_name": name, "second_name": "fast", **results.compare(first, second, resamples=500)}],
+        "comparisons": [
+            {
+                "first_name": name,
+                "second_name": "fast",
+                **results.compare(first, second, resamples=500),
+            }
+        ],
         "latency_curves": {label: results.latency_curve(rows) for label, rows in numbers.items()},
         "not_passed": [item],
     }
@@ -82,14 +131,21 @@ def report(name: str = EVIL) -> dict[str, Any]:
 def test_results_by_hand() -> None:
     made = results.results_of(samples(30, forwards=8))
     assert made["outcomes"] == {"error": 1, "failed": 9, "passed": 30}
-    assert (made["accuracy"]["items"], made["accuracy"]["mean"]) == (39, pytest.approx(30 / 39, rel=1e-5))
+    assert (made["accuracy"]["items"], made["accuracy"]["mean"]) == (
+        39,
+        pytest.approx(30 / 39, rel=1e-5),
+    )
     assert (made["completion_tokens"], made["forwards"]) == (39 * 8, 39 * 8)
     assert (made["tokens_per_forward"], made["device_seconds"]) == (1.0, 0.78)
     assert (made["latency_ms"]["p50"], made["wall_seconds"]) == (69.0, 38.0)
     assert made["tokens_per_second"] == pytest.approx(8000 / 69, rel=1e-5)
     assert made["throughput_tokens_per_second"] == pytest.approx(39 * 8 / 38, rel=1e-5)
     nothing = results.results_of(samples(0, forwards=1, errors=40))
-    assert (nothing["accuracy"], nothing["latency_ms"]["p50"], nothing["tokens_per_second"]) == (None, None, None)
+    assert (nothing["accuracy"], nothing["latency_ms"]["p50"], nothing["tokens_per_second"]) == (
+        None,
+        None,
+        None,
+    )
     with pytest.raises(results.NothingToCompare):
         results.compare(samples(0, forwards=1, errors=40), samples(3, forwards=1))
 
@@ -113,11 +169,22 @@ def test_the_page_says_it_all_and_runs_nothing() -> None:
     page.feed(made)
     assert not {"script", "link", "img", "iframe", "object", "b"} & {tag for tag, _ in page.tags}
     for _, attributes in page.tags:
-        assert not {"src", "href", "style"} & attributes.keys() and not [a for a in attributes if a.startswith("on")]
+        assert not {"src", "href", "style"} & attributes.keys() and not [
+            a for a in attributes if a.startswith("on")
+        ]
     addresses = re.sub(r'xmlns="http://www.w3.org/2000/svg"', "", made)
     assert "http:" not in addresses and "https:" not in addresses and "url(" not in addresses
-    assert page.text.count(EVIL) >= 6  # the name, the template, the configuration, the item: read as text
-    for words in ("76.9%", "61.7% to 87.4%", "1 times grader_timeout", "Compared with", "Item 31, line 31", "-5.1"):
+    assert (
+        page.text.count(EVIL) >= 6
+    )  # the name, the template, the configuration, the item: read as text
+    for words in (
+        "76.9%",
+        "61.7% to 87.4%",
+        "1 times grader_timeout",
+        "Compared with",
+        "Item 31, line 31",
+        "-5.1",
+    ):
         assert words in page.text, words
     assert [tag for tag, _ in page.tags].count("svg") == 2
     assert "prefers-color-scheme: dark" in made
@@ -143,9 +210,13 @@ def test_plots_are_whole_and_their_texts_are_text() -> None:
     assert len(plot.findall(f"{space}circle")) + len(plot.findall(f"{space}rect")) == 2 * 25
     assert len(curve.findall(f"{space}polyline")) == 2
     height = float(plot.attrib["viewBox"].split()[3])
-    assert all(float(text.attrib["y"]) <= height for text in plot.findall(f"{space}text"))  # the legend has room
+    assert all(
+        float(text.attrib["y"]) <= height for text in plot.findall(f"{space}text")
+    )  # the legend has room
     assert ET.fromstring(scatter([], x_label="x", y_label="y")) is not None
-    assert ET.fromstring(curves({"a": [(5.0, 0.0), (5.0, 1.0)]}, x_label="x", y_label="y")) is not None
+    assert (
+        ET.fromstring(curves({"a": [(5.0, 0.0), (5.0, 1.0)]}, x_label="x", y_label="y")) is not None
+    )
 
 
 def test_ticks_are_round() -> None:
@@ -158,11 +229,15 @@ def test_ticks_are_round() -> None:
 @pytest.mark.parametrize(
     "header,format",
     [
-        ("", "json"), ("*/*", "json"), ("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8", "html"),
+        ("", "json"),
+        ("*/*", "json"),
+        ("text/html,application/xhtml+xml;q=0.9,*/*;q=0.8", "html"),
         ("text/markdown", "markdown"),
-        ("application/json, text/html;q=0.5", "json"), ("text/html;q=0.3, text/markdown;q=0.7", "markdown"),
-        ("text/html;q=x", "json"), ("TEXT/HTML", "html"),
+        ("application/json, text/html;q=0.5", "json"),
+        ("text/html;q=0.3, text/markdown;q=0.7", "markdown"),
+        ("text/html;q=x", "json"),
+        ("TEXT/HTML", "html"),
     ],
-)  # fmt: skip
+)
 def test_accept(header: str, format: str) -> None:
     assert accepted(header) == format

@@ -65,22 +65,34 @@ HARM = [
     ("reads secrets", f"return len(open('/proc/{PARENT}/environ').read())", "PermissionError"),
     ("reads files", "return len(open('/etc/passwd').read())", "PermissionError"),
     ("fills the disk", "open('big', 'wb').write(b'x' * 2**20)", "PermissionError"),
-    ("fills another folder", "open('/tmp/vdiff-harm', 'wb').write(b'x' * 2**20)", "PermissionError"),
+    (
+        "fills another folder",
+        "open('/tmp/vdiff-harm', 'wb').write(b'x' * 2**20)",
+        "PermissionError",
+    ),
     ("takes all memory", "return len('x' * 10**10) > 0", "512 MB of memory"),
     ("leaves", "raise SystemExit(0)", "SystemExit"),
     ("dies", "libc.abort()", "without an answer"),
     ("talks too much", "os.write(3, b'x' * 10**6)", "without an answer"),
     ("lies", "os.write(3, b'[1]'); os._exit(0)", "something else"),
     ("lies about its score", "os.write(3, b'{\"score\": NaN}'); os._exit(0)", "something else"),
-    ("lies about its error", 'os.write(3, b\'{"error": [1], "code": {}}\'); os._exit(0)', "something else"),
+    (
+        "lies about its error",
+        'os.write(3, b\'{"error": [1], "code": {}}\'); os._exit(0)',
+        "something else",
+    ),
     ("gives no score", "return 'yes'", "not true, false or a number"),
     ("gives no number", "return float('nan')", "not true, false or a number"),
 ]
 
 
-@pytest.mark.parametrize("body,says", [(b, s) for _, b, s in HARM], ids=[name for name, _, _ in HARM])
+@pytest.mark.parametrize(
+    "body,says", [(b, s) for _, b, s in HARM], ids=[name for name, _, _ in HARM]
+)
 def test_harm_is_refused_and_said(body: str, says: str | None) -> None:
-    verdict = grade(body, timeout_seconds=20)  # none of it waits for time to run out, however busy the machine
+    verdict = grade(
+        body, timeout_seconds=20
+    )  # none of it waits for time to run out, however busy the machine
     if says is None:  # the call itself says no, and the code could go on
         assert (verdict.passed, verdict.error) == (False, None)
     else:
@@ -90,7 +102,9 @@ def test_harm_is_refused_and_said(body: str, says: str | None) -> None:
 
 @pytest.fixture
 def file_of_its_user() -> Iterator[Path]:
-    """A file that the sandbox's user owns, in a folder that it may enter: what the user may, the sandbox still may not."""
+    """A file that the sandbox's user owns, in a folder that it may enter: what the user may, the
+    sandbox still may not.
+    """
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         path = Path(folder, "mine")
@@ -103,14 +117,29 @@ def file_of_its_user() -> Iterator[Path]:
 
 @pytest.mark.parametrize(
     "change",
-    ["os.truncate(path, 0)", "os.chmod(path, 0o777)", "os.utime(path, (1, 1))", "os.chown(path, os.getuid(), os.getgid())",
-     "os.setxattr(path, 'user.x', b'1')", "os.rename(path, path + '2')", "os.link(path, path + '2')", "os.unlink(path)",
-     "os.open(path, os.O_RDONLY | os.O_TRUNC)", "os.open(path, os.O_WRONLY)", "os.mkdir(path + '2')",
-     "os.symlink(path, path + '2')", "os.mkfifo(path + '2')", "os.ftruncate(3, 0)", "os.fchmod(3, 0o777)"],
-)  # fmt: skip
+    [
+        "os.truncate(path, 0)",
+        "os.chmod(path, 0o777)",
+        "os.utime(path, (1, 1))",
+        "os.chown(path, os.getuid(), os.getgid())",
+        "os.setxattr(path, 'user.x', b'1')",
+        "os.rename(path, path + '2')",
+        "os.link(path, path + '2')",
+        "os.unlink(path)",
+        "os.open(path, os.O_RDONLY | os.O_TRUNC)",
+        "os.open(path, os.O_WRONLY)",
+        "os.mkdir(path + '2')",
+        "os.symlink(path, path + '2')",
+        "os.mkfifo(path + '2')",
+        "os.ftruncate(3, 0)",
+        "os.fchmod(3, 0o777)",
+    ],
+)
 def test_files_of_its_own_user_stay_as_they_are(file_of_its_user: Path, change: str) -> None:
     before = file_of_its_user.stat()
-    verdict = grade(f"path = {str(file_of_its_user)!r}; assert os.stat(path).st_size == 3; {change}")
+    verdict = grade(
+        f"path = {str(file_of_its_user)!r}; assert os.stat(path).st_size == 3; {change}"
+    )
     assert verdict.error is not None and "PermissionError: [Errno 1]" in verdict.error["message"]
     after = file_of_its_user.stat()
     assert (after.st_mode, after.st_mtime_ns, after.st_ctime_ns) == (
@@ -118,14 +147,22 @@ def test_files_of_its_own_user_stay_as_they_are(file_of_its_user: Path, change: 
         before.st_mtime_ns,
         before.st_ctime_ns,
     )
-    assert file_of_its_user.read_bytes() == b"abc" and len(list(file_of_its_user.parent.iterdir())) == 1
+    assert (
+        file_of_its_user.read_bytes() == b"abc"
+        and len(list(file_of_its_user.parent.iterdir())) == 1
+    )
 
 
 @pytest.mark.parametrize(
     "call",
-    ["libc.fcntl(3, 8, PARENT)", "libc.fcntl(3, 10, 9)", "libc.fcntl(3, 4, 0o20000)",  # F_SETOWN, F_SETSIG, O_ASYNC
-     "libc.ioctl(3, 0x8901, ctypes.byref(ctypes.c_int(PARENT)))", "libc.ioctl(3, 0x5452, ctypes.byref(ctypes.c_int(1)))"],
-)  # fmt: skip
+    [
+        "libc.fcntl(3, 8, PARENT)",
+        "libc.fcntl(3, 10, 9)",
+        "libc.fcntl(3, 4, 0o20000)",  # F_SETOWN, F_SETSIG, O_ASYNC
+        "libc.ioctl(3, 0x8901, ctypes.byref(ctypes.c_int(PARENT)))",
+        "libc.ioctl(3, 0x5452, ctypes.byref(ctypes.c_int(1)))",
+    ],
+)
 def test_nobody_is_signalled_by_way_of_a_descriptor(call: str) -> None:
     """FIOSETOWN and FIOASYNC are the last two."""
     body = "libc = ctypes.CDLL(None, use_errno=True); assert libc.fcntl(3, 1) >= 0"
@@ -142,22 +179,31 @@ def test_the_standard_library_works_inside() -> None:
 
 
 def test_what_it_says_can_be_stored() -> None:
-    """PostgreSQL's jsonb holds neither NUL nor half a character: a message with one would keep its evaluation from its end."""
+    """PostgreSQL's jsonb holds neither NUL nor half a character: a message with one would keep its
+    evaluation from its end.
+    """
     verdict = grade("raise ValueError('a\\x00b\\ud800c')")
     assert verdict.to_json() == {
-        "passed": None, "error": {"code": "grader_failed", "message": "ValueError: a\ufffdb?c"}
-    }  # fmt: skip
+        "passed": None,
+        "error": {"code": "grader_failed", "message": "ValueError: a\ufffdb?c"},
+    }
 
 
-@pytest.mark.parametrize("body", ["while True: pass", "import time; time.sleep(1000)", "libc.pause()"])
+@pytest.mark.parametrize(
+    "body", ["while True: pass", "import time; time.sleep(1000)", "libc.pause()"]
+)
 def test_code_that_never_ends_is_ended(body: str) -> None:
     verdict = grade(body)
     assert verdict.error == {"code": "grader_timeout", "message": "not done after 1 s"}
 
 
 def test_nothing_stays_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # its own: other runs on this machine make such folders too
-    ignores = "import signal; signal.signal(signal.SIGALRM, signal.SIG_IGN)\n    while True: libc.pause()"
+    monkeypatch.setattr(
+        tempfile, "tempdir", str(tmp_path)
+    )  # its own: other runs on this machine make such folders too
+    ignores = (
+        "import signal; signal.signal(signal.SIGALRM, signal.SIG_IGN)\n    while True: libc.pause()"
+    )
     verdict = grade(ignores)  # the parent's clock ends it
     assert verdict.error == {"code": "grader_timeout", "message": "not done after 1 s"}
     assert list(tmp_path.iterdir()) == []
@@ -168,17 +214,30 @@ RUNS_FOREVER = "while True: pass\ndef grade(output, reference, item): return Tru
 
 @pytest.mark.parametrize(
     "source,says",
-    [("def (", "SyntaxError"), ("x = 1", "no function grade"), ("def f():\n    grade = 1", "no function grade"),
-     ("print(grade)", "no function grade"), ("x = \0", "null bytes"), ("(" * 20_000 + ")" * 20_000, "too"),
-     ("def grade(o, r, i): return True", None), ("grade = lambda o, r, i: True", None),
-     ("from operator import eq as grade", None), ("if True:\n    def grade(o, r, i): return True", None),
-     (RUNS_FOREVER, None), ("import nothing\ndef grade(o, r, i): return True", None)],
-)  # fmt: skip
+    [
+        ("def (", "SyntaxError"),
+        ("x = 1", "no function grade"),
+        ("def f():\n    grade = 1", "no function grade"),
+        ("print(grade)", "no function grade"),
+        ("x = \0", "null bytes"),
+        ("(" * 20_000 + ")" * 20_000, "too"),
+        ("def grade(o, r, i): return True", None),
+        ("grade = lambda o, r, i: True", None),
+        ("from operator import eq as grade", None),
+        ("if True:\n    def grade(o, r, i): return True", None),
+        (RUNS_FOREVER, None),
+        ("import nothing\ndef grade(o, r, i): return True", None),
+    ],
+)
 def test_sources_are_compiled_before_they_are_accepted_and_not_run(
     source: str, says: str | None, pool: SandboxPool
 ) -> None:
     found = asyncio.run(sandbox.check(["def grade(o, r, i): return 1", source], pool, "tenant"))
-    assert (found is None) if says is None else (found is not None and found.index == 1 and says in found.message)
+    assert (
+        (found is None)
+        if says is None
+        else (found is not None and found.index == 1 and says in found.message)
+    )
 
 
 def children_of_this_process() -> list[str]:
@@ -214,7 +273,10 @@ async def test_no_more_sandboxes_than_slots(pool: SandboxPool) -> None:
     most = 0
     pools = [SandboxPool(2, memory_mb=512, folder=pool._folder) for _ in range(2)]
     one = grader(HEAD + "import time; time.sleep(0.02); return True", timeout_seconds=20)
-    grades = [sandbox.grade(one, "42", {"reference": "42"}, pools[i % 2], f"tenant-{i % 4}") for i in range(12)]
+    grades = [
+        sandbox.grade(one, "42", {"reference": "42"}, pools[i % 2], f"tenant-{i % 4}")
+        for i in range(12)
+    ]
     before = set(children_of_this_process())  # of other tests in this process
     together = asyncio.gather(*grades)
     while not together.done():

@@ -72,7 +72,9 @@ async def test_what_waits_gets_the_slot_that_becomes_free(tmp_path: Path) -> Non
     assert sorted(done) == [f"w{i}" for i in range(5)]
 
 
-async def test_requests_that_wait_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_requests_that_wait_are_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sandbox_pool, "WAIT_SECONDS", 60.0)
     monkeypatch.setattr(sandbox_pool, "WAITING_MAX", 2)
     pool = pool_of(tmp_path, 1)

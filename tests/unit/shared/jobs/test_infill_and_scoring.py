@@ -1,4 +1,6 @@
-"""Infill, scores and echo without a server: what is resolved for which kind of model, and what their answers look like."""
+"""Infill, scores and echo without a server: what is resolved for which kind of model, and what
+their answers look like.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,23 @@ from vdiff import bundled
 TOKENIZER = TokenizerWrapper.from_folder(bundled.folder(bundled.DEFAULT_MODEL))
 MASK, END = TOKENIZER.special_id("mask_token") or 0, TOKENIZER.special_id("eos_token") or 0
 CARD = ModelCard(
-    name="m", family="llada", context_length=64, vocab_size=757, mask_token_id=MASK, end_token_ids=(END,),
-    suppress_token_ids={"logits": (END,), "confidence": (END,)}, block_length=8,
-    capabilities={"algorithms": list(algorithms_of(FULL, verifier=True)), "endpoints": list(ENDPOINTS)},
-)  # fmt: skip
+    name="m",
+    family="llada",
+    context_length=64,
+    vocab_size=757,
+    mask_token_id=MASK,
+    end_token_ids=(END,),
+    suppress_token_ids={"logits": (END,), "confidence": (END,)},
+    block_length=8,
+    capabilities={
+        "algorithms": list(algorithms_of(FULL, verifier=True)),
+        "endpoints": list(ENDPOINTS),
+    },
+)
 BLOCKS = replace(
-    CARD, regime=BLOCK, capabilities={**CARD.capabilities, "algorithms": list(algorithms_of(BLOCK, verifier=False))}
+    CARD,
+    regime=BLOCK,
+    capabilities={**CARD.capabilities, "algorithms": list(algorithms_of(BLOCK, verifier=False))},
 )
 
 
@@ -35,14 +48,18 @@ def resolved(endpoint: str, card: ModelCard = CARD, **body: Any) -> Resolved:
     return parse(endpoint, {"model": "m", **body}, streaming=False).resolve(card, TOKENIZER)
 
 
-def refused(endpoint: str, card: ModelCard = CARD, error: type[Exception] = InvalidParameter, **body: Any) -> Any:
+def refused(
+    endpoint: str, card: ModelCard = CARD, error: type[Exception] = InvalidParameter, **body: Any
+) -> Any:
     with pytest.raises(error) as wrong:
         resolved(endpoint, card, **body)
     return wrong.value
 
 
 def test_holes_lie_where_the_parts_say() -> None:
-    made = resolved(INFILL, parts=["What is", {"hole": 2}, "+", {"hole": 3}], n=2, temperature=0, seed=4)
+    made = resolved(
+        INFILL, parts=["What is", {"hole": 2}, "+", {"hole": 3}], n=2, temperature=0, seed=4
+    )
     task = made.task
     assert isinstance(task, InfillTask)
     head, plus = len(TOKENIZER.encode("What is")), len(TOKENIZER.encode("+"))
@@ -67,8 +84,14 @@ def test_infill_speaks_of_no_field_that_it_lacks() -> None:
     assert wrong.param == "diffusion.block_length"
     assert "max_tokens" not in wrong.message
     assert refused(INFILL, error=PromptTooLong, parts=[{"hole": 65}]).param == "parts[0].hole"
-    blind = {"algorithm": "sequential", "max_lookahead": 2}  # what follows the hole would not be looked at
-    assert refused(INFILL, parts=["a", {"hole": 7}, "b"], diffusion=blind).param == "diffusion.max_lookahead"
+    blind = {
+        "algorithm": "sequential",
+        "max_lookahead": 2,
+    }  # what follows the hole would not be looked at
+    assert (
+        refused(INFILL, parts=["a", {"hole": 7}, "b"], diffusion=blind).param
+        == "diffusion.max_lookahead"
+    )
 
 
 def test_what_a_score_asks_of_each_kind_of_model() -> None:
@@ -85,17 +108,25 @@ def test_what_a_score_asks_of_each_kind_of_model() -> None:
     assert isinstance(many.task, ScoreTask)
     assert list(many.task.pieces(many.prompt_token_ids))[1] == ([5, 6], [7])
     assert task_of(many.params_json()) == many.task
-    assert resolved(LOGLIKELIHOOD, **pair).params.seed is None  # to be drawn once, when it is accepted
+    assert (
+        resolved(LOGLIKELIHOOD, **pair).params.seed is None
+    )  # to be drawn once, when it is accepted
 
 
 def test_echo_asks_for_every_token_but_the_first() -> None:
-    made = resolved(COMPLETIONS, prompt=[[5, 6, 7], [8]], echo=True, logprobs=1, max_tokens=1, temperature=0)
+    made = resolved(
+        COMPLETIONS, prompt=[[5, 6, 7], [8]], echo=True, logprobs=1, max_tokens=1, temperature=0
+    )
     assert isinstance(made.task, ScoreTask)
     assert (made.task.pairs, made.task.forwards, made.tokens) == (((1, 2), (1, 0)), 4, 6)
-    uniform = replace(CARD, regime=UNIFORM, capabilities={**CARD.capabilities, "endpoints": [COMPLETIONS]})
+    uniform = replace(
+        CARD, regime=UNIFORM, capabilities={**CARD.capabilities, "endpoints": [COMPLETIONS]}
+    )
     assert refused(COMPLETIONS, uniform, prompt="a", echo=True, logprobs=1).param == "echo"
     assert (
-        refused(COMPLETIONS, error=PromptTooLong, prompt=[5] * 64, echo=True, logprobs=1, max_tokens=1).param
+        refused(
+            COMPLETIONS, error=PromptTooLong, prompt=[5] * 64, echo=True, logprobs=1, max_tokens=1
+        ).param
         == "prompt"
     )
     assert resolved(COMPLETIONS, prompt=[5] * 64, echo=True, logprobs=0).tokens == 64
@@ -105,5 +136,7 @@ def test_a_replay_of_a_score_compares_numbers() -> None:
     def scored(value: float) -> dict[str, Any]:
         return {"data": [{"loglikelihood": value}]}
 
-    assert first_difference(scored(-1.00001), scored(-1.00002)) is None  # the last bits belong to the batch
+    assert (
+        first_difference(scored(-1.00001), scored(-1.00002)) is None
+    )  # the last bits belong to the batch
     assert first_difference(scored(-1.0), scored(-1.1)) is not None

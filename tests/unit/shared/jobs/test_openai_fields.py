@@ -1,4 +1,6 @@
-"""Every field that the installed `openai` SDK can send works, or is refused by name. A new field of a new SDK fails here."""
+"""Every field that the installed `openai` SDK can send works, or is refused by name. A new field of
+a new SDK fails here.
+"""
 
 from __future__ import annotations
 
@@ -22,48 +24,102 @@ BASE: dict[str, dict[str, Any]] = {
     RESPONSES: {"model": "m", "input": "x"},
 }
 PARAMS: dict[str, Any] = {
-    CHAT: chat.CompletionCreateParamsBase, COMPLETIONS: completions.CompletionCreateParamsBase,
+    CHAT: chat.CompletionCreateParamsBase,
+    COMPLETIONS: completions.CompletionCreateParamsBase,
     RESPONSES: responses.ResponseCreateParamsBase,
-}  # fmt: skip
+}
 FORMAT = {"type": "json_object"}
 # A value that has an effect.
 WORKS: dict[str, dict[str, Any]] = {
     CHAT: {
-        "logit_bias": {"5": 1}, "logprobs": True, "top_logprobs": 2, "max_completion_tokens": 5, "max_tokens": 5, "n": 2,
-        "response_format": FORMAT, "seed": 5, "stop": ["a"], "temperature": 0.5, "top_p": 0.5, "metadata": {"a": "b"},
-        "messages": [{"role": "user", "content": "y", "name": "n"}], "model": "other",
+        "logit_bias": {"5": 1},
+        "logprobs": True,
+        "top_logprobs": 2,
+        "max_completion_tokens": 5,
+        "max_tokens": 5,
+        "n": 2,
+        "response_format": FORMAT,
+        "seed": 5,
+        "stop": ["a"],
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "metadata": {"a": "b"},
+        "messages": [{"role": "user", "content": "y", "name": "n"}],
+        "model": "other",
     },
     COMPLETIONS: {
-        "logit_bias": {"5": 1}, "logprobs": 2, "max_tokens": 5, "n": 2, "seed": 5, "stop": "a", "temperature": 0.5,
-        "top_p": 0.5, "prompt": "y", "model": "other", "echo": True,
+        "logit_bias": {"5": 1},
+        "logprobs": 2,
+        "max_tokens": 5,
+        "n": 2,
+        "seed": 5,
+        "stop": "a",
+        "temperature": 0.5,
+        "top_p": 0.5,
+        "prompt": "y",
+        "model": "other",
+        "echo": True,
     },
     RESPONSES: {
-        "background": True, "include": ["message.output_text.logprobs"], "input": "y", "instructions": "y",
-        "max_output_tokens": 5, "metadata": {"a": "b"}, "model": "other", "previous_response_id": "resp_" + "0" * 26,
-        "store": False, "temperature": 0.5, "text": {"format": FORMAT}, "top_logprobs": 2, "top_p": 0.5,
+        "background": True,
+        "include": ["message.output_text.logprobs"],
+        "input": "y",
+        "instructions": "y",
+        "max_output_tokens": 5,
+        "metadata": {"a": "b"},
+        "model": "other",
+        "previous_response_id": "resp_" + "0" * 26,
+        "store": False,
+        "temperature": 0.5,
+        "text": {"format": FORMAT},
+        "top_logprobs": 2,
+        "top_p": 0.5,
     },
-}  # fmt: skip
-# Labels, and fields whose usual value changes nothing: that value, and one that would ask for something (None: there is none).
+}
+# Labels, and fields whose usual value changes nothing: that value, and one that would ask for
+# something (None: there is none).
 USUAL: dict[str, tuple[Any, Any]] = {
-    "user": ("u", None), "safety_identifier": ("s", None), "prompt_cache_key": ("k", None),
-    "service_tier": ("auto", "priority"), "frequency_penalty": (0, 0.5), "presence_penalty": (0.0, -1),
-    "parallel_tool_calls": (True, None), "store": (False, True), "tools": ([], [{"type": "function"}]),
-    "modalities": (["text"], ["audio"]), "best_of": (1, 2), "suffix": ("", "x"), "truncation": ("disabled", "auto"),
-    "tool_choice": ("auto", "required"), "function_call": ("none", {"name": "f"}), "functions": ([], [{"name": "f"}]),
-    "verbosity": ("medium", "low"), "reasoning_effort": ("none", "low"), "context_management": ([], [{"type": "x"}]),
-    "prompt_cache_options": ({"mode": "implicit"}, None), "prompt_cache_retention": ("24h", None),
+    "user": ("u", None),
+    "safety_identifier": ("s", None),
+    "prompt_cache_key": ("k", None),
+    "service_tier": ("auto", "priority"),
+    "frequency_penalty": (0, 0.5),
+    "presence_penalty": (0.0, -1),
+    "parallel_tool_calls": (True, None),
+    "store": (False, True),
+    "tools": ([], [{"type": "function"}]),
+    "modalities": (["text"], ["audio"]),
+    "best_of": (1, 2),
+    "suffix": ("", "x"),
+    "truncation": ("disabled", "auto"),
+    "tool_choice": ("auto", "required"),
+    "function_call": ("none", {"name": "f"}),
+    "functions": ([], [{"name": "f"}]),
+    "verbosity": ("medium", "low"),
+    "reasoning_effort": ("none", "low"),
+    "context_management": ([], [{"type": "x"}]),
+    "prompt_cache_options": ({"mode": "implicit"}, None),
+    "prompt_cache_retention": ("24h", None),
     "background_options": ({"completion_window": "soonest"}, {"completion_window": "2h"}),
-}  # fmt: skip
+}
 REFUSED: dict[str, dict[str, Any]] = {
     CHAT: {
-        "audio": {}, "moderation": {}, "prediction": {}, "web_search_options": {},
+        "audio": {},
+        "moderation": {},
+        "prediction": {},
+        "web_search_options": {},
     },
     COMPLETIONS: {},
     RESPONSES: {
-        "access_programs": {}, "conversation": "c", "image": {}, "max_tool_calls": 1, "moderation": {}, "prompt": {},
+        "access_programs": {},
+        "conversation": "c",
+        "image": {},
+        "max_tool_calls": 1,
+        "moderation": {},
+        "prompt": {},
         "reasoning": {"effort": "low"},
     },
-}  # fmt: skip
+}
 STREAM = ("stream_options",)  # below; `stream` itself is in the SDK's other classes
 
 
@@ -71,7 +127,9 @@ STREAM = ("stream_options",)  # below; `stream` itself is in the SDK's other cla
 def test_every_field_of_the_sdk_is_known_here(endpoint: str) -> None:
     sent = set(PARAMS[endpoint].__annotations__)
     works, refused = set(WORKS[endpoint]), set(REFUSED[endpoint])
-    assert sent - works - refused - set(USUAL) - set(STREAM) == set(), "new fields of the SDK: serve or refuse them"
+    assert sent - works - refused - set(USUAL) - set(STREAM) == set(), (
+        "new fields of the SDK: serve or refuse them"
+    )
     assert (works | refused) - sent - {"model"} == set()
     assert works & refused == set()
 
@@ -102,8 +160,13 @@ def usual_of(endpoint: str) -> list[str]:
 @pytest.mark.parametrize(("endpoint", "name"), [(e, n) for e in PARAMS for n in usual_of(e)])
 def test_usual_values_change_nothing_and_others_are_refused(endpoint: str, name: str) -> None:
     usual, other = USUAL[name]
-    plain, made = (parse(endpoint, body, streaming=True) for body in (BASE[endpoint], {**BASE[endpoint], name: usual}))
-    assert isinstance(made, ParsedRequest | ResponseRequest) and isinstance(plain, ParsedRequest | ResponseRequest)
+    plain, made = (
+        parse(endpoint, body, streaming=True)
+        for body in (BASE[endpoint], {**BASE[endpoint], name: usual})
+    )
+    assert isinstance(made, ParsedRequest | ResponseRequest) and isinstance(
+        plain, ParsedRequest | ResponseRequest
+    )
     assert (made.fields, made.stream, made.metadata) == (plain.fields, plain.stream, plain.metadata)
     if other is not None:
         with pytest.raises(InvalidRequest) as wrong:
@@ -112,11 +175,18 @@ def test_usual_values_change_nothing_and_others_are_refused(endpoint: str, name:
 
 
 def test_stream_options() -> None:
-    assert set(ChatCompletionStreamOptionsParam.__annotations__) == {"include_usage", "include_obfuscation"}
+    assert set(ChatCompletionStreamOptionsParam.__annotations__) == {
+        "include_usage",
+        "include_obfuscation",
+    }
     assert set(responses.StreamOptions.__annotations__) == {"include_obfuscation"}
     for endpoint in PARAMS:
         for value, good in ((False, True), (True, False)):
-            body = {**BASE[endpoint], "stream": True, "stream_options": {"include_obfuscation": value}}
+            body = {
+                **BASE[endpoint],
+                "stream": True,
+                "stream_options": {"include_obfuscation": value},
+            }
             if good:
                 assert parse(endpoint, body, streaming=True).stream
                 continue

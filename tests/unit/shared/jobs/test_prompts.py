@@ -58,5 +58,10 @@ def test_what_is_wrong_is_named(prompt: Any, body: dict[str, Any], param: str) -
 def test_all_but_the_prompt_is_shared() -> None:
     made = parsed(["a", "b"], metadata={"k": "v"}, temperature=0)
     assert isinstance(made, PromptsRequest)
-    assert (made.endpoint, made.model, made.metadata, made.characters) == (COMPLETIONS, "m", {"k": "v"}, 2)
+    assert (made.endpoint, made.model, made.metadata, made.characters) == (
+        COMPLETIONS,
+        "m",
+        {"k": "v"},
+        2,
+    )
     assert [one.prompt for one in made.each] == ["a", "b"]

@@ -24,8 +24,14 @@ CHOICES = [
 
 def result(endpoint: str) -> dict[str, Any]:
     return build_result(
-        endpoint=endpoint, job_id="job_1", model="m", created=7, choices=CHOICES, prompt_tokens=10, extras={"job_id": "job_1"}
-    )  # fmt: skip
+        endpoint=endpoint,
+        job_id="job_1",
+        model="m",
+        created=7,
+        choices=CHOICES,
+        prompt_tokens=10,
+        extras={"job_id": "job_1"},
+    )
 
 
 def test_a_chat_result_is_openais() -> None:
@@ -33,7 +39,12 @@ def test_a_chat_result_is_openais() -> None:
     parsed = ChatCompletion.model_validate(made, strict=True)
     assert [c.message.content for c in parsed.choices] == ["a", "b"]
     assert [c.finish_reason for c in parsed.choices] == ["stop", "length"]
-    assert (parsed.id, parsed.object, parsed.created, parsed.model) == ("chatcmpl-1", "chat.completion", 7, "m")
+    assert (parsed.id, parsed.object, parsed.created, parsed.model) == (
+        "chatcmpl-1",
+        "chat.completion",
+        7,
+        "m",
+    )
     assert made["vdiff"] == {"job_id": "job_1"}
 
 
@@ -42,7 +53,11 @@ def test_a_completion_result_is_openais() -> None:
     assert [(c.index, c.text) for c in parsed.choices] == [(0, "a"), (1, "b")]
     assert (parsed.id, parsed.object) == ("cmpl-1", "text_completion")
     assert parsed.usage is not None
-    assert (parsed.usage.prompt_tokens, parsed.usage.completion_tokens, parsed.usage.total_tokens) == (10, 3, 13)
+    assert (
+        parsed.usage.prompt_tokens,
+        parsed.usage.completion_tokens,
+        parsed.usage.total_tokens,
+    ) == (10, 3, 13)
 
 
 def test_ids() -> None:
@@ -51,7 +66,9 @@ def test_ids() -> None:
 
 
 def resolved() -> SamplingParams:
-    return SamplingParams(diffusion=DiffusionParams(algorithm="low_confidence", block_length=16, cache="none"))
+    return SamplingParams(
+        diffusion=DiffusionParams(algorithm="low_confidence", block_length=16, cache="none")
+    )
 
 
 def row(status: str, **more: Any) -> dict[str, Any]:
@@ -78,11 +95,23 @@ def row(status: str, **more: Any) -> dict[str, Any]:
         )
     )
     return {
-        "id": "job_1", "endpoint": CHAT, "model": "m", "priority": "normal", "metadata": {}, "created_at": at, "queued_at": at,
-        "attempt": 0, "life": 1, "losses": 0, "isolation": None, "cancel_requested": False,
-        "params": resolved().to_json(), **nothing,
-        "status": status, **more,
-    }  # fmt: skip
+        "id": "job_1",
+        "endpoint": CHAT,
+        "model": "m",
+        "priority": "normal",
+        "metadata": {},
+        "created_at": at,
+        "queued_at": at,
+        "attempt": 0,
+        "life": 1,
+        "losses": 0,
+        "isolation": None,
+        "cancel_requested": False,
+        "params": resolved().to_json(),
+        **nothing,
+        "status": status,
+        **more,
+    }
 
 
 @pytest.mark.parametrize("status", list(JobStatus))
@@ -135,13 +164,29 @@ def test_where_two_texts_part() -> None:
     before, after = result(CHAT), result(CHAT)
     assert first_difference(before, after) is None
     after["choices"][1]["message"]["content"] = "bX"
-    assert first_difference(before, after) == {"choice": 1, "position": 1, "before": "", "after": "X"}
+    assert first_difference(before, after) == {
+        "choice": 1,
+        "position": 1,
+        "before": "",
+        "after": "X",
+    }
     after["choices"].pop()
-    assert first_difference(before, after) == {"choice": 1, "position": 0, "before": "b", "after": ""}
+    assert first_difference(before, after) == {
+        "choice": 1,
+        "position": 0,
+        "before": "b",
+        "after": "",
+    }
 
 
 LOGPROBS = [
-    {"token": "a", "bytes": [97], "offset": 0, "logprob": -0.5, "top": [["a", [97], -0.5], ["b", [98], -1.0]]},
+    {
+        "token": "a",
+        "bytes": [97],
+        "offset": 0,
+        "logprob": -0.5,
+        "top": [["a", [97], -0.5], ["b", [98], -1.0]],
+    },
     {
         "token": "bytes:\\xe2",
         "bytes": [0xE2],
@@ -153,13 +198,46 @@ LOGPROBS = [
 
 
 def test_logprobs_are_openais() -> None:
-    choices = [{"index": 0, "text": "a", "token_ids": [5, 6], "finish_reason": "stop", "logprobs": LOGPROBS}]
-    common = {"job_id": "job_1", "model": "m", "created": 7, "prompt_tokens": 1, "extras": {}, "choices": choices}
-    chat = ChatCompletion.model_validate(build_result(endpoint=CHAT, **common), strict=True).choices[0].logprobs
+    choices = [
+        {
+            "index": 0,
+            "text": "a",
+            "token_ids": [5, 6],
+            "finish_reason": "stop",
+            "logprobs": LOGPROBS,
+        }
+    ]
+    common = {
+        "job_id": "job_1",
+        "model": "m",
+        "created": 7,
+        "prompt_tokens": 1,
+        "extras": {},
+        "choices": choices,
+    }
+    chat = (
+        ChatCompletion.model_validate(build_result(endpoint=CHAT, **common), strict=True)
+        .choices[0]
+        .logprobs
+    )
     assert chat is not None and chat.content is not None
-    assert [(t.token, t.logprob, t.bytes) for t in chat.content] == [("a", -0.5, [97]), ("bytes:\\xe2", -0.25, [0xE2])]
-    assert [(t.token, t.logprob) for t in chat.content[0].top_logprobs] == [("a", -0.5), ("b", -1.0)]
-    plain = Completion.model_validate(build_result(endpoint=COMPLETIONS, **common), strict=True).choices[0].logprobs
+    assert [(t.token, t.logprob, t.bytes) for t in chat.content] == [
+        ("a", -0.5, [97]),
+        ("bytes:\\xe2", -0.25, [0xE2]),
+    ]
+    assert [(t.token, t.logprob) for t in chat.content[0].top_logprobs] == [
+        ("a", -0.5),
+        ("b", -1.0),
+    ]
+    plain = (
+        Completion.model_validate(build_result(endpoint=COMPLETIONS, **common), strict=True)
+        .choices[0]
+        .logprobs
+    )
     assert plain is not None
-    assert (plain.tokens, plain.token_logprobs, plain.text_offset) == (["a", "bytes:\\xe2"], [-0.5, -0.25], [0, 1])
+    assert (plain.tokens, plain.token_logprobs, plain.text_offset) == (
+        ["a", "bytes:\\xe2"],
+        [-0.5, -0.25],
+        [0, 1],
+    )
     assert plain.top_logprobs == [{"a": -0.5, "b": -1.0}, {"x": -0.5, "bytes:\\x78": -1.5}]

@@ -14,7 +14,14 @@ DOCS = Path(__file__).resolve().parents[4] / "docs"
 
 
 def test_the_states_are_a_closed_set() -> None:
-    assert [s.value for s in JobStatus] == ["queued", "running", "succeeded", "failed", "cancelled", "expired"]
+    assert [s.value for s in JobStatus] == [
+        "queued",
+        "running",
+        "succeeded",
+        "failed",
+        "cancelled",
+        "expired",
+    ]
     assert set(TRANSITIONS) == set(JobStatus)
     assert frozenset({S.SUCCEEDED, S.FAILED, S.CANCELLED, S.EXPIRED}) == TERMINAL
 
@@ -45,7 +52,11 @@ def test_an_attempt_ends_as_its_job_or_is_taken_away() -> None:
 
 
 def test_priorities_rank() -> None:
-    assert sorted(Priority, key=lambda p: p.rank) == [Priority.INTERACTIVE, Priority.NORMAL, Priority.BULK]
+    assert sorted(Priority, key=lambda p: p.rank) == [
+        Priority.INTERACTIVE,
+        Priority.NORMAL,
+        Priority.BULK,
+    ]
     assert Priority.INTERACTIVE.rank == 0
 
 
@@ -62,5 +73,7 @@ def test_the_drawing_and_the_page_have_these_moves_and_no_others() -> None:
     for state in S:
         comes, goes = rows[state.value]
         assert ("nobody" in goes) == (not TRANSITIONS[state]), state
-        assert ("(retry)" in goes) == (TRANSITIONS[state] == {S.QUEUED}), state  # all that an end may do
+        assert ("(retry)" in goes) == (TRANSITIONS[state] == {S.QUEUED}), (
+            state
+        )  # all that an end may do
         assert ("(claim" in comes) == (state is S.RUNNING), state

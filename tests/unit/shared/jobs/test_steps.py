@@ -21,11 +21,28 @@ def test_steps_come_back_as_they_were_noted() -> None:
     assert kept is not None
     whole = unpacked(kept)
     first, second = whole["answers"]
-    assert (whole["attempt"], first["canvas"], first["tokens_total"], second["tokens_total"]) == (3, 6, 2, 6)
+    assert (whole["attempt"], first["canvas"], first["tokens_total"], second["tokens_total"]) == (
+        3,
+        6,
+        2,
+        6,
+    )
     assert first["steps"] == [
-        {"step": 1, "positions": [4, 0], "tokens": [7, 8], "texts": ["<7>", "<8>"], "confidence": [0.912, 1.0]},
+        {
+            "step": 1,
+            "positions": [4, 0],
+            "tokens": [7, 8],
+            "texts": ["<7>", "<8>"],
+            "confidence": [0.912, 1.0],
+        },
         {"step": 2, "positions": [], "tokens": [], "texts": [], "confidence": []},
-        {"step": 3, "positions": [4, 1], "tokens": [9, 7], "texts": ["<9>", "<7>"], "confidence": [0.25, 0.0]},
+        {
+            "step": 3,
+            "positions": [4, 1],
+            "tokens": [9, 7],
+            "texts": ["<9>", "<7>"],
+            "confidence": [0.25, 0.0],
+        },
     ]
     assert second["steps"][0]["positions"] == [2]
 

@@ -1,4 +1,6 @@
-"""Weighted turns: nobody waits for another's backlog, weights count, and idle lanes save nothing up."""
+"""Weighted turns: nobody waits for another's backlog, weights count, and idle lanes save nothing
+up.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,21 @@ def lane(tenant: str, jobs: int, *, clock: float = 0.0, weight: int = 1) -> Lane
 
 
 def test_two_lanes_alternate_and_each_keeps_its_order() -> None:
-    assert take_turns([lane("a", 3), lane("b", 3)], 0.0, 6).jobs == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert take_turns([lane("a", 3), lane("b", 3)], 0.0, 6).jobs == [
+        "a0",
+        "b0",
+        "a1",
+        "b1",
+        "a2",
+        "b2",
+    ]
 
 
 def test_a_late_comer_is_next_after_a_long_backlog() -> None:
     first = take_turns([lane("a", 1000)], 0.0, 500)
-    then = take_turns([lane("a", 500, clock=first.lane_clocks[("a", "")]), lane("b", 1)], first.clock, 2)
+    then = take_turns(
+        [lane("a", 500, clock=first.lane_clocks[("a", "")]), lane("b", 1)], first.clock, 2
+    )
     assert "b0" in then.jobs
 
 
@@ -40,14 +51,19 @@ def test_weights_are_turns() -> None:
     st.integers(1, 20),
     st.integers(1, 8),
 )
-def test_over_many_rounds_all_is_served_fairly(lanes: list[tuple[int, int]], rounds: int, room: int) -> None:
+def test_over_many_rounds_all_is_served_fairly(
+    lanes: list[tuple[int, int]], rounds: int, room: int
+) -> None:
     left = {chr(97 + i): list(range(n)) for i, (n, _) in enumerate(lanes)}
     weights = {chr(97 + i): w for i, (_, w) in enumerate(lanes)}
     clocks = dict.fromkeys(left, 0.0)
     served: Counter[str] = Counter()
     clock = 0.0
     for _ in range(rounds):
-        views = [LaneView((t, ""), clocks[t], weights[t], [f"{t}{i}" for i in jobs[:room]]) for t, jobs in left.items()]
+        views = [
+            LaneView((t, ""), clocks[t], weights[t], [f"{t}{i}" for i in jobs[:room]])
+            for t, jobs in left.items()
+        ]
         waiting = sum(len(v) for v in left.values())
         turns = take_turns(views, clock, room)
         assert len(turns.jobs) == min(room, waiting)  # no place stays empty
@@ -73,7 +89,10 @@ def test_a_place_counts_urgent_lanes_and_a_turn_of_each_equal() -> None:
         {"priority": "normal", "tenant": "me", "key_id": "2", "jobs": 50_000},
         {"priority": "bulk", "tenant": "x", "key_id": "", "jobs": 9},
     ]
-    assert place({"priority": "normal", "tenant": "me", "key_id": "1"}, depths, ahead=2) == 7 + 2 + 3 + 1
+    assert (
+        place({"priority": "normal", "tenant": "me", "key_id": "1"}, depths, ahead=2)
+        == 7 + 2 + 3 + 1
+    )
 
 
 def test_a_range_comes_from_what_happened() -> None:

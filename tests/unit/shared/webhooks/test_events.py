@@ -16,8 +16,15 @@ from shared.webhooks.requests import endpoint_values, job_webhook
 from shared.webhooks.secrets import new_secret
 from worker.delivery import retry_after
 
-EVENT = {"id": "evt_1", "type": "job.succeeded", "job_id": "job_1", "batch_id": None, "status": "succeeded", "sequence": 3,
-         "created_at": datetime(2026, 1, 1, tzinfo=UTC)}  # fmt: skip
+EVENT = {
+    "id": "evt_1",
+    "type": "job.succeeded",
+    "job_id": "job_1",
+    "batch_id": None,
+    "status": "succeeded",
+    "sequence": 3,
+    "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+}
 
 
 def test_the_library_of_receivers_accepts_it_and_nothing_else() -> None:
@@ -26,9 +33,11 @@ def test_the_library_of_receivers_accepts_it_and_nothing_else() -> None:
     for secret in (old, new):
         assert Webhook(secret).verify(body, headers)["data"]["id"] == "job_1"
     for wrong_body, wrong_headers, secret in [
-        (body + b" ", headers, new), (body, {**headers, "webhook-id": "evt_2"}, new), (body, headers, new_secret()),
+        (body + b" ", headers, new),
+        (body, {**headers, "webhook-id": "evt_2"}, new),
+        (body, headers, new_secret()),
         (body, signed_headers("evt_1", body, [new], now=now - timedelta(minutes=10)), new),
-    ]:  # fmt: skip
+    ]:
         with pytest.raises(WebhookVerificationError):
             Webhook(secret).verify(wrong_body, wrong_headers)
 
@@ -36,23 +45,44 @@ def test_the_library_of_receivers_accepts_it_and_nothing_else() -> None:
 def test_the_body_is_thin_and_the_result_inline_to_16_kb() -> None:
     body = json.loads(event_body(EVENT))
     assert body == {
-        "id": "evt_1", "object": "event", "type": "job.succeeded", "created_at": 1767225600,
+        "id": "evt_1",
+        "object": "event",
+        "type": "job.succeeded",
+        "created_at": 1767225600,
         "timestamp": "2026-01-01T00:00:00Z",
-        "data": {"id": "job_1", "status": "succeeded", "sequence": 3, "result_url": "/v1/jobs/job_1/result"},
-    }  # fmt: skip
+        "data": {
+            "id": "job_1",
+            "status": "succeeded",
+            "sequence": 3,
+            "result_url": "/v1/jobs/job_1/result",
+        },
+    }
     assert json.loads(event_body(EVENT, {"a": "\u00e9"}))["data"]["result"] == {"a": "\u00e9"}
     assert "result" not in json.loads(event_body(EVENT, {"a": "x" * INLINE_MAX_BYTES}))["data"]
 
 
 def test_a_batchs_event_names_the_batch() -> None:
-    event = {**EVENT, "type": "batch.completed", "job_id": None, "batch_id": "batch_1", "status": "completed"}
+    event = {
+        **EVENT,
+        "type": "batch.completed",
+        "job_id": None,
+        "batch_id": "batch_1",
+        "status": "completed",
+    }
     data = json.loads(event_body(event))["data"]
-    assert data == {"id": "batch_1", "status": "completed", "sequence": 3, "result_url": "/v1/batches/batch_1"}
+    assert data == {
+        "id": "batch_1",
+        "status": "completed",
+        "sequence": 3,
+        "result_url": "/v1/batches/batch_1",
+    }
 
 
 def test_a_job_subscribes_to_events_of_jobs_alone() -> None:
     with pytest.raises(InvalidParameter) as wrong:
-        job_webhook({"url": "https://x.example", "events": ["batch.completed"]}, allow_private=False)
+        job_webhook(
+            {"url": "https://x.example", "events": ["batch.completed"]}, allow_private=False
+        )
     assert wrong.value.param == "webhook.events"
 
 

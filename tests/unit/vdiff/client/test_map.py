@@ -1,4 +1,6 @@
-"""`map`: order, bounded concurrency, errors of single prompts, a server that goes away, another run of the same call."""
+"""`map`: order, bounded concurrency, errors of single prompts, a server that goes away, another run
+of the same call.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from vdiff.progress import Bar, duration
 
 
 class Echo:
-    """A server whose jobs answer with their prompt: at once, later, with an error, or after a lost connection."""
+    """A server whose jobs answer with their prompt: at once, later, with an error, or after a lost
+    connection.
+    """
 
     def __init__(self) -> None:
         self.jobs: dict[str, dict[str, Any]] = {}
@@ -49,15 +53,22 @@ class Echo:
             return httpx.Response(401, json={"error": {"message": "no", "code": "invalid_api_key"}})
         if key not in self.by_key:
             job_id = self.by_key[key] = f"job_{len(self.jobs)}"
-            done = {"id": job_id, "object": "job", "status": "failed" if text == "fails" else "succeeded", "done": True,
-                    "error": {"code": "not_finite", "message": "NaN"} if text == "fails" else None,
-                    "result": {"choices": [{"message": {"content": text.upper()}}]}}  # fmt: skip
+            done = {
+                "id": job_id,
+                "object": "job",
+                "status": "failed" if text == "fails" else "succeeded",
+                "done": True,
+                "error": {"code": "not_finite", "message": "NaN"} if text == "fails" else None,
+                "result": {"choices": [{"message": {"content": text.upper()}}]},
+            }
             self.jobs[job_id] = done
         if text == "lost" and key not in self.lost:
             self.lost.add(key)
             raise httpx.ReadError("reset")  # it was accepted, and the client does not know
         if text == "later":
-            return httpx.Response(202, json={**self.jobs[self.by_key[key]], "status": "queued", "done": False})
+            return httpx.Response(
+                202, json={**self.jobs[self.by_key[key]], "status": "queued", "done": False}
+            )
         return httpx.Response(200, json=self.jobs[self.by_key[key]])
 
 
@@ -71,8 +82,12 @@ def test_outcomes_come_in_order_and_nothing_is_paid_twice() -> None:
     told: list[tuple[int, int, int | None]] = []
     with client_of(server) as client:
         outcomes = client.map(prompts, concurrency=8, progress=lambda *counts: told.append(counts))
-    assert [o.index for o in outcomes] == list(range(100)) and [o.prompt for o in outcomes] == prompts
-    assert [o.text for o in outcomes[:4]] == ["A", None, "LATER", "LOST"] and outcomes[99].text == "P94"
+    assert [o.index for o in outcomes] == list(range(100)) and [
+        o.prompt for o in outcomes
+    ] == prompts
+    assert [o.text for o in outcomes[:4]] == ["A", None, "LATER", "LOST"] and outcomes[
+        99
+    ].text == "P94"
     assert isinstance(outcomes[1].error, BadRequest) and outcomes[1].error.param == "messages"
     assert isinstance(outcomes[4].error, JobFailed) and outcomes[4].job is not None
     assert [o.ok for o in outcomes].count(False) == 2
@@ -81,7 +96,9 @@ def test_outcomes_come_in_order_and_nothing_is_paid_twice() -> None:
 
 
 class Limited(Echo):
-    """Serves one model, and lets one ask for it after a while that is longer than a single call's patience."""
+    """Serves one model, and lets one ask for it after a while that is longer than a single call's
+    patience.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,12 +114,16 @@ class Limited(Echo):
         return httpx.Response(200, json={"data": [{"id": "m", "object": "model", "workers": 1}]})
 
 
-def test_the_model_is_asked_for_once_and_with_a_maps_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_model_is_asked_for_once_and_with_a_maps_patience(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("vdiff.client.sync_client.sleep", lambda _: None)
     server = Limited()
     with Client("http://test", transport=httpx.MockTransport(server)) as client:
         outcomes = client.map([f"p{i}" for i in range(20)], concurrency=8, progress=False)
-    assert [outcome.text for outcome in outcomes] == [f"P{i}" for i in range(20)] and server.asked == 2
+    assert [outcome.text for outcome in outcomes] == [
+        f"P{i}" for i in range(20)
+    ] and server.asked == 2
 
 
 async def test_so_does_the_async_map(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +141,10 @@ def test_the_same_call_again_takes_over_its_jobs() -> None:
     server = Echo()
     for _ in range(2):
         with client_of(server) as client:
-            assert all(o.ok for o in client.map(["same", "same", "x"], idempotency_key="run-7", progress=False))
+            assert all(
+                o.ok
+                for o in client.map(["same", "same", "x"], idempotency_key="run-7", progress=False)
+            )
     assert sorted(server.by_key) == ["run-7-0", "run-7-1", "run-7-2"]
 
 
@@ -158,13 +182,19 @@ def test_inside_a_running_event_loop() -> None:
 async def test_the_async_map() -> None:
     server = Echo()
     prompts = ["a", "bad", "later", "lost", "fails"] + [f"p{i}" for i in range(20)]
-    async with AsyncClient("http://test", model="m", transport=httpx.MockTransport(server)) as client:
+    async with AsyncClient(
+        "http://test", model="m", transport=httpx.MockTransport(server)
+    ) as client:
         outcomes = await client.map(prompts, concurrency=4, progress=False)
-    assert [o.index for o in outcomes] == list(range(25)) and [o.ok for o in outcomes].count(False) == 2
+    assert [o.index for o in outcomes] == list(range(25)) and [o.ok for o in outcomes].count(
+        False
+    ) == 2
     assert outcomes[2].text == "LATER" and outcomes[3].text == "LOST" and len(server.jobs) == 24
 
 
-def test_the_bar_on_a_terminal_has_rate_time_left_and_errors_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bar_on_a_terminal_has_rate_time_left_and_errors_so_far(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Terminal(StringIO):
         def isatty(self) -> bool:
             return True

@@ -1,4 +1,6 @@
-"""How the client sends: the key that keeps a retry from being paid twice, when it tries again, what an error says."""
+"""How the client sends: the key that keeps a retry from being paid twice, when it tries again, what
+an error says.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,27 @@ from vdiff.client import AsyncClient, Client, calls
 
 Handler = Callable[[httpx.Request], httpx.Response]
 
-JOB = {"id": "job_1", "object": "job", "status": "queued", "done": False, "model": "m", "error": None, "result": None}
-DONE = {**JOB, "status": "succeeded", "done": True, "result": {"choices": [{"message": {"content": "42"}}]}}
-FAILED = {**JOB, "status": "failed", "done": True, "error": {"code": "not_finite", "message": "NaN", "param": None}}
+JOB = {
+    "id": "job_1",
+    "object": "job",
+    "status": "queued",
+    "done": False,
+    "model": "m",
+    "error": None,
+    "result": None,
+}
+DONE = {
+    **JOB,
+    "status": "succeeded",
+    "done": True,
+    "result": {"choices": [{"message": {"content": "42"}}]},
+}
+FAILED = {
+    **JOB,
+    "status": "failed",
+    "done": True,
+    "error": {"code": "not_finite", "message": "NaN", "param": None},
+}
 
 
 def problem(status: int, code: str, param: str | None = None, **headers: str) -> httpx.Response:
@@ -110,13 +130,21 @@ def test_a_key_of_ones_own() -> None:
 
 def test_what_cannot_be_repeated_is_not() -> None:
     server = Server(httpx.ReadError("reset"), httpx.Response(202, json=JOB))
-    with client_of(server) as client, pytest.raises(module.ServerUnreachable, match="not sent again") as lost:
+    with (
+        client_of(server) as client,
+        pytest.raises(module.ServerUnreachable, match="not sent again") as lost,
+    ):
         client.retry("job_1")
     assert lost.value.sent and len(server.requests) == 1
 
 
 @pytest.mark.parametrize(
-    "trouble", [problem(503, "database_unavailable"), httpx.Response(503, text="<html>"), problem(504, "wait_timeout")]
+    "trouble",
+    [
+        problem(503, "database_unavailable"),
+        httpx.Response(503, text="<html>"),
+        problem(504, "wait_timeout"),
+    ],
 )
 def test_nor_after_an_answer_that_leaves_it_open(trouble: httpx.Response) -> None:
     """The database may have gone as it committed, and a proxy speaks for nobody."""
@@ -127,13 +155,19 @@ def test_nor_after_an_answer_that_leaves_it_open(trouble: httpx.Response) -> Non
 
 
 def test_a_replay_is_sent_again_under_its_key() -> None:
-    server = Server(httpx.ReadError("reset"), problem(503, "database_unavailable"), httpx.Response(202, json=JOB))
+    server = Server(
+        httpx.ReadError("reset"),
+        problem(503, "database_unavailable"),
+        httpx.Response(202, json=JOB),
+    )
     with client_of(server) as client:
         assert client.replay("job_1").id == "job_1"
     assert len(server.requests) == 3 and len(set(server.keys())) == 1 and server.keys()[0]
 
 
-@pytest.mark.parametrize("trouble", [httpx.ConnectError("refused"), problem(503, "overloaded"), problem(429, "x")])
+@pytest.mark.parametrize(
+    "trouble", [httpx.ConnectError("refused"), problem(503, "overloaded"), problem(429, "x")]
+)
 def test_unless_nothing_can_have_been_done(trouble: httpx.Response | Exception) -> None:
     server = Server(trouble, httpx.Response(202, json=JOB))
     with client_of(server) as client:
@@ -141,7 +175,9 @@ def test_unless_nothing_can_have_been_done(trouble: httpx.Response | Exception) 
 
 
 def test_retry_after_is_honoured(waits: list[float]) -> None:
-    with client_of(Server(problem(429, "x", **{"Retry-After": "17"}), httpx.Response(200, json=JOB))) as client:
+    with client_of(
+        Server(problem(429, "x", **{"Retry-After": "17"}), httpx.Response(200, json=JOB))
+    ) as client:
         client.get("job_1")
     assert waits == [17.0]
 
@@ -156,14 +192,24 @@ def test_who_waits_may_be_told(waits: list[float]) -> None:
     server = Server(limited, httpx.ConnectError("no route"), httpx.Response(200, json=JOB))
     with client_of(server, on_wait=tell) as client:
         client.submit("hi")
-    assert told[0] == (7.0, "said rate_limit_exceeded") and told[1] == (waits[1], "http://test: no route")
+    assert told[0] == (7.0, "said rate_limit_exceeded") and told[1] == (
+        waits[1],
+        "http://test: no route",
+    )
 
 
 def test_retry_after_beyond_our_patience_is_an_error_at_once(waits: list[float]) -> None:
     server = Server(problem(429, "rate_limit_exceeded", **{"Retry-After": "100"}))
-    with client_of(server, retry_seconds=30) as client, pytest.raises(module.RateLimited) as refused:
+    with (
+        client_of(server, retry_seconds=30) as client,
+        pytest.raises(module.RateLimited) as refused,
+    ):
         client.get("job_1")
-    assert (refused.value.status, refused.value.code, refused.value.retry_after) == (429, "rate_limit_exceeded", 100.0)
+    assert (refused.value.status, refused.value.code, refused.value.retry_after) == (
+        429,
+        "rate_limit_exceeded",
+        100.0,
+    )
     assert waits == []
 
 
@@ -195,9 +241,17 @@ def test_the_server_may_forbid_a_retry() -> None:
 
 @pytest.mark.parametrize(
     ("status", "kind"),
-    [(400, module.BadRequest), (401, module.AuthenticationFailed), (403, module.PermissionDenied), (404, module.NotFound),
-     (409, module.Conflict), (410, module.Gone), (413, module.BadRequest), (422, module.BadRequest)],
-)  # fmt: skip
+    [
+        (400, module.BadRequest),
+        (401, module.AuthenticationFailed),
+        (403, module.PermissionDenied),
+        (404, module.NotFound),
+        (409, module.Conflict),
+        (410, module.Gone),
+        (413, module.BadRequest),
+        (422, module.BadRequest),
+    ],
+)
 def test_errors_have_status_code_and_param(status: int, kind: type[module.ApiError]) -> None:
     answer = problem(status, "some_code", "diffusion.threshold", **{"X-Request-ID": "r-1"})
     with client_of(Server(answer)) as client, pytest.raises(kind) as wrong:
@@ -224,7 +278,9 @@ def test_a_report_and_a_download_bear_a_lost_connection() -> None:
     server = Server(httpx.ReadError("gone"), httpx.Response(200, text="<html>"))
     with client_of(server) as client:
         assert client.evaluation_report("eval_1") == "<html>"
-    server = Server(httpx.ReadError("gone"), problem(503, "overloaded"), httpx.Response(200, text="ab"))
+    server = Server(
+        httpx.ReadError("gone"), problem(503, "overloaded"), httpx.Response(200, text="ab")
+    )
     with client_of(server) as client:
         assert b"".join(client.download("file_1")) == b"ab"
 
@@ -240,7 +296,10 @@ def test_a_report_and_a_download_bear_a_lost_connection() -> None:
 
 @pytest.mark.parametrize("name", ["", "../keys", "a/b", "a?b", "jöb", None, 7])
 def test_an_id_stays_an_id(name: Any) -> None:
-    with client_of(Server(httpx.Response(200, json=JOB))) as client, pytest.raises(module.ClientError, match="no id"):
+    with (
+        client_of(Server(httpx.Response(200, json=JOB))) as client,
+        pytest.raises(module.ClientError, match="no id"),
+    ):
         client.get(name)
 
 
@@ -252,18 +311,36 @@ def sent(client: Client, server: Server, prompt: Any, **options: Any) -> Any:
 def test_prompts_of_every_kind() -> None:
     server = Server(httpx.Response(202, json=JOB))
     with client_of(server) as client:
-        chat = sent(client, server, "hi", max_tokens=8, priority="bulk", metadata={"a": "b"}, extra_body={"new": 1})
+        chat = sent(
+            client,
+            server,
+            "hi",
+            max_tokens=8,
+            priority="bulk",
+            metadata={"a": "b"},
+            extra_body={"new": 1},
+        )
         assert chat == {
-            "endpoint": "/v1/chat/completions", "priority": "bulk", "metadata": {"a": "b"},
-            "body": {"model": "m", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 8, "new": 1},
-        }  # fmt: skip
+            "endpoint": "/v1/chat/completions",
+            "priority": "bulk",
+            "metadata": {"a": "b"},
+            "body": {
+                "model": "m",
+                "messages": [{"role": "user", "content": "hi"}],
+                "max_tokens": 8,
+                "new": 1,
+            },
+        }
         messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
         assert sent(client, server, messages)["body"]["messages"] == messages
         assert sent(client, server, [1, 2])["endpoint"] == "/v1/completions"
         text = sent(client, server, "hi", endpoint="/v1/completions", model="other")
         assert text["body"] == {"model": "other", "prompt": "hi"}
         whole = sent(client, server, {"prompt": "x", "model": "own"}, seed=3)
-        assert whole == {"endpoint": "/v1/completions", "body": {"prompt": "x", "model": "own", "seed": 3}}
+        assert whole == {
+            "endpoint": "/v1/completions",
+            "body": {"prompt": "x", "model": "own", "seed": 3},
+        }
         with pytest.raises(module.ClientError, match="endpoint="):
             client.submit({"context": "x"})
 
@@ -274,15 +351,22 @@ def models(*found: tuple[str, int]) -> httpx.Response:
 
 
 def test_a_line_of_generate_is_a_prompt_too() -> None:
-    """`custom_id` is the job's; token ids are a completion's prompt. Both at once are the server's to refuse."""
+    """`custom_id` is the job's; token ids are a completion's prompt. Both at once are the server's
+    to refuse.
+    """
     body = calls.job_body({"custom_id": "a", "prompt_token_ids": [5, 6], "seed": 1}, {}, "m")
     assert body == {
         "endpoint": "/v1/completions",
         "body": {"prompt": [5, 6], "seed": 1, "model": "m"},
         "custom_id": "a",
     }
-    assert "prompt_token_ids" in calls.job_body({"prompt_token_ids": [5], "prompt": "x"}, {}, "m")["body"]
-    first, second = calls.batch_lines([{"custom_id": "a", "prompt": "x"}, "y"], model="m").splitlines()
+    assert (
+        "prompt_token_ids"
+        in calls.job_body({"prompt_token_ids": [5], "prompt": "x"}, {}, "m")["body"]
+    )
+    first, second = calls.batch_lines(
+        [{"custom_id": "a", "prompt": "x"}, "y"], model="m"
+    ).splitlines()
     assert (json.loads(first)["custom_id"], json.loads(second)["custom_id"]) == ("a", "line-2")
 
 
@@ -293,12 +377,17 @@ def test_the_only_model_needs_no_name() -> None:
         client.submit("again")
     assert [r.url.path for r in server.requests] == ["/v1/models", "/v1/jobs", "/v1/jobs"]
     two = httpx.MockTransport(Server(models(("a", 1), ("b", 1))))
-    with Client("http://test", transport=two) as client, pytest.raises(module.ClientError, match="name a model: a, b"):
+    with (
+        Client("http://test", transport=two) as client,
+        pytest.raises(module.ClientError, match="name a model: a, b"),
+    ):
         client.submit("hi")
 
 
 def test_waiting_asks_again_until_it_is_over() -> None:
-    server = Server(httpx.Response(200, json=JOB), httpx.ReadTimeout("lost"), httpx.Response(200, json=DONE))
+    server = Server(
+        httpx.Response(200, json=JOB), httpx.ReadTimeout("lost"), httpx.Response(200, json=DONE)
+    )
     with client_of(server) as client:
         assert client.wait("job_1").text == "42"
     assert all(r.url.params["wait"] == "30.000" for r in server.requests)
@@ -318,13 +407,19 @@ def test_a_server_that_allows_shorter_waits() -> None:
 
 
 def test_waiting_may_have_an_end() -> None:
-    with client_of(Server(httpx.Response(200, json=JOB))) as client, pytest.raises(TimeoutError, match="it goes on"):
+    with (
+        client_of(Server(httpx.Response(200, json=JOB))) as client,
+        pytest.raises(TimeoutError, match="it goes on"),
+    ):
         client.wait("job_1", timeout=3)
 
 
 def test_run_raises_what_the_job_says() -> None:
     server = Server(httpx.Response(202, json=JOB), httpx.Response(200, json=FAILED))
-    with client_of(server) as client, pytest.raises(module.JobFailed, match="job_1 failed: NaN") as failed:
+    with (
+        client_of(server) as client,
+        pytest.raises(module.JobFailed, match="job_1 failed: NaN") as failed,
+    ):
         client.run("hi")
     assert failed.value.code == "not_finite" and failed.value.job.status == "failed"
 
@@ -348,7 +443,9 @@ def test_a_stream_goes_on_where_it_was_lost() -> None:
         b'ent: progress\ndata: {"text": "4"}\n\n',
         b"LOST",
     )
-    second = events(b'id: 2-0\r\nevent: progress\r\ndata: {"text": "\xe2\x80\xa8"}\r\n\r\n')  # and the server stops
+    second = events(
+        b'id: 2-0\r\nevent: progress\r\ndata: {"text": "\xe2\x80\xa8"}\r\n\r\n'
+    )  # and the server stops
     third = events(b'id: 2-0\nevent: done\ndata: {"status": "succeeded"}\n\n')
     server = Server(first, httpx.ConnectError("refused"), second, third)
     with client_of(server) as client:
@@ -367,14 +464,18 @@ def test_lists_page_as_they_are_read() -> None:
     def page(request: httpx.Request) -> httpx.Response:
         number = int(request.url.params.get("cursor", "0"))
         data = [{**JOB, "id": f"job_{number}{i}"} for i in range(2)]
-        return httpx.Response(200, json={"data": data, "has_more": number < 2, "next_cursor": str(number + 1)})
+        return httpx.Response(
+            200, json={"data": data, "has_more": number < 2, "next_cursor": str(number + 1)}
+        )
 
     server = Server(page)
     with client_of(server) as client:
         assert len(list(client.list_jobs(status="queued", metadata={"run": "7"}))) == 6
         assert [r.url.params["metadata[run]"] for r in server.requests] == ["7", "7", "7"]
         server.requests.clear()
-        assert [job.id for job in client.list_jobs(limit=1)] == ["job_00"] and len(server.requests) == 1
+        assert [job.id for job in client.list_jobs(limit=1)] == ["job_00"] and len(
+            server.requests
+        ) == 1
 
 
 def test_address_and_key_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -391,8 +492,15 @@ def test_address_and_key_come_from_the_settings(monkeypatch: pytest.MonkeyPatch)
         Client()
 
 
-@pytest.mark.parametrize("options", [{"base_url": "ftp://x"}, {"base_url": "localhost:8000"}, {"api_key": "a\nb"},
-                                     {"retry_seconds": -1}])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"base_url": "ftp://x"},
+        {"base_url": "localhost:8000"},
+        {"api_key": "a\nb"},
+        {"retry_seconds": -1},
+    ],
+)
 def test_bad_settings_are_named(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError) as wrong:
         Client(**options)
@@ -401,15 +509,21 @@ def test_bad_settings_are_named(options: dict[str, Any]) -> None:
 
 def test_both_clients_have_the_same_face() -> None:
     def face(kind: type) -> dict[str, list[str]]:
-        public = {k: v for k, v in vars(kind).items() if not k.startswith("_") and inspect.isfunction(v)}
+        public = {
+            k: v for k, v in vars(kind).items() if not k.startswith("_") and inspect.isfunction(v)
+        }
         return {name: list(inspect.signature(method).parameters) for name, method in public.items()}
 
     assert face(Client) == face(AsyncClient) and len(face(Client)) > 25
 
 
 async def test_the_async_client_retries_alike() -> None:
-    server = Server(httpx.ReadError("reset"), httpx.Response(202, json=JOB), httpx.Response(200, json=DONE))
-    async with AsyncClient("http://test", model="m", transport=httpx.MockTransport(server)) as client:
+    server = Server(
+        httpx.ReadError("reset"), httpx.Response(202, json=JOB), httpx.Response(200, json=DONE)
+    )
+    async with AsyncClient(
+        "http://test", model="m", transport=httpx.MockTransport(server)
+    ) as client:
         assert (await client.run("hi")).text == "42"
     assert len(set(server.keys()[:2])) == 1
 
@@ -437,7 +551,10 @@ def test_webhooks_are_verified() -> None:
     secret, body = new_secret(), b'{"id": "evt_1", "type": "job.succeeded"}'
     headers = signed_headers("evt_1", body, [new_secret(), secret], now=datetime.now(UTC))
     assert vdiff.verify_webhook(body, headers, secret)["type"] == "job.succeeded"
-    assert vdiff.verify_webhook(body, {k.title(): v for k, v in headers.items()}, secret)["id"] == "evt_1"
+    assert (
+        vdiff.verify_webhook(body, {k.title(): v for k, v in headers.items()}, secret)["id"]
+        == "evt_1"
+    )
     old = signed_headers("evt_1", body, [secret], now=datetime.now(UTC) - timedelta(minutes=6))
     for bad_body, bad_headers, bad_secret in [
         (body + b" ", headers, secret),
@@ -452,5 +569,7 @@ def test_webhooks_are_verified() -> None:
             vdiff.verify_webhook(bad_body, bad_headers, bad_secret)
     with pytest.raises(module.ClientError, match="whsec_"):
         vdiff.verify_webhook(body, headers, "")
-    with client_of(Server(httpx.Response(200, json={"object": "webhook_secret", "secret": secret}))) as client:
+    with client_of(
+        Server(httpx.Response(200, json={"object": "webhook_secret", "secret": secret}))
+    ) as client:
         assert client.verify_webhook(body, headers)["id"] == "evt_1"
