@@ -1,8 +1,8 @@
-"""A receiver of webhooks: it verifies, drops what it has seen, and answers at once.
+"""Webhook receiver: verify the signature, drop duplicates and respond at once.
 
     WEBHOOK_SECRET=whsec_... uvicorn examples.webhook_receiver:app --port 9000
 
-The secret is the one that registering the endpoint answered with.
+The secret is in the response to the registration of the endpoint.
 """
 
 import os
@@ -12,14 +12,14 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 app = FastAPI()
 webhook = Webhook(os.environ["WEBHOOK_SECRET"])
-seen: set[str] = set()  # of one process; in yours a table with a unique key
+seen: set[str] = set()  # in production, use a table with a unique key
 
 
 @app.post("/hook", status_code=204)
 async def receive(request: Request) -> None:
     body = (
         await request.body()
-    )  # the bytes as they came: a body that was parsed and written again has another signature
+    )  # verify the original bytes: a re-encoded body has another signature
     try:
         event = webhook.verify(body, dict(request.headers))
     except WebhookVerificationError as exc:
@@ -27,6 +27,5 @@ async def receive(request: Request) -> None:
     if event["id"] in seen:  # an event arrives at least once
         return
     seen.add(event["id"])
-    # What takes long belongs into a queue of your own: an answer that is late counts as none, and
-    # the event comes again.
+    # Put slow work into a queue: after a late response, vdiff sends the event again.
     print(event["type"], event["data"]["id"], event["data"]["status"], flush=True)

@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port the API listens on")
     flower_port: int = Field(5555, ge=0, le=65535, description="port of Flower")
     flower_basic_auth: SecretStr | None = Field(
-        None, description="name:password that Flower asks for; needed beyond loopback"
+        None, description="name:password for Flower; required beyond loopback"
     )
     max_body_bytes: int = Field(
         2 * 1024 * 1024,
@@ -71,19 +71,21 @@ class Settings(BaseSettings):
         8000,
         ge=2,
         le=1_000_000,
-        description="open connections of one API process; beyond it, one without a request is closed, else the new one",
+        description="open connections of one API process; above it, "
+        "an idle one is closed, else the new one",
     )
     header_timeout_seconds: float = Field(
         10.0,
         gt=0,
         le=3600,
-        description="longest time from a request's first byte, or a connection's begin, to its headers' end",
+        description="longest time from the start of a connection "
+        "or request to the end of its headers",
     )
     body_timeout_seconds: float = Field(
         30.0,
         gt=0,
         le=3600,
-        description="longest time for a request's body; each 4 KiB that came add a second",
+        description="longest time for a request's body; each 4 KiB received add a second",
     )
     keep_alive_seconds: float = Field(
         75.0,
@@ -95,7 +97,7 @@ class Settings(BaseSettings):
         60.0,
         gt=0,
         le=3600,
-        description="longest time that a client may leave an answer unread while it waits to be sent",
+        description="longest time that a client may leave a response unread",
     )
     root_path: str = Field(
         "",
@@ -115,25 +117,25 @@ class Settings(BaseSettings):
     )
     auth: Literal["auto", "required", "open"] = Field(
         "auto",
-        description="whether an API key is needed: auto says yes beyond loopback, or when api_key is set",
+        description="when an API key is required; auto: beyond loopback, or if api_key is set",
     )
     api_key: SecretStr | None = Field(
-        None, description="a static key that may do everything; also what the CLI sends"
+        None, description="a static key with every scope; the CLI sends it too"
     )
     requests_per_minute: int | None = Field(
-        None, ge=1, le=MOST, description="per key, unless the key says otherwise"
+        None, ge=1, le=MOST, description="per key, unless the key has its own limit"
     )
     max_queued_jobs: int = Field(
         100_000,
         ge=1,
         le=MOST,
-        description="queued jobs per key before 429, unless the key says otherwise",
+        description="queued jobs per key before 429, unless the key has its own limit",
     )
     max_queued_tokens: int | None = Field(
         None,
         ge=1,
         le=MOST,
-        description="queued tokens per key before 429, unless the key says otherwise",
+        description="queued tokens per key before 429, unless the key has its own limit",
     )
     max_waiting_requests: int = Field(
         256,
@@ -165,33 +167,36 @@ class Settings(BaseSettings):
         50 * 1024**3,
         ge=0,
         le=2**60,
-        description="what the files of one tenant may take together, bytes; 0 means no limit",
+        description="total size of the files of one tenant, bytes; 0 means no limit",
     )
     max_batch_lines: int = Field(50_000, ge=1, le=MOST, description="lines that a batch may have")
     code_graders: bool = Field(
         False,
-        description="let evaluations have graders that run code, in a sandbox of the API process (Linux)",
+        description="allow code graders in evaluations, in a sandbox of the API process (Linux)",
     )
     sandboxes: int = Field(
         3,
         ge=1,
         le=64,
-        description="graders that run code at once on one host, in all API processes together",
+        description="code graders that run at once on one host, over all API processes",
     )
     sandbox_memory_mb: int = Field(
         512,
         ge=64,
         le=2048,
-        description="most memory that a grader of code may ask for, MB; one sandbox takes no more",
+        description="maximum memory of a code grader's sandbox, MB",
     )
     worker_stale_seconds: float = Field(
-        30.0, gt=0, le=TEN_YEARS, description="a worker unheard of for so long counts as away"
+        30.0,
+        gt=0,
+        le=TEN_YEARS,
+        description="a worker without a heartbeat for this time counts as stopped",
     )
 
     # Client and command line
     base_url: str | None = Field(
         None,
-        description="where clients find the API; empty means a `vdiff up` in the same folder, else host and port",
+        description="URL of the API for clients; empty means a `vdiff up` in the same folder, else host and port",
     )
 
     # Webhooks
@@ -203,21 +208,25 @@ class Settings(BaseSettings):
         description="waits between the attempts of a webhook, comma-separated",
     )
     webhook_timeout_seconds: float = Field(
-        15.0, gt=0, le=120, description="longest wait for a receiver's answer"
+        15.0, gt=0, le=120, description="longest wait for a receiver's response"
     )
     webhook_concurrency: int = Field(
         32, ge=1, le=512, description="webhooks that one process sends at once"
     )
     webhook_per_receiver: int = Field(4, ge=1, le=MOST, description="of these, to one receiver")
     webhook_forget_seconds: float = Field(
-        30 * 86_400.0, gt=0, le=TEN_YEARS, description="events and their attempts are kept so long"
+        30 * 86_400.0,
+        gt=0,
+        le=TEN_YEARS,
+        description="time for which events and their attempts are kept",
     )
 
     # Secrets at rest
     secret_keys: SecretStr | None = Field(
         None,
         description="keys that encrypt webhook secrets in the database, comma-separated: the first encrypts, all decrypt; "
-        "empty stores them in clear (`vdiff up` makes one for its own PostgreSQL)",
+        "empty stores them in clear text (`vdiff "
+        "up` creates one for its embedded PostgreSQL)",
     )
 
     # Worker and engine
@@ -246,9 +255,10 @@ class Settings(BaseSettings):
     )
     trust_remote_code: bool = Field(
         False,
-        description="run a model that is not built in through transformers, with the code its repository brings",
+        description="run a model of another family through "
+        "transformers, with the code of its repository",
     )
-    tensor_parallel_size: int = Field(1, ge=1, le=1024, description="only 1 is built")
+    tensor_parallel_size: int = Field(1, ge=1, le=1024, description="only 1 is supported")
     gpu_memory_utilization: float = Field(
         0.9,
         gt=0,
@@ -288,12 +298,13 @@ class Settings(BaseSettings):
     )
     verifier: str | None = Field(
         None,
-        description="folder or hub id of the autoregressive model that APD asks; the bundled model has one",
+        description="folder or hub id of the autoregressive "
+        "verifier of APD; the bundled model has one",
     )
 
     # Jobs
     lease_seconds: float = Field(
-        30.0, gt=0, le=TEN_YEARS, description="how long a claim holds without a heartbeat"
+        30.0, gt=0, le=TEN_YEARS, description="time for which a claim is valid without a heartbeat"
     )
     heartbeat_seconds: float = Field(
         10.0,
@@ -311,38 +322,39 @@ class Settings(BaseSettings):
         15.0,
         gt=0,
         le=TEN_YEARS,
-        description="a queued job whose message may be lost is pushed again",
+        description="time after which a queued job with a possibly lost message is pushed again",
     )
     drain_seconds: float = Field(
         10.0, ge=0, le=TEN_YEARS, description="time that running jobs get at SIGTERM before requeue"
     )
     max_attempts: int = Field(
-        3, ge=1, le=100, description="failures after which a job fails for good"
+        3, ge=1, le=100, description="number of failures after which a job ends as failed"
     )
     retain_seconds: float = Field(
         30 * 86_400.0,
         ge=0,
         le=TEN_YEARS,
-        description="input and output of a finished job are purged after so long, unless the job says otherwise; 0 means never",
+        description="input and output of a finished job are purged after "
+        "this time, unless the job sets its own; 0 means never",
     )
     file_retain_seconds: float = Field(
         30 * 86_400.0,
         ge=0,
         le=TEN_YEARS,
-        description="files without `expires_after` are deleted after so long; 0 means never",
+        description="files without `expires_after` are deleted after this time; 0 means never",
     )
     forget_after_seconds: float | None = Field(
         None,
         ge=0,
         le=TEN_YEARS,
-        description="the ledger row of a finished job is deleted after so long; 0 means never; empty means 365 days, "
+        description="the ledger row of a finished job is deleted after this time; 0 means never; empty means 365 days, "
         "and never if retain_seconds is 0",
     )
     hang_seconds: float = Field(
         120.0,
         gt=0,
         le=TEN_YEARS,
-        description="an engine with work that makes no step for so long is hung",
+        description="an engine with work that makes no step for this time is hung",
     )
     keep_steps_tokens: int = Field(
         8_192,
@@ -369,7 +381,7 @@ class Settings(BaseSettings):
         512 << 20,
         ge=0,
         le=1 << 50,
-        description="memory of the embedded Redis, which refuses writes beyond it; 0 is no limit",
+        description="memory of the embedded Redis, which refuses writes above it; 0 means no limit",
     )
 
     # Logs

@@ -66,7 +66,11 @@ SAID_FROM_SECONDS = 1.0  # a wait that is shorter passes before it is read
 
 Timeout = Annotated[
     float | None,
-    typer.Option(min=0, max=TEN_YEARS, help="seconds to wait; then exit code 6, and it goes on"),
+    typer.Option(
+        min=0,
+        max=TEN_YEARS,
+        help="seconds to wait; then exit with code 6; the job or batch continues",
+    ),
 ]
 
 

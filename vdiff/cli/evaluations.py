@@ -345,7 +345,7 @@ def cancel(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Stop what has not ended; what is graded stays, and `eval run` goes on from there."""
+    """Cancel the unfinished answers; graded ones remain, and `eval run` continues from there."""
     with connected(base_url, api_key) as client:
         found = client.cancel_evaluation(evaluation)
     typer.echo(json.dumps(found.raw) if as_json else f"{found.id} {found.status}")

@@ -13,8 +13,8 @@ MEANINGS = {
     UNREACHABLE: "the server does not answer, or answered 5xx",
     REFUSED: "the API key is missing, unknown or lacks a scope, or a limit is reached (401, 403, 429)",
     MISSING: "there is no such job, batch, evaluation, file, model or key, or it was purged (404, 410)",
-    TIMEOUT: "not over within `--timeout`; it goes on",
-    INTERRUPTED: "Ctrl-C; what was submitted goes on",
+    TIMEOUT: "not finished within `--timeout`; the work continues",
+    INTERRUPTED: "Ctrl-C; submitted work continues",
 }
 
 

@@ -150,11 +150,14 @@ def revoke(
 def rotate(
     key_id: Annotated[str, typer.Argument(help="the key's id, key_...")],
     grace_seconds: Annotated[
-        float, typer.Option(min=0, max=GRACE_SECONDS_MAX, help="how long the old key goes on")
+        float,
+        typer.Option(
+            min=0, max=GRACE_SECONDS_MAX, help="seconds for which the old key stays valid"
+        ),
     ] = DEFAULT_GRACE_SECONDS,
     as_json: AsJson = False,
 ) -> None:
-    """Print a new key for the same id, tenant and limits; the old one goes on for a day."""
+    """Print a new key for the same id, tenant and limits; the old one stays valid for a day."""
     from shared.keys import repository
 
     _between("--grace-seconds", grace_seconds, 0, GRACE_SECONDS_MAX)

@@ -63,7 +63,7 @@ TrustRemoteCode = Annotated[
 ]
 TensorParallelSize = Annotated[
     int | None,
-    typer.Option(min=1, max=1024, help="devices per model; only 1 is built [default: 1]"),
+    typer.Option(min=1, max=1024, help="devices per model; only 1 is supported [default: 1]"),
 ]
 GpuMemoryUtilization = Annotated[
     float | None,
