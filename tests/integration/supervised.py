@@ -41,7 +41,7 @@ def chat_job(content: str = "What is 17 + 25?", **body: Any) -> dict[str, Any]:
 
 def long_job(n: int = 1) -> dict[str, Any]:
     """Runs for seconds: many steps, one token each, no early end."""
-    return chat_job(max_tokens=480, ignore_eos=True, diffusion={"block_length": 480}, n=n)
+    return chat_job(max_tokens=256, ignore_eos=True, diffusion={"block_length": 256}, n=n)
 
 
 @contextmanager
