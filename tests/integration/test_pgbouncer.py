@@ -68,7 +68,7 @@ def pooled_url(jobs_module: Jobs, tmp_path_factory: pytest.TempPathFactory) -> I
         "listen_port": str(port),
         "auth_file": str(users),
         "unix_socket_dir": "",
-        "default_pool_size": "2",
+        "default_pool_size": "4",  # a round of the sweeper and one of housekeeping hold one each
         "logfile": str(folder / "log"),
     }
     where = f"host={direct.host} port={direct.port} dbname={direct.database}"
@@ -99,8 +99,8 @@ def pooled_url(jobs_module: Jobs, tmp_path_factory: pytest.TempPathFactory) -> I
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_both_drivers_share_two_connections(pooled_url: str) -> None:
-    """Thirty clients on two server sessions: prepared statements and settings of one would meet the
+def test_both_drivers_share_four_connections(pooled_url: str) -> None:
+    """Thirty clients on four server sessions: prepared statements and settings of one would meet the
     others.
     """
 
