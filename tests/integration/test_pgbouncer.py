@@ -174,7 +174,7 @@ def test_api_and_worker_do_their_work_through_it(
         with httpx.Client(base_url=api.url, timeout=120, headers=key) as client:
             for _ in range(5):
                 job = client.post("/v1/jobs", json=chat_job(), headers={"prefer": "wait=50"}).json()
-                assert job["status"] == "succeeded", job
+                assert jobs_module.wait_done(job["id"]).status == "succeeded", job
             for path in ("/v1/jobs", "/v1/usage", "/v1/queue", "/v1/overview", "/health"):
                 assert client.get(path).status_code == 200, path
     finally:

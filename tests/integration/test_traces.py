@@ -154,7 +154,7 @@ def test_one_trace_from_the_request_to_the_webhook(
     assert told["vdiff.forwards"].int_value == job["diffusion"]["forwards"]
     about = {a.key: a.value.string_value for a in attempt.attributes}
     assert (about["vdiff.job_id"], about["vdiff.outcome"]) == (job["id"], "succeeded")
-    (hook,) = collector.hooks
+    hook = eventually(lambda: list(collector.hooks), what="the webhook")[0]
     deliver = spans["vdiff-deliver", "vdiff.deliver"]
     assert hook["traceparent"] == f"00-{TRACE}-{deliver.span_id.hex()}-01"
 
