@@ -30,6 +30,11 @@ def totals() -> Select[Any]:
 
 
 def happened_within(action: str, limit_seconds: float) -> Select[Any]:
-    """Select whether the action was counted in the last `limit_seconds`, by the database's clock."""
-    recent = COUNTS.c.updated_at > func.now() - seconds(limit_seconds)
+    """Select whether the action was counted in the last `limit_seconds`, by the database's clock.
+
+    A time in the future does not count: after a failover, the clock of the new primary can be
+    behind.
+    """
+    limit = seconds(limit_seconds)
+    recent = COUNTS.c.updated_at.between(func.now() - limit, func.now())
     return select(exists().where(COUNTS.c.action == action, recent))

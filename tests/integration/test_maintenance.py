@@ -155,6 +155,19 @@ def test_many_processes_share_the_rounds(jobs: Jobs) -> None:
     )
 
 
+def test_rounds_continue_when_the_new_primarys_clock_is_behind(jobs: Jobs) -> None:
+    sweepers = [maintenance(jobs, sweep_seconds=3600).sweeper for _ in range(2)]
+    sweepers[0]._duties[0].perform()
+    ahead = "UPDATE maintenance_counts SET updated_at = now() + interval '1 day' RETURNING action"
+    jobs.execute(text(ahead))
+    sweepers[1]._duties[0].perform()
+    rounds = text(
+        "SELECT total, updated_at <= now() AS is_past FROM maintenance_counts "
+        "WHERE action = 'rounds_of_sweeper'"
+    )
+    assert [tuple(row) for row in jobs.execute(rounds)] == [(2, True)]
+
+
 def test_a_round_that_failed_is_left_to_other_processes(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
