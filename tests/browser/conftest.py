@@ -102,7 +102,7 @@ def look(page: Page, name: str, *, whole: bool = True) -> None:
     out.
     """
     for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")  # type: ignore[arg-type]
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
         if SCREENSHOTS:

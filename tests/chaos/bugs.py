@@ -56,9 +56,9 @@ def _no_tenants() -> None:
     """Whoever knows an id sees the job."""
     from shared.jobs import queries
 
-    queries.get = lambda job_id, tenant: queries.select(*queries.PUBLIC).where(
-        queries.JOBS.c.id == job_id
-    )  # type: ignore[attr-defined]
+    queries.get = lambda job_id, tenant: queries.select(*queries.PUBLIC).where(  # type: ignore[attr-defined]
+        queries.JOBS.c.id == job_id  # type: ignore[attr-defined]
+    )
 
 
 def _no_idempotency() -> None:

@@ -162,11 +162,11 @@ def run(database_url: str, redis_url: str, another_user: dict[str, str] | None) 
                 ]  # which looks for it on that user's PATH
             user = {} if another_user is None else as_user()
             log = (tmp / f"{len(started)}.log").open("wb")
-            process = subprocess.Popen(command, env=env, cwd="/", stdout=log, stderr=log, **user)  # type: ignore[call-overload]
+            process = subprocess.Popen(command, env=env, cwd="/", stdout=log, stderr=log, **user)
             log.close()
             process.log = Path(log.name)
             started.append(process)
-            return process  # type: ignore[no-any-return]
+            return process
 
         began = time.time()
         yield start

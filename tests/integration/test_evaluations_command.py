@@ -198,9 +198,8 @@ def test_the_worked_example_of_the_page(
     folder: Path, served: Served, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (ROOT / "docs" / "evaluations.md").read_text(encoding="utf-8")
-    lines, code = (
-        re.search(rf"```{kind}\n(.*?)```", page, re.DOTALL)[1] for kind in ("json", "python")
-    )  # type: ignore[index]
+    [lines] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)[:1]
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[:1]
     (folder / "questions.jsonl").write_text(lines)
     exec(
         compile(code.replace("http://localhost:8000", served.url), "docs/evaluations.md", "exec"),

@@ -74,9 +74,9 @@ def test_a_redis_that_fills_up_takes_messages_and_no_events(tmp_path: Path) -> N
     server = EmbeddedRedis(tmp_path, maxmemory_bytes=64 << 20)
     try:
         client = redis.Redis.from_url(server.start())
-        assert int(client.config_get("maxmemory")["maxmemory"]) == 64 << 20  # type: ignore[index]
+        assert int(client.config_get("maxmemory")["maxmemory"]) == 64 << 20  # type: ignore[arg-type]
         for number in range(64):
-            if client.info("memory")["used_memory"] > 0.83 * (64 << 20):  # type: ignore[index]
+            if client.info("memory")["used_memory"] > 0.83 * (64 << 20):
                 break
             client.set(f"ballast{number}", b"x" * (1 << 20))
         publisher = EventPublisher(client, stream_length=100, stream_seconds=60)

@@ -229,8 +229,8 @@ def test_both_are_lines_of_batches(served: Served) -> None:
         ]
         batch = client.batches.create(
             input_file_id=upload(client, lines).id,
-            endpoint=path,
-            completion_window="24h",  # type: ignore[arg-type]
+            endpoint=path,  # type: ignore[arg-type]
+            completion_window="24h",
         )
         ended = over(client, batch.id)
         assert ended.status == "completed"
@@ -245,8 +245,8 @@ def test_both_are_lines_of_batches(served: Served) -> None:
         lines[1]["body"] = bad
         batch = client.batches.create(
             input_file_id=upload(client, lines).id,
-            endpoint=path,
-            completion_window="24h",  # type: ignore[arg-type]
+            endpoint=path,  # type: ignore[arg-type]
+            completion_window="24h",
         )
         ended = over(client, batch.id)
         assert ended.status == "failed"

@@ -89,11 +89,11 @@ def test_several_prompts_are_answered_as_if_each_were_alone(
     assert [c.text for c in together.choices] == [c.text for one in alone for c in one.choices]
     for name in ("prompt_tokens", "completion_tokens"):
         assert getattr(together.usage, name) == sum(getattr(one.usage, name) for one in alone)
-    made = served.client.get(f"/v1/jobs/{together.model_extra['vdiff']['job_id']}").json()  # type: ignore[index]
+    made = served.client.get(f"/v1/jobs/{together.model_extra['vdiff']['job_id']}").json()
     assert made["status"] == "succeeded"
     assert made["diffusion"]["forwards"] == sum(
         one.model_extra["vdiff"]["forwards"] for one in alone
-    )  # type: ignore[index]
+    )
     replayed = served.client.post(f"/v1/jobs/{made['id']}/replay").json()
     assert replayed["id"] != made["id"]
     eventually(

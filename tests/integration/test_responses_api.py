@@ -185,9 +185,9 @@ def test_a_conversation_goes_on(client: openai.OpenAI, served: Served) -> None:
         model="vdiff-tiny",
         input=[
             {"role": "user", "content": "What is 17 + 25?"},
-            *first.output,
+            *first.output,  # type: ignore[list-item]
             {"role": "user", "content": "What is 2 + 3?"},
-        ],  # type: ignore[list-item]
+        ],
     )
     assert second.usage is not None and written.usage is not None
     assert second.usage.input_tokens == written.usage.input_tokens
@@ -224,9 +224,9 @@ def test_what_was_asked_can_be_listed(client: openai.OpenAI, served: Served) -> 
         max_output_tokens=8,
     )
     told = [
-        (item.role, item.content[0].text)
+        (item.role, item.content[0].text)  # type: ignore[index, union-attr]
         for item in client.responses.input_items.list(made.id, order="asc")
-    ]  # type: ignore[union-attr]
+    ]
     assert told == [("user", "What is 2 + 3?"), ("assistant", "42"), ("user", "And now?")]
     newest = client.responses.input_items.list(made.id, limit=2)
     assert [item.content[0].text for item in newest.data] == ["And now?", "42"] and newest.has_more  # type: ignore[union-attr]

@@ -90,10 +90,10 @@ def test_redis_password_beside_the_old_one(tmp_path: Path) -> None:
         old = str(make_url(old_url).password)
         new_url = old_url.replace(old, "NEW")
         with redis.Redis.from_url(old_url) as client:
-            client.execute_command("ACL SETUSER default >NEW")  # type: ignore[no-untyped-call]
+            client.execute_command("ACL SETUSER default >NEW")
             with redis.Redis.from_url(new_url) as other:
                 assert client.ping() and other.ping()
-                other.execute_command(f"ACL SETUSER default <{old}")  # type: ignore[no-untyped-call]
+                other.execute_command(f"ACL SETUSER default <{old}")
             assert client.ping(), "a connection that is there goes on"
         with redis.Redis.from_url(old_url) as refused, pytest.raises(redis.AuthenticationError):
             refused.ping()

@@ -43,7 +43,7 @@ def test_a_job_runs_and_everything_about_it_is_recorded(served_jobs: Jobs) -> No
     )
     assert kinds[0] == "started"
     assert {"progress", "denoise"} <= set(kinds)
-    assert served_jobs.redis.ttl(events_key(job_id)) > 0  # type: ignore[operator]
+    assert served_jobs.redis.ttl(events_key(job_id)) > 0
 
 
 def test_the_worker_registers_and_its_numbers_move(served_jobs: Jobs) -> None:

@@ -65,8 +65,8 @@ async def test_those_who_wait_come_in_in_the_order_of_their_arrival() -> None:
     for name, client in clients.items():
         entering.append(
             asyncio.ensure_future(
-                room.admit("key", client.visit(), lambda name=name: limit.enter(name))
-            )  # type: ignore[misc]
+                room.admit("key", client.visit(), lambda name=name: limit.enter(name))  # type: ignore[misc]
+            )
         )
         await asyncio.sleep(0)
     await until(lambda: REQUESTS_WAITING._value.get() == 3)

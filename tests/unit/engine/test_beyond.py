@@ -24,8 +24,8 @@ from worker.engine.likelihood import CHAIN_RULE, MONTE_CARLO, Draw, ScoreTask
 
 def greedy(max_tokens: int, **more: object) -> SamplingParams:
     diffusion = DiffusionParams(
-        **{k: v for k, v in more.items() if k in DiffusionParams.__dataclass_fields__}
-    )  # type: ignore[arg-type]
+        **{k: v for k, v in more.items() if k in DiffusionParams.__dataclass_fields__}  # type: ignore[arg-type]
+    )
     rest = {k: v for k, v in more.items() if k not in DiffusionParams.__dataclass_fields__}
     return SamplingParams(max_tokens=max_tokens, temperature=0.0, diffusion=diffusion, **rest)  # type: ignore[arg-type]
 

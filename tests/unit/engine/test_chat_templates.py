@@ -90,9 +90,10 @@ def test_a_templates_own_variables() -> None:
                 continue
             made.append(
                 tokenizer.encode_chat(
-                    [{"role": "user", "content": "x"}], request.template_variables
+                    [{"role": "user", "content": "x"}],
+                    request.template_variables,  # type: ignore[union-attr]
                 )
-            )  # type: ignore[union-attr]
+            )
         assert made[0] == made[1] != made[2] == tokenizer.encode("<user>x<no>1<b>")
 
 

@@ -154,7 +154,7 @@ def test_options_are_checked_by_name() -> None:
         ({"watchdog_seconds": 0.0}, "watchdog_seconds"),
     ):
         with pytest.raises(ConfigurationError) as wrong:
-            VDiffConfig(model="x", **options)  # type: ignore[arg-type]
+            VDiffConfig(model="x", **options)
         assert wrong.value.param == param
 
 

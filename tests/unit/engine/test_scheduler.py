@@ -180,7 +180,7 @@ def test_invariants(arrivals: list[tuple[int, int, int, bool]], data: st.DataObj
         assert len(running) == len(set(map(id, running))) <= 3
         assert len(s.running) <= 3
         assert s.memory_in_use <= 6
-        assert sum(a.memory for a in s.running) <= 6  # type: ignore[attr-defined]
+        assert sum(a.memory for a in s.running) <= 6  # type: ignore[misc]
         assert bool(running) == bool(alive)
         if alive:
             assert min(a.request.priority for a in s.running) == min(x.priority for x in alive)

@@ -275,8 +275,10 @@ def test_a_step_made_again_stands_where_it_stood(monkeypatch: pytest.MonkeyPatch
 def test_vdiff_tiny_writes_its_lists_of_words() -> None:
     """A model that knows the task: constrained it is right as often, in fewer forwards."""
     lines = [
-        line for line in evaluation_set(per_kind=16) if line["metadata"]["kind"] == "json_list"
-    ]  # type: ignore[index]
+        line
+        for line in evaluation_set(per_kind=16)
+        if line["metadata"]["kind"] == "json_list"  # type: ignore[index]
+    ]
     config = VDiffConfig(model=str(bundled.folder(bundled.DEFAULT_MODEL)), num_threads=1)
 
     def right(engine: VDiffEngine, params: SamplingParams) -> tuple[int, int]:

@@ -322,9 +322,9 @@ ENGINE_OPTIONS = [
 def test_the_options_that_users_of_vllm_know(command: str, more: list[str]) -> None:
     known = {
         name
-        for p in typer.main.get_command(cli.app).commands[command].params
+        for p in typer.main.get_command(cli.app).commands[command].params  # type: ignore[attr-defined]
         for name in (*p.opts, *p.secondary_opts)
-    }  # type: ignore[attr-defined]
+    }
     assert {*ENGINE_OPTIONS, *more} <= known
 
 

@@ -73,9 +73,8 @@ def test_an_answer_byte_by_byte_ends_with_the_time_of_all(dripping: int) -> None
     """No byte is late, the whole is: it would hold the thread, and others, beyond the delivery's
     lease.
     """
-    sender = Sender(
-        None, load_settings({}, webhook_allow_private=True, webhook_timeout_seconds=1.0)
-    )  # type: ignore[arg-type]
+    settings = load_settings({}, webhook_allow_private=True, webhook_timeout_seconds=1.0)
+    sender = Sender(None, settings)  # type: ignore[arg-type]
     try:
         target = targets.parse_target(f"http://127.0.0.1:{dripping}/hook", allow_private=True)
         with pytest.raises(httpx.TimeoutException):

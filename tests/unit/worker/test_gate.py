@@ -47,14 +47,14 @@ def test_a_job_at_the_gate_of_a_worker_that_shuts_down_is_put_back(
 ) -> None:
     answers = iter([True, False])
     runner = Runner(
-        None,
-        None,
-        None,
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
         HeldAttempts(),
         lambda event: None,
         worker_id="w",
         lease_seconds=1,
-        counters=Counters(),  # type: ignore[arg-type]
+        counters=Counters(),
         accepts=lambda: next(answers),
     )
     put_back: list[str] = []
@@ -80,15 +80,15 @@ def test_suspects_whose_threads_do_not_start_are_given_back(
             given_back.extend(job.id for job in jobs)
 
     isolation = Isolation(
-        None,
-        None,
-        PlantedRunner(),
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        PlantedRunner(),  # type: ignore[arg-type]
         gate,
         model="m",
         worker_id="w",
         slots=4,
         revision=None,
-        accepts=lambda: True,  # type: ignore[arg-type]
+        accepts=lambda: True,
     )
     start, starts = threading.Thread.start, iter([True, False])
 

@@ -238,14 +238,14 @@ def test_texts_of_single_tokens_are_cleaned_in_events_and_kept_steps() -> None:
     emitted: list[Event] = []
     held = HeldAttempts().add("a", 1)
     runner = Runner(
-        None,
-        None,
-        None,
-        None,
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
         emitted.append,
         worker_id="w",
         lease_seconds=1,
-        counters=Counters(),  # type: ignore[arg-type]
+        counters=Counters(),
         token_text={7: "\x00", 8: "\ud800"}.__getitem__,
         keep_steps_tokens=10,
     )
@@ -262,14 +262,14 @@ def test_a_stream_tells_the_text_as_the_result_has_it() -> None:
     emitted: list[Event] = []
     held = HeldAttempts().add("a", 1)
     runner = Runner(
-        None,
-        None,
-        None,
-        None,
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
+        None,  # type: ignore[arg-type]
         emitted.append,
         worker_id="w",
         lease_seconds=1,
-        counters=Counters(),  # type: ignore[arg-type]
+        counters=Counters(),
     )
     listen = runner._listener(held, SamplingParams(max_tokens=4), 1)
     listen(StepEvent("a/1", 0, 1, 1, (0,), (7,), (0.5,), "x\x00", 1, 4, canvas="x\x00?"))
