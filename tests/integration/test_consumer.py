@@ -9,9 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
@@ -19,8 +18,8 @@ import redis
 from shared.queue.messages import job_message
 from shared.queue.names import queue_name
 from tests.integration.conftest import ROOT, eventually
+from tests.integration.redis_faults import FAULTS
 from vdiff.embedded import EmbeddedRedis
-from vdiff.embedded.process import free_port
 
 pytestmark = pytest.mark.integration
 SLOTS = 3
@@ -110,55 +109,16 @@ def consumer(tmp_path: Path) -> Iterator[Consumer]:
     made.end()
 
 
-def setting(
-    name: str, value: str, usual: str
-) -> tuple[Callable[[Consumer], Any], Callable[[Consumer], Any]]:
-    return (lambda c: c.client.config_set(name, value)), (
-        lambda c: c.client.config_set(name, usual)
-    )
-
-
-def replica(consumer: Consumer) -> None:
-    consumer.client.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
-
-
-def master(consumer: Consumer) -> None:
-    consumer.client.execute_command("REPLICAOF", "NO", "ONE")
-
-
-def change_password(consumer: Consumer) -> None:
-    consumer.client.config_set("requirepass", "another")
-    consumer.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-
-def change_password_back(consumer: Consumer) -> None:
-    consumer.client.config_set("requirepass", (consumer.server.folder / "password").read_text())
-
-
-def send(number: int) -> Callable[[Consumer], Any]:
-    return lambda consumer: consumer.server.process and consumer.server.process.send_signal(number)
-
-
-FAULTS: dict[str, tuple[Callable[[Consumer], Any], Callable[[Consumer], Any]]] = {
-    "replica": (replica, master),
-    "full": setting("maxmemory", "1", "0"),
-    "too-few-replicas": setting("min-replicas-to-write", "1", "0"),
-    "password": (change_password, change_password_back),
-    "restarted": (lambda c: c.server.stop(), lambda c: c.server.start()),
-    "stopped": (send(signal.SIGSTOP), send(signal.SIGCONT)),
-}
-
-
 @pytest.mark.parametrize("fault", FAULTS)
 def test_it_takes_work_again_while_a_long_job_runs(consumer: Consumer, fault: str) -> None:
     begin, end = FAULTS[fault]
     consumer.push("long-1")
     consumer.wait("began long-1")
-    begin(consumer)
+    begin(consumer.server, consumer.client)
     try:
         time.sleep(FAULT_SECONDS)
     finally:
-        end(consumer)
+        end(consumer.server, consumer.client)
     for number in range(2 * SLOTS):  # more than there are slots: what ended gave its slot back
         consumer.push(f"job-{number}")
     for number in range(2 * SLOTS):

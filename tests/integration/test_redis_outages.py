@@ -4,11 +4,10 @@ job runs.
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,9 +31,9 @@ from tests.integration.conftest import (
     eventually,
     jobs_with_database,
 )
+from tests.integration.redis_faults import FAULTS
 from tests.integration.test_webhooks import start_deliver
 from vdiff.embedded import EmbeddedRedis
-from vdiff.embedded.process import free_port
 
 pytestmark = pytest.mark.integration
 FAULT_SECONDS = 3.0
@@ -115,59 +114,6 @@ def stack(
         yield Stack(jobs, server, admin, worker, deliver, api, receiver[1], receiver[0])
 
 
-def reconfigure(**options: Any) -> tuple[Callable[[Stack], None], Callable[[Stack], None]]:
-    before: dict[str, Any] = {}
-
-    def begin(stack: Stack) -> None:
-        for name, value in options.items():
-            key = name.replace("_", "-")
-            before[key] = stack.admin.config_get(key)[key]
-            stack.admin.config_set(key, value)
-
-    def end(stack: Stack) -> None:
-        for key, value in before.items():
-            stack.admin.config_set(key, value)
-
-    return begin, end
-
-
-def replica(stack: Stack) -> None:
-    stack.admin.execute_command("REPLICAOF", "127.0.0.1", str(free_port()))
-
-
-def master(stack: Stack) -> None:
-    stack.admin.execute_command("REPLICAOF", "NO", "ONE")
-
-
-def change_password(stack: Stack) -> None:
-    stack.admin.config_set("requirepass", "another")
-    stack.admin.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
-
-
-def change_password_back(stack: Stack) -> None:
-    stack.admin.config_set("requirepass", (stack.server.folder / "password").read_text())
-
-
-def stop_process(stack: Stack) -> None:
-    assert stack.server.process is not None
-    stack.server.process.send_signal(signal.SIGSTOP)
-
-
-def continue_process(stack: Stack) -> None:
-    assert stack.server.process is not None
-    stack.server.process.send_signal(signal.SIGCONT)
-
-
-FAULTS: dict[str, tuple[Callable[[Stack], Any], Callable[[Stack], Any]]] = {
-    "replica": (replica, master),
-    "full": reconfigure(maxmemory="1"),
-    "too-few-replicas": reconfigure(min_replicas_to_write="1"),
-    "password": (change_password, change_password_back),
-    "restarted": (lambda stack: stack.server.stop(), lambda stack: stack.server.start()),
-    "stopped": (stop_process, continue_process),
-}
-
-
 def long_jobs(stack: Stack, count: int) -> list[str]:
     job_ids = [stack.jobs.submit(slow=True, n=2, max_tokens=1900) for _ in range(count)]
     for job_id in job_ids:
@@ -180,13 +126,13 @@ def test_nothing_ends_and_nothing_is_deaf(stack: Stack, fault: str) -> None:
     begin, end = FAULTS[fault]
     jobs = stack.jobs
     running = long_jobs(stack, 1)
-    begin(stack)
+    begin(stack.server, stack.admin)
     try:
         time.sleep(FAULT_SECONDS)
         assert stack.alive()
         during = jobs.submit(push=0)  # as the API stores it: PostgreSQL alone is needed
     finally:
-        end(stack)
+        end(stack.server, stack.admin)
     after = jobs.submit(push=0)
     hook = webhook(stack, f"/{fault}")
     for job_id in (during, after):
