@@ -1,5 +1,5 @@
-"""What submitting, dispatching and claiming cost with few and with very many jobs waiting, and by
-which plans.
+"""Costs of submitting, dispatching and claiming with few and with very many jobs waiting, and the
+plans.
 
     python benchmarks/dispatch.py [--depths 1000,1000000] [--output docs/benchmarks/dispatch.md]
 

@@ -1,4 +1,4 @@
-"""What the job system itself can do: accepting, the way from claim to end, webhooks, and urgent
+"""Throughput of the job system alone: accepting, the way from claim to end, webhooks, and urgent
 jobs before a long queue.
 
 PostgreSQL runs as it does for users, with synchronous_commit on. A model that nobody serves takes
@@ -244,7 +244,7 @@ def webhooks(*, deliveries: int) -> list[dict[str, Any]]:
 
 
 def interactive(*, samples: int, waiting: int) -> list[dict[str, Any]]:
-    """How long a chat takes alone, and while so many bulk jobs of somebody else wait and run."""
+    """Measure a chat alone, and while so many bulk jobs of another key wait and run."""
     say("interactive: starting the servers")
     rows = []
     with (

@@ -1,4 +1,4 @@
-"""What the queue costs: one job at a time through HTTP, queue, worker and database, and the same
+"""Cost of the queue: one job at a time through HTTP, queue, worker and database, and the same
 request in process.
 
 The two take turns, so that whatever else the machine does hits both. A random model of a fixed

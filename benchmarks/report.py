@@ -1,6 +1,4 @@
-"""What every benchmark prints and writes: progress with an ETA, a small table, JSON with the
-machine's facts.
-"""
+"""Output of all benchmarks: progress with an ETA, a small table, JSON with the machine's facts."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """Where it was measured, and how busy the machine was."""
+    """Return the facts of the machine, and how busy it was."""
     model = platform.processor()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text().splitlines()

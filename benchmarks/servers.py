@@ -56,7 +56,7 @@ def _start(command: str, env: dict[str, str], log: Path) -> subprocess.Popen[byt
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Where the parts are."""
+    """The addresses of the parts."""
 
     url: str
     database_url: str

@@ -170,7 +170,7 @@ KINDS: dict[str, Callable[[random.Random], tuple[str, str]]] = {
 
 
 def held_out(question: str) -> bool:
-    """Whether the question belongs to the evaluation side of the split (one in ten)."""
+    """Return whether the question belongs to the evaluation side of the split (one in ten)."""
     return hashlib.sha256(question.encode()).digest()[0] % 10 == 0
 
 

@@ -22,7 +22,7 @@ def part(page: Page, name: str) -> Locator:
 
 
 def said(field: Locator) -> Locator:
-    """What is said of a field."""
+    """Return the message that is shown for a field."""
     return field.page.locator(f"[id='{field.get_attribute('aria-describedby')}']")
 
 

@@ -1,5 +1,5 @@
-"""What must hold, judged from the history and the database's rows alone. Pure; imports nothing of
-the product.
+"""Rules, judged from the history and the database's rows alone. Pure; imports nothing of the
+product.
 
 Each rule is a function that yields what breaks it. The states and moves are written down here once
 more, on purpose: a mistake in the product's own table must not excuse itself.
@@ -121,9 +121,7 @@ def _walk(job_id: str, moves: list[Move]) -> Found:
 
 
 def ends_stay(history: History, database: Database) -> Found:
-    """What was read as an end is read so ever after, in its life; lives only go up; success is for
-    good.
-    """
+    """Check that an end stays as it was read, within its run; runs only go up; success is final."""
     seen: dict[str, list[Seen]] = defaultdict(list)
     for one in history.seen:
         seen[one.job_id].append(one)

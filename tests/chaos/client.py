@@ -1,5 +1,5 @@
-"""What one client says and hears: HTTP to any of the APIs with a tenant's key, every answer noted
-in the history.
+"""A client of the suite: HTTP to any of the APIs with a tenant's key; the history notes every
+answer.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ KILL_AFTER_SECONDS = 0.3  # so that it shares the batch with others first
 
 
 class PlantedError(RuntimeError):
-    """What a background thread raises while the trigger file names it."""
+    """The error that a background thread raises while the trigger file names it."""
 
 
 def kill_on_seed() -> None:

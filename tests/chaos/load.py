@@ -1,5 +1,5 @@
-"""What the clients do: jobs in every way there is to submit, await, follow, cancel and retry them.
-Decided by the seed alone.
+"""The load: jobs in every way to submit, await, follow, cancel and retry them. The seed alone
+decides.
 
 Job number i draws from a random generator of its own, so the same seed gives the same jobs whatever
 the faults did to others; only how they interleave is the machine's.
@@ -91,7 +91,7 @@ class Load:
 
     @property
     def extra_open(self) -> int:
-        """How many jobs that faults began are not over; read by the main thread."""
+        """Return how many jobs that faults began are not over; read by the main thread."""
         return sum(not future.done() for future in self._extra)
 
     def begin_extra(self, scenario: Scenario, which: int, loop: asyncio.AbstractEventLoop) -> None:

@@ -1,5 +1,5 @@
-"""What must hold of outages: the rules of `tests.chaos.checker` about servers that refuse, workers
-that die, and health.
+"""Rules about outages, for `tests.chaos.checker`: servers that refuse, workers that die, and
+health.
 
 Pure, like the checker; imports nothing of the product.
 """

@@ -1,5 +1,5 @@
-"""Where webhooks arrive: notes every request with its headers and bytes, and behaves as badly as it
-is told.
+"""The receiver of webhooks. It notes every request with its headers and bytes, and misbehaves on
+demand.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""What the checker judges: what clients saw, what receivers got, and the rows of the database at
-the end. Data only.
+"""The data that the checker judges: clients' observations, receivers' requests, and the rows of the
+database at the end.
 
 Times are Unix seconds of the one machine that everything runs on. `asked_at` is before the request
 went out, `at` after the answer came, so `a.at < b.asked_at` means that a was known before b was
@@ -147,7 +147,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class HealthSeen:
-    """What an API's /health said of its servers."""
+    """The state of the servers according to an API's /health."""
 
     asked_at: float
     at: float

@@ -1,4 +1,4 @@
-"""What a run found, as tables for people and as JSON for machines."""
+"""The findings of a run, as tables for people and as JSON for machines."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def make_report(
 def held_by_the_dead(
     faults: Sequence[FaultDone], database: Database, until: Collection[str]
 ) -> list[float]:
-    """How long it took until the jobs that a killed worker held were in one of these states."""
+    """Return the seconds until the jobs that a killed worker held were in one of these states."""
     moves = defaultdict(list)
     for move in database.moves:
         moves[move.job_id].append(move)

@@ -69,7 +69,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What a bar shows."""
+    """The figures of the progress bar."""
 
     phase: str
     over: int

@@ -1,6 +1,4 @@
-"""What must hold of webhooks: the rules of `tests.chaos.checker` about them. Pure; signatures are
-computed here, by hand.
-"""
+"""Rules about webhooks, for `tests.chaos.checker`. Pure; the signatures are computed here, by hand."""
 
 from __future__ import annotations
 
@@ -63,7 +61,9 @@ def events_arrive(history: History, database: Database) -> Found:
 
 
 def events_are_true(history: History, database: Database) -> Found:
-    """What arrived tells of a move that was made, under one id and with the same words each time."""
+    """Check that each event reports a move that was made, under one id and with the same body each
+    time.
+    """
     events = {job_id: set(moves) for job_id, moves in _moves(database).items()}
     ids: dict[Event, set[str]] = defaultdict(set)
     bodies: dict[tuple[str, str], set[bytes]] = defaultdict(set)

@@ -125,14 +125,14 @@ class Up:
         return self.left()
 
     def left(self) -> list[psutil.Process]:
-        """What still runs of all that was ever seen below it; psutil tells a pid that was given
-        anew.
+        """Return the processes ever seen below it that still run; psutil recognises a pid that was
+        reused.
         """
         return [child for child in self.seen.values() if alive(child)]
 
     def command_lines(self) -> list[str]:
-        """Of what runs below it now, but for what ends meanwhile (PostgreSQL's helpers come and
-        go).
+        """Return the command lines of the processes below it, except those that end meanwhile
+        (PostgreSQL's helpers come and go).
         """
         lines = []
         for child in self.below():
@@ -159,7 +159,7 @@ class Up:
         return self
 
     def errors(self) -> str:
-        """What it wrote to stderr; call it when it has ended."""
+        """Return what it wrote to stderr; call it when it has ended."""
         assert self.process.stderr is not None
         return self.process.stderr.read().decode()
 

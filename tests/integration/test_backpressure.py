@@ -142,7 +142,7 @@ def jobs_tagged(served: Served, tag: str) -> list[dict[str, Any]]:
 
 
 def test_an_sdk_that_times_out_comes_back_to_its_job(served: Served) -> None:
-    """As the openai client does it: gives up, and sends the same once more within a second."""
+    """The openai client gives up, and sends the same request again within a second."""
     tag = f"again-{time.time_ns()}"
     body = {**LONG, "max_tokens": 128, "diffusion": {"block_length": 128}, "metadata": {"tag": tag}}
     with (

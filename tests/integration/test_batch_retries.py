@@ -89,7 +89,7 @@ def insert(jobs: Jobs, batch_id: str) -> None:
 
 
 def lines(jobs: Jobs, batch_id: str) -> list[tuple[Any, ...]]:
-    """What a retry changes: of each line, and of the batch."""
+    """Return the columns that a retry changes, of each line and of the batch."""
     rows = jobs.execute(
         text(
             "SELECT j.batch_line, j.status, j.life, j.key_id, j.finished_at IS NULL, j.error IS NULL, "

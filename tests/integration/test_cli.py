@@ -152,9 +152,7 @@ def test_a_job_that_is_stopped(served: Served, vdiff: Run) -> None:
 
 
 def test_many_jobs_are_cancelled(served: Served, vdiff: Run) -> None:
-    """Those that a filter finds; and of those that are named, past one that there is not and one
-    that is over.
-    """
+    """Jobs that a filter finds, and named jobs, past one that does not exist and one that is over."""
     over = vdiff("submit", "What is 1 + 1?", "--metadata", "cli=many")[1].strip()
     assert vdiff("jobs", "get", over, "--wait")[0] == 0
     served.worker.signal(signal.SIGSTOP)

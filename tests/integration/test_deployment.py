@@ -1,5 +1,5 @@
-"""What containers are told, run as plain processes: the manifests' own commands and variables, as
-the user 10001 where we may, in a folder that cannot be written. Only addresses and ports differ.
+"""Containers as plain processes: the manifests' own commands and variables, as the user 10001 where
+possible, in a read-only folder. Only addresses and ports differ.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def as_user() -> dict[str, Any]:
 
 
 def written_elsewhere(since: float) -> list[str]:
-    """What the containers' user wrote where everybody may, beside the folders that stand for
-    mounts.
+    """Return the files of the containers' user in places that are writable for all, beside the
+    folders that replace mounts.
     """
     found, folders = [], ["/tmp", "/var/tmp"]
     while folders:

@@ -63,7 +63,7 @@ def window(jobs: Jobs, priority: str = "normal") -> list[str]:
 
 
 def take(jobs: Jobs, count: int, priority: str = "normal") -> list[str]:
-    """What workers would take: pop, claim, finish."""
+    """Take jobs as workers do: pop, claim, finish."""
     taken = window(jobs, priority)[:count]
     for job_id in taken:
         jobs.redis.rpop(queue_name(jobs.model, priority))
@@ -107,7 +107,7 @@ def test_another_tenants_first_job_is_in_the_next_round(jobs: Jobs) -> None:
 
 
 async def test_the_place_behind_another_tenants_jobs_can_be_told(jobs: Jobs) -> None:
-    """As JSON, and counted with: a sum in PostgreSQL is a numeric unless it is told otherwise."""
+    """The place is a JSON integer: a sum in PostgreSQL is a numeric unless it is cast."""
     add(jobs, "big", 3, priority="interactive")
     mine = jobs.row(add(jobs, "small", 1)[0])
     database = AsyncDatabase(jobs.database_url)

@@ -1,5 +1,5 @@
-"""What the dispatcher asks of PostgreSQL: whatever lies in the way of ordinary jobs, and when
-nothing waits.
+"""The dispatcher's statements: with suspects and pushed jobs before ordinary ones, and with nothing
+to do.
 """
 
 from __future__ import annotations

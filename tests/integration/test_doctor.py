@@ -96,7 +96,7 @@ def test_urls_that_are_none_stop_no_other_check(tmp_path: Path) -> None:
 
 
 def test_receivers_that_refuse_are_named(served: Served) -> None:
-    """By what was said to the last attempt; what was delivered, or never tried, is no refusal."""
+    """The last attempt decides; a delivery that succeeded, or was never tried, is no refusal."""
     with served.jobs.database.write() as session:
         session.execute(
             insert(ENDPOINTS).values(

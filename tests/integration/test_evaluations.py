@@ -263,8 +263,8 @@ def test_cancelled_and_gone_on_with(served: Served) -> None:
 
 
 def open_again(served: Served, evaluation_id: str, run_id: str, *statements: str) -> None:
-    """As if it had been left before its end, with what the statements do to the run `:run`; in one
-    transaction.
+    """Reopen it as if a process had left it before its end; the statements change the run `:run` in
+    one transaction.
     """
     with served.jobs.database.write() as session:
         for statement in (

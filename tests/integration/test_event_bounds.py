@@ -1,4 +1,4 @@
-"""What events may take in Redis: by step, by stream, by tenant, and of a Redis that fills up."""
+"""Bounds on events in Redis: by step, by stream, by tenant, and in a Redis that fills up."""
 
 from __future__ import annotations
 

@@ -36,7 +36,9 @@ class Stack:
     receiver_port: int
 
     def run(self, command: list[str], folder: Path = ROOT, text: str | None = None) -> str:
-        """What a command says; the addresses in `text` and the variables are this stack's."""
+        """Run a command and return its output; the addresses in `text` and the variables are this
+        stack's.
+        """
         env = {k: v for k, v in os.environ.items() if not k.startswith("VDIFF_")}
         env |= {"PYTHONPATH": str(ROOT), "VDIFF_BASE_URL": self.url}
         done = subprocess.run(

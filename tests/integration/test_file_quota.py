@@ -1,6 +1,4 @@
-"""What one tenant's files may take together: refused by name, exact also when uploads race, and per
-tenant.
-"""
+"""The quota of one tenant's files: refused by name, exact also when uploads race, and per tenant."""
 
 from __future__ import annotations
 

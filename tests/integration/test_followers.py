@@ -119,7 +119,7 @@ async def test_idle_followers_cost_next_to_nothing_and_hear_of_every_end(
 
 
 def put_events(jobs: Jobs, job_id: str, count: int, text_of_one: str) -> None:
-    """What a worker would tell of a running job."""
+    """Put the events of a running job into Redis, as a worker does."""
     pipe = jobs.redis.pipeline(transaction=False)
     for n in range(count):
         data = {

@@ -195,8 +195,8 @@ def test_replay_says_whether_the_text_is_the_same(served: Served) -> None:
 def test_a_request_that_is_sent_again_gets_its_job_also_when_it_came_too_late(
     served: Served, away: str
 ) -> None:
-    """Who lost the answer asks again under the key; that a deadline passed since does not unmake
-    the job.
+    """A client that lost the answer repeats the request under its key; a deadline that passed since
+    changes nothing.
     """
     key = {"idempotency-key": f"late-{time.time_ns()}"}
     body = chat_job(body={"model": away}, deadlines={"start_by": time.time() + 0.5})

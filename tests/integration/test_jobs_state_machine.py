@@ -45,7 +45,7 @@ ENDS = st.sampled_from(["succeeded", "failed", "cancelled", "expired"])
 
 @dataclass
 class Model:
-    """What one job must be."""
+    """The expected state of one job."""
 
     max_attempts: int
     newer: bool  # its row is of a newer program

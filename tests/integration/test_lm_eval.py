@@ -1,4 +1,4 @@
-"""What lm-eval needs: its remote tokenizer's three endpoints and echo scoring, request by request
+"""Support for lm-eval: its remote tokenizer's three endpoints and echo scoring, request by request
 as lm-eval 0.4.13 sends them (`lm_eval/utils.py`, `lm_eval/models/openai_completions.py`); and
 lm-eval itself, where it is installed.
 """

@@ -216,9 +216,7 @@ def test_one_process_at_a_time_and_a_dead_one_is_followed(
 def test_a_process_that_hangs_in_a_duty_is_followed(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As one that is stopped, or whose network went: PostgreSQL ends the session that holds the
-    lock.
-    """
+    """PostgreSQL ends the session that holds the lock, as for a process that is stopped or cut off."""
     monkeypatch.setattr(module, "LOCK_IDLE_SECONDS", 1)
     entered, release = threading.Event(), threading.Event()
     hung, other = maintenance(jobs), maintenance(jobs)

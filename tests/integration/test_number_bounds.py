@@ -230,7 +230,7 @@ def ids(client: httpx.Client) -> dict[str, str]:
 
 
 def wrong_with(answer: httpx.Response, what: str) -> list[str]:
-    """What an answer to a hostile number must not be."""
+    """Return what is wrong with an answer to a hostile number; empty if nothing is."""
     if answer.status_code >= 500 and answer.status_code != 504:
         return [f"{what}: {answer.status_code} {answer.text[:300]}"]
     if answer.status_code == 400:

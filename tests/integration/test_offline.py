@@ -144,7 +144,7 @@ def test_bad_lines_get_error_lines_and_the_rest_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_line_may_be_a_text_or_a_list(tmp_path: Path) -> None:
-    """As `vdiff submit --file` takes them."""
+    """The same lines as in `vdiff submit --file`."""
     question = "What is 17 + 25?"
     message = {"role": "user", "content": question}
     rows, _ = generate(

@@ -1,5 +1,4 @@
-"""What is installed works away from the checkout: the API without torch, and the whole from a
-wheel.
+"""The installed package, away from the checkout: the API without torch, and the whole from a wheel.
 
 The first test downloads the API's dependencies (pip's cache makes that quick the second time);
 without a package index it is skipped. The others reuse the packages of this environment.

@@ -186,7 +186,7 @@ def test_api_and_worker_do_their_work_through_it(
 
 
 def test_without_the_option_pgbouncer_refuses_the_timeouts(pooled_url: str) -> None:
-    """What the recipe's `pgbouncer=true` is for."""
+    """The recipe needs `pgbouncer=true` for this reason."""
     plain = make_url(pooled_url).set(query={}).render_as_string(hide_password=False)
     database = Database(plain)
     with (

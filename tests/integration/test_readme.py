@@ -1,4 +1,4 @@
-"""What the README tells a newcomer to type works, word for word, against a running server."""
+"""The README's commands, word for word, against a running server."""
 
 from __future__ import annotations
 

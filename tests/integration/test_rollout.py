@@ -114,7 +114,7 @@ def _in_process(jobs: Jobs, use: Callable[[JobService], Any]) -> Any:
 def test_the_clock_of_an_api_machine_does_not_count(
     jobs: Jobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By a clock a day ahead, a message that Redis loses would be missed a day later."""
+    """With a clock a day ahead, a message that Redis loses would be missed a day later."""
     import datetime as real
 
     from shared.jobs import service as module

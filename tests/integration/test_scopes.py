@@ -1,4 +1,6 @@
-"""What each scope opens: every route of the application, asked with a key of each scope alone."""
+"""The routes that each scope opens: every route of the application, called with a key of each scope
+alone.
+"""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ def test_postgresql(fronts: Fronts, postgres_url: str) -> None:
 
 
 def consume(url: str) -> None:
-    """As a worker connects."""
+    """Connect as a worker does."""
     with celery_app(url, model="m").connection_for_read() as connection:
         connection.ensure_connection(max_retries=1, interval_start=0.0)
 

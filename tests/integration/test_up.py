@@ -310,8 +310,8 @@ def _as_nobody() -> list[str] | None:
 def test_a_cluster_that_cannot_be_reached_any_more_is_no_new_one(
     start: Start, folder: Path
 ) -> None:
-    """Under root PostgreSQL is another user. Permissions that changed must not look like a loss of
-    all jobs.
+    """PostgreSQL is another user under root. Changed permissions must not look like a loss of all
+    jobs.
     """
     if os.geteuid() != 0:
         pytest.skip("only root needs another user for PostgreSQL")

@@ -1,4 +1,4 @@
-"""What an API key looks like, and when a server wants one."""
+"""The format of API keys, and when a server requires one."""
 
 from __future__ import annotations
 

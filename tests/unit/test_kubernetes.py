@@ -215,7 +215,7 @@ def test_a_sender_gets_the_time_that_an_attempt_takes() -> None:
 
 
 def test_webhooks_are_sent_wherever_jobs_run() -> None:
-    """By `vdiff deliver`, or by `vdiff up`, which starts it."""
+    """`vdiff deliver` sends them, or `vdiff up`, which starts it."""
     for folder in ("standalone", "kserve", "llmd"):
         commands = {words(c)[1] for name, _, c in CONTAINERS if name.startswith(folder)}
         assert commands & {"deliver", "up"}, folder

@@ -1,4 +1,4 @@
-"""What others make is pinned: images by digest as far as one is known, packages of the images by
+"""Pins of third-party parts: images by digest as far as one is known, packages of the images by
 hash.
 """
 

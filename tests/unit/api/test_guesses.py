@@ -1,4 +1,4 @@
-"""What unknown keys may cost: a budget per address, within bounds of memory."""
+"""The cost of unknown keys: a budget per address, within bounds of memory."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ JSON = {"content-type": "application/json"}
 
 @pytest.fixture
 def parses(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """How many bodies are parsed at once, at most, and in which threads."""
+    """Return how many bodies are parsed at once, at most, and in which threads."""
     seen: dict[str, Any] = {"now": 0, "most": 0, "threads": set(), "gate": threading.Event()}
     real = dependencies.parse_json
 

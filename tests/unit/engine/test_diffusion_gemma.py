@@ -210,8 +210,8 @@ def test_batch_equals_alone(engine: VDiffEngine) -> None:
 
 
 def test_sequences_that_share_calls_say_the_same_up_to_rounding(engine: VDiffEngine) -> None:
-    """What accelerators do: one call for all, whatever each has cached; first a step without a
-    signal, then with one.
+    """Accelerators make one call for all, whatever each has cached; first a step without a signal,
+    then with one.
     """
     model = engine.model
     prompts = [[6, 7, 8], list(range(20, 40)), [9]]

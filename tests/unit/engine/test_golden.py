@@ -96,9 +96,7 @@ def test_a_prompt_stored_in_pieces_changes_nothing(family: str) -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    """What accelerators do: similar sequences are padded into one attention call. What the CPU does
-    is tested above.
-    """
+    """Accelerators pad similar sequences into one attention call. The test above covers the CPU."""
     for family in ("llada", "dream", "sdar"):
         engine = make_engine(family)
         engine.model.pads = True

@@ -28,7 +28,7 @@ SIZES = (4, 16, 64)
 
 
 class Tape(TorchDispatchMode):
-    """What a CUDA graph is to its stream: the operations with the tensors that they read and wrote."""
+    """A stand-in for a CUDA graph: the operations with the tensors that they read and wrote."""
 
     def __init__(self) -> None:
         super().__init__()

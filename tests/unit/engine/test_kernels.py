@@ -1,6 +1,4 @@
-"""What accelerators do otherwise than the CPU, held against it: ragged attention, grouped experts,
-fused layers.
-"""
+"""Paths of accelerators, held against the CPU: ragged attention, grouped experts, fused layers."""
 
 from __future__ import annotations
 

@@ -253,7 +253,7 @@ class TinyForDiffusion(PreTrainedModel):
 
 
 def test_a_repository_with_its_own_code_runs_when_trusted(tmp_path: Path) -> None:
-    """As Dream's or SDAR's: AutoModel is the bare layers, the causal entry of `auto_map` is the
+    """AutoModel is the bare layers, as for Dream and SDAR; the causal entry of `auto_map` is the
     model that has a head.
     """
     folder = tmp_path / "own"

@@ -1,5 +1,5 @@
-"""What the published programs compute where golden/ leaves it open: numbers of plain loops written
-after them.
+"""Numbers of the published programs where golden/ leaves them open, from plain loops written after
+those programs.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ SEEDS = 10_000
 def first_tokens(
     engine: VDiffEngine, prompt: list[int], params: SamplingParams, seeds: int = SEEDS
 ) -> torch.Tensor:
-    """How often each token is committed at the only position, over many seeds, by the sampler's own
-    method.
+    """Return how often each token is committed at the only position, over many seeds, by the
+    sampler's own method.
     """
     from worker.engine.engine import EngineRequest, end_tokens
 

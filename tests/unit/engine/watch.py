@@ -18,9 +18,7 @@ MOST = 20  # complaints that are kept
 
 
 class Watch:
-    """What the events of a round said, whether the canvases agree with them, and what is on the
-    scheduler's books.
-    """
+    """The events of a round, the canvases that must agree with them, and the scheduler's books."""
 
     def __init__(self, engine: VDiffEngine) -> None:
         self.engine, self.mask = engine, engine.card.mask_token_id

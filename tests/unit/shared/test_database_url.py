@@ -16,7 +16,7 @@ BASE = "postgresql://u:p@h:5432/d"
 
 
 def arguments(url: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What each driver would connect with: psycopg's arguments, asyncpg's."""
+    """Return the arguments that each driver connects with: psycopg's, asyncpg's."""
     found: list[dict[str, Any]] = []
 
     def keep(dialect: Dialect, record: Any, args: Any, kwargs: dict[str, Any]) -> Any:

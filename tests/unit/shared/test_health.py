@@ -1,4 +1,4 @@
-"""What a refusal of PostgreSQL or Redis means, and that many probes cost one try."""
+"""The meaning of a refusal of PostgreSQL or Redis; many probes cost one try."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a JSON body may become: bounds that are checked on its bytes, before any object is made."""
+"""Bounds on JSON bodies, checked on the bytes, before any object is made."""
 
 from __future__ import annotations
 

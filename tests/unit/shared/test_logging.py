@@ -1,6 +1,4 @@
-"""What a log line says of an exception: where and which, not its text, which may quote what a
-client sent.
-"""
+"""Exceptions in log lines: where and which, not their text, which may quote what a client sent."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What workers carry to the database and the API adds up: the same series, over processes, in
-Prometheus' own text.
+"""Metrics over the path from workers to the database and the API: the same series, over processes,
+in Prometheus' text.
 """
 
 from __future__ import annotations

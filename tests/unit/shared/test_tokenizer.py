@@ -124,7 +124,9 @@ def test_the_files_travel() -> None:
 def grow(
     ids: list[int], stop: list[str], sizes: list[int]
 ) -> tuple[str, list[str], IncrementalText]:
-    """What was shown piece by piece, when the committed prefix grows by `sizes` tokens at a time."""
+    """Return the text that was shown piece by piece, when the committed prefix grows by `sizes`
+    tokens at a time.
+    """
     text = IncrementalText(TINY, stop)
     shown, at = [], 0
     for size in [*sizes, len(ids)]:

@@ -1,6 +1,4 @@
-"""What the doctor makes of what it sees: when a line is ok, a note or bad, and that a bad one says
-what to do.
-"""
+"""Conclusions of the doctor: when a line is ok, a note or bad, and the advice of a bad one."""
 
 from __future__ import annotations
 

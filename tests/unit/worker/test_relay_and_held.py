@@ -1,4 +1,4 @@
-"""What a worker holds in memory: events on their way, attempts and why they stop, and whether its
+"""State in a worker's memory: events on their way, attempts and why they stop, and whether its
 engine hangs.
 """
 
@@ -149,7 +149,7 @@ def test_held_attempts() -> None:
 
 
 class Engine:
-    """What the detector looks at, moved by hand."""
+    """The counters that the detector reads, moved by hand."""
 
     def __init__(self) -> None:
         self.has_work = False

@@ -1,4 +1,4 @@
-"""What the consumer makes of messages, and that Celery uses our transport."""
+"""Messages in the consumer's transport, and that Celery uses it."""
 
 from __future__ import annotations
 

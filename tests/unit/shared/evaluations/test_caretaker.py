@@ -1,4 +1,4 @@
-"""How often an evaluation is looked at."""
+"""Intervals between two readings of an evaluation."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What is read out of an answer takes steps in proportion to its length. Steps are counted, so that
-a busy machine is none.
+"""Steps of extraction grow in proportion to an answer's length. Steps are counted, so that a busy
+machine does not matter.
 """
 
 from __future__ import annotations

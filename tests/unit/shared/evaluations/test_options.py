@@ -1,4 +1,4 @@
-"""What a form for evaluations can offer."""
+"""Choices of the form for evaluations."""
 
 from __future__ import annotations
 

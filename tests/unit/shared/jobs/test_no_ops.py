@@ -170,7 +170,7 @@ EFFECT: list[tuple[dict[str, Any], str]] = [
 
 
 def resolved(face: str, more: dict[str, Any]) -> Any:
-    """What a request becomes: the same of two that ask for the same."""
+    """Return the resolved request: equal for two requests that mean the same."""
     endpoint, body = FACES[face]
     if endpoint != LINES:
         made: Resolved = parse(endpoint, {"model": "m", **body, **more}, streaming=True).resolve(

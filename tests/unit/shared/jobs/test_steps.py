@@ -1,4 +1,4 @@
-"""What is kept of an answer's steps: all of it, small, or nothing."""
+"""Stored steps of an answer: all of them, small, or nothing."""
 
 from __future__ import annotations
 

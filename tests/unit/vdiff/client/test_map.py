@@ -170,7 +170,7 @@ def test_prompts_are_read_as_they_are_needed_and_their_errors_are_raised() -> No
 
 
 def test_inside_a_running_event_loop() -> None:
-    """As in a notebook's cell."""
+    """A notebook's cell runs inside one."""
 
     async def cell() -> list[str | None]:
         with client_of(Echo()) as client:

@@ -1,5 +1,5 @@
-"""How the client sends: the key that keeps a retry from being paid twice, when it tries again, what
-an error says.
+"""Sending by the client: the key that keeps a retry from being paid twice, when it tries again, and
+the texts of errors.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def client_of(server: Handler, **options: Any) -> Client:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """How long was waited; nothing really waits."""
+    """Return how long the client waited; the test itself does not wait."""
     waited: list[float] = []
     clock = [0.0]
 
